@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the rooms hand to one another: step outcomes and the controller protocol. NumPy only."""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float32]
+IntArray = NDArray[np.int64]
+
+COMPRESSIONS = ("fp16", "int8", "nf4")
+"""The compressions of the SpecKV paper; `fp16` means unquantised, whatever dtype really ran."""
+
+BITS_PER_WEIGHT = {"fp16": 16.0, "int8": 8.0, "nf4": 4.0}
+"""Nominal bits stored per weight, quantisation constants left out."""
+
+NUM_SIGNALS = 3
+"""Entropy (nats), confidence (top-1 probability), margin (top-1 minus top-2 probability), in this order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepOutcome:
+    """What one decode step did.
+
+    Attributes:
+        gamma: Speculation length that was asked for, in tokens.
+        num_drafted: Tokens really drafted: gamma cut by budget and by a drafted end of text.
+        num_accepted: Drafted tokens kept, bonus excluded.
+        num_tested: Drafted tokens the target judged: the accepted ones and the first rejected one.
+        num_emitted: Tokens added to the output.
+        draft_signals: Shape [num_drafted, 3]: entropy, confidence, margin of the draft at each drafted token.
+        target_entropy: The target's entropy (nats) at the newest emitted token.
+        target_confidence: The target's top-1 probability at the newest emitted token.
+        seconds: Time of the whole step, on the clock in use.
+        draft_s: Share of it spent drafting.
+        verify_s: Share of it spent in the target's pass.
+        finish: "eos", "length" or None while the text goes on.
+    """
+
+    gamma: int
+    num_drafted: int
+    num_accepted: int
+    num_tested: int
+    num_emitted: int
+    draft_signals: FloatArray
+    target_entropy: float
+    target_confidence: float
+    seconds: float
+    draft_s: float = 0.0
+    verify_s: float = 0.0
+    finish: str | None = None
+
+
+@runtime_checkable
+class Controller(Protocol):
+    """Chooses gamma before each decode step, from an observation that holds the past alone.
+
+    Attributes:
+        name: Shown in tables.
+        charges_decision: Whether a decision costs the cost table's controller time; a constant's does not.
+    """
+
+    name: str
+    charges_decision: bool
+
+    def reset(self) -> None:
+        """Forgets the current request; learned state stays."""
+
+    def act(self, observation: FloatArray) -> int:
+        """Returns gamma in tokens for one observation of shape [features]."""
+
+    def act_batch(self, observations: FloatArray) -> IntArray:
+        """Returns gamma for each row of observations of shape [requests, features]."""
+
+    def learn(self, outcome: StepOutcome) -> None:
+        """Takes in what the last decision led to; controllers that do not learn ignore it."""
