@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Model pairs: loading, compression, and the cached sequences that the decode loop drives."""
+
+from speckv.models.causal import CachedSequence, CausalModel
+from speckv.models.compression import COMPRESSION_KINDS, register_compression
+from speckv.models.pair import ModelPair, PairConfig, load_pair
+
+__all__ = [
+    "COMPRESSION_KINDS",
+    "CachedSequence",
+    "CausalModel",
+    "ModelPair",
+    "PairConfig",
+    "load_pair",
+    "register_compression",
+]

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many sequences through one model at once, padded on the right: what recording traces needs.
+
+Right padding keeps each row's tokens at positions 0, 1, 2, ...; a causal model never looks past a row's end during the
+first pass, and later passes mask the padding.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from speckv.models.causal import CausalModel
+
+LOGITS_ROWS = 128
+"""Rows of logits that exist at one time; 128 x 152k float32 are 78 MB."""
+
+
+class PaddedBatch:
+    """Cached sequences of unequal length that advance together.
+
+    Attributes:
+        lengths: Shape [batch]; tokens of each row so far.
+    """
+
+    def __init__(self, model: CausalModel) -> None:
+        self.model = model
+        self._cache = DynamicCache(config=model.hf.config)
+        self._mask = torch.zeros(0, 0, dtype=torch.bool, device=model.device)
+        self.lengths = torch.zeros(0, dtype=torch.long, device=model.device)
+
+    @torch.inference_mode()
+    def start(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Reads whole rows.
+
+        Returns:
+            Hidden states of shape [batch, longest, hidden]; those past a row's end mean nothing.
+        """
+        device = self.model.device
+        self.lengths = torch.tensor([len(row) for row in rows], device=device)
+        longest = int(self.lengths.max())
+        ids = torch.zeros(len(rows), longest, dtype=torch.long, device=device)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(list(row), device=device)
+        self._mask = torch.arange(longest, device=device)[None] < self.lengths[:, None]
+        output = self.model.hf.model(input_ids=ids, past_key_values=self._cache, use_cache=True)
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    @torch.inference_mode()
+    def advance(self, tokens: Tensor) -> Tensor:
+        """Appends one token a row, ids of shape [batch]; returns hidden states of shape [batch, hidden]."""
+        column = torch.ones(len(tokens), 1, dtype=torch.bool, device=self.model.device)
+        self._mask = torch.cat([self._mask, column], dim=1)
+        output = self.model.hf.model(
+            input_ids=tokens[:, None],
+            attention_mask=self._mask.long(),
+            position_ids=self.lengths[:, None],
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        self.lengths = self.lengths + 1
+        hidden: Tensor = output.last_hidden_state[:, 0]
+        return hidden
+
+    def keep(self, rows: Tensor) -> None:
+        """Drops every row but the given ones, ids of shape [kept]."""
+        self._cache.batch_select_indices(rows)
+        self._mask, self.lengths = self._mask[rows], self.lengths[rows]
+
+    def fork(self, rows: Tensor, lengths: Tensor) -> "PaddedBatch":
+        """Copies rows, each cut to a length: the prefixes that roll-outs start from.
+
+        Args:
+            rows: Shape [copies]; a row may come many times.
+            lengths: Shape [copies]; tokens that each copy keeps, at least 1.
+        """
+        copy = PaddedBatch(self.model)
+        longest = int(lengths.max())
+        for index, layer in enumerate(self._cache.layers):
+            keys, values = layer.keys[rows, :, :longest], layer.values[rows, :, :longest]
+            copy._cache.update(keys, values, index)
+        copy.lengths = lengths.clone()
+        copy._mask = torch.arange(longest, device=self.model.device)[None] < lengths[:, None]
+        return copy
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits of hidden states of shape [rows, hidden], in float32; call with at most `LOGITS_ROWS` rows."""
+        head = self.model.hf.get_output_embeddings()
+        scores: Tensor = head(hidden).float()
+        return scores

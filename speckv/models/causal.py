@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One causal language model and its cached sequences: extend by tokens, cut back on rejection."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from speckv.errors import BudgetError
+
+
+class CachedSequence:
+    """A token sequence inside one model, with its key-value cache kept between calls.
+
+    The cache never holds more than what was extended and not truncated; `length` is the number of tokens in it.
+    """
+
+    def __init__(self, model: "CausalModel") -> None:
+        self._model = model
+        self._cache = DynamicCache(config=model.hf.config)
+        self.length = 0
+
+    @torch.inference_mode()
+    def extend(self, tokens: Sequence[int], *, num_logits: int | None = None) -> Tensor:
+        """Appends tokens and returns the logits after the last `num_logits` of them.
+
+        Args:
+            tokens: At least one token id.
+            num_logits: Rows wanted, at most len(tokens); all of them by default.
+
+        Returns:
+            Shape [num_logits, vocab], in the model's dtype, on its device.
+
+        Raises:
+            BudgetError: if the model's context would overflow.
+        """
+        if self.length + len(tokens) > self._model.context_limit:
+            raise BudgetError(
+                f"{self._model.name}: expected at most {self._model.context_limit} tokens of context, got "
+                f"{self.length + len(tokens)}. Shorten the prompt or the token budget."
+            )
+        ids = torch.tensor([list(tokens)], device=self._model.device)
+        wanted = num_logits if num_logits is not None else len(tokens)
+        output = self._model.hf(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=wanted)
+        self.length += len(tokens)
+        logits: Tensor = output.logits[0]
+        return logits
+
+    def truncate(self, length: int) -> None:
+        """Forgets every token past `length`; a no-op if there is none."""
+        surplus = self.length - length
+        if surplus > 0:
+            self._cache.crop(-surplus)  # transformers 5 takes a count to remove; positive lengths raise
+            self.length = length
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CausalModel:
+    """A loaded model.
+
+    Attributes:
+        name: Hub id, folder or file it came from.
+        hf: The transformers model, in evaluation mode.
+        compression: "fp16" (unquantised), "int8", "nf4", or a registered further kind.
+        dtype: Of its arithmetic.
+        device: Where it runs.
+        vocab_size: Tokens it scores.
+        context_limit: Longest sequence it takes, in tokens.
+        source: Folder with its weights, if on disk.
+    """
+
+    name: str
+    hf: PreTrainedModel
+    compression: str
+    dtype: torch.dtype
+    device: torch.device
+    vocab_size: int
+    context_limit: int
+    source: Path | None = None
+    _digest: dict[str, str] = field(default_factory=dict)
+
+    def sequence(self) -> CachedSequence:
+        """Starts an empty cached sequence."""
+        return CachedSequence(self)
+
+    def sha256(self) -> str:
+        """Hash of the weight files, or "" for a model that is not on disk; computed once (seconds a gigabyte)."""
+        if self.source is None:
+            return ""
+        if "sha256" not in self._digest:
+            digest = hashlib.sha256()
+            for path in sorted(self.source.glob("*.safetensors")):
+                with path.open("rb") as stream:
+                    while block := stream.read(1 << 24):
+                        digest.update(block)
+            self._digest["sha256"] = digest.hexdigest()
+        return self._digest["sha256"]

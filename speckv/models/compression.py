@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compressions of a model: a registry from name to what loading must do."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import BitsAndBytesConfig
+
+from speckv.errors import CompressionError, nearest
+from speckv.models.linear import use_narrow_linear
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compression:
+    """How to load a model under one compression.
+
+    Attributes:
+        name: As users write it.
+        bits_per_weight: Nominal storage.
+        quantization_config: Builds what `from_pretrained` takes, from the compute dtype; None means unquantised.
+        devices: Device types it runs on.
+    """
+
+    name: str
+    bits_per_weight: float
+    quantization_config: Callable[[torch.dtype], Any] | None
+    devices: tuple[str, ...] = ("cpu", "cuda")
+
+
+def _int8(dtype: torch.dtype) -> BitsAndBytesConfig:
+    del dtype
+    return BitsAndBytesConfig(load_in_8bit=True)
+
+
+def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+COMPRESSION_KINDS: dict[str, Compression] = {
+    "fp16": Compression(name="fp16", bits_per_weight=16.0, quantization_config=None),
+    "int8": Compression(name="int8", bits_per_weight=8.0, quantization_config=_int8),
+    "nf4": Compression(name="nf4", bits_per_weight=4.0, quantization_config=_nf4),
+}
+
+
+def register_compression(kind: Compression) -> None:
+    """Adds a compression under its name; an existing name is replaced."""
+    COMPRESSION_KINDS[kind.name] = kind
+
+
+def get_compression(name: str, device: torch.device) -> Compression:
+    """Looks a compression up for a device.
+
+    Raises:
+        CompressionError: if it is unknown or the device cannot run it.
+    """
+    if name not in COMPRESSION_KINDS:
+        known = sorted(COMPRESSION_KINDS)
+        raise CompressionError(f"Expected a compression in {known}, got {name!r}." + nearest(name, known))
+    kind = COMPRESSION_KINDS[name]
+    if device.type not in kind.devices:
+        raise CompressionError(
+            f"Compression {name!r} runs on {', '.join(kind.devices)}, got device {device}. "
+            "Choose another compression or device."
+        )
+    return kind
+
+
+def expand_nf4(model: nn.Module, dtype: torch.dtype) -> int:
+    """Replaces 4-bit layers by dense ones that hold the very weights those layers decode at every call.
+
+    Without an optional kernel, bitsandbytes decodes a 4-bit layer's whole weight at each forward pass. Recording needs
+    the numbers, not the memory, so it decodes once. Never used where time is measured.
+
+    Returns:
+        Number of layers replaced.
+    """
+    import bitsandbytes as bnb  # noqa: PLC0415 - heavy, and only needed for 4-bit models
+
+    count = 0
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, bnb.nn.Linear4bit):
+                weight = bnb.functional.dequantize_4bit(child.weight.data, child.weight.quant_state).to(dtype)
+                dense = nn.Linear(child.in_features, child.out_features, bias=child.bias is not None, device="meta")
+                dense.weight = nn.Parameter(weight.reshape(child.out_features, child.in_features), requires_grad=False)
+                if child.bias is not None:
+                    dense.bias = nn.Parameter(child.bias.data.to(dtype), requires_grad=False)
+                setattr(parent, name, dense)
+                count += 1
+    use_narrow_linear(model)
+    return count
+
+
+def silence_int8_cast_notice() -> None:
+    """Drops the one warning that bitsandbytes' INT8 layer repeats for every layer and call."""
+    logging.getLogger("bitsandbytes.autograd._functions").addFilter(lambda record: "will be cast" not in record.getMessage())
+    import warnings  # noqa: PLC0415
+
+    warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which arithmetic a pair runs in: named by the user, or what measures fastest."""
+
+import functools
+import time
+
+import torch
+import torch.nn.functional as F
+
+from speckv.errors import ConfigError, nearest
+from speckv.models.linear import NarrowLinear, narrow_product_wins
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+VERIFY_ROWS = 5
+"""Rows of a typical verify pass (gamma 4), the width at which candidates are compared."""
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Turns "auto" or a dtype's name into a dtype.
+
+    On CUDA, "auto" is bfloat16 where the GPU has it, else float16. On a CPU it is whichever of bfloat16 and float32
+    multiplies the rows of a verify pass faster, measured once per process: CPUs without native bfloat16 emulate it at a
+    tenth of float32's speed as soon as there is more than one row.
+
+    Raises:
+        ConfigError: for an unknown name.
+    """
+    if name == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return fastest_cpu_dtype()
+    if name not in DTYPES:
+        raise ConfigError(f"Expected dtype auto or one of {sorted(DTYPES)}, got {name!r}." + nearest(name, [*DTYPES]))
+    return DTYPES[name]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Returns "float32" for torch.float32."""
+    return str(dtype).removeprefix("torch.")
+
+
+@functools.cache
+def fastest_cpu_dtype() -> torch.dtype:
+    """The faster of float32 and bfloat16 for a verify pass on this CPU."""
+    return min((torch.float32, torch.bfloat16), key=_verify_seconds)
+
+
+def _verify_seconds(dtype: torch.dtype) -> float:
+    weights = [torch.randn(6144, 1536).to(dtype) for _ in range(3)]
+    x = torch.randn(VERIFY_ROWS, 1536).to(dtype)
+    narrow = NarrowLinear(1536, 6144, bias=False)
+    seconds = []
+    with torch.inference_mode():
+        for i in range(10):
+            start = time.perf_counter()
+            if dtype == torch.float32 and narrow_product_wins():
+                narrow.weight.data = weights[i % 3]
+                narrow(x)
+            else:
+                F.linear(x, weights[i % 3])
+            seconds.append(time.perf_counter() - start)
+    return sorted(seconds[3:])[3]

@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A target and its draft, loaded, checked against each other, and described."""
+
+import copy
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from speckv.errors import ConfigError, ModelError
+from speckv.models.causal import CausalModel
+from speckv.models.compression import get_compression, silence_int8_cast_notice
+from speckv.models.dtypes import resolve_dtype
+from speckv.models.gguf import converted_folder
+from speckv.models.linear import use_narrow_linear
+
+logger = logging.getLogger(__name__)
+END_OF_TEXT_WORDS = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairConfig:
+    """What to load.
+
+    Attributes:
+        target: Hub id, local folder or GGUF file.
+        draft: The same, or "self" for the target's own first `draft_layers` layers (all of them at 0).
+        name: Shown in tables; the target's by default.
+        compression: Of the target.
+        draft_compression: Of the draft.
+        dtype: "auto" or a name such as "float32".
+        device: "auto", "cpu", "cuda", "cuda:1".
+        draft_layers: Layers of a "self" draft.
+        chat_template: Whether prompts are wrapped as a user's turn.
+    """
+
+    target: str
+    draft: str
+    name: str = ""
+    compression: str = "fp16"
+    draft_compression: str = "fp16"
+    dtype: str = "auto"
+    device: str = "auto"
+    draft_layers: int = 0
+    chat_template: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelPair:
+    """A target and a draft that speak the same tokens.
+
+    Attributes:
+        config: What was asked for.
+        target: The model whose text is kept.
+        draft: The model that proposes.
+        tokenizer: Shared by both.
+        eos_token_ids: Tokens that end a text.
+    """
+
+    config: PairConfig
+    target: CausalModel
+    draft: CausalModel
+    tokenizer: PreTrainedTokenizerBase
+    eos_token_ids: frozenset[int]
+
+    def encode(self, prompt: str) -> list[int]:
+        """Token ids of a prompt, as a user's turn where the pair has a chat template."""
+        if self.config.chat_template and self.tokenizer.chat_template:
+            turn = [{"role": "user", "content": prompt}]
+            text = self.tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        else:
+            ids = self.tokenizer(prompt)["input_ids"]
+        return [int(token) for token in ids]
+
+    def decode(self, tokens: list[int]) -> str:
+        """Text of token ids, special tokens left out."""
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def tokenizer_sha256(self) -> str:
+        """Hash of the vocabulary."""
+        return _vocabulary_hash(self.tokenizer)
+
+
+def load_pair(config: PairConfig) -> ModelPair:
+    """Loads both models and checks that they fit.
+
+    Raises:
+        ModelError: if one is missing, gated or damaged, or their vocabularies differ.
+        CompressionError: if the device cannot run the compression.
+        ConfigError: for an unknown device or dtype.
+    """
+    silence_int8_cast_notice()
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(config.dtype, device)
+    target = load_model(config.target, compression=config.compression, dtype=dtype, device=device)
+    tokenizer = _load_tokenizer(target)
+    if config.draft == "self":
+        draft = first_layers(target, config.draft_layers)
+    else:
+        draft = load_model(config.draft, compression=config.draft_compression, dtype=dtype, device=device)
+        _check_same_vocabulary(target, draft, tokenizer, _load_tokenizer(draft))
+    return ModelPair(
+        config=config, target=target, draft=draft, tokenizer=tokenizer, eos_token_ids=_end_of_text(target, tokenizer)
+    )
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turns "auto" or a device's name into a device.
+
+    Raises:
+        ConfigError: if it is unknown or absent.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"Expected device auto, cpu, cuda or cuda:N, got {name!r}.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("Expected a CUDA device for device=cuda, found none. Use device=cpu or install a CUDA build of torch.")
+    return device
+
+
+def load_model(source: str, *, compression: str, dtype: torch.dtype, device: torch.device) -> CausalModel:
+    """Loads one model from a hub id, a folder or a GGUF file; see `load_pair` for errors."""
+    kind = get_compression(compression, device)
+    location = _locate(source)
+    arguments: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa"}
+    if kind.quantization_config is not None:
+        arguments["quantization_config"] = kind.quantization_config(dtype)
+        arguments["device_map"] = {"": device}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(location, **arguments)
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raise _load_error(source, error) from error
+    if kind.quantization_config is None:
+        model = model.to(device)
+    model = _freeze(model)
+    folder = Path(location)
+    return CausalModel(
+        name=source,
+        hf=model,
+        compression=compression,
+        dtype=dtype,
+        device=device,
+        vocab_size=int(model.config.vocab_size),
+        context_limit=int(model.config.max_position_embeddings),
+        source=folder if folder.is_dir() else None,
+    )
+
+
+def first_layers(target: CausalModel, layers: int) -> CausalModel:
+    """A draft made of the target's own first layers and head; no weights are copied.
+
+    Args:
+        target: Any loaded decoder.
+        layers: How many layers to keep; 0 keeps all, so that every draft is accepted.
+
+    Raises:
+        ConfigError: if the target has fewer.
+    """
+    total = int(target.hf.config.num_hidden_layers)
+    if not 0 <= layers <= total:
+        raise ConfigError(f"Expected draft_layers in 0..{total} for {target.name}, got {layers}.")
+    keep = layers or total
+    config = copy.deepcopy(target.hf.config)
+    config.num_hidden_layers = keep
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:keep]
+    shallow = copy.copy(target.hf)
+    shallow._modules = dict(target.hf._modules)
+    decoder = copy.copy(target.hf.model)
+    decoder._modules = dict(target.hf.model._modules)
+    decoder.layers = nn.ModuleList(list(target.hf.model.layers)[:keep])
+    decoder.config = config
+    shallow.model = decoder
+    shallow.config = config
+    return CausalModel(
+        name=f"{target.name}[:{keep}]",
+        hf=shallow,
+        compression=target.compression,
+        dtype=target.dtype,
+        device=target.device,
+        vocab_size=target.vocab_size,
+        context_limit=target.context_limit,
+        source=target.source,
+    )
+
+
+def _locate(source: str) -> str:
+    path = Path(source).expanduser()
+    if source.endswith(".gguf"):
+        if not path.is_file():
+            raise ModelError(f"Expected a GGUF file at {path}, found none. Check the path.")
+        return str(converted_folder(path))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"Expected a model folder with config.json at {path}, found none. Check the path.")
+        return str(path)
+    if path.is_absolute() or source.startswith((".", "~")):
+        raise ModelError(f"Expected a model folder or GGUF file at {path}, found nothing. Check the path.")
+    return source
+
+
+def _load_error(source: str, error: Exception) -> ModelError:
+    text = " ".join(str(error).split())
+    if "gated" in text or "401" in text or "403" in text:
+        return ModelError(f"{source} is gated. Accept its licence on the hub and log in with `hf auth login`, then retry.")
+    return ModelError(
+        f"{source} could not be loaded ({text[:240]}). Expected a hub id that this machine can reach, a local folder or a "
+        ".gguf file. Offline? Give files: model.target=PATH model.draft=PATH"
+    )
+
+
+def _freeze(model: PreTrainedModel) -> PreTrainedModel:
+    model.eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    use_narrow_linear(model)
+    return model
+
+
+def _load_tokenizer(model: CausalModel) -> PreTrainedTokenizerBase:
+    location = str(model.source) if model.source else model.name
+    try:
+        AutoConfig.from_pretrained(location)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(location)
+    except (OSError, ValueError) as error:
+        raise _load_error(model.name, error) from error
+    return tokenizer
+
+
+def _vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    return hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
+
+
+def _check_same_vocabulary(
+    target: CausalModel, draft: CausalModel, tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase
+) -> None:
+    if target.vocab_size != draft.vocab_size:
+        raise ModelError(
+            f"Expected target and draft to score the same tokens, got {target.vocab_size} for {target.name} and "
+            f"{draft.vocab_size} for {draft.name}. Choose a draft of the target's family."
+        )
+    if _vocabulary_hash(tokenizer) != _vocabulary_hash(other):
+        raise ModelError(
+            f"Expected target and draft to share one tokenizer; those of {target.name} and {draft.name} map words to "
+            "different ids. Choose a draft of the target's family."
+        )
+
+
+def _end_of_text(target: CausalModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    found: set[int] = set()
+    for config in (target.hf.config, getattr(target.hf, "generation_config", None)):
+        ids = getattr(config, "eos_token_id", None)
+        found.update([ids] if isinstance(ids, int) else ids or [])
+    if tokenizer.eos_token_id is not None:
+        found.add(int(tokenizer.eos_token_id))
+    vocabulary = tokenizer.get_vocab()
+    found.update(vocabulary[word] for word in END_OF_TEXT_WORDS if word in vocabulary)
+    return frozenset(found)
