@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one decode loop: draft, verify, emit."""
+
+from speckv.decoding.engine import DecodeStep, Engine
+from speckv.decoding.generation import GenerationResult, RequestContext, generate
+from speckv.decoding.sampling import SamplingConfig
+
+__all__ = ["DecodeStep", "Engine", "GenerationResult", "RequestContext", "SamplingConfig", "generate"]

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Speculative decoding, one step at a time.
+
+`Engine.step(gamma)` is the only decode loop: `generate` drives it with a controller, a live environment with actions.
+Between steps the target's cache holds every token but the newest. The draft's holds what it has read; after plain steps
+and after a fully accepted draft it lags, and catches up when it next drafts.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from speckv.decoding.protocols import CachedTokens, Clock, LanguageModel
+from speckv.decoding.sampling import SamplingConfig, check_finite, choose, draw, gumbel_noise, request_seed, warp_logits
+from speckv.decoding.signals import signals
+from speckv.decoding.verification import Verification, verify_match, verify_rejection
+from speckv.errors import BudgetError, ConfigError
+from speckv.types import FloatArray, StepOutcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeStep:
+    """One step's tokens beside its outcome.
+
+    Attributes:
+        tokens: Emitted tokens.
+        drafted: Drafted tokens, accepted or not.
+        target_signals: Shape [num_emitted, 3]; of the target at each emitted token.
+        outcome: Counts, signals, seconds.
+    """
+
+    tokens: tuple[int, ...]
+    drafted: tuple[int, ...]
+    target_signals: FloatArray
+    outcome: StepOutcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Draft:
+    tokens: list[int]
+    signals: FloatArray
+    probs: Tensor | None
+
+
+class Engine:
+    """Decodes one request at a time with a target and a draft.
+
+    Args:
+        target: The model whose text is kept.
+        draft: The model that proposes; None allows gamma 0 alone.
+        eos_token_ids: Tokens that end the text.
+        sampling: How tokens are chosen.
+        clock: Seconds; `time.perf_counter` by default. Pass one that synchronises on an accelerator.
+    """
+
+    def __init__(
+        self,
+        target: LanguageModel,
+        draft: LanguageModel | None,
+        *,
+        eos_token_ids: frozenset[int] = frozenset(),
+        sampling: SamplingConfig | None = None,
+        clock: Clock = time.perf_counter,
+    ) -> None:
+        self.target, self.draft = target, draft
+        self.eos_token_ids = eos_token_ids
+        self.sampling = sampling or SamplingConfig()
+        self.clock = clock
+        self.prompt_len = 0
+        self.tokens: list[int] = []
+        self.finish: str | None = None
+        self._budget = 0
+        self._context: list[int] = []
+
+    # -- a request ------------------------------------------------------------------------------------------------
+
+    def start(self, prompt: Sequence[int], *, max_new_tokens: int, request: str = "") -> DecodeStep:
+        """Reads the prompt with both models and emits the first token, which comes from the target's prefill.
+
+        Args:
+            prompt: At least one token id.
+            max_new_tokens: Token budget, at least 1, the first token included.
+            request: Names the request; with the sampling seed it fixes every draw.
+
+        Raises:
+            BudgetError: if the prompt is empty, or it and one token do not fit the context.
+        """
+        limit = self._context_limit()
+        if not prompt:
+            raise BudgetError("Expected a prompt of at least one token, got none. Give a beginning-of-text token at least.")
+        if max_new_tokens < 1:
+            raise BudgetError(f"Expected max_new_tokens of at least 1, got {max_new_tokens}.")
+        if len(prompt) > limit:
+            raise BudgetError(f"Expected a prompt of at most {limit} tokens, got {len(prompt)}. Shorten it.")
+        self.prompt_len = len(prompt)
+        self.tokens, self.finish = [], None
+        # The newest token needs no room in the cache, so the text may be one longer than the context.
+        self._budget = min(max_new_tokens, limit + 1 - len(prompt))
+        self._context = list(prompt)
+        self._seed = request_seed(self.sampling.seed, request)
+        self._generator = torch.Generator().manual_seed(request_seed(self._seed, "draws"))
+        self._target_cache: CachedTokens = self.target.sequence()
+        self._draft_cache: CachedTokens | None = self.draft.sequence() if self.draft else None
+        started = self.clock()
+        logits = self._target_cache.extend(prompt, num_logits=1)
+        if self._draft_cache is not None:
+            self._draft_cache.extend(prompt, num_logits=1)
+        verification = self._verify(_Draft(tokens=[], signals=np.zeros((0, 3), np.float32), probs=None), logits)
+        return self._emit(_Draft(tokens=[], signals=np.zeros((0, 3), np.float32), probs=None), verification, logits, 0, started, 0.0)
+
+    def step(self, gamma: int) -> DecodeStep:
+        """Drafts up to gamma tokens, verifies them in one pass, emits the accepted ones and one of the target's.
+
+        Args:
+            gamma: At least 0; cut to the budget left and at a drafted end of text.
+
+        Raises:
+            ConfigError: if the request is finished or not started, or gamma is negative, or positive without a draft.
+        """
+        if self.finish is not None or not self.tokens:
+            raise ConfigError(f"Expected a running request, got one that is {self.finish or 'not started'}. Call start first.")
+        if gamma < 0 or (gamma > 0 and self._draft_cache is None):
+            raise ConfigError(f"Expected gamma >= 0, and 0 where there is no draft, got {gamma}.")
+        started = self.clock()
+        draft = self._propose(min(gamma, self.tokens_left - 1))
+        drafted_at = self.clock()
+        logits = self._target_cache.extend([self._context[-1], *draft.tokens])
+        verification = self._verify(draft, logits)
+        return self._emit(draft, verification, logits, gamma, started, drafted_at - started)
+
+    @property
+    def tokens_left(self) -> int:
+        """Tokens that the budget still allows."""
+        return self._budget - len(self.tokens)
+
+    @property
+    def draft_lag(self) -> int:
+        """Emitted tokens that the draft has not read, the newest one not counted."""
+        return len(self._context) - 1 - (self._draft_cache.length if self._draft_cache else 0)
+
+    # -- the parts of a step --------------------------------------------------------------------------------------
+
+    def _propose(self, limit: int) -> _Draft:
+        tokens: list[int] = []
+        rows: list[Tensor] = []
+        probs: list[Tensor] = []
+        while len(tokens) < limit and self._draft_cache is not None:
+            unread = self._context[self._draft_cache.length :] if not tokens else tokens[-1:]
+            logits = self._draft_cache.extend(unread, num_logits=1)
+            rows.append(signals(logits))
+            warped = warp_logits(logits, self.sampling)
+            if self.sampling.mode == "rejection":
+                probs.append(warped.softmax(-1))
+                token = draw(probs[-1][0], self._generator)
+            else:
+                token = int(choose(warped, self.sampling, self._noise(len(self.tokens) + len(tokens), 1)))
+            tokens.append(token)
+            if token in self.eos_token_ids:
+                break
+        found = torch.cat(rows) if rows else torch.zeros(0, 3)
+        check_finite(found, "draft")
+        return _Draft(tokens=tokens, signals=found.cpu().numpy(), probs=torch.cat(probs) if probs else None)
+
+    def _verify(self, draft: _Draft, logits: Tensor) -> Verification:
+        check_finite(logits, "target")
+        warped = warp_logits(logits, self.sampling)
+        if self.sampling.mode == "rejection":
+            target_probs = warped.softmax(-1)
+            draft_probs = draft.probs if draft.probs is not None else target_probs[:0]
+            return verify_rejection(draft.tokens, draft_probs.cpu(), target_probs.cpu(), generator=self._generator)
+        choices = choose(warped, self.sampling, self._noise(len(self.tokens), len(logits)))
+        return verify_match(draft.tokens, choices.tolist())
+
+    def _emit(
+        self, draft: _Draft, verification: Verification, logits: Tensor, gamma: int, started: float, draft_s: float
+    ) -> DecodeStep:
+        tokens = list(verification.tokens)
+        for i, token in enumerate(tokens):
+            if token in self.eos_token_ids:
+                tokens, self.finish = tokens[: i + 1], "eos"
+                break
+        self.tokens += tokens
+        self._context += tokens
+        if self.finish is None and self.tokens_left == 0:
+            self.finish = "length"
+        self._target_cache.truncate(len(self._context) - 1)
+        if self._draft_cache is not None:
+            self._draft_cache.truncate(len(self._context) - 1)
+        target_signals = signals(logits[: len(tokens)]).cpu().numpy()
+        ended = self.clock()
+        num_accepted = min(verification.num_accepted, len(tokens))
+        outcome = StepOutcome(
+            gamma=gamma,
+            num_drafted=len(draft.tokens),
+            num_accepted=num_accepted,
+            num_tested=min(num_accepted + 1, len(draft.tokens)),
+            num_emitted=len(tokens),
+            draft_signals=draft.signals,
+            target_entropy=float(target_signals[-1, 0]),
+            target_confidence=float(target_signals[-1, 1]),
+            seconds=ended - started,
+            draft_s=draft_s,
+            verify_s=ended - started - draft_s,
+            finish=self.finish,
+        )
+        return DecodeStep(
+            tokens=tuple(tokens), drafted=tuple(draft.tokens), target_signals=target_signals, outcome=outcome
+        )
+
+    def _noise(self, position: int, rows: int) -> Tensor | None:
+        if self.sampling.mode != "gumbel":
+            return None
+        vocab_size = self.target.vocab_size
+        return torch.stack([gumbel_noise(self._seed, position + i, vocab_size) for i in range(rows)])
+
+    def _context_limit(self) -> int:
+        return min(self.target.context_limit, self.draft.context_limit if self.draft else self.target.context_limit)

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drives the engine with a controller until a request ends."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from speckv.decoding.engine import DecodeStep, Engine
+from speckv.observation import History, StaticContext, StepBatch, observe, update_history
+from speckv.types import Controller
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestContext:
+    """What a controller is told about a request besides its past.
+
+    Attributes:
+        compression: Of the target.
+        cost_ratio: One draft pass over one target pass, from a cost table.
+    """
+
+    compression: str
+    cost_ratio: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationResult:
+    """One finished request.
+
+    Attributes:
+        tokens: The output, the prefill's token first.
+        finish: "eos" or "length".
+        prefill: The step that read the prompt.
+        steps: Decode steps in order.
+        gammas: What the controller asked for, one a step.
+        decode_s: Seconds of all decode steps, decisions included, prefill not.
+        controller_s: Seconds of it spent on observing and deciding.
+    """
+
+    tokens: tuple[int, ...]
+    finish: str
+    prefill: DecodeStep
+    steps: tuple[DecodeStep, ...]
+    gammas: tuple[int, ...]
+    decode_s: float
+    controller_s: float
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens that decode steps emitted, per second of decoding; 0 if there was no step."""
+        emitted = sum(step.outcome.num_emitted for step in self.steps)
+        return emitted / self.decode_s if self.decode_s > 0 else 0.0
+
+    @property
+    def block_efficiency(self) -> float:
+        """Tokens a decode step."""
+        return sum(step.outcome.num_emitted for step in self.steps) / max(len(self.steps), 1)
+
+
+def generate(
+    engine: Engine,
+    prompt: Sequence[int],
+    controller: Controller,
+    *,
+    context: RequestContext,
+    max_new_tokens: int,
+    request: str = "",
+    on_step: Callable[[DecodeStep], None] | None = None,
+) -> GenerationResult:
+    """Decodes one request, asking the controller for gamma before every step.
+
+    Args:
+        engine: Holds the models; any request it was decoding is dropped.
+        prompt: Token ids.
+        controller: Sees the same observation as in replay.
+        context: See `RequestContext`.
+        max_new_tokens: Token budget.
+        request: Names the request for the sampling seed.
+        on_step: Called with the prefill's step and every decode step, to stream.
+
+    Raises:
+        BudgetError: if the prompt does not fit.
+    """
+    controller.reset()
+    prefill = engine.start(prompt, max_new_tokens=max_new_tokens, request=request)
+    if on_step:
+        on_step(prefill)
+    static = StaticContext.of([context.compression], {context.compression: context.cost_ratio}, [max_new_tokens])
+    history = History.start(1, prefill.outcome.target_entropy, prefill.outcome.target_confidence)
+    steps: list[DecodeStep] = []
+    gammas: list[int] = []
+    controller_s = 0.0
+    while engine.finish is None:
+        asked = time.perf_counter()
+        gammas.append(controller.act(observe(history, static)[0]))
+        answered = time.perf_counter()
+        step = engine.step(gammas[-1])
+        stepped = time.perf_counter()
+        controller.learn(step.outcome)
+        history = update_history(history, StepBatch.from_outcome(step.outcome))
+        controller_s += answered - asked + time.perf_counter() - stepped
+        steps.append(step)
+        if on_step:
+            on_step(step)
+    assert engine.finish is not None
+    return GenerationResult(
+        tokens=tuple(engine.tokens),
+        finish=engine.finish,
+        prefill=prefill,
+        steps=tuple(steps),
+        gammas=tuple(gammas),
+        decode_s=sum(step.outcome.seconds for step in steps) + controller_s,
+        controller_s=controller_s,
+    )

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The seams of the decode loop: what a model and a clock must offer."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+
+class CachedTokens(Protocol):
+    """One token sequence inside one model; `speckv.models.CachedSequence` is the real one."""
+
+    length: int
+
+    def extend(self, tokens: Sequence[int], *, num_logits: int | None = None) -> Tensor:
+        """Appends tokens and returns logits of shape [num_logits, vocab] after the last of them."""
+
+    def truncate(self, length: int) -> None:
+        """Forgets every token past `length`."""
+
+
+class LanguageModel(Protocol):
+    """A model that the engine can drive."""
+
+    context_limit: int
+    vocab_size: int
+
+    def sequence(self) -> CachedTokens:
+        """Starts an empty sequence."""
+
+
+class Clock(Protocol):
+    """Returns seconds from an arbitrary origin, with all work of the device done."""
+
+    def __call__(self) -> float:
+        """Reads the clock."""

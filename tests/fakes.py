@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models without weights: lookup tables, and tiny random transformers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from speckv.models import CausalModel
+
+VOCAB = 24
+
+
+class TableModel:
+    """A language model whose logits are looked up by the last two tokens."""
+
+    def __init__(self, table: Tensor, context_limit: int = 10_000) -> None:
+        self.table = table.double()
+        self.vocab_size = table.shape[-1]
+        self.context_limit = context_limit
+
+    @staticmethod
+    def random(seed: int, vocab: int = 7, scale: float = 2.0) -> "TableModel":
+        generator = torch.Generator().manual_seed(seed)
+        return TableModel(scale * torch.randn(vocab, vocab, vocab, generator=generator, dtype=torch.float64))
+
+    def perturbed(self, seed: int, scale: float) -> "TableModel":
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(self.table.shape, generator=generator, dtype=torch.float64)
+        return TableModel(self.table + scale * noise, self.context_limit)
+
+    @staticmethod
+    def constant(probabilities: Sequence[float]) -> "TableModel":
+        """The same distribution after every prefix."""
+        size = len(probabilities)
+        return TableModel(torch.tensor(probabilities, dtype=torch.float64).log().expand(size, size, size).clone())
+
+    def logits_after(self, tokens: Sequence[int]) -> Tensor:
+        return self.table[tokens[-2] if len(tokens) > 1 else 0, tokens[-1]]
+
+    def sequence(self) -> "TableSequence":
+        return TableSequence(self)
+
+
+class TableSequence:
+    def __init__(self, model: TableModel) -> None:
+        self.model = model
+        self.tokens: list[int] = []
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens)
+
+    def extend(self, tokens: Sequence[int], *, num_logits: int | None = None) -> Tensor:
+        assert tokens, "a pass needs a token"
+        assert len(self.tokens) + len(tokens) <= self.model.context_limit, "context overflow"
+        rows = []
+        for token in tokens:
+            self.tokens.append(token)
+            rows.append(self.model.logits_after(self.tokens))
+        return torch.stack(rows[-(num_logits or len(tokens)) :])
+
+    def truncate(self, length: int) -> None:
+        del self.tokens[length:]
+
+
+def tiny_qwen(seed: int, *, like: Qwen2ForCausalLM | None = None, noise: float = 0.0) -> Qwen2ForCausalLM:
+    """A random two-layer Qwen2 in float64; `like` a given one plus noise, so that they often agree."""
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.25,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    model = Qwen2ForCausalLM(config).eval().to(torch.float64)
+    if like is not None:
+        weights = {name: value + noise * torch.randn_like(value) for name, value in like.state_dict().items()}
+        model.load_state_dict(weights)
+    return model
+
+
+def as_causal(model: Qwen2ForCausalLM, name: str = "tiny") -> CausalModel:
+    return CausalModel(
+        name=name,
+        hf=model,
+        compression="fp16",
+        dtype=torch.float64,
+        device=torch.device("cpu"),
+        vocab_size=VOCAB,
+        context_limit=128,
+    )
+
+
+def save_tiny(folder: Path, model: Qwen2ForCausalLM, words: Sequence[str] | None = None) -> Path:
+    """Saves a tiny model with a tokenizer of whole words, as a model folder."""
+    vocabulary = {word: i for i, word in enumerate(words or [f"w{i}" for i in range(VOCAB)])}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=next(iter(vocabulary))))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    model.save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=next(iter(vocabulary))).save_pretrained(folder)
+    return folder
