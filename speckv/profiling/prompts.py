@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads prompts files: JSON Lines with `id`, `task` and `prompt`, and an optional `split`."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from speckv.errors import DataError
+
+REQUIRED = ("id", "task", "prompt")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """One prompt.
+
+    Attributes:
+        prompt_id: Unique in its file set.
+        task: Any word; results are grouped by it.
+        text: What the user says.
+        split: "train" or "test".
+    """
+
+    prompt_id: str
+    task: str
+    text: str
+    split: str
+
+
+def read_prompts(paths: Iterable[Path | str], *, per_task: int | None = None) -> list[Prompt]:
+    """Reads files in order.
+
+    Args:
+        paths: JSON Lines files, or folders whose *.jsonl are read in name order.
+        per_task: Keep the first so many prompts of each (split, task); all by default.
+
+    Raises:
+        DataError: naming file, line, what was expected and what came.
+    """
+    prompts: list[Prompt] = []
+    seen: dict[str, Path] = {}
+    for file in _expand(paths):
+        for number, line in enumerate(_lines(file), start=1):
+            if not line.strip():
+                continue
+            prompt = _parse(line, file, number)
+            if prompt.prompt_id in seen:
+                raise DataError(
+                    f"{file}:{number}: expected every id once, got {prompt.prompt_id!r} again (first in "
+                    f"{seen[prompt.prompt_id]}). Rename one."
+                )
+            seen[prompt.prompt_id] = file
+            prompts.append(prompt)
+    if not prompts:
+        raise DataError(f"Expected at least one prompt in {[str(p) for p in paths]}, found none.")
+    return prompts if per_task is None else first_of_each(prompts, per_task)
+
+
+def first_of_each(prompts: Sequence[Prompt], limit: int) -> list[Prompt]:
+    """Keeps the first `limit` prompts of every (split, task), in their order."""
+    counts: dict[tuple[str, str], int] = {}
+    kept = []
+    for prompt in prompts:
+        group = (prompt.split, prompt.task)
+        counts[group] = counts.get(group, 0) + 1
+        if counts[group] <= limit:
+            kept.append(prompt)
+    return kept
+
+
+def _expand(paths: Iterable[Path | str]) -> list[Path]:
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            files += sorted(path.glob("*.jsonl"))
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise DataError(f"Expected a prompts file or folder at {path}, found nothing. Check data.prompts.")
+    return files
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: expected UTF-8 text, got other bytes at offset {error.start}.") from error
+
+
+def _parse(line: str, file: Path, number: int) -> Prompt:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{file}:{number}: expected one JSON object a line, got {line[:60]!r} ({error.msg}).") from error
+    if not isinstance(record, dict):
+        raise DataError(f"{file}:{number}: expected a JSON object, got {type(record).__name__}.")
+    bad = [name for name in REQUIRED if not isinstance(record.get(name), str) or not record[name].strip()]
+    if bad:
+        raise DataError(f"{file}:{number}: expected non-empty text in {', '.join(REQUIRED)}; {', '.join(bad)} is missing or no text.")
+    split = record.get("split") or _split_of(record["id"])
+    if split not in ("train", "test"):
+        raise DataError(f'{file}:{number}: expected split "train" or "test", got {split!r}.')
+    return Prompt(prompt_id=record["id"], task=record["task"], text=record["prompt"], split=split)
+
+
+def _split_of(prompt_id: str) -> str:
+    """Two thirds train, one third test, by the id alone, where a file does not say."""
+    return "test" if int(hashlib.sha256(f"split:{prompt_id}".encode()).hexdigest()[:8], 16) % 3 == 0 else "train"

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Records a batch of prompts: the target's output, then everything the draft would have proposed along it.
+
+Three passes. The target writes its text, batched over prompts. The draft reads prompt and text in one teacher-forced
+pass, which gives its proposal and signals at every position. Where the proposal is wrong, the draft goes on alone from
+its own token, all such positions batched together.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from speckv.decoding.sampling import SamplingConfig, check_finite, choose, gumbel_noise, request_seed, warp_logits
+from speckv.decoding.signals import signals
+from speckv.models.batch import LOGITS_ROWS, PaddedBatch
+from speckv.models.causal import CausalModel
+from speckv.profiling.prompts import Prompt
+from speckv.traces import GAMMA_MAX, ROLLOUT_LENGTH, TraceSequence, accepted_lengths, round_mantissa
+
+COMPACT_BELOW = 0.8
+"""Finished rows are dropped from a batch once fewer than this share is still running."""
+ROLLOUT_ROWS = 192
+"""Roll-outs that advance together."""
+
+
+@dataclass(slots=True, kw_only=True)
+class _Row:
+    """One prompt on its way through the three passes."""
+
+    prompt: Prompt
+    prompt_tokens: list[int]
+    seed: int
+    tokens: list[int]
+    finish: str
+    target_signals: list[np.ndarray]
+    target_prob: list[float]
+    draft_tokens: np.ndarray
+    draft_signals: np.ndarray
+    draft_prob: np.ndarray
+    rollout_start: np.ndarray
+    rollout_tokens: np.ndarray
+    rollout_signals: np.ndarray
+
+
+class Recorder:
+    """Records prompts with one target and draft; see the module's docstring for the method."""
+
+    def __init__(
+        self,
+        target: CausalModel,
+        draft: CausalModel,
+        *,
+        eos_token_ids: frozenset[int],
+        sampling: SamplingConfig,
+        max_new_tokens: int,
+    ) -> None:
+        self.target, self.draft = target, draft
+        self.eos_token_ids = eos_token_ids
+        self.sampling = sampling
+        self.max_new_tokens = max_new_tokens
+
+    def record(self, prompts: Sequence[Prompt], token_ids: Sequence[Sequence[int]]) -> list[TraceSequence]:
+        """Records one batch.
+
+        Args:
+            prompts: Whose ids also name the requests, and so fix Gumbel noise.
+            token_ids: Their tokens, at least one each.
+
+        Returns:
+            One sequence a prompt, in order.
+        """
+        rows = [
+            _Row(
+                prompt=prompt,
+                prompt_tokens=list(ids),
+                seed=request_seed(self.sampling.seed, prompt.prompt_id),
+                tokens=[],
+                finish="length",
+                target_signals=[],
+                target_prob=[],
+                draft_tokens=np.zeros(0, np.int32),
+                draft_signals=np.zeros((0, 3), np.float32),
+                draft_prob=np.zeros(0, np.float32),
+                rollout_start=np.zeros(0, np.int16),
+                rollout_tokens=np.zeros((0, ROLLOUT_LENGTH), np.int32),
+                rollout_signals=np.zeros((0, ROLLOUT_LENGTH, 3), np.float32),
+            )
+            for prompt, ids in zip(prompts, token_ids, strict=True)
+        ]
+        self._write(rows)
+        batch = self._read(rows)
+        self._roll_out(rows, batch)
+        return [self._finish(row) for row in rows]
+
+    # -- pass 1: the target writes --------------------------------------------------------------------------------
+
+    def _write(self, rows: list[_Row]) -> None:
+        batch = PaddedBatch(self.target)
+        hidden = batch.start([row.prompt_tokens for row in rows])
+        hidden = hidden[torch.arange(len(rows)), batch.lengths - 1]
+        active = list(rows)
+        while True:
+            tokens = self._emit(active, batch, hidden)
+            running = [i for i, row in enumerate(active) if not self._is_done(row)]
+            if not running:
+                return
+            if len(running) < COMPACT_BELOW * len(active):
+                kept = torch.tensor(running, device=self.target.device)
+                batch.keep(kept)
+                active, tokens = [active[i] for i in running], tokens[kept]
+            hidden = batch.advance(tokens)
+
+    def _emit(self, rows: list[_Row], batch: PaddedBatch, hidden: Tensor) -> Tensor:
+        """Chooses each row's next token, and notes it where the row still runs."""
+        chosen, found, probs = self._choose(batch, hidden, [(row.seed, len(row.tokens)) for row in rows])
+        for i, row in enumerate(rows):
+            if self._is_done(row):
+                continue
+            row.tokens.append(int(chosen[i]))
+            row.target_signals.append(found[i])
+            row.target_prob.append(float(probs[i]))
+            if row.tokens[-1] in self.eos_token_ids:
+                row.finish = "eos"
+        return chosen
+
+    def _is_done(self, row: _Row) -> bool:
+        return row.finish == "eos" or len(row.tokens) >= self.max_new_tokens
+
+    # -- pass 2: the draft reads ----------------------------------------------------------------------------------
+
+    def _read(self, rows: list[_Row]) -> PaddedBatch:
+        batch = PaddedBatch(self.draft)
+        hidden = batch.start([row.prompt_tokens + row.tokens[:-1] for row in rows])
+        for i, row in enumerate(rows):
+            first = len(row.prompt_tokens) - 1
+            states = hidden[i, first : first + len(row.tokens)]
+            keys = [(row.seed, j) for j in range(len(row.tokens))]
+            chosen, row.draft_signals, row.draft_prob = self._choose(batch, states, keys, row.tokens)
+            row.draft_tokens = chosen.cpu().numpy().astype(np.int32)
+            row.rollout_start = np.flatnonzero(row.draft_tokens != np.array(row.tokens)).astype(np.int16)
+        return batch
+
+    # -- pass 3: the draft goes on alone --------------------------------------------------------------------------
+
+    def _roll_out(self, rows: list[_Row], batch: PaddedBatch) -> None:
+        starts = [(i, int(m), len(row.prompt_tokens) + int(m)) for i, row in enumerate(rows) for m in row.rollout_start]
+        starts.sort(key=lambda start: start[2])  # alike lengths together: less padding
+        results: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
+        for begin in range(0, len(starts), ROLLOUT_ROWS):
+            chunk = starts[begin : begin + ROLLOUT_ROWS]
+            tokens, found = self._roll_out_chunk(rows, batch, chunk)
+            results |= {(i, m): (tokens[k], found[k]) for k, (i, m, _) in enumerate(chunk)}
+        for i, row in enumerate(rows):
+            if len(row.rollout_start):
+                row.rollout_tokens = np.stack([results[i, int(m)][0] for m in row.rollout_start])
+                row.rollout_signals = np.stack([results[i, int(m)][1] for m in row.rollout_start])
+
+    def _roll_out_chunk(
+        self, rows: list[_Row], batch: PaddedBatch, chunk: list[tuple[int, int, int]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        device = self.draft.device
+        fork = batch.fork(
+            torch.tensor([i for i, _, _ in chunk], device=device), torch.tensor([n for _, _, n in chunk], device=device)
+        )
+        token = torch.tensor([int(rows[i].draft_tokens[m]) for i, m, _ in chunk], device=device)
+        tokens, found = [], []
+        for depth in range(ROLLOUT_LENGTH):
+            hidden = fork.advance(token)
+            keys = [(rows[i].seed, m + 1 + depth) for i, m, _ in chunk]
+            token, step_signals, _ = self._choose(fork, hidden, keys)
+            tokens.append(token.cpu().numpy().astype(np.int32))
+            found.append(step_signals)
+        return np.stack(tokens, axis=1), np.stack(found, axis=1)
+
+    # -- shared ---------------------------------------------------------------------------------------------------
+
+    def _choose(
+        self, batch: PaddedBatch, hidden: Tensor, keys: list[tuple[int, int]], emitted: Sequence[int] | None = None
+    ) -> tuple[Tensor, np.ndarray, np.ndarray]:
+        """Chooses a token a row, with its signals and the probability of the emitted token (the chosen one by default)."""
+        chosen, found, probs = [], [], []
+        for begin in range(0, len(hidden), LOGITS_ROWS):
+            logits = batch.logits(hidden[begin : begin + LOGITS_ROWS])
+            part = signals(logits)
+            check_finite(part, "model")
+            warped = warp_logits(logits, self.sampling)
+            noise = None
+            if self.sampling.mode == "gumbel":
+                noise = torch.stack([gumbel_noise(*key, logits.shape[-1]) for key in keys[begin : begin + len(logits)]])
+            tokens = choose(warped, self.sampling, noise)
+            of = tokens if emitted is None else torch.tensor(emitted[begin : begin + len(logits)], device=tokens.device)
+            chosen.append(tokens)
+            found.append(part)
+            probs.append(_probability(warped, of, self.sampling))
+        return torch.cat(chosen), torch.cat(found).cpu().numpy(), torch.cat(probs).cpu().numpy()
+
+    def _finish(self, row: _Row) -> TraceSequence:
+        tokens = np.array(row.tokens, np.int32)
+        matches = row.draft_tokens == tokens
+        if self.sampling.mode == "greedy":
+            accept_prob = matches.astype(np.float32)
+        else:
+            accept_prob = np.minimum(1.0, row.draft_prob / np.maximum(np.array(row.target_prob), 1e-30)).astype(np.float32)
+        return TraceSequence(
+            prompt_id=row.prompt.prompt_id,
+            task=row.prompt.task,
+            split=row.prompt.split,
+            compression=self.target.compression,
+            prompt_len=len(row.prompt_tokens),
+            finish=row.finish,
+            tokens=tokens,
+            target_signals=round_mantissa(np.stack(row.target_signals).astype(np.float32)),
+            draft_tokens=row.draft_tokens,
+            draft_signals=round_mantissa(row.draft_signals.astype(np.float32)),
+            accept_prob=round_mantissa(accept_prob),
+            accepted_length=accepted_lengths(matches),
+            eos_stop=_eos_stops(row, matches, self.eos_token_ids),
+            rollout_start=row.rollout_start,
+            rollout_tokens=row.rollout_tokens.astype(np.int32),
+            rollout_signals=round_mantissa(row.rollout_signals.astype(np.float32)),
+        )
+
+
+def _probability(warped: Tensor, tokens: Tensor, sampling: SamplingConfig) -> Tensor:
+    """Probability of one token a row; greedy decoding asks for none."""
+    if sampling.mode == "greedy":
+        return torch.ones(len(tokens))
+    return warped.log_softmax(-1).gather(-1, tokens[:, None])[:, 0].exp()
+
+
+def _eos_stops(row: _Row, matches: np.ndarray, eos_token_ids: frozenset[int]) -> np.ndarray:
+    """Tokens drafted from each position up to and including the draft's first end of text, else gamma_max."""
+    eos = np.array(sorted(eos_token_ids))
+    on_path = np.isin(row.draft_tokens, eos)
+    off_path = {int(m): np.isin(row.rollout_tokens[k], eos) for k, m in enumerate(row.rollout_start)}
+    stops = np.full(len(matches), GAMMA_MAX, np.int8)
+    for start in range(len(matches)):
+        for depth in range(min(GAMMA_MAX, len(matches) - start)):
+            position = start + depth
+            if on_path[position]:
+                stops[start] = depth + 1
+                break
+            if not matches[position]:
+                later = np.flatnonzero(off_path[position][: GAMMA_MAX - depth - 1])
+                if len(later):
+                    stops[start] = depth + 2 + later[0]
+                break
+    return stops

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Records a whole trace file, shard by shard, so that a kill at any moment loses one batch at most.
+
+Shards lie in `<out>.parts/`, each written whole under a name that its content fixes; a rerun with the same plan skips
+those that exist, and the last one merges them into `<out>` and removes the folder.
+"""
+
+import gc
+import hashlib
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from speckv.decoding.sampling import SamplingConfig
+from speckv.errors import DataError, TraceError
+from speckv.models.compression import expand_nf4
+from speckv.models.dtypes import dtype_name
+from speckv.models.pair import ModelPair, PairConfig, load_pair
+from speckv.profiling.machine import describe_machine
+from speckv.profiling.prompts import Prompt
+from speckv.profiling.record import Recorder
+from speckv.traces import GAMMA_MAX, TraceMetadata, TraceSet, merge
+
+logger = logging.getLogger(__name__)
+PACKAGES = ("torch", "transformers", "bitsandbytes", "numpy", "pyarrow")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfilePlan:
+    """What to record.
+
+    Attributes:
+        pair: The models; its compression is replaced by each of `compressions` in turn.
+        compressions: Of the target, in the order they are recorded.
+        sampling: "greedy" or "gumbel"; a Gumbel recording also holds the acceptance probabilities that replay of
+            rejection sampling needs.
+        max_new_tokens: Token budget of every prompt.
+        max_prompt_tokens: Longer prompts are left out, before `per_task` counts.
+        per_task: First so many prompts of every (split, task), by split; all where a split is absent.
+        skip: So many prompts of every (split, task) are passed over first, by split: the next part of a long recording.
+        batch_size: Prompts a shard.
+        notes: Free text for the file's readers.
+    """
+
+    pair: PairConfig
+    compressions: tuple[str, ...]
+    sampling: SamplingConfig
+    max_new_tokens: int = 128
+    max_prompt_tokens: int = 1024
+    per_task: dict[str, int]
+    skip: dict[str, int] = field(default_factory=dict)
+    batch_size: int = 60
+    notes: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Where a recording stands, handed to `on_progress` after each shard.
+
+    Attributes:
+        done: Sequences recorded, those found from an earlier run included.
+        total: Sequences in the plan.
+        tokens_per_s: Output tokens a second in this run; 0 before the first shard.
+        seconds_left: Estimate; infinite before the first shard.
+        label: Compression being recorded.
+    """
+
+    done: int
+    total: int
+    tokens_per_s: float
+    seconds_left: float
+    label: str
+
+
+def record_traces(
+    plan: ProfilePlan, prompts: Sequence[Prompt], out: Path, *, on_progress: Callable[[Progress], None] | None = None
+) -> TraceSet:
+    """Records every prompt at every compression into one file.
+
+    Args:
+        plan: What to record.
+        prompts: Candidates, in order of preference.
+        out: The Parquet file; must not exist.
+        on_progress: Called before the first and after every shard.
+
+    Raises:
+        TraceError: if `out` exists, or its parts belong to another plan.
+        DataError: if no prompt is short enough.
+    """
+    if out.exists():
+        raise TraceError(f"Expected {out} not to exist, so that nothing is overwritten. Move it or choose another name.")
+    parts = out.with_name(out.name + ".parts")
+    book = _Progress(on_progress)
+    pair: ModelPair | None = None
+    shards: list[Path] = []
+    for compression in plan.compressions:
+        config = replace(plan.pair, compression=compression)
+        pair = None  # free the last target before the next is loaded
+        gc.collect()
+        pair = _load(config)
+        chosen = select_prompts(prompts, pair, plan)
+        _check_plan(parts, plan, [p.prompt_id for p, _ in chosen])
+        batches = make_batches(chosen, plan.batch_size)
+        book.total = len(chosen) * len(plan.compressions)
+        recorder = Recorder(
+            pair.target,
+            pair.draft,
+            eos_token_ids=pair.eos_token_ids,
+            sampling=plan.sampling,
+            max_new_tokens=plan.max_new_tokens,
+        )
+        metadata = _metadata(pair, plan)
+        for batch in batches:
+            shard = parts / f"{compression}-{_digest([p.prompt_id for p, _ in batch])[:16]}.parquet"
+            shards.append(shard)
+            if not shard.is_file():
+                book.report(compression)
+                started = time.perf_counter()
+                sequences = recorder.record([p for p, _ in batch], [ids for _, ids in batch])
+                TraceSet(metadata=metadata, sequences=tuple(sequences)).save(shard)
+                book.add(sum(len(s.tokens) for s in sequences), len(batch), time.perf_counter() - started)
+            book.done += len(batch)
+            book.report(compression)
+    merge([TraceSet.load(shard) for shard in shards]).save(out)
+    shutil.rmtree(parts)
+    return TraceSet.load(out)
+
+
+def select_prompts(prompts: Sequence[Prompt], pair: ModelPair, plan: ProfilePlan) -> list[tuple[Prompt, list[int]]]:
+    """Tokenises, leaves out what is too long, and keeps the first of every (split, task).
+
+    Raises:
+        DataError: if nothing is left.
+    """
+    counts: dict[tuple[str, str], int] = {}
+    kept = []
+    for prompt in prompts:
+        group = (prompt.split, prompt.task)
+        skip = plan.skip.get(prompt.split, 0)
+        if counts.get(group, 0) >= skip + plan.per_task.get(prompt.split, len(prompts)):
+            continue
+        ids = pair.encode(prompt.text)
+        if 0 < len(ids) <= plan.max_prompt_tokens:
+            counts[group] = counts.get(group, 0) + 1
+            if counts[group] > skip:
+                kept.append((prompt, ids))
+    if not kept:
+        raise DataError(f"Expected a prompt of at most {plan.max_prompt_tokens} tokens, found none. Raise max_prompt_tokens.")
+    return kept
+
+
+def make_batches(chosen: list[tuple[Prompt, list[int]]], batch_size: int) -> list[list[tuple[Prompt, list[int]]]]:
+    """Cuts prompts into batches of alike length, inside windows of four batches that mix every task and split."""
+    by_group: dict[tuple[str, str], list[tuple[Prompt, list[int]]]] = {}
+    for item in chosen:
+        by_group.setdefault((item[0].split, item[0].task), []).append(item)
+    mixed = sorted(
+        ((rank / len(group), index, item) for index, group in enumerate(by_group.values()) for rank, item in enumerate(group)),
+        key=lambda entry: entry[:2],
+    )
+    window = 4 * batch_size
+    batches = []
+    for begin in range(0, len(mixed), window):
+        alike = sorted((item for _, _, item in mixed[begin : begin + window]), key=lambda item: len(item[1]))
+        batches += [alike[i : i + batch_size] for i in range(0, len(alike), batch_size)]
+    return batches
+
+
+class _Progress:
+    """Counts what this run did, and reports."""
+
+    def __init__(self, callback: Callable[[Progress], None] | None) -> None:
+        self._callback = callback
+        self.total = self.done = 0
+        self._tokens = self._sequences = 0
+        self._seconds = 0.0
+
+    def add(self, tokens: int, sequences: int, seconds: float) -> None:
+        self._tokens += tokens
+        self._sequences += sequences
+        self._seconds += seconds
+
+    def report(self, label: str) -> None:
+        if self._callback is None:
+            return
+        rate = self._tokens / self._seconds if self._seconds else 0.0
+        left = (self.total - self.done) * self._seconds / self._sequences if self._sequences else float("inf")
+        self._callback(
+            Progress(done=self.done, total=self.total, tokens_per_s=rate, seconds_left=left, label=label)
+        )
+
+
+def _load(config: PairConfig) -> ModelPair:
+    pair = load_pair(config)
+    if config.compression == "nf4":
+        expand_nf4(pair.target.hf, pair.target.dtype)
+    return pair
+
+
+def _check_plan(parts: Path, plan: ProfilePlan, prompt_ids: list[str]) -> None:
+    text = json.dumps({"plan": asdict(plan), "prompts": _digest(prompt_ids)}, sort_keys=True, indent=1)
+    note = parts / "plan.json"
+    if note.is_file() and note.read_text(encoding="utf-8") != text:
+        raise TraceError(f"{parts} holds shards of another plan. Finish that one, delete the folder, or choose another out=.")
+    parts.mkdir(parents=True, exist_ok=True)
+    partial = parts / f".plan.{os.getpid()}"
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(note)
+
+
+def _digest(words: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()
+
+
+def _metadata(pair: ModelPair, plan: ProfilePlan) -> TraceMetadata:
+    sampling = asdict(plan.sampling)
+    if sampling["mode"] == "greedy":
+        sampling = {"mode": "greedy", "seed": sampling["seed"]}
+    return TraceMetadata(
+        target_id=pair.config.name or Path(pair.target.name).name,
+        draft_id=Path(pair.draft.name).name,
+        target_sha256=pair.target.sha256(),
+        draft_sha256=pair.draft.sha256(),
+        tokenizer_sha256=pair.tokenizer_sha256(),
+        vocab_size=pair.target.vocab_size,
+        dtype={pair.target.compression: dtype_name(pair.target.dtype), "draft": dtype_name(pair.draft.dtype)},
+        sampling=sampling,
+        max_new_tokens=plan.max_new_tokens,
+        eos_token_ids=sorted(pair.eos_token_ids),
+        chat_template=bool(pair.config.chat_template and pair.tokenizer.chat_template),
+        device=describe_machine()["processor"] if pair.target.device.type == "cpu" else torch.cuda.get_device_name(),
+        versions={name: version(name) for name in PACKAGES},
+        notes=plan.notes,
+        gamma_max=GAMMA_MAX,
+    )
