@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m speckv profile data.prompts=[FILE,...] out=traces.parquet`."""
+
+import logging
+import sys
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from speckv.commands.models import pair_config
+from speckv.decoding import SamplingConfig
+from speckv.profiling.prompts import read_prompts
+from speckv.profiling.run import ProfilePlan, record_traces
+from speckv.profiling.run import Progress as Standing
+
+logger = logging.getLogger(__name__)
+
+
+def overrides(arguments: list[str]) -> list[str]:
+    """Takes overrides as they are."""
+    return arguments
+
+
+def run(config: DictConfig) -> None:
+    """Records traces as configured."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    prompts = read_prompts(config.prompts)
+    plan = ProfilePlan(
+        pair=pair_config(config.model),
+        compressions=tuple(config.compressions),
+        sampling=SamplingConfig(**config.sampling),
+        max_new_tokens=config.max_new_tokens,
+        max_prompt_tokens=config.max_prompt_tokens,
+        per_task={str(split): int(count) for split, count in config.per_task.items()},
+        skip={str(split): int(count) for split, count in config.skip.items()},
+        batch_size=config.batch_size,
+        notes=config.notes,
+    )
+    with _Bar() as bar:
+        traces = record_traces(plan, prompts, Path(config.out), on_progress=bar.show)
+    tokens = sum(len(s.tokens) for s in traces.sequences)
+    logger.info("%s: %d sequences, %d tokens, sha256 %s", config.out, len(traces.sequences), tokens, traces.sha256[:12])
+
+
+class _Bar:
+    """A progress bar on a terminal, a line a shard elsewhere."""
+
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+        self._progress = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True))
+        self._task = self._progress.add_task("recording", total=None)
+
+    def __enter__(self) -> "_Bar":
+        if sys.stderr.isatty():
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, standing: Standing) -> None:
+        left = f"{standing.seconds_left:.0f} s left" if standing.tokens_per_s else "first batch"
+        text = f"{standing.label}: {standing.tokens_per_s:.1f} tokens/s, {left}"
+        self._progress.update(self._task, description=text, completed=standing.done, total=standing.total)
+        if not sys.stderr.isatty():
+            logger.info("%s, %d/%d", text, standing.done, standing.total)
