@@ -5,11 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from speckv.models import CausalModel
 
@@ -105,11 +102,15 @@ def as_causal(model: Qwen2ForCausalLM, name: str = "tiny") -> CausalModel:
     )
 
 
-def save_tiny(folder: Path, model: Qwen2ForCausalLM, words: Sequence[str] | None = None) -> Path:
-    """Saves a tiny model with a tokenizer of whole words, as a model folder."""
-    vocabulary = {word: i for i, word in enumerate(words or [f"w{i}" for i in range(VOCAB)])}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=next(iter(vocabulary))))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
+LETTERS = "abcdefghijklmnopqrstuvwx"
+
+
+def save_tiny(folder: Path, model: Qwen2ForCausalLM, letters: str = LETTERS) -> Path:
+    """Saves a tiny model as a model folder, with a tokenizer that has one token a letter, "a" being token 0."""
+    vocabulary = {letter: i for i, letter in enumerate(letters)}
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocabulary, merges=[], unk_token=letters[0], eos_token=None, pad_token=None, bos_token=None
+    )
     model.save_pretrained(folder)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=next(iter(vocabulary))).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder

@@ -35,7 +35,7 @@ def run(config: DictConfig) -> None:
         sampling=SamplingConfig(**config.sampling),
         max_new_tokens=config.max_new_tokens,
         max_prompt_tokens=config.max_prompt_tokens,
-        per_task={str(split): int(count) for split, count in config.per_task.items()},
+        per_task={str(split): int(count) for split, count in config.per_task.items() if count is not None},
         skip={str(split): int(count) for split, count in config.skip.items()},
         batch_size=config.batch_size,
         notes=config.notes,

@@ -51,7 +51,10 @@ def test_greedy_equals_transformers_generate(gammas: list[int], length: int) -> 
     engine = Engine(as_causal(hf), as_causal(tiny_qwen(1, like=hf, noise=0.03)))
     prompt = np.random.default_rng(length).integers(0, 24, length).tolist()
     expected = hf.generate(
-        torch.tensor([prompt]), attention_mask=torch.ones(1, length, dtype=torch.long), max_new_tokens=30, do_sample=False
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, length, dtype=torch.long),
+        max_new_tokens=30,
+        do_sample=False,
     )
     assert decode(engine, prompt, cycle(gammas), 30) == expected[0, length:].tolist()
 

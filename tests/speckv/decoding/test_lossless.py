@@ -56,7 +56,9 @@ def test_rejection_sampling_follows_the_target_and_dropping_by_confidence_does_n
 @pytest.mark.slow
 def test_pairs_of_tokens_follow_the_target_for_a_controller_that_reads_signals() -> None:
     target = TableModel.random(0, vocab=3, scale=1.0)
-    engine = Engine(target, target.perturbed(1, 1.0), sampling=SamplingConfig(mode="rejection", temperature=0.9, seed=1))
+    engine = Engine(
+        target, target.perturbed(1, 1.0), sampling=SamplingConfig(mode="rejection", temperature=0.9, seed=1)
+    )
     counts = np.zeros((3, 3))
     for run in range(RUNS):
         engine.start([0, 1], max_new_tokens=6, request=str(run))

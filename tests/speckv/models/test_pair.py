@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loading: what fits is loaded, what does not is refused with the mend named."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from speckv.errors import CompressionError, ConfigError, ModelError
+from speckv.models import PairConfig, load_pair
+from speckv.models.compression import get_compression
+from speckv.models.dtypes import fastest_cpu_dtype, resolve_dtype
+from speckv.models.linear import NARROW_ROWS, NarrowLinear
+from tests.fakes import save_tiny, tiny_qwen
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("model") / "tiny", tiny_qwen(0))
+
+
+def config(target: Path, draft: Path | str, **settings: object) -> PairConfig:
+    return PairConfig(target=str(target), draft=str(draft), dtype="float32", device="cpu", **settings)  # type: ignore[arg-type]
+
+
+def test_a_pair_from_folders(folder: Path) -> None:
+    pair = load_pair(config(folder, folder))
+    assert (pair.target.compression, pair.target.dtype, pair.target.vocab_size) == ("fp16", torch.float32, 24)
+    assert pair.encode("df") == [3, 5]
+    assert len(pair.target.sha256()) == 64
+
+
+def test_cached_logits_equal_a_fresh_pass_after_truncation(folder: Path) -> None:
+    model = load_pair(config(folder, folder)).target
+    cached, fresh = model.sequence(), model.sequence()
+    cached.extend([1, 2, 3, 4, 5])
+    cached.truncate(2)
+    torch.testing.assert_close(cached.extend([7, 8]), fresh.extend([1, 2, 7, 8])[2:], atol=1e-5, rtol=1e-4)
+    cached.truncate(9)
+    assert cached.length == 4
+
+
+def test_a_draft_of_the_first_layers(folder: Path) -> None:
+    whole = load_pair(config(folder, "self"))
+    shallow = load_pair(config(folder, "self", draft_layers=1))
+    logits = [m.sequence().extend([1, 2, 3]) for m in (whole.target, whole.draft, shallow.draft)]
+    torch.testing.assert_close(logits[0], logits[1])
+    assert not torch.allclose(logits[0], logits[2])
+    assert len(shallow.target.hf.model.layers) == 2  # the target keeps its own
+    with pytest.raises(ConfigError, match=r"draft_layers in 0\.\.2"):
+        load_pair(config(folder, "self", draft_layers=3))
+
+
+def test_another_vocabulary_is_refused(folder: Path, tmp_path: Path) -> None:
+    other = save_tiny(tmp_path / "other", tiny_qwen(1), letters="xwvutsrqponmlkjihgfedcba")
+    with pytest.raises(ModelError, match="share one tokenizer"):
+        load_pair(config(folder, other))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("/no/such/folder", "found nothing"),
+        ("/no/such/file.gguf", "GGUF file"),
+        ("nobody/no-such-model", "could not be loaded"),
+    ],
+)
+def test_a_missing_model_is_refused(folder: Path, name: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        load_pair(PairConfig(target=name, draft=str(folder), device="cpu"))
+
+
+def test_a_damaged_folder_and_a_damaged_gguf_are_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SPECKV_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match=r"config\.json"):
+        load_pair(config(tmp_path / "empty", folder))
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF but not really")
+    with pytest.raises(ModelError, match="could not be read as a GGUF model"):
+        load_pair(config(broken, folder))
+    assert not list((tmp_path / "cache" / "models").iterdir())
+
+
+def test_unknown_compressions_devices_and_dtypes(folder: Path) -> None:
+    with pytest.raises(CompressionError, match="Did you mean 'int8'"):
+        load_pair(config(folder, folder, compression="int9"))
+    with pytest.raises(ConfigError, match="Expected device"):
+        load_pair(PairConfig(target=str(folder), draft=str(folder), device="tpu9"))
+    with pytest.raises(ConfigError, match="Expected dtype"):
+        resolve_dtype("float33", torch.device("cpu"))
+    with pytest.raises(CompressionError, match="runs on cpu, cuda"):
+        get_compression("nf4", torch.device("meta"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_without_cuda(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="found none"):
+        load_pair(PairConfig(target=str(folder), draft=str(folder), device="cuda"))
+
+
+def test_the_fastest_dtype_is_one_that_was_measured() -> None:
+    assert fastest_cpu_dtype() in (torch.float32, torch.bfloat16)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 17, NARROW_ROWS.stop])
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_narrow_product_is_the_same_product(rows: int, bias: bool) -> None:
+    layer = NarrowLinear(48, 80, bias=bias)
+    x = torch.randn(1, rows, 48)
+    torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
+    assert layer(x).is_contiguous()

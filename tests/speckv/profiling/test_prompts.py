@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompts files: what is read, and one clear error for each thing that can be wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from speckv.errors import DataError
+from speckv.profiling.prompts import first_of_each, read_prompts
+
+
+def write(path: Path, *records: object) -> Path:
+    path.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in records), encoding="utf-8")
+    return path
+
+
+def test_files_folders_blank_lines_and_splits(tmp_path: Path) -> None:
+    write(
+        tmp_path / "a.jsonl",
+        {"id": "1", "task": "code", "prompt": "x", "split": "test"},
+        "",
+        {"id": "2", "task": "code", "prompt": "y"},
+    )
+    write(tmp_path / "b.jsonl", {"id": "3", "task": "math", "prompt": "z", "split": "train"})
+    prompts = read_prompts([tmp_path])
+    assert [p.prompt_id for p in prompts] == ["1", "2", "3"]
+    assert prompts[0].split == "test"
+    assert prompts[1].split == read_prompts([tmp_path / "a.jsonl"])[1].split  # by id: the same every time
+
+
+def test_the_first_of_each_task_and_split(tmp_path: Path) -> None:
+    records = [{"id": f"{t}{i}", "task": t, "prompt": "x", "split": "train"} for i in range(3) for t in ("a", "b")]
+    kept = first_of_each(read_prompts([write(tmp_path / "p.jsonl", *records)]), 2)
+    assert [p.prompt_id for p in kept] == ["a0", "b0", "a1", "b1"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["{broken"], r"p.jsonl:1: expected one JSON object a line, got '\{broken'"),
+        ([[1, 2]], "p.jsonl:1: expected a JSON object, got list"),
+        ([{"id": "1", "task": "t"}], "prompt is missing"),
+        ([{"id": 1, "task": "t", "prompt": "x"}], "id is missing or no text"),
+        ([{"id": "1", "task": "t", "prompt": " "}], "prompt is missing"),
+        ([{"id": "1", "task": "t", "prompt": "x", "split": "dev"}], "got 'dev'"),
+        ([{"id": "1", "task": "t", "prompt": "x"}] * 2, r"p.jsonl:2: expected every id once, got '1' again"),
+        ([""], "found none"),
+    ],
+)
+def test_bad_lines(tmp_path: Path, lines: list[object], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_prompts([write(tmp_path / "p.jsonl", *lines)])
+
+
+def test_missing_files_and_other_encodings(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="found nothing"):
+        read_prompts([tmp_path / "none.jsonl"])
+    (tmp_path / "latin.jsonl").write_bytes('{"id": "é"}'.encode("latin-1"))
+    with pytest.raises(DataError, match="UTF-8"):
+        read_prompts([tmp_path / "latin.jsonl"])

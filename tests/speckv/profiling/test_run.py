@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A killed recording goes on where it stopped, and nothing is lost or doubled."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import speckv.profiling.run as run_module
+from speckv.cost import CostTable
+from speckv.decoding import SamplingConfig
+from speckv.errors import DataError, TraceError
+from speckv.models import PairConfig
+from speckv.profiling.calibrate import CalibrationPlan, calibrate
+from speckv.profiling.prompts import Prompt
+from speckv.profiling.record import Recorder
+from speckv.profiling.run import ProfilePlan, Progress, record_traces
+from speckv.runtime.constant import ConstantGamma
+from speckv.traces import TraceSet
+from tests.fakes import LETTERS, save_tiny, tiny_qwen
+
+PROMPTS = [
+    Prompt(
+        prompt_id=f"{split}-{task}-{i}",
+        task=task,
+        text="".join(LETTERS[(i * k) % 24] for k in range(1, 4 + i)),
+        split=split,
+    )
+    for split in ("train", "test")
+    for task in ("code", "chat")
+    for i in range(4)
+]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> PairConfig:
+    folder = tmp_path_factory.mktemp("pair")
+    target = tiny_qwen(0)
+    save_tiny(folder / "target", target)
+    save_tiny(folder / "draft", tiny_qwen(1, like=target, noise=0.02))
+    return PairConfig(
+        target=str(folder / "target"), draft=str(folder / "draft"), name="tiny", dtype="float32", device="cpu"
+    )
+
+
+def make_plan(pair: PairConfig) -> ProfilePlan:
+    return ProfilePlan(
+        pair=pair,
+        compressions=("fp16",),
+        sampling=SamplingConfig(),
+        max_new_tokens=10,
+        max_prompt_tokens=6,
+        per_task={"train": 2, "test": 1},
+        batch_size=2,
+    )
+
+
+def keys(traces: TraceSet) -> list[tuple[str, str]]:
+    return sorted(s.key for s in traces.sequences)
+
+
+def test_a_killed_recording_resumes(pair: PairConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, whole = make_plan(pair), tmp_path / "whole.parquet"
+    expected = record_traces(plan, PROMPTS, whole)
+    assert len(expected.sequences) == 6
+    record, calls = Recorder.record, []
+
+    def dies_at_the_third(self: Recorder, *arguments: object) -> object:
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return record(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Recorder, "record", dies_at_the_third)
+    out = tmp_path / "out.parquet"
+    with pytest.raises(KeyboardInterrupt):
+        record_traces(plan, PROMPTS, out)
+    assert not out.exists()
+    standings: list[Progress] = []
+    resumed = record_traces(plan, PROMPTS, out, on_progress=standings.append)
+    assert len(calls) == 4  # two shards, the one that died, and that one again
+    assert standings[-1].done == standings[-1].total == 6
+    assert keys(resumed) == keys(expected)
+    assert out.read_bytes() == whole.read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.parquet", "whole.parquet"]
+
+
+def test_shards_of_another_plan_are_not_mixed_in(
+    pair: PairConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.parquet"
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "merge", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            record_traces(make_plan(pair), PROMPTS, out)
+    with pytest.raises(TraceError, match="another plan"):
+        record_traces(replace(make_plan(pair), max_new_tokens=11), PROMPTS, out)
+
+
+def test_an_existing_file_is_not_overwritten(pair: PairConfig, tmp_path: Path) -> None:
+    out = tmp_path / "out.parquet"
+    out.write_text("mine")
+    with pytest.raises(TraceError, match="not to exist"):
+        record_traces(make_plan(pair), PROMPTS, out)
+    assert out.read_text() == "mine"
+
+
+def test_prompts_that_are_too_long(pair: PairConfig, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="at most 1 tokens"):
+        record_traces(replace(make_plan(pair), max_prompt_tokens=1), PROMPTS, tmp_path / "out.parquet")
+
+
+def test_parts_cover_the_whole(pair: PairConfig, tmp_path: Path) -> None:
+    plan = make_plan(pair)
+    first = record_traces(replace(plan, per_task={"train": 1, "test": 1}), PROMPTS, tmp_path / "a.parquet")
+    rest = replace(plan, skip={"train": 1, "test": 1}, per_task={"train": 1, "test": 0})
+    second = record_traces(rest, PROMPTS, tmp_path / "b.parquet")
+    whole = record_traces(plan, PROMPTS, tmp_path / "c.parquet")
+    assert sorted(keys(first) + keys(second)) == keys(whole)
+
+
+def test_calibration_covers_every_width(pair: PairConfig, tmp_path: Path) -> None:
+    plan = CalibrationPlan(
+        name="here", pair=pair, compressions=("fp16",), reference_context=16, far_context=64, repeats=2
+    )
+    said: list[str] = []
+    table = calibrate(plan, ConstantGamma(2), on_progress=said.append)
+    entry = table.entry("fp16")
+    assert list(entry.verify_widths) == list(entry.draft_widths) == list(range(1, 18))
+    assert entry.dtype == "float32"
+    assert all(t > 0 for t in (*entry.verify_s, *entry.draft_s, table.controller_s))
+    assert len(entry.spread) == 17
+    assert any("widths" in line for line in said)
+    table.save(tmp_path / "here.json")
+    assert CostTable.load(tmp_path / "here.json") == table
