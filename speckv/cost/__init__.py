@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Time as a measured object: what a draft pass, a verify pass and a decode step cost on one machine.
+
+A cost table holds medians at a few widths (tokens scored in one pass) and one context length, and the slope over the
+context. Everything else is interpolation. A decode step that drafts `num_drafted` tokens costs
+
+    draft(1 + draft_lag) + (num_drafted - 1) * draft(1) + verify(num_drafted + 1)
+
+where `draft_lag` counts the emitted tokens that the draft's cache has not read yet; without drafting it is
+`verify(1)`, plain decoding. Prefill is in no number here.
+"""
+
+from speckv.cost.compiled import CompiledCost
+from speckv.cost.entry import CostEntry
+from speckv.cost.table import ASSETS, KINDS, SCHEMA_VERSION, CostTable, find_cost_table
+
+__all__ = ["ASSETS", "KINDS", "SCHEMA_VERSION", "CompiledCost", "CostEntry", "CostTable", "find_cost_table"]

@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The replay itself: some slots, each running one recorded sequence, all stepped at once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from speckv.cost import CompiledCost
+from speckv.errors import ConfigError, CostTableError, nearest
+from speckv.observation import History, StaticContext, StepBatch, observe, update_history
+from speckv.replay.compiled import CompiledTraces
+from speckv.types import BITS_PER_WEIGHT, FloatArray, IntArray
+
+BoolArray = NDArray[np.bool_]
+
+ACCEPTANCES = ("recorded", "rejection")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayStep:
+    """What one decode step of each slot did; arrays of shape [N], zero in slots that sat it out.
+
+    Attributes:
+        num_drafted: Tokens really drafted: gamma cut by budget and by a drafted end of text.
+        num_accepted: Drafted tokens kept, bonus excluded.
+        num_tested: Drafted tokens the target judged: the accepted ones and the first rejected one.
+        num_emitted: Tokens added to the output.
+        seconds: Time of the whole step.
+        context: Prompt tokens plus tokens emitted before the step.
+        terminated: Whether the output ended with an end of text.
+        truncated: Whether the token budget cut it.
+    """
+
+    num_drafted: IntArray
+    num_accepted: IntArray
+    num_tested: IntArray
+    num_emitted: IntArray
+    seconds: NDArray[np.float64]
+    context: IntArray
+    terminated: BoolArray
+    truncated: BoolArray
+
+
+class ReplayBatch:
+    """Slots that replay recorded sequences.
+
+    A slot is idle until `assign` gives it a sequence, and again when that sequence has ended.
+
+    Attributes:
+        compiled: The recordings.
+        cost: The times.
+        budget: Token budget, the prefill's token included.
+        acceptance: "recorded", or "rejection" where it was asked for and the text was sampled.
+        sequence: Shape [N]; what each slot replays or replayed last, -1 at first.
+        history: The past of each slot, position and draft lag included.
+        comp_index: Shape [N]; compression of each slot's sequence, as an index into the costs.
+        prompt_len: Shape [N]; prompt tokens of each slot's sequence.
+        length: Shape [N]; output tokens of each slot's sequence within the budget; 1 in an idle slot.
+    """
+
+    def __init__(
+        self,
+        compiled: CompiledTraces,
+        cost: CompiledCost,
+        num_slots: int,
+        *,
+        budget: int | None = None,
+        acceptance: str = "recorded",
+        controller_s: float = 0.0,
+        rng: np.random.Generator | None = None,
+    ) -> None:
+        """Makes idle slots.
+
+        Args:
+            compiled: The recordings.
+            cost: The times; must cover the recordings' compressions and speculation lengths.
+            num_slots: Number of slots, N.
+            budget: Token budget, at most the recording's, which is the default.
+            acceptance: "recorded" replays the recorded acceptances; "rejection" draws them anew for each episode from
+                rejection sampling's probabilities, if the text was sampled.
+            controller_s: Seconds charged at every step for deciding.
+            rng: Source of "rejection"'s draws; spawned into one generator a slot, so that no slot affects another.
+
+        Raises:
+            ConfigError: if a setting is out of range.
+            CostTableError: if a compression has no times.
+        """
+        if acceptance not in ACCEPTANCES:
+            raise ConfigError(
+                f"Expected acceptance to be one of {list(ACCEPTANCES)}, got {acceptance!r}."
+                + nearest(acceptance, list(ACCEPTANCES))
+            )
+        if budget is not None and not 2 <= budget <= compiled.max_new_tokens:
+            raise ConfigError(
+                f"Expected a budget from 2 to the recording's {compiled.max_new_tokens} tokens, got {budget}. "
+                "Nothing is known about longer outputs: record them."
+            )
+        if cost.gamma_max < compiled.gamma_max:
+            raise ConfigError(
+                f"Expected costs compiled for at least gamma_max {compiled.gamma_max}, got {cost.gamma_max}. "
+                "Pass that gamma_max to CompiledCost."
+            )
+        self.compiled, self.cost, self.num_slots = compiled, cost, num_slots
+        self.budget = compiled.max_new_tokens if budget is None else budget
+        self.acceptance = acceptance if compiled.is_sampled else "recorded"
+        self.controller_s = controller_s
+        self._generators = rng.spawn(num_slots) if rng is not None else None
+        self._describe_sequences()
+        self._make_slots()
+
+    def _describe_sequences(self) -> None:
+        compiled, cost = self.compiled, self.cost
+        names = compiled.compressions
+        missing = sorted(set(names) - set(cost.compressions))
+        if missing:
+            raise CostTableError(
+                f"Expected costs compiled for {missing} as well, got {list(cost.compressions)}. "
+                "Pass the recordings' compression names to CompiledCost."
+            )
+        self._comp_of = np.array([cost.compressions.index(name) for name in names], np.int64)
+        self._bits_of = np.array([BITS_PER_WEIGHT[name] for name in names])
+        self._length_of = np.minimum(compiled.length, self.budget)
+        self._ends_of = compiled.ends_text & (compiled.length <= self.budget)
+        # A recording that stopped short of the budget without an end of text had no more room than it used.
+        self._limit_of = np.where(self._ends_of, self.budget, self._length_of)
+
+    def _make_slots(self) -> None:
+        n, compiled = self.num_slots, self.compiled
+        self.sequence = np.full(n, -1, np.int64)
+        self.comp_index = np.zeros(n, np.int64)
+        self.prompt_len = np.zeros(n, np.int64)
+        self._offset = np.zeros(n, np.int64)
+        # Length 1 is the prefill's token alone: such a slot is idle.
+        self.length = np.ones(n, np.int64)
+        self._limit = np.ones(n, np.int64)
+        self._ends = np.zeros(n, np.bool_)
+        self._static = StaticContext(
+            cost_ratio=np.zeros(n), bits_per_weight=np.zeros(n), budget=np.full(n, self.budget, np.int64)
+        )
+        self.history = History.start(n, 0.0, 1.0)
+        self._accepted, self._stop = compiled.accepted_length, compiled.eos_stop
+        # The recording's own tables are laid out by the sequences' offsets: one array, two names.
+        self._table_offset = self._offset
+        if self.acceptance == "rejection":
+            # Each slot owns a row of redrawn acceptances in place of the recording's.
+            self._row_length = int(compiled.length.max()) + 1
+            self._accepted = np.zeros(n * self._row_length, np.int64)
+            self._stop = np.ones(n * self._row_length, np.int64)
+            self._table_offset = np.arange(n) * self._row_length
+
+    @property
+    def running(self) -> BoolArray:
+        """Shape [N]; slots whose sequence has not ended."""
+        return self.history.emitted < self.length
+
+    @property
+    def playable(self) -> IntArray:
+        """Indices of the sequences that have a decode step at all: more than the prefill's token."""
+        return np.flatnonzero(self._length_of > 1)
+
+    def assign(
+        self, slots: ArrayLike, sequences: ArrayLike, generators: Sequence[np.random.Generator] | None = None
+    ) -> None:
+        """Starts sequences at position 1, right after their prefill.
+
+        Args:
+            slots: Distinct slot indices.
+            sequences: One sequence index a slot.
+            generators: One a slot, for "rejection"'s draws, in place of those made from `rng`.
+        """
+        rows, chosen = np.atleast_1d(np.asarray(slots, np.int64)), np.atleast_1d(np.asarray(sequences, np.int64))
+        compiled = self.compiled
+        comp = self._comp_of[chosen]
+        self.sequence[rows] = chosen
+        self.comp_index[rows] = comp
+        self.prompt_len[rows] = compiled.prompt_len[chosen]
+        self._offset[rows] = offset = compiled.offset[chosen]
+        self.length[rows] = self._length_of[chosen]
+        self._limit[rows] = self._limit_of[chosen]
+        self._ends[rows] = self._ends_of[chosen]
+        self._static.cost_ratio[rows] = self.cost.cost_ratio[comp]
+        self._static.bits_per_weight[rows] = self._bits_of[chosen]
+        self.history.restart(rows, compiled.target[offset])
+        if self.acceptance == "rejection":
+            self._redraw(rows, chosen, generators)
+
+    def _redraw(self, rows: IntArray, sequences: IntArray, generators: Sequence[np.random.Generator] | None) -> None:
+        if generators is None:
+            if self._generators is None:
+                raise ConfigError("Expected a random generator for rejection acceptance, got none. Pass rng.")
+            generators = [self._generators[row] for row in rows]
+        for row, sequence, generator in zip(rows, sequences, generators, strict=True):
+            accepted, stop = self.compiled.redraw(int(sequence), generator)
+            start = row * self._row_length
+            self._accepted[start : start + len(accepted)] = accepted
+            self._stop[start : start + len(stop)] = stop
+
+    def observe(self) -> FloatArray:
+        """Shape [N, features]; what a controller sees before the next step, meaningless in idle slots."""
+        return observe(self.history, self._static)
+
+    @cached_property
+    def first_observations(self) -> FloatArray:
+        """Shape [S, features]; what a controller sees before the first step of each sequence."""
+        target = self.compiled.target[self.compiled.offset]
+        static = StaticContext(
+            cost_ratio=self.cost.cost_ratio[self._comp_of],
+            bits_per_weight=self._bits_of,
+            budget=np.full(len(target), self.budget, np.int64),
+        )
+        return observe(History.start(len(target), target[:, 0], target[:, 1]), static)
+
+    def draft_limits(self, position: IntArray) -> tuple[IntArray, IntArray]:
+        """What a draft from `position` can come to in each slot.
+
+        Args:
+            position: Shape [N]; output positions, at most the sequences' lengths.
+
+        Returns:
+            Most tokens that would be drafted, below 1 where none fits; and how many of them the target would accept.
+        """
+        place = self._table_offset + position
+        return np.minimum(self._limit - 1 - position, self._stop[place]), self._accepted[place]
+
+    def step(self, gammas: ArrayLike, where: BoolArray | None = None) -> ReplayStep:
+        """Makes one decode step in each slot.
+
+        Args:
+            gammas: Shape [N]; speculation lengths, 0 to the recording's gamma_max.
+            where: Shape [N]; slots that step, all if None.
+
+        Raises:
+            ConfigError: if a gamma is out of range or a slot that steps is idle.
+        """
+        gammas = self._checked_gammas(gammas)
+        position = self.history.emitted
+        idle = position >= self.length
+        if (idle if where is None else idle & where).any():
+            raise ConfigError("Expected running slots, got an idle one. Assign it a sequence before it steps again.")
+        limit, accepted_length = self.draft_limits(position)
+        num_drafted = np.minimum(gammas, limit)
+        num_accepted = np.minimum(num_drafted, accepted_length)
+        num_emitted = np.minimum(num_accepted + 1, self.length - position)
+        context = self.prompt_len + position
+        if where is not None:
+            num_drafted, num_accepted, num_emitted = num_drafted * where, num_accepted * where, num_emitted * where
+        num_tested = np.minimum(num_accepted + 1, num_drafted)
+        seconds = self.cost.step_seconds(self.comp_index, num_drafted, self.history.draft_lag, context)
+        seconds += self.controller_s
+        ended = self._advance(num_drafted, num_accepted, num_tested, num_emitted, where)
+        if where is not None:
+            seconds *= where
+            ended &= where
+        return ReplayStep(
+            num_drafted=num_drafted,
+            num_accepted=num_accepted,
+            num_tested=num_tested,
+            num_emitted=num_emitted,
+            seconds=seconds,
+            context=context,
+            terminated=ended & self._ends,
+            truncated=ended & ~self._ends,
+        )
+
+    def _advance(
+        self,
+        num_drafted: IntArray,
+        num_accepted: IntArray,
+        num_tested: IntArray,
+        num_emitted: IntArray,
+        where: BoolArray | None,
+    ) -> BoolArray:
+        """Takes the step into the history and returns which sequences have ended."""
+        compiled = self.compiled
+        place = self._offset + self.history.emitted
+        outcome = StepBatch(
+            num_drafted=num_drafted,
+            num_accepted=num_accepted,
+            num_emitted=num_emitted,
+            tested=compiled.tested[place * (compiled.gamma_max + 1) + num_tested],
+            target=compiled.target[place + num_emitted - 1],
+        )
+        self.history = update_history(self.history, outcome, where)
+        return self.history.emitted >= self.length
+
+    def _checked_gammas(self, gammas: ArrayLike) -> IntArray:
+        values = np.asarray(gammas)
+        if values.shape != (self.num_slots,) or not np.issubdtype(values.dtype, np.integer):
+            raise ConfigError(
+                f"Expected {self.num_slots} whole speculation lengths, got shape {values.shape} of {values.dtype}."
+            )
+        if values.size and (values.min() < 0 or values.max() > self.compiled.gamma_max):
+            raise ConfigError(
+                f"Expected speculation lengths from 0 to {self.compiled.gamma_max}, "
+                f"got {values.min()} to {values.max()}. The recording goes no deeper."
+            )
+        return values.astype(np.int64, copy=False)
