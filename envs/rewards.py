@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a decode step is worth.
+
+The text is fixed, so the score of a controller is total time: the sum of tokens over the sum of seconds. Every reward
+is one way of telling a learner so step by step, and each has its trap:
+
+- `throughput`: for learners that look at one step alone (discount 0). A sum of ratios is not a ratio of sums, so with a
+  longer horizon its optimum drifts from the score's.
+- `time`: the exact objective when undiscounted, because an episode is a fixed text.
+- `lambda_throughput`: Dinkelbach's parametric form of the ratio; exact at the fixed point, where lambda is the
+  throughput being achieved. Whoever trains moves lambda there.
+- `tokens_minus_cost`: right for discount 0 and a token cost of lambda times the draft's seconds ("auto"). Undiscounted,
+  the tokens of an episode are a constant and its optimum is never to draft.
+- `tokens`: drives gamma to its maximum, whatever the draft costs. An ablation.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from speckv.cost import CompiledCost
+from speckv.errors import ConfigError, nearest
+from speckv.replay import ReplayStep
+from speckv.types import IntArray
+
+Rewards = NDArray[np.float64]
+Lambda = float | Mapping[str, float] | None
+
+
+def throughput(num_emitted: ArrayLike, seconds: ArrayLike, autoregressive_s: ArrayLike) -> Rewards:
+    """The step's tokens a second, in units of plain decoding: above 1 is faster.
+
+    Args:
+        num_emitted: Tokens added to the output.
+        seconds: Time of the step.
+        autoregressive_s: Time in which plain decoding emits one token here.
+
+    >>> throughput(num_emitted=3, seconds=0.5, autoregressive_s=0.25).item()
+    1.5
+    """
+    return np.asarray(np.multiply(num_emitted, autoregressive_s) / np.asarray(seconds), np.float64)
+
+
+def time(seconds: ArrayLike, autoregressive_s: ArrayLike) -> Rewards:
+    """The step's time, negated, in units of plain decoding's time for one token.
+
+    Args:
+        seconds: Time of the step.
+        autoregressive_s: Time in which plain decoding emits one token; the same at every step of an episode, or the sum
+            would no longer be the episode's time.
+
+    >>> time(seconds=0.5, autoregressive_s=0.25).item()
+    -2.0
+    """
+    return np.asarray(-np.divide(seconds, autoregressive_s), np.float64)
+
+
+def lambda_throughput(num_emitted: ArrayLike, seconds: ArrayLike, tokens_per_second: ArrayLike) -> Rewards:
+    """The step's tokens, less those that would have been emitted in its time at the throughput lambda.
+
+    Args:
+        num_emitted: Tokens added to the output.
+        seconds: Time of the step.
+        tokens_per_second: Lambda.
+
+    Source:
+        Dinkelbach 1967, "On nonlinear fractional programming", Management Science 13(7).
+
+    >>> lambda_throughput(num_emitted=3, seconds=0.25, tokens_per_second=8.0).item()
+    1.0
+    """
+    return np.asarray(np.subtract(num_emitted, np.multiply(tokens_per_second, seconds)), np.float64)
+
+
+def tokens_minus_cost(num_emitted: ArrayLike, num_drafted: ArrayLike, token_cost: ArrayLike) -> Rewards:
+    """The step's tokens, less a price for each drafted one.
+
+    Args:
+        num_emitted: Tokens added to the output.
+        num_drafted: Tokens really drafted.
+        token_cost: Price of a drafted token, in emitted ones.
+
+    >>> tokens_minus_cost(num_emitted=3, num_drafted=4, token_cost=0.25).item()
+    2.0
+    """
+    return np.asarray(np.subtract(num_emitted, np.multiply(token_cost, num_drafted)), np.float64)
+
+
+class Reward(Protocol):
+    """Values one decode step of each environment."""
+
+    def __call__(self, step: ReplayStep, comp_index: IntArray) -> Rewards:
+        """Returns shape [N], given the step and the compression index of each row."""
+
+    def set_lambda(self, values: Mapping[str, float]) -> None:
+        """Sets the throughput, in tokens a second, of some compressions; a ConfigError where the reward has none."""
+
+
+class _Stateless:
+    """A reward that reads nothing but the step and the cost table."""
+
+    def __init__(self, cost: CompiledCost, value: Callable[[CompiledCost, ReplayStep, IntArray], Rewards]) -> None:
+        self._cost, self._value = cost, value
+
+    def __call__(self, step: ReplayStep, comp_index: IntArray) -> Rewards:
+        return self._value(self._cost, step, comp_index)
+
+    def set_lambda(self, values: Mapping[str, float]) -> None:
+        raise ConfigError(f"Expected a reward with a lambda, such as lambda_throughput, to take {dict(values)}.")
+
+
+class _WithLambda:
+    """A reward that compares with the throughput being achieved, one lambda a compression.
+
+    Lambda starts at plain decoding's throughput. Either the caller moves it, or `decay` makes it follow the steps that
+    it sees: decayed tokens over decayed seconds.
+    """
+
+    def __init__(self, cost: CompiledCost, rate: Lambda = None, decay: float | None = None) -> None:
+        if decay is not None and not 0.0 < decay < 1.0:
+            raise ConfigError(f"Expected a decay above 0 and below 1, or none to keep lambda as set, got {decay}.")
+        self._cost, self._decay = cost, decay
+        self.rates = 1.0 / cost.reference_autoregressive_s
+        # Lambda counts as one second's worth of steps, so that the first ones nudge it and do not replace it.
+        self._seconds = np.ones(len(self.rates))
+        self._tokens = self.rates * self._seconds
+        if rate is not None:
+            self.set_lambda(rate if isinstance(rate, Mapping) else dict.fromkeys(cost.compressions, rate))
+
+    def set_lambda(self, values: Mapping[str, float]) -> None:
+        names = self._cost.compressions
+        for name, value in values.items():
+            if name not in names or not np.isfinite(value) or value < 0:
+                raise ConfigError(
+                    f"Expected tokens a second, 0 or more, for compressions among {list(names)}, got {name}: {value}."
+                )
+            self.rates[names.index(name)] = value
+        self._tokens = self.rates * self._seconds
+
+    def _follow(self, step: ReplayStep, comp_index: IntArray) -> None:
+        if self._decay is None:
+            return
+        count = len(self.rates)
+        for total, amounts in ((self._tokens, step.num_emitted), (self._seconds, step.seconds)):
+            total *= self._decay
+            total += np.bincount(comp_index, amounts, count)
+        self.rates = self._tokens / self._seconds
+
+
+class _LambdaThroughput(_WithLambda):
+    def __call__(self, step: ReplayStep, comp_index: IntArray) -> Rewards:
+        rewards = lambda_throughput(step.num_emitted, step.seconds, self.rates[comp_index])
+        self._follow(step, comp_index)
+        return rewards
+
+
+class _TokensMinusCost(_WithLambda):
+    """Charges a given price, or lambda times the draft's seconds."""
+
+    def __init__(
+        self, cost: CompiledCost, token_cost: float | str = "auto", rate: Lambda = None, decay: float | None = None
+    ) -> None:
+        super().__init__(cost, rate, decay)
+        is_number = isinstance(token_cost, int | float) and not isinstance(token_cost, bool)
+        if token_cost != "auto" and not (is_number and 0 <= float(token_cost) < np.inf):
+            raise ConfigError(f"Expected a token cost of 0 or more emitted tokens, or 'auto', got {token_cost!r}.")
+        self._price = None if token_cost == "auto" else float(token_cost)
+
+    def __call__(self, step: ReplayStep, comp_index: IntArray) -> Rewards:
+        prices = (
+            self.rates * self._cost.reference_draft_s if self._price is None else np.full(len(self.rates), self._price)
+        )
+        rewards = tokens_minus_cost(step.num_emitted, step.num_drafted, prices[comp_index])
+        self._follow(step, comp_index)
+        return rewards
+
+
+def _throughput(cost: CompiledCost, step: ReplayStep, comp_index: IntArray) -> Rewards:
+    return throughput(step.num_emitted, step.seconds, cost.autoregressive_s(comp_index, step.context))
+
+
+def _time(cost: CompiledCost, step: ReplayStep, comp_index: IntArray) -> Rewards:
+    return time(step.seconds, cost.reference_autoregressive_s[comp_index])
+
+
+def _tokens(_cost: CompiledCost, step: ReplayStep, _comp_index: IntArray) -> Rewards:
+    return step.num_emitted.astype(np.float64)
+
+
+REWARDS: dict[str, Callable[..., Reward]] = {
+    "throughput": lambda cost: _Stateless(cost, _throughput),
+    "time": lambda cost: _Stateless(cost, _time),
+    "lambda_throughput": _LambdaThroughput,
+    "tokens_minus_cost": _TokensMinusCost,
+    "tokens": lambda cost: _Stateless(cost, _tokens),
+}
+"""Name -> factory. Options: `rate` (lambda in tokens a second, one number or one a compression) and `decay` for
+`lambda_throughput`; these and `token_cost` (a number or "auto") for `tokens_minus_cost`; none for the others."""
+
+
+def make_reward(
+    name: str, cost: CompiledCost, options: Mapping[str, float | str | Mapping[str, float]] | None
+) -> Reward:
+    """Builds a reward by name.
+
+    Args:
+        name: A key of `REWARDS`.
+        cost: The times of the environment.
+        options: What `REWARDS` lists for it.
+
+    Raises:
+        ConfigError: if the name or an option is unknown.
+    """
+    if name not in REWARDS:
+        raise ConfigError(f"Expected a reward among {sorted(REWARDS)}, got {name!r}." + nearest(name, list(REWARDS)))
+    try:
+        return REWARDS[name](cost, **(options or {}))
+    except TypeError as error:
+        raise ConfigError(
+            f"Expected only options that the reward {name!r} knows, got {dict(options or {})}."
+        ) from error
