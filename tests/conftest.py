@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every test stands on: no network, one torch thread, reproducible hypothesis, and weights or a skip."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import hypothesis
+import pytest
+import torch
+
+WEIGHT_FILES = (
+    "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
+    "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
+    "smollm2-135m-instruct-q4_1.gguf",
+)
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+hypothesis.settings.register_profile("dev", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+def _weights_folder() -> Path:
+    return Path(os.environ.get("SPECKV_WEIGHTS") or Path.home() / ".cache" / "speckv" / "weights")
+
+
+def _missing_weights() -> str:
+    """Returns why the `model` tests cannot run, or an empty string."""
+    folder = _weights_folder()
+    missing = [name for name in WEIGHT_FILES if not (folder / name).is_file()]
+    return f"needs {', '.join(missing)} in $SPECKV_WEIGHTS ({folder})" if missing else ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    no_weights = _missing_weights()
+    no_gpu = "" if torch.cuda.is_available() else "needs a CUDA device"
+    for item in items:
+        for marker, reason in (("model", no_weights), ("gpu", no_gpu)):
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def weights_dir() -> Path:
+    """Folder holding `WEIGHT_FILES`; the test is skipped where one is missing."""
+    if reason := _missing_weights():
+        pytest.skip(reason)
+    return _weights_folder()

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The house keeps its own rules: one version, headers, module sizes, declared imports, no path of one machine."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import speckv
+
+ROOT = Path(__file__).resolve().parents[1]
+SPDX = "# SPDX-License-Identifier: Apache-2.0"
+ROOMS = ("speckv", "envs", "agents", "train.py", "evaluate.py")
+NUMPY_ONLY = ("types", "errors", "cost", "observation", "runtime", "replay", "traces")
+HEAVY = ("torch", "transformers", "gymnasium", "stable_baselines3", "hydra", "envs", "agents")
+MAX_MODULE_LINES = 400
+
+IMPORT_NAMES = {"hydra-core": "hydra", "stable-baselines3": "stable_baselines3"}
+BEHIND_OTHERS = {"accelerate", "gguf", "tensorboard"}  # imported by transformers and torch on our behalf
+COMES_WITH = {"omegaconf": "hydra"}
+
+
+def _house_files() -> list[Path]:
+    """Returns every file that git tracks or would track."""
+    listing = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    if listing.returncode != 0:
+        pytest.skip("needs a git checkout")
+    paths = (ROOT / name for name in listing.stdout.split("\0") if name)
+    return [path for path in paths if path.is_file()]
+
+
+def _modules() -> list[Path]:
+    return [path for path in _house_files() if path.suffix == ".py"]
+
+
+def _offenders(paths: list[Path]) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for path in paths)
+
+
+def test_one_version_everywhere() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"^## \[(.+?)\]", changelog, re.MULTILINE)[0] == speckv.__version__
+    try:
+        installed = metadata.version("speckv")
+    except metadata.PackageNotFoundError:
+        pytest.skip("speckv runs from the checkout, not installed")
+    assert installed == speckv.__version__
+
+
+def test_every_module_has_licence_header_and_docstring() -> None:
+    def lacking(path: Path) -> bool:
+        text = path.read_text(encoding="utf-8")
+        return not text.startswith(SPDX + "\n") or not ast.get_docstring(ast.parse(text))
+
+    assert _offenders([path for path in _modules() if lacking(path)]) == []
+
+
+def test_no_module_outgrows_its_room() -> None:
+    long = [path for path in _modules() if len(path.read_text(encoding="utf-8").splitlines()) > MAX_MODULE_LINES]
+    assert _offenders(long) == []
+
+
+def test_no_path_of_one_machine() -> None:
+    absolute = re.compile(rb"(?<![\w.$}~-])/(root|work|home/[a-z]\w*|Users/[a-z]\w*)/\w")
+    assert _offenders([path for path in _house_files() if absolute.search(path.read_bytes())]) == []
+
+
+def test_ci_runs_the_readmes_own_test_command() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = [block for block in re.findall(r"```\w*\n(.*?)```", readme, re.DOTALL) if '".[test]"' in block]
+    commands = [line.partition("  #")[0].strip() for line in block.splitlines()]
+    stages = re.findall(r"^stage \w+ (.+)$", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE)
+    shared = [command for command in commands if command in stages]
+    assert shared == [next(command for command in commands if '".[test]"' in command), "pytest"]
+
+
+def _imported(path: Path) -> Iterator[str]:
+    """Yields the top-level names a module imports from outside itself."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module.partition(".")[0]
+
+
+def test_declared_dependencies_are_the_imported_ones() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    requirements = [*project["dependencies"], *project["optional-dependencies"]["models"]]
+    distributions = {re.split(r"[<>=\[ ]", requirement, maxsplit=1)[0] for requirement in requirements}
+    declared = {IMPORT_NAMES.get(name, name) for name in distributions}
+    product = [path for path in _modules() if path.relative_to(ROOT).parts[0] in ROOMS]
+    imported = {name for path in product for name in _imported(path)}
+    third_party = imported - set(sys.stdlib_module_names) - {"speckv", "envs", "agents"}
+    assert {COMES_WITH.get(name, name) for name in third_party} | BEHIND_OTHERS == declared
+
+
+def test_only_the_commands_compose_configs() -> None:
+    def may(path: Path) -> bool:
+        room = path.relative_to(ROOT)
+        return room.name in ("train.py", "evaluate.py") or room.parts[:2] == ("speckv", "commands")
+
+    composers = [path for path in _modules() if {"hydra", "omegaconf"} & set(_imported(path))]
+    inside = [path for path in composers if path.relative_to(ROOT).parts[0] not in ("tests", "benchmarks")]
+    assert _offenders([path for path in inside if not may(path)]) == []
+
+
+@pytest.mark.parametrize("module", NUMPY_ONLY)
+def test_lowest_floor_imports_numpy_only(module: str) -> None:
+    probe = f"import sys, speckv.{module}; print(*sorted(set({HEAVY!r}) & set(sys.modules)))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    outcome = subprocess.run(
+        [sys.executable, "-c", probe], cwd=ROOT, env=environment, capture_output=True, check=True, text=True
+    )
+    assert outcome.stdout.strip() == ""
