@@ -5,8 +5,8 @@
 
 The file (github.com/Amorfati123/SpecKV, MIT, results/) has 240 runs: compression x gamma in {2, 4, 6, 8} x 20 prompts,
 with seconds and decode steps. Seconds a step, pooled, are fitted by least squares as `verify + gamma * draft`, so the
-verify pass is flat in its width by assumption, and the first draft pass after a fully accepted draft costs no more than
-another. Those runs had no key-value cache and no run with gamma 0: the times are the paper's, not a serving engine's, and
+verify pass is flat in its width by assumption, and the first draft pass after a fully accepted draft costs no more
+than another. Those runs had no key-value cache and no gamma 0: the times are the paper's, not a serving engine's, and
 plain decoding's is an extrapolation.
 """
 
@@ -79,7 +79,13 @@ def main() -> None:
     table = fit(arguments.csv)
     table.save(arguments.out)
     for name, entry in table.entries.items():
-        logger.info("%s: verify %.1f ms, draft %.1f ms, ratio %.2f", name, 1e3 * entry.verify_s[0], 1e3 * entry.draft_s[0], table.cost_ratio(name))
+        logger.info(
+            "%s: verify %.1f ms, draft %.1f ms, ratio %.2f",
+            name,
+            1e3 * entry.verify_s[0],
+            1e3 * entry.draft_s[0],
+            table.cost_ratio(name),
+        )
     logger.info("%s\nwrote %s", table.notes, arguments.out)
 
 

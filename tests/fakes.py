@@ -83,7 +83,8 @@ def tiny_qwen(seed: int, *, like: Qwen2ForCausalLM | None = None, noise: float =
         eos_token_id=None,
         pad_token_id=0,
     )
-    model = Qwen2ForCausalLM(config).eval().to(torch.float64)
+    model: Qwen2ForCausalLM = Qwen2ForCausalLM(config).eval()
+    model.double()
     if like is not None:
         weights = {name: value + noise * torch.randn_like(value) for name, value in like.state_dict().items()}
         model.load_state_dict(weights)
@@ -109,7 +110,12 @@ def save_tiny(folder: Path, model: Qwen2ForCausalLM, letters: str = LETTERS) -> 
     """Saves a tiny model as a model folder, with a tokenizer that has one token a letter, "a" being token 0."""
     vocabulary = {letter: i for i, letter in enumerate(letters)}
     tokenizer = Qwen2Tokenizer(
-        vocab=vocabulary, merges=[], unk_token=letters[0], eos_token=None, pad_token=None, bos_token=None
+        vocab=vocabulary,
+        merges=[],
+        unk_token=letters[0],
+        eos_token=None,  # type: ignore[arg-type]
+        pad_token=None,  # type: ignore[arg-type]
+        bos_token=None,
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

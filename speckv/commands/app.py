@@ -73,8 +73,8 @@ def compose_checked(config_name: str, overrides: Sequence[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
         groups, settings = _split(overrides)
-        _check_groups(groups)
         try:
+            _check_groups(groups, [*map(str, compose(config_name=config_name)), "experiment"])
             known = compose(config_name=config_name, overrides=groups)
             _check_keys(settings, known)
             return compose(config_name=config_name, overrides=list(overrides))
@@ -91,9 +91,11 @@ def _key(override: str) -> str:
     return override.split("=")[0].lstrip("+~").split("@")[0]
 
 
-def _check_groups(groups: Sequence[str]) -> None:
+def _check_groups(groups: Sequence[str], offered: Sequence[str]) -> None:
     for override in groups:
         key, _, value = override.partition("=")
+        if _key(override) not in offered:
+            raise ConfigError(f"Unknown setting {_key(override)!r}.{nearest(_key(override), list(offered))}")
         known = sorted(p.stem for p in (CONFIGS / _key(override)).glob("*.yaml"))
         if value and value not in ("null", *known):
             raise ConfigError(

@@ -40,8 +40,19 @@ def run(config: DictConfig) -> None:
     out = Path(config.out or f"{config.name}.json")
     table.save(out)
     for name, entry in table.entries.items():
-        times = ", ".join(f"{w}: {1e3 * s:.0f}" for w, s in zip(entry.verify_widths, entry.verify_s, strict=True) if w in (1, 2, 5, 9, 17))
-        logger.info("%s (%s): verify ms by width %s; cost ratio %.2f; worst spread %.0f %%", name, entry.dtype, times, table.cost_ratio(name), 100 * max(entry.spread))
+        times = ", ".join(
+            f"{w}: {1e3 * s:.0f}"
+            for w, s in zip(entry.verify_widths, entry.verify_s, strict=True)
+            if w in (1, 2, 5, 9, 17)
+        )
+        logger.info(
+            "%s (%s): verify ms by width %s; cost ratio %.2f; worst spread %.0f %%",
+            name,
+            entry.dtype,
+            times,
+            table.cost_ratio(name),
+            100 * max(entry.spread),
+        )
     logger.info("decision %.0f us; wrote %s", 1e6 * table.controller_s, out)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m speckv decode "PROMPT" controller=RUN`: live decoding, drafted and target's own tokens told apart by colour."""
+"""`python -m speckv decode "PROMPT" controller=RUN`: live decoding, each token coloured by where it came from."""
 
 import logging
 from dataclasses import dataclass
@@ -74,18 +74,22 @@ def find_controller(spec: str | int, cost_name: str) -> Controller:
     )
 
 
-def summary(name: str, result: GenerationResult, plain: GenerationResult | None, compression: str, dtype: str) -> list[str]:
+def summary(
+    name: str, result: GenerationResult, plain: GenerationResult | None, compression: str, dtype: str
+) -> list[str]:
     """Lines about a run and the plain one beside it."""
     drafted = sum(step.outcome.num_drafted for step in result.steps)
     accepted = sum(step.outcome.num_accepted for step in result.steps)
     lines = [
-        f"{name}, {compression} in {dtype.removeprefix('torch.')}: {len(result.tokens)} tokens in {len(result.steps)} steps "
-        f"({result.block_efficiency:.2f} a step), {accepted} of {drafted} drafted accepted, "
-        f"{result.tokens_per_s:.2f} tokens/s, deciding {result.controller_s / max(result.decode_s, 1e-9):.2%} of the time"
+        f"{name}, {compression} in {dtype.removeprefix('torch.')}: {len(result.tokens)} tokens in "
+        f"{len(result.steps)} steps ({result.block_efficiency:.2f} a step), {accepted} of {drafted} drafted accepted, "
+        f"{result.tokens_per_s:.2f} tokens/s, {result.controller_s / max(result.decode_s, 1e-9):.2%} of it deciding"
     ]
     if plain is not None:
         ratio = result.tokens_per_s / plain.tokens_per_s if plain.tokens_per_s else float("nan")
-        same = "the same text" if plain.tokens == result.tokens else "a different text (see docs/numerics.md on near-ties)"
+        same = (
+            "the same text" if plain.tokens == result.tokens else "a different text (see docs/numerics.md on near-ties)"
+        )
         lines.append(f"plain decoding: {plain.tokens_per_s:.2f} tokens/s, {same}; ratio {ratio:.2f}")
     return lines
 

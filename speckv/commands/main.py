@@ -7,6 +7,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from omegaconf import OmegaConf
+
 from speckv.commands.app import compose_checked, run_explained
 from speckv.errors import ConfigError, nearest
 
@@ -41,7 +43,7 @@ def _run(name: str, rest: list[str]) -> None:
         raise ConfigError(f"Expected a command in {sorted(COMMANDS)}, got {name!r}." + nearest(name, list(COMMANDS)))
     module = importlib.import_module(f"speckv.commands.{name}")
     config = compose_checked(name, module.overrides(rest))
-    missing = [str(key) for key in config if config._get_node(key)._is_missing()]
+    missing = [str(key) for key in config if OmegaConf.is_missing(config, key)]
     if missing:
         raise ConfigError(f"Expected {missing[0]}=..., got none. configs/{name}.yaml explains every setting.")
     module.run(config)

@@ -23,7 +23,9 @@ def pair_config(model: DictConfig) -> PairConfig:
     folder = fields.get("folder")
     if folder is not None:
         if not fields.get("target_gguf"):
-            raise ConfigError(f"Expected model.target and model.draft for {fields['name']}: it has no usual GGUF names.")
+            raise ConfigError(
+                f"Expected model.target and model.draft for {fields['name']}: it has no usual GGUF names."
+            )
         fields["target"] = str(Path(folder) / fields["target_gguf"])
         if fields.get("draft_gguf"):
             fields["draft"] = str(Path(folder) / fields["draft_gguf"])

@@ -91,7 +91,9 @@ class Engine:
         """
         limit = self._context_limit()
         if not prompt:
-            raise BudgetError("Expected a prompt of at least one token, got none. Give a beginning-of-text token at least.")
+            raise BudgetError(
+                "Expected a prompt of at least one token, got none. Give a beginning-of-text token at least."
+            )
         if max_new_tokens < 1:
             raise BudgetError(f"Expected max_new_tokens of at least 1, got {max_new_tokens}.")
         if len(prompt) > limit:
@@ -110,7 +112,9 @@ class Engine:
         if self._draft_cache is not None:
             self._draft_cache.extend(prompt, num_logits=1)
         verification = self._verify(_Draft(tokens=[], signals=np.zeros((0, 3), np.float32), probs=None), logits)
-        return self._emit(_Draft(tokens=[], signals=np.zeros((0, 3), np.float32), probs=None), verification, logits, 0, started, 0.0)
+        return self._emit(
+            _Draft(tokens=[], signals=np.zeros((0, 3), np.float32), probs=None), verification, logits, 0, started, 0.0
+        )
 
     def step(self, gamma: int) -> DecodeStep:
         """Drafts up to gamma tokens, verifies them in one pass, emits the accepted ones and one of the target's.
@@ -122,7 +126,9 @@ class Engine:
             ConfigError: if the request is finished or not started, or gamma is negative, or positive without a draft.
         """
         if self.finish is not None or not self.tokens:
-            raise ConfigError(f"Expected a running request, got one that is {self.finish or 'not started'}. Call start first.")
+            raise ConfigError(
+                f"Expected a running request, got one that is {self.finish or 'not started'}. Call start first."
+            )
         if gamma < 0 or (gamma > 0 and self._draft_cache is None):
             raise ConfigError(f"Expected gamma >= 0, and 0 where there is no draft, got {gamma}.")
         started = self.clock()

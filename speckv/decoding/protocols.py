@@ -10,7 +10,9 @@ from torch import Tensor
 class CachedTokens(Protocol):
     """One token sequence inside one model; `speckv.models.CachedSequence` is the real one."""
 
-    length: int
+    @property
+    def length(self) -> int:
+        """Tokens in the cache."""
 
     def extend(self, tokens: Sequence[int], *, num_logits: int | None = None) -> Tensor:
         """Appends tokens and returns logits of shape [num_logits, vocab] after the last of them."""
@@ -22,8 +24,13 @@ class CachedTokens(Protocol):
 class LanguageModel(Protocol):
     """A model that the engine can drive."""
 
-    context_limit: int
-    vocab_size: int
+    @property
+    def context_limit(self) -> int:
+        """Longest sequence it takes, in tokens."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens it scores."""
 
     def sequence(self) -> CachedTokens:
         """Starts an empty sequence."""

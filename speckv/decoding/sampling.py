@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Distributions and draws: temperature, top-k, top-p, Gumbel noise shared by position. Pure functions.
 
-With Gumbel coupling, draft and target choose `argmax(log p + g[position])` with the same noise `g`. Each choice is an exact
-draw from its own distribution (Gumbel-max), the target's text is the same whatever was drafted, and the two agree often.
+With Gumbel coupling, draft and target choose `argmax(log p + g[position])` with the same noise `g`. Each choice is an
+exact draw from its own distribution (Gumbel-max), the target's text is the same whatever was drafted, and the two agree
+often.
 """
 
 import functools
@@ -39,6 +40,7 @@ class SamplingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        """Checks ranges."""
         if self.mode not in MODES:
             raise ConfigError(f"Expected a sampling mode in {MODES}, got {self.mode!r}." + nearest(self.mode, [*MODES]))
         if not self.temperature > 0:
@@ -131,5 +133,6 @@ def check_finite(values: Tensor, who: str) -> None:
     """
     if bool(torch.isnan(values).any()):
         raise ProbabilityError(
-            f"The {who} returned NaN. Its weights or this dtype are unusable here: try dtype=float32 or another compression."
+            f"The {who} returned NaN. Its weights or this dtype are unusable here: "
+            "try dtype=float32 or another compression."
         )

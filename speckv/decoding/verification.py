@@ -67,7 +67,9 @@ def verify_rejection(
     for i, token in enumerate(draft_tokens):
         draft_prob = float(draft_probs[i, token])
         if draft_prob <= 0:
-            raise ProbabilityError(f"Drafted token {token} has draft probability 0; it cannot have been drawn from this row.")
+            raise ProbabilityError(
+                f"Drafted token {token} has draft probability 0; it cannot have been drawn from this row."
+            )
         uniform = float(torch.rand((), generator=generator, device=target_probs.device))
         if uniform * draft_prob > float(target_probs[i, token]):
             recovered = draw(residual(target_probs[i], draft_probs[i]), generator)

@@ -6,6 +6,7 @@ first pass, and later passes mask the padding.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,8 +80,8 @@ class PaddedBatch:
         copy = PaddedBatch(self.model)
         longest = int(lengths.max())
         for index, layer in enumerate(self._cache.layers):
-            keys, values = layer.keys[rows, :, :longest], layer.values[rows, :, :longest]
-            copy._cache.update(keys, values, index)
+            held: Any = layer
+            copy._cache.update(held.keys[rows, :, :longest], held.values[rows, :, :longest], index)
         copy.lengths = lengths.clone()
         copy._mask = torch.arange(longest, device=self.model.device)[None] < lengths[:, None]
         return copy

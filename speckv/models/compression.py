@@ -81,13 +81,14 @@ def expand_nf4(model: nn.Module, dtype: torch.dtype) -> int:
     Returns:
         Number of layers replaced.
     """
-    import bitsandbytes as bnb  # noqa: PLC0415 - heavy, and only needed for 4-bit models
+    import bitsandbytes as bnb
 
     count = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, bnb.nn.Linear4bit):
-                weight = bnb.functional.dequantize_4bit(child.weight.data, child.weight.quant_state).to(dtype)
+                packed: Any = child.weight
+                weight = bnb.functional.dequantize_4bit(packed.data, packed.quant_state).to(dtype)
                 dense = nn.Linear(child.in_features, child.out_features, bias=child.bias is not None, device="meta")
                 dense.weight = nn.Parameter(weight.reshape(child.out_features, child.in_features), requires_grad=False)
                 if child.bias is not None:
@@ -100,7 +101,9 @@ def expand_nf4(model: nn.Module, dtype: torch.dtype) -> int:
 
 def silence_int8_cast_notice() -> None:
     """Drops the one warning that bitsandbytes' INT8 layer repeats for every layer and call."""
-    logging.getLogger("bitsandbytes.autograd._functions").addFilter(lambda record: "will be cast" not in record.getMessage())
-    import warnings  # noqa: PLC0415
+    logging.getLogger("bitsandbytes.autograd._functions").addFilter(
+        lambda record: "will be cast" not in record.getMessage()
+    )
+    import warnings
 
     warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")

@@ -39,7 +39,9 @@ def converted_folder(gguf: Path) -> Path:
         return folder
     missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
     if missing:
-        raise ModelError(f"Reading {gguf.name} needs {' and '.join(missing)}. Install them: pip install 'speckv[models]'")
+        raise ModelError(
+            f"Reading {gguf.name} needs {' and '.join(missing)}. Install them: pip install 'speckv[models]'"
+        )
     logger.info("Converting %s once into %s", gguf.name, folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
@@ -64,8 +66,8 @@ def _convert(gguf: Path, folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     except Exception as error:  # a damaged file makes a parser raise anything
         raise ModelError(
-            f"{gguf} could not be read as a GGUF model ({' '.join(str(error).split())[:200]}). Expected a whole file of an "
-            "architecture that transformers can dequantise; fetch it again or use a hub id or a folder."
+            f"{gguf} could not be read as a GGUF model ({' '.join(str(error).split())[:200]}). Expected a whole file "
+            "of an architecture that transformers can dequantise; fetch it again or use a hub id or a folder."
         ) from error
     # transformers refuses to save a model that came from GGUF: hand its weights to one that did not.
     config = copy.deepcopy(model.config)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A matrix product for the few rows of a verify pass, where the stock one wastes a CPU.
 
-`F.linear(x, weight)` asks BLAS for `x @ weight.T`. With 2 to 64 rows in float32, MKL's kernel for that layout streams the
-weights several times over on some CPUs (5 rows took 9.7 ms, the transposed product 4.2 ms, for 8960 x 1536 on an AVX2
-EPYC). Verification lives exactly there, so the faster order is measured once per process and used if it wins.
+`F.linear(x, weight)` asks BLAS for `x @ weight.T`. With 2 to 64 rows in float32, MKL's kernel for that layout is slow
+on some CPUs: on an AVX2 EPYC, 5 rows took 9.7 ms and the transposed product 4.2 ms for a weight of 8960 x 1536.
+Verification lives exactly there, so the faster order is measured once per process and used if it wins.
 """
 
 import functools
@@ -41,7 +41,9 @@ def use_narrow_linear(model: nn.Module) -> int:
     if not narrow_product_wins():
         return 0
     layers = [
-        m for m in model.modules() if type(m) is nn.Linear and m.weight.device.type == "cpu" and m.weight.dtype == torch.float32
+        m
+        for m in model.modules()
+        if type(m) is nn.Linear and m.weight.device.type == "cpu" and m.weight.dtype == torch.float32
     ]
     for layer in layers:
         layer.__class__ = NarrowLinear

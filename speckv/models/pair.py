@@ -125,7 +125,9 @@ def resolve_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise ConfigError(f"Expected device auto, cpu, cuda or cuda:N, got {name!r}.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("Expected a CUDA device for device=cuda, found none. Use device=cpu or install a CUDA build of torch.")
+        raise ConfigError(
+            "Expected a CUDA device for device=cuda, found none. Use device=cpu or install a CUDA build of torch."
+        )
     return device
 
 
@@ -137,6 +139,7 @@ def load_model(source: str, *, compression: str, dtype: torch.dtype, device: tor
     if kind.quantization_config is not None:
         arguments["quantization_config"] = kind.quantization_config(dtype)
         arguments["device_map"] = {"": device}
+    model: Any
     try:
         model = AutoModelForCausalLM.from_pretrained(location, **arguments)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
@@ -213,10 +216,12 @@ def _locate(source: str) -> str:
 def _load_error(source: str, error: Exception) -> ModelError:
     text = " ".join(str(error).split())
     if "gated" in text or "401" in text or "403" in text:
-        return ModelError(f"{source} is gated. Accept its licence on the hub and log in with `hf auth login`, then retry.")
+        return ModelError(
+            f"{source} is gated. Accept its licence on the hub and log in with `hf auth login`, then retry."
+        )
     return ModelError(
-        f"{source} could not be loaded ({text[:240]}). Expected a hub id that this machine can reach, a local folder or a "
-        ".gguf file. Offline? Give files: model.target=PATH model.draft=PATH"
+        f"{source} could not be loaded ({text[:240]}). Expected a hub id that this machine can reach, a local folder "
+        "or a .gguf file. Offline? Give files: model.target=PATH model.draft=PATH"
     )
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures what a draft pass, a verify pass and a decision cost on this machine, and writes a cost table.
 
-A pass is timed as the engine runs it: the model, the signals, the choice of tokens and their way to the host. Widths are
-interleaved, so that a slow moment of the machine does not fall on one of them; medians are kept, and their spread.
+A pass is timed as the engine runs it: the model, the signals, the choice of tokens and their way to the host. Widths
+are interleaved, so that a slow moment of the machine does not fall on one of them; medians are kept, and their spread.
 """
 
 import gc

@@ -93,12 +93,17 @@ def _parse(line: str, file: Path, number: int) -> Prompt:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
-        raise DataError(f"{file}:{number}: expected one JSON object a line, got {line[:60]!r} ({error.msg}).") from error
+        raise DataError(
+            f"{file}:{number}: expected one JSON object a line, got {line[:60]!r} ({error.msg})."
+        ) from error
     if not isinstance(record, dict):
         raise DataError(f"{file}:{number}: expected a JSON object, got {type(record).__name__}.")
     bad = [name for name in REQUIRED if not isinstance(record.get(name), str) or not record[name].strip()]
     if bad:
-        raise DataError(f"{file}:{number}: expected non-empty text in {', '.join(REQUIRED)}; {', '.join(bad)} is missing or no text.")
+        raise DataError(
+            f"{file}:{number}: expected non-empty text in {', '.join(REQUIRED)}; "
+            f"{', '.join(bad)} is missing or no text."
+        )
     split = record.get("split") or _split_of(record["id"])
     if split not in ("train", "test"):
         raise DataError(f'{file}:{number}: expected split "train" or "test", got {split!r}.')

@@ -180,7 +180,7 @@ class Recorder:
     def _choose(
         self, batch: PaddedBatch, hidden: Tensor, keys: list[tuple[int, int]], emitted: Sequence[int] | None = None
     ) -> tuple[Tensor, np.ndarray, np.ndarray]:
-        """Chooses a token a row, with its signals and the probability of the emitted token (the chosen one by default)."""
+        """Chooses a token a row; its signals, and the probability of the emitted token (by default the chosen one)."""
         chosen, found, probs = [], [], []
         for begin in range(0, len(hidden), LOGITS_ROWS):
             logits = batch.logits(hidden[begin : begin + LOGITS_ROWS])
@@ -203,7 +203,9 @@ class Recorder:
         if self.sampling.mode == "greedy":
             accept_prob = matches.astype(np.float32)
         else:
-            accept_prob = np.minimum(1.0, row.draft_prob / np.maximum(np.array(row.target_prob), 1e-30)).astype(np.float32)
+            accept_prob = np.minimum(1.0, row.draft_prob / np.maximum(np.array(row.target_prob), 1e-30)).astype(
+                np.float32
+            )
         return TraceSequence(
             prompt_id=row.prompt.prompt_id,
             task=row.prompt.task,

@@ -96,7 +96,9 @@ def record_traces(
         DataError: if no prompt is short enough.
     """
     if out.exists():
-        raise TraceError(f"Expected {out} not to exist, so that nothing is overwritten. Move it or choose another name.")
+        raise TraceError(
+            f"Expected {out} not to exist, so that nothing is overwritten. Move it or choose another name."
+        )
     parts = out.with_name(out.name + ".parts")
     book = _Progress(on_progress)
     pair: ModelPair | None = None
@@ -153,7 +155,9 @@ def select_prompts(prompts: Sequence[Prompt], pair: ModelPair, plan: ProfilePlan
             if counts[group] > skip:
                 kept.append((prompt, ids))
     if not kept:
-        raise DataError(f"Expected a prompt of at most {plan.max_prompt_tokens} tokens, found none. Raise max_prompt_tokens.")
+        raise DataError(
+            f"Expected a prompt of at most {plan.max_prompt_tokens} tokens, found none. Raise max_prompt_tokens."
+        )
     return kept
 
 
@@ -163,7 +167,11 @@ def make_batches(chosen: list[tuple[Prompt, list[int]]], batch_size: int) -> lis
     for item in chosen:
         by_group.setdefault((item[0].split, item[0].task), []).append(item)
     mixed = sorted(
-        ((rank / len(group), index, item) for index, group in enumerate(by_group.values()) for rank, item in enumerate(group)),
+        (
+            (rank / len(group), index, item)
+            for index, group in enumerate(by_group.values())
+            for rank, item in enumerate(group)
+        ),
         key=lambda entry: entry[:2],
     )
     window = 4 * batch_size
@@ -193,9 +201,7 @@ class _Progress:
             return
         rate = self._tokens / self._seconds if self._seconds else 0.0
         left = (self.total - self.done) * self._seconds / self._sequences if self._sequences else float("inf")
-        self._callback(
-            Progress(done=self.done, total=self.total, tokens_per_s=rate, seconds_left=left, label=label)
-        )
+        self._callback(Progress(done=self.done, total=self.total, tokens_per_s=rate, seconds_left=left, label=label))
 
 
 def _load(config: PairConfig) -> ModelPair:
@@ -209,7 +215,9 @@ def _check_plan(parts: Path, plan: ProfilePlan, prompt_ids: list[str]) -> None:
     text = json.dumps({"plan": asdict(plan), "prompts": _digest(prompt_ids)}, sort_keys=True, indent=1)
     note = parts / "plan.json"
     if note.is_file() and note.read_text(encoding="utf-8") != text:
-        raise TraceError(f"{parts} holds shards of another plan. Finish that one, delete the folder, or choose another out=.")
+        raise TraceError(
+            f"{parts} holds shards of another plan. Finish that one, delete the folder, or choose another out=."
+        )
     parts.mkdir(parents=True, exist_ok=True)
     partial = parts / f".plan.{os.getpid()}"
     partial.write_text(text, encoding="utf-8")

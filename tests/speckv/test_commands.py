@@ -26,7 +26,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
     path = tmp_path / "prompts.jsonl"
-    records = [{"id": f"{s}{i}", "task": "code", "prompt": "abc"[: i + 1], "split": s} for s in ("train", "test") for i in range(3)]
+    records = [
+        {"id": f"{s}{i}", "task": "code", "prompt": "abc"[: i + 1], "split": s}
+        for s in ("train", "test")
+        for i in range(3)
+    ]
     path.write_text("\n".join(map(json.dumps, records)))
     return path
 
@@ -67,7 +71,11 @@ def test_profile_merge_calibrate_decode(
     ],
 )
 def test_one_clear_error(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:

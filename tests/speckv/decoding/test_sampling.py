@@ -51,7 +51,8 @@ def test_noise_is_a_function_of_seed_and_position() -> None:
 
 def test_signals_of_certainty_and_of_ignorance() -> None:
     found = signals(torch.tensor([[50.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0], [-math.inf, 0.0, 0.0, -math.inf]]))
-    np.testing.assert_allclose(found, [[0, 1, 1], [math.log(4), 0.25, 0], [math.log(2), 0.5, 0]], atol=1e-6)
+    expected = np.array([[0.0, 1.0, 1.0], [math.log(4), 0.25, 0.0], [math.log(2), 0.5, 0.0]])
+    np.testing.assert_allclose(found, expected, atol=1e-6)
     assert torch.isnan(signals(torch.full((1, 3), torch.nan))).all()
 
 

@@ -8,6 +8,7 @@ import itertools
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +53,8 @@ def qwen(weights_dir: Path) -> ModelPair:
 
 def generate_plainly(pair: ModelPair, prompt: list[int]) -> list[int]:
     ids = torch.tensor([prompt])
-    output = pair.target.hf.generate(
+    hf: Any = pair.target.hf
+    output = hf.generate(
         ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=BUDGET,

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Live decoding, three arms side by side: plain, one fixed gamma, and a trained policy.
+
+    python benchmarks/live_decoding.py --prompts test.jsonl --weights FOLDER --controller runs/my-run --gamma 3 \
+        --dtype float32 --out benchmarks/results/live-float32.json
+
+Every prompt is decoded by all arms in one process, in an order that rotates. Seconds are decode time: prefill left out,
+decisions included. Texts are compared token by token; in 16-bit arithmetic a verify pass of another width can flip a
+near-tie, after which two texts go different ways: such prompts are counted and reported.
+"""
+
+import argparse
+import json
+import logging
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+
+from speckv.commands.decode import find_controller
+from speckv.cost import CostTable
+from speckv.decoding import Engine, GenerationResult, RequestContext, generate
+from speckv.models import PairConfig, load_pair
+from speckv.models.dtypes import dtype_name
+from speckv.profiling.machine import describe_machine
+from speckv.profiling.prompts import first_of_each, read_prompts
+from speckv.runtime.constant import ConstantGamma
+from speckv.types import Controller
+
+logger = logging.getLogger(__name__)
+PLAIN = "autoregressive"
+
+
+def summarise(results: dict[str, list[GenerationResult]]) -> dict[str, dict[str, float]]:
+    """Sums over prompts, then rates."""
+    table = {}
+    for name, runs in results.items():
+        seconds = sum(r.decode_s for r in runs)
+        tokens = sum(s.outcome.num_emitted for r in runs for s in r.steps)
+        steps = sum(len(r.steps) for r in runs)
+        table[name] = {
+            "tokens_per_s": tokens / seconds,
+            "tokens_per_step": tokens / steps,
+            "mean_gamma": sum(g for r in runs for g in r.gammas) / steps,
+            "controller_share": sum(r.controller_s for r in runs) / seconds,
+            "prompts_with_another_text": sum(
+                r.tokens != plain.tokens for r, plain in zip(runs, results[PLAIN], strict=True)
+            ),
+        }
+    return table
+
+
+def first_difference(tokens: tuple[int, ...], plain: tuple[int, ...]) -> int | None:
+    """Position of the first token that differs, or None."""
+    pairs = enumerate(zip(tokens, plain, strict=False))
+    found = next((i for i, (a, b) in pairs if a != b), None)
+    return found if found is not None or len(tokens) == len(plain) else min(len(tokens), len(plain))
+
+
+def main() -> None:
+    """Runs the comparison and writes JSON."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", nargs="+", required=True)
+    parser.add_argument("--per-task", type=int, default=2)
+    parser.add_argument("--weights", type=Path, required=True, help="folder with the Qwen pair's GGUF files")
+    parser.add_argument("--controller", default="shipped")
+    parser.add_argument("--gamma", type=int, required=True, help="the best fixed gamma, tuned on train prompts")
+    parser.add_argument("--cost", default="cpu-2core")
+    parser.add_argument("--compression", default="fp16")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    target, draft = (arguments.weights / f"qwen2.5-coder-{s}-instruct-q4_k_m.gguf" for s in ("1.5b", "0.5b"))
+    pair = load_pair(
+        PairConfig(target=str(target), draft=str(draft), dtype=arguments.dtype, compression=arguments.compression)
+    )
+    table = CostTable.load(arguments.cost)
+    context = RequestContext(compression=arguments.compression, cost_ratio=table.cost_ratio(arguments.compression))
+    policy = find_controller(arguments.controller, table.name)
+    arms: list[Controller] = [ConstantGamma(0), ConstantGamma(arguments.gamma, name="best fixed"), policy]
+    prompts = [p for p in read_prompts(arguments.prompts) if p.split == "test"]
+    prompts = first_of_each(prompts, arguments.per_task)
+    engine = Engine(pair.target, pair.draft, eos_token_ids=pair.eos_token_ids)
+    generate(engine, pair.encode("Warm up."), ConstantGamma(2), context=context, max_new_tokens=8)
+    results: dict[str, list[GenerationResult]] = defaultdict(list)
+    for number, prompt in enumerate(prompts):
+        ids = pair.encode(prompt.text)
+        for arm in arms[number % 3 :] + arms[: number % 3]:
+            run = generate(engine, ids, arm, context=context, max_new_tokens=arguments.max_new_tokens)
+            results[arm.name].append(run)
+        logger.info(
+            "%s: %s",
+            prompt.prompt_id,
+            ", ".join(f"{name} {runs[-1].tokens_per_s:.2f} tokens/s" for name, runs in results.items()),
+        )
+    summary = summarise(results)
+    plain = summary[PLAIN]["tokens_per_s"]
+    report = {
+        "what": "live decoding, decode time only, arms interleaved in one process",
+        "pair": "Qwen2.5-Coder-1.5B-Instruct with 0.5B draft",
+        "compression": arguments.compression,
+        "dtype": dtype_name(pair.target.dtype),
+        "max_new_tokens": arguments.max_new_tokens,
+        "prompts": [p.prompt_id for p in prompts],
+        "best_fixed_gamma": arguments.gamma,
+        "cost_table": table.name,
+        "arms": summary,
+        "ratio_to_plain": {name: row["tokens_per_s"] / plain for name, row in summary.items()},
+        "first_difference": {
+            name: [first_difference(r.tokens, p.tokens) for r, p in zip(runs, results[PLAIN], strict=True)]
+            for name, runs in results.items()
+        },
+        "machine": describe_machine(),
+    }
+    text = json.dumps(report, indent=1)
+    logger.info(text)
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
