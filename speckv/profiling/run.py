@@ -30,6 +30,9 @@ from speckv.profiling.record import Recorder
 from speckv.traces import GAMMA_MAX, TraceMetadata, TraceSet, merge
 
 logger = logging.getLogger(__name__)
+Tokenised = tuple[Prompt, list[int]]
+PADDED_TOKENS = 12_000
+"""Prompt tokens of a batch, padding included."""
 PACKAGES = ("torch", "transformers", "bitsandbytes", "numpy", "pyarrow")
 
 
@@ -136,7 +139,7 @@ def record_traces(
     return TraceSet.load(out)
 
 
-def select_prompts(prompts: Sequence[Prompt], pair: ModelPair, plan: ProfilePlan) -> list[tuple[Prompt, list[int]]]:
+def select_prompts(prompts: Sequence[Prompt], pair: ModelPair, plan: ProfilePlan) -> list[Tokenised]:
     """Tokenises, leaves out what is too long, and keeps the first of every (split, task).
 
     Raises:
@@ -161,9 +164,12 @@ def select_prompts(prompts: Sequence[Prompt], pair: ModelPair, plan: ProfilePlan
     return kept
 
 
-def make_batches(chosen: list[tuple[Prompt, list[int]]], batch_size: int) -> list[list[tuple[Prompt, list[int]]]]:
-    """Cuts prompts into batches of alike length, inside windows of four batches that mix every task and split."""
-    by_group: dict[tuple[str, str], list[tuple[Prompt, list[int]]]] = {}
+def make_batches(chosen: list[Tokenised], batch_size: int) -> list[list[Tokenised]]:
+    """Cuts prompts into batches of alike length, inside windows of four batches that mix every task and split.
+
+    A batch is padded to its longest prompt, so long prompts come in smaller batches: at most `PADDED_TOKENS` each.
+    """
+    by_group: dict[tuple[str, str], list[Tokenised]] = {}
     for item in chosen:
         by_group.setdefault((item[0].split, item[0].task), []).append(item)
     mixed = sorted(
@@ -175,10 +181,15 @@ def make_batches(chosen: list[tuple[Prompt, list[int]]], batch_size: int) -> lis
         key=lambda entry: entry[:2],
     )
     window = 4 * batch_size
-    batches = []
+    batches: list[list[Tokenised]] = []
     for begin in range(0, len(mixed), window):
-        alike = sorted((item for _, _, item in mixed[begin : begin + window]), key=lambda item: len(item[1]))
-        batches += [alike[i : i + batch_size] for i in range(0, len(alike), batch_size)]
+        batch: list[Tokenised] = []
+        for item in sorted((item for _, _, item in mixed[begin : begin + window]), key=lambda item: len(item[1])):
+            if batch and (len(batch) == batch_size or (len(batch) + 1) * len(item[1]) > PADDED_TOKENS):
+                batches.append(batch)
+                batch = []
+            batch.append(item)
+        batches.append(batch)
     return batches
 
 

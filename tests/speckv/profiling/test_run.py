@@ -133,3 +133,14 @@ def test_calibration_covers_every_width(pair: PairConfig, tmp_path: Path) -> Non
     assert any("widths" in line for line in said)
     table.save(tmp_path / "here.json")
     assert CostTable.load(tmp_path / "here.json") == table
+
+
+def test_long_prompts_come_in_smaller_batches() -> None:
+    def make(i: int, length: int) -> tuple[Prompt, list[int]]:
+        return Prompt(prompt_id=str(i), task="x", text="", split="train"), [0] * length
+
+    items = [make(i, 10) for i in range(6)] + [make(i, 5000) for i in range(6, 11)]
+    batches = run_module.make_batches(items, 4)
+    assert sorted(p.prompt_id for batch in batches for p, _ in batch) == sorted(p.prompt_id for p, _ in items)
+    assert [len(batch) for batch in batches] == [4, 2, 2, 2, 1]
+    assert all(len(batch) * max(len(ids) for _, ids in batch) <= run_module.PADDED_TOKENS for batch in batches)
