@@ -3,6 +3,7 @@
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -70,16 +71,28 @@ def compose_checked(config_name: str, overrides: Sequence[str]) -> DictConfig:
     Raises:
         ConfigError: naming the override.
     """
+    groups, settings = _split(overrides)
+    try:
+        _check_groups(groups, _offered(config_name))
+        config = _compose(config_name, groups)
+        if settings:
+            _check_keys(settings, config)
+            config = _compose(config_name, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(f"Cannot compose {list(overrides)}: {_one_line(error)}") from error
+    return config
+
+
+def _compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
-        groups, settings = _split(overrides)
-        try:
-            _check_groups(groups, [*map(str, compose(config_name=config_name)), "experiment"])
-            known = compose(config_name=config_name, overrides=groups)
-            _check_keys(settings, known)
-            return compose(config_name=config_name, overrides=list(overrides))
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(f"Cannot compose {list(overrides)}: {_one_line(error)}") from error
+        return compose(config_name=config_name, overrides=list(overrides))
+
+
+@cache
+def _offered(config_name: str) -> tuple[str, ...]:
+    """Names at the top of a config, its groups among them."""
+    return (*map(str, _compose(config_name, [])), "experiment")
 
 
 def _split(overrides: Sequence[str]) -> tuple[list[str], list[str]]:

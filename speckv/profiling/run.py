@@ -244,7 +244,7 @@ def _metadata(pair: ModelPair, plan: ProfilePlan) -> TraceMetadata:
     if sampling["mode"] == "greedy":
         sampling = {"mode": "greedy", "seed": sampling["seed"]}
     return TraceMetadata(
-        target_id=pair.config.name or Path(pair.target.name).name,
+        target_id=Path(pair.target.name).name,
         draft_id=Path(pair.draft.name).name,
         target_sha256=pair.target.sha256(),
         draft_sha256=pair.draft.sha256(),

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every controller: constants, learners, and the runs that train and evaluate them."""

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From settings to a saved comparison on the test prompts: what `evaluate.py` does, and `train.py` at its end."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from agents.console import Console
+from agents.controllers import latest_run, load_named, shipped_policy
+from agents.settings import EvaluateSettings
+from agents.training.task import load_splits
+from speckv.cost import CostTable
+from speckv.evaluation.compare import Comparison, compare, compile_pair, sample_observations, time_decisions
+from speckv.evaluation.report import make_timelines, save_report
+from speckv.evaluation.results import headline
+from speckv.evaluation.table import render_comparison
+from speckv.traces import TraceSet
+from speckv.types import Controller
+
+
+def evaluate_controllers(
+    controllers: Sequence[Controller],
+    *,
+    train: TraceSet,
+    test: TraceSet,
+    cost: CostTable,
+    output: Path,
+    num_resamples: int,
+    seed: int,
+    console: Console,
+    best_fixed_gammas: Mapping[str, int] | None = None,
+) -> Comparison:
+    """Compares, prints the table, and saves everything.
+
+    Args:
+        controllers: Under test.
+        train: Prompts that the best fixed gamma is tuned on.
+        test: Prompts to compare on.
+        cost: The clock.
+        output: Folder for text, JSON, CSV and figures.
+        num_resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+        console: Takes the table.
+        best_fixed_gammas: Tuned on `train`, if that was done already.
+    """
+    comparison = compare(
+        train=train,
+        test=test,
+        cost=cost,
+        controllers=controllers,
+        num_resamples=num_resamples,
+        seed=seed,
+        best_fixed_gammas=best_fixed_gammas,
+    )
+    compiled, compiled_cost = compile_pair(test, cost)
+    observations = sample_observations(compiled, compiled_cost)
+    times = [time_decisions(c, observations) for c in controllers]
+    timelines = make_timelines(comparison, test, cost, controllers[0]) if controllers else None
+    save_report(output, comparison, times=times, timelines=timelines)
+    console.write(render_comparison(comparison, times))
+    console.write(f"saved to {output}")
+    return comparison
+
+
+def evaluate(settings: EvaluateSettings, console: Console) -> Comparison:
+    """Does what `evaluate.py` promises.
+
+    Raises:
+        SpecKVError: one clear error if anything named is missing or does not fit; nothing is written then.
+    """
+    train, test = load_splits(settings.data)
+    cost = CostTable.load(settings.cost.table)
+    paths = _controller_paths(settings, cost.name, train.sha256)
+    controllers = load_named(paths)
+    for controller, path in zip(controllers, paths, strict=True):
+        console.write(f"controller {controller.name}: {path}")
+    if not paths:
+        console.write("no trained run found: the table holds the baselines alone; train one with `python train.py`")
+    output = Path(settings.output) if settings.output else _default_output(settings, paths, cost.name)
+    comparison = evaluate_controllers(
+        controllers,
+        train=train,
+        test=test,
+        cost=cost,
+        output=output,
+        num_resamples=settings.num_resamples,
+        seed=settings.seed,
+        console=console,
+    )
+    console.write(json.dumps({**headline(comparison), "output": str(output)}, sort_keys=True))
+    return comparison
+
+
+def _controller_paths(settings: EvaluateSettings, cost: str, traces_sha256: str) -> list[Path]:
+    if settings.controllers is not None:
+        return [Path(path) for path in settings.controllers]
+    latest = latest_run(settings.runs_dir, cost=cost, traces_sha256=traces_sha256)
+    found = latest if latest is not None else shipped_policy(cost)
+    return [found] if found is not None else []
+
+
+def _default_output(settings: EvaluateSettings, paths: Sequence[Path], cost: str) -> Path:
+    runs = [path for path in paths if (path / "run.json").is_file()]
+    if len(paths) == 1 and runs:
+        return runs[0] / "evaluation"
+    return Path(settings.runs_dir) / f"evaluate-{cost}"

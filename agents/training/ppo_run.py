@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One PPO run: environments, learner, monitor, from the first step or from a checkpoint."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.logger import Logger
+
+from agents.console import Console
+from agents.ppo import build_ppo, measure_normalisation
+from agents.ppo_settings import PPOSettings
+from agents.settings import EnvSettings, RewardSettings, TrainSettings
+from agents.training import checkpoint
+from agents.training.checkpoint import Progress
+from agents.training.interrupts import catch_signals
+from agents.training.monitor import MonitorSettings, TrainingMonitor
+from agents.training.run_folder import EVENTS, LAST, POLICY, RunFolder
+from agents.training.tensorboard import RunWriter
+from agents.training.validation import Validator
+from envs.sb3_bridge import SB3VecEnv
+from envs.vector import GammaSelectionVectorEnv
+from speckv.cost import CostTable
+from speckv.runtime import PolicyController
+from speckv.traces import TraceSet
+
+REWARDS_WITH_LAMBDA = ("lambda_throughput", "tokens_minus_cost")
+_NORMALISATION_SEED = 1_000_003
+"""Added to the run's seed, so that the random policy's episodes are not the first that the learner meets."""
+
+
+def make_environment(
+    traces: TraceSet, cost: CostTable, env: EnvSettings, reward: RewardSettings, num_envs: int
+) -> SB3VecEnv:
+    """Makes the native vector environment behind Stable-Baselines3's interface.
+
+    Raises:
+        ConfigError: if a setting is unknown or out of range.
+    """
+    options = {"token_cost": reward.token_cost} if reward.name == "tokens_minus_cost" else None
+    return SB3VecEnv(
+        GammaSelectionVectorEnv(
+            num_envs,
+            traces=traces,
+            cost=cost,
+            split=None,
+            gamma_max=env.gamma_max,
+            reward=reward.name,
+            reward_options=options,
+            budget=env.budget,
+            acceptance=env.acceptance,
+        )
+    )
+
+
+def build_learner(agent: PPOSettings, env: SB3VecEnv, seed: int) -> PPO:
+    """Measures the normalisation with a random policy, then makes the learner and seeds its environments."""
+    mean, std = measure_normalisation(env, agent.normalisation_steps, seed + _NORMALISATION_SEED)
+    # Seeds the environments too: environment k gets seed + k at the learner's first reset.
+    return build_ppo(agent, env, seed=seed, mean=mean, std=std)
+
+
+def train_ppo(
+    agent: PPOSettings,
+    settings: TrainSettings,
+    env: SB3VecEnv,
+    folder: RunFolder,
+    validator: Validator,
+    console: Console,
+    *,
+    provenance: Mapping[str, str | int | float],
+    resume: bool,
+) -> PolicyController:
+    """Trains to the end, saving as it goes.
+
+    Args:
+        agent: Hyper-parameters.
+        settings: Of the run.
+        env: From `make_environment`.
+        folder: Takes checkpoints, policies, rows and events.
+        validator: Chooses the best checkpoint.
+        console: Takes progress.
+        provenance: Written into every exported policy.
+        resume: Whether to continue from the folder's last checkpoint.
+
+    Returns:
+        The policy that did best on validation prompts.
+
+    Raises:
+        InterruptedTraining: after saving, if a signal came.
+        CheckpointError: if there is nothing to continue from.
+    """
+    torch.set_num_threads(settings.threads)
+    model = build_learner(agent, env, settings.seed)
+    progress = Progress(next_evaluation=0, best_score=None, best_step=0, rates={})
+    if resume:
+        progress = checkpoint.load(folder / LAST, model, env.envs)
+        folder.forget_evaluations_after(model.num_timesteps)
+    moves_lambda = settings.reward.name in REWARDS_WITH_LAMBDA
+    if moves_lambda:
+        env.envs.set_lambda(progress.rates)
+    left = agent.total_steps - model.num_timesteps
+    if left > 0:
+        writer = RunWriter(folder / EVENTS, purge_step=model.num_timesteps + 1 if resume else None)
+        model.set_logger(Logger(None, [writer]))
+        watched = MonitorSettings(
+            every_steps=settings.eval.every_steps,
+            lambda_decay=settings.reward.lambda_decay,
+            moves_lambda=moves_lambda,
+            provenance=provenance,
+        )
+        with (
+            catch_signals() as request,
+            console.progress(agent.total_steps, model.num_timesteps) as bar,
+        ):
+            monitor = TrainingMonitor(
+                watched,
+                env=env,
+                validator=validator,
+                folder=folder,
+                writer=writer,
+                bar=bar,
+                request=request,
+                progress=progress,
+            )
+            try:
+                model.learn(left, callback=monitor, reset_num_timesteps=not resume)
+            finally:
+                writer.close()
+    return PolicyController.load(folder / POLICY)
+
+
+def hyperparameters(agent: PPOSettings) -> dict[str, str | int | float]:
+    """The learner's settings for TensorBoard."""
+    values: dict[str, str | int | float] = {k: v for k, v in asdict(agent).items() if k != "hidden"}
+    return {**values, "hidden": "x".join(map(str, agent.hidden))}

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder of one run: what decided it, what came of it."""
+
+import csv
+import datetime
+import io
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+
+from speckv.errors import CheckpointError, ConfigError
+from speckv.evaluation.metrics import Grid, Sums
+from speckv.runtime.files import canonical_json, write_atomically
+
+CONFIG = "config.yaml"
+OVERRIDES = "overrides.txt"
+RUN = "run.json"
+EVAL = "eval.csv"
+EVENTS = "tb"
+POLICY = "policy"
+CONTROLLER = "controller.json"
+LAST = Path("checkpoints") / "last.pt"
+BEST = Path("checkpoints") / "best.pt"
+
+EVAL_COLUMNS = (
+    "step",
+    "prompt_id",
+    "task",
+    "compression",
+    "tokens",
+    "seconds",
+    "steps",
+    "drafted",
+    "accepted",
+    "tested",
+)
+_PACKAGES = ("gymnasium", "hydra-core", "numpy", "speckv", "stable-baselines3", "torch")
+
+
+def default_name(agent: str, cost: str, seed: int) -> str:
+    """Names a run after what it is and when it began."""
+    now = datetime.datetime.now().astimezone()
+    return f"{agent}-{cost}-{now:%Y%m%d-%H%M%S}-seed{seed}"
+
+
+class RunFolder:
+    """Paths and records of one run.
+
+    Attributes:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @staticmethod
+    def create(output: str | None, runs_dir: str, name: str) -> "RunFolder":
+        """Makes a new folder.
+
+        Args:
+            output: Its path, or None.
+            runs_dir: Where a folder called `name` goes if `output` is None; a second one of that name gets a number.
+            name: See above.
+
+        Raises:
+            ConfigError: if `output` exists and is not empty.
+        """
+        if output is not None:
+            path = Path(output)
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise ConfigError(
+                    f"Expected output={output} to be a new folder, but it exists. Name another, or continue that run "
+                    f"with resume={output}."
+                )
+            path.mkdir(parents=True, exist_ok=True)
+            return RunFolder(path)
+        for attempt in range(1, 1000):
+            path = Path(runs_dir) / (name if attempt == 1 else f"{name}-{attempt}")
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            return RunFolder(path)
+        raise ConfigError(f"Expected a free name for a run in {runs_dir}, but {name} is taken a thousand times over.")
+
+    def __truediv__(self, name: str | Path) -> Path:
+        """Path of a file inside."""
+        return self.path / name
+
+    def record_start(self, config: str, overrides: Sequence[str], facts: Mapping[str, object]) -> None:
+        """Writes the resolved config, the overrides, and what else decides the result."""
+        write_atomically(self / CONFIG, config)
+        write_atomically(self / OVERRIDES, "".join(f"{line}\n" for line in overrides))
+        write_atomically(self / RUN, canonical_json(facts))
+
+    def read_facts(self) -> Mapping[str, object]:
+        """Reads what `record_start` wrote of the facts.
+
+        Raises:
+            CheckpointError: if this is no run folder.
+        """
+        try:
+            facts = json.loads((self / RUN).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"Expected a run folder with a {RUN} at {self.path}, got: {error}.") from error
+        if not isinstance(facts, dict):
+            raise CheckpointError(f"{self / RUN}: expected a JSON object. The run folder is damaged.")
+        return facts
+
+    def append_evaluation(self, step: int, grid: Grid, sums: Sums) -> None:
+        """Adds one row per prompt and compression."""
+        buffer = io.StringIO()
+        writer = csv.writer(buffer, lineterminator="\n")
+        path = self / EVAL
+        if not path.exists():
+            writer.writerow(EVAL_COLUMNS)
+        for row, (prompt, task) in enumerate(zip(grid.prompt_ids, grid.tasks, strict=True)):
+            for column, compression in enumerate(grid.compressions):
+                if sums.steps[row, column]:
+                    counts = (sums.steps, sums.drafted, sums.accepted, sums.tested)
+                    head = [step, prompt, task, compression]
+                    clock = [int(sums.tokens[row, column]), f"{sums.seconds[row, column]:.9g}"]
+                    writer.writerow([*head, *clock, *(int(c[row, column]) for c in counts)])
+        with path.open("a", encoding="utf-8", newline="") as file:
+            file.write(buffer.getvalue())
+
+    def forget_evaluations_after(self, step: int) -> None:
+        """Drops rows that a run wrote after the checkpoint it is continued from: they will be written again."""
+        path = self / EVAL
+        if not path.exists():
+            return
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.reader(file) if len(row) == len(EVAL_COLUMNS)]
+        kept = [row for row in rows if not row[0].isdecimal() or int(row[0]) <= step]
+        buffer = io.StringIO()
+        csv.writer(buffer, lineterminator="\n").writerows(kept)
+        write_atomically(path, buffer.getvalue())
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result; "absent" where a package is not installed."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def commit() -> str:
+    """Commit of the checkout that runs, "-dirty" behind it if files differ from it, or "unknown"."""
+    root = Path(__file__).resolve().parents[2]
+    # An installed package may lie inside somebody else's checkout.
+    if not (root / ".git").exists():
+        return "unknown"
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        outcome = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return outcome.stdout.strip()
+
+
+def machine() -> dict[str, str | int]:
+    """Processor, system and cores, without anything that names a person or a host."""
+    return {"platform": platform.platform(), "processor": platform.machine(), "cpu_count": os.cpu_count() or 0}

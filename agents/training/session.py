@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `train.py` does: check everything, say what there is to beat, train, save, evaluate once on the test prompts."""
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from agents.console import Console
+from agents.controllers import save_rule
+from agents.evaluating import evaluate_controllers
+from agents.ppo_settings import PPOSettings
+from agents.registry import FixedSettings, RuleSettings, agent_settings, make_rule
+from agents.settings import TrainSettings
+from agents.training.run_folder import EVENTS, RunFolder, commit, default_name, machine, versions
+from agents.training.task import Task, describe, load_task
+from agents.training.validation import Validator
+from speckv.errors import CheckpointError
+from speckv.evaluation.compare import Comparison
+from speckv.evaluation.metrics import ALL
+from speckv.evaluation.results import headline
+from speckv.types import Controller
+
+FINAL = "evaluation"
+
+
+def train(settings: TrainSettings, console: Console, *, config: str, overrides: Sequence[str]) -> Comparison:
+    """Runs one training from its settings.
+
+    Args:
+        settings: Checked.
+        console: Takes what the user sees.
+        config: The resolved config as YAML, stored with the run.
+        overrides: What was set on the command line, stored with the run.
+
+    Returns:
+        The comparison on the test prompts.
+
+    Raises:
+        SpecKVError: one clear error if anything does not fit; no folder is made then.
+        InterruptedTraining: after saving a checkpoint, if a signal came.
+    """
+    name, agent = agent_settings(settings.agent)
+    task = load_task(settings.data, settings.cost)
+    if isinstance(agent, PPOSettings):
+        return _train_learner(name, agent, settings, task, console, config=config, overrides=overrides)
+    return _train_rule(name, agent, settings, task, console, config=config, overrides=overrides)
+
+
+def _facts(settings: TrainSettings, name: str, task: Task) -> dict[str, object]:
+    return {
+        "agent": name,
+        "commit": commit(),
+        "cost": {"name": task.cost.name, "sha256": task.cost_sha256},
+        "machine": machine(),
+        "seed": settings.seed,
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
+        "threads": settings.threads,
+        "traces": {"name": task.traces_name, "sha256": task.train.sha256},
+        "versions": versions(),
+    }
+
+
+def _train_rule(
+    name: str,
+    agent: RuleSettings,
+    settings: TrainSettings,
+    task: Task,
+    console: Console,
+    *,
+    config: str,
+    overrides: Sequence[str],
+) -> Comparison:
+    controller = make_rule(agent, task.train, task.cost)
+    console.write(describe(task))
+    folder = RunFolder.create(settings.output, settings.runs_dir, default_name(name, task.cost.name, settings.seed))
+    folder.record_start(config, overrides, _facts(settings, name, task))
+    save_rule(folder.path, controller)
+    validator = Validator(task.validation, task.cost, task.best_fixed_gammas)
+    score = validator.score(controller)
+    folder.append_evaluation(0, validator.grid, score.sums)
+    values = {"gamma": agent.gamma} if isinstance(agent, FixedSettings) else {}
+    return _finish(name, values, score.scalars(), 0, controller, settings, task, folder, console)
+
+
+def _train_learner(
+    name: str,
+    agent: PPOSettings,
+    settings: TrainSettings,
+    task: Task,
+    console: Console,
+    *,
+    config: str,
+    overrides: Sequence[str],
+) -> Comparison:
+    # Late, because PyTorch takes seconds to import and a wrong setting should not.
+    from agents.training.ppo_run import hyperparameters, make_environment, train_ppo
+
+    env = make_environment(task.learning, task.cost, settings.env, settings.reward, agent.num_envs)
+    facts = _facts(settings, name, task)
+    if settings.resume is not None:
+        folder = RunFolder(Path(settings.resume))
+        _require_same_run(folder, facts)
+    console.write(describe(task))
+    if settings.resume is None:
+        folder = RunFolder.create(settings.output, settings.runs_dir, default_name(name, task.cost.name, settings.seed))
+        folder.record_start(config, overrides, facts)
+    console.write(
+        f"{name}: {agent.total_steps:,} environment steps, {agent.num_envs} environments, on the CPU with "
+        f"{settings.threads} thread{'s' if settings.threads > 1 else ''}; run folder {folder.path}"
+    )
+    validator = Validator(task.validation, task.cost, task.best_fixed_gammas)
+    controller = train_ppo(
+        agent,
+        settings,
+        env,
+        folder,
+        validator,
+        console,
+        provenance={
+            "agent": name,
+            "cost": task.cost.name,
+            "cost_sha256": task.cost_sha256,
+            "seed": settings.seed,
+            "traces": Path(task.traces_name).name,
+            "traces_sha256": task.train.sha256,
+        },
+        resume=settings.resume is not None,
+    )
+    scalars = validator.score(controller).scalars()
+    return _finish(
+        name, hyperparameters(agent), scalars, agent.total_steps, controller, settings, task, folder, console
+    )
+
+
+def _require_same_run(folder: RunFolder, facts: Mapping[str, object]) -> None:
+    before = folder.read_facts()
+    for key in ("agent", "cost", "traces", "seed"):
+        if before.get(key) != facts[key]:
+            raise CheckpointError(
+                f"Expected to continue {folder.path} with the same {key}, {json.dumps(before.get(key))}, "
+                f"got {json.dumps(facts[key])}. Restore it, or start a new run."
+            )
+
+
+def _finish(
+    name: str,
+    hyperparameters: Mapping[str, str | int | float],
+    validation: Mapping[str, float],
+    step: int,
+    controller: Controller,
+    settings: TrainSettings,
+    task: Task,
+    folder: RunFolder,
+    console: Console,
+) -> Comparison:
+    """Evaluates once on the test prompts, prints the table, and closes the record."""
+    from agents.training.tensorboard import RunWriter
+
+    comparison = evaluate_controllers(
+        [controller],
+        train=task.train,
+        test=task.test,
+        cost=task.cost,
+        output=folder / FINAL,
+        num_resamples=settings.eval.num_resamples,
+        seed=settings.seed,
+        console=console,
+        best_fixed_gammas=task.best_fixed_gammas,
+    )
+    row = comparison.group(ALL, ALL).row(controller.name)
+    final = {f"final/{key.removeprefix('eval/')}": value for key, value in validation.items()}
+    final["final/test_throughput"] = row.throughput
+    final["final/test_speedup_vs_ar"] = row.geomean_vs_ar.estimate
+    final["final/test_speedup_vs_best_fixed"] = row.geomean_vs_best_fixed.estimate
+    shared: dict[str, str | int | float] = {
+        "agent": name,
+        "cost": task.cost.name,
+        "reward": settings.reward.name,
+        "seed": settings.seed,
+        "traces": Path(task.traces_name).name,
+    }
+    writer = RunWriter(folder / EVENTS)
+    writer.hyperparameters({**shared, **hyperparameters}, final, step)
+    writer.close()
+    console.write(json.dumps({**headline(comparison), "run": str(folder.path)}, sort_keys=True))
+    return comparison

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run controls: recordings by split, a clock, and the number to beat."""
+
+import hashlib
+from dataclasses import dataclass
+
+from agents.settings import CostSettings, DataSettings
+from speckv.cost import CostTable
+from speckv.errors import ConfigError, TraceError
+from speckv.evaluation.baselines import FixedSweep
+from speckv.evaluation.compare import tune_fixed
+from speckv.evaluation.table import format_rate, render_table
+from speckv.runtime.files import canonical_json
+from speckv.traces import TraceSet, find_traces, split_validation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """Recordings and clock of a run.
+
+    Attributes:
+        traces_name: Shipped name or path of the trace file.
+        train: Train prompts, validation prompts included: where the best fixed gamma is tuned.
+        learning: Train prompts that the learner meets.
+        validation: Train prompts that choose the best checkpoint.
+        test: Test prompts.
+        cost: The clock.
+        sweep: Every fixed gamma on `train`.
+    """
+
+    traces_name: str
+    train: TraceSet
+    learning: TraceSet
+    validation: TraceSet
+    test: TraceSet
+    cost: CostTable
+    sweep: FixedSweep
+
+    @property
+    def best_fixed_gammas(self) -> dict[str, int]:
+        """Compression -> best fixed gamma on train prompts."""
+        return self.sweep.best()
+
+    @property
+    def cost_sha256(self) -> str:
+        """Hash of the cost table's content."""
+        return hashlib.sha256(canonical_json(self.cost.to_dict()).encode()).hexdigest()
+
+
+def load_splits(settings: DataSettings) -> tuple[TraceSet, TraceSet]:
+    """Reads the train and the test prompts that the settings select.
+
+    Raises:
+        TraceError: if the file cannot be used or nothing is left.
+    """
+    traces = TraceSet.load(find_traces(settings.traces))
+    chosen = traces.select(compressions=settings.compressions, tasks=settings.tasks)
+    return chosen.select(split="train"), chosen.select(split="test")
+
+
+def load_task(data: DataSettings, cost: CostSettings) -> Task:
+    """Reads everything that a run needs and finds the number to beat.
+
+    Raises:
+        TraceError: if the recordings cannot be used.
+        CostTableError: if the clock cannot be read or lacks a compression.
+        ConfigError: if no prompt is left for learning or for validation.
+    """
+    train, test = load_splits(data)
+    table = CostTable.load(cost.table)
+    table.require((*train.compressions, *test.compressions))
+    try:
+        learning, validation = split_validation(train, data.validation_fraction)
+    except TraceError as error:
+        raise ConfigError(
+            f"Expected data.validation_fraction to leave prompts on both sides, got {data.validation_fraction} of "
+            f"{len(train.prompt_ids)} train prompts. Choose another fraction or more prompts."
+        ) from error
+    return Task(
+        traces_name=data.traces,
+        train=train,
+        learning=learning,
+        validation=validation,
+        test=test,
+        cost=table,
+        sweep=tune_fixed(train, table),
+    )
+
+
+def describe(task: Task) -> str:
+    """The first screen of a run: what is controlled, on what, and the number to beat."""
+    metadata, cost = task.train.metadata, task.cost
+    throughputs = task.sweep.throughputs()
+    rows = []
+    for column, (compression, gamma) in enumerate(task.best_fixed_gammas.items()):
+        best, plain = throughputs[gamma, column], throughputs[0, column]
+        rows.append(
+            (
+                compression,
+                metadata.dtype.get(compression, "?"),
+                f"{cost.cost_ratio(compression):.3f}",
+                format_rate(plain),
+                str(gamma),
+                format_rate(best),
+                f"{best / plain:.3f}",
+            )
+        )
+    header = (
+        "compression",
+        "dtype",
+        "cost ratio",
+        "plain tok/s",
+        "best fixed gamma",
+        "tok/s to beat",
+        "x plain decoding",
+    )
+    learning, validation, test = (len(t.prompt_ids) for t in (task.learning, task.validation, task.test))
+    return (
+        f"target   {metadata.target_id}\n"
+        f"draft    {metadata.draft_id}\n"
+        f"traces   {task.traces_name}, sha256 {task.train.sha256[:16]}, {metadata.sampling['mode']}, "
+        f"up to {metadata.max_new_tokens} tokens\n"
+        f"prompts  {learning} to learn from, {validation} to validate on, {test} to test on; "
+        f"tasks: {', '.join(task.train.tasks)}\n"
+        f"cost     {cost.name} ({cost.kind}), sha256 {task.cost_sha256[:16]}\n\n"
+        f"The number to beat: the best fixed gamma, tuned on the {learning + validation} train prompts\n"
+        f"{render_table(header, rows)}\n"
+    )

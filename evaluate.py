@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compares controllers on the test prompts: `python evaluate.py controllers=[runs/my-run]`."""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from agents.console import Console
+from agents.evaluating import evaluate
+from agents.settings import EvaluateSettings, build_settings
+from speckv.commands.app import CONFIGS, plain, prepare, run_explained
+
+NAME = "evaluate"
+
+
+def settings_from(config: DictConfig) -> EvaluateSettings:
+    """Checks a composed config.
+
+    Raises:
+        ConfigError: naming the setting that is unknown, missing or wrong.
+    """
+    return build_settings(EvaluateSettings, plain(config))
+
+
+def check(config: DictConfig) -> None:
+    """Checks a composed config."""
+    settings_from(config)
+
+
+@hydra.main(config_path=str(CONFIGS), config_name=NAME, version_base="1.3")
+def job(config: DictConfig) -> None:
+    """Runs one evaluation; Hydra calls it once a combination of settings."""
+
+    def action() -> None:
+        evaluate(settings_from(config), Console())
+
+    run_explained(action)
+
+
+def main() -> None:
+    """Checks the command line, then lets Hydra run it."""
+
+    def action() -> None:
+        sys.argv[1:] = prepare(sys.argv[1:], NAME, check)
+
+    run_explained(action)
+    job()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Paired cluster bootstrap over prompts.
+
+The steps of one prompt resemble one another, so an interval over steps is far too narrow; and two controllers meet
+the same easy and hard prompts, so an interval that ignores the pairing is far too wide. Here whole prompts are drawn
+with replacement, within their task, and every controller is judged on the same draw. Counts are summed before they
+are divided, in each resample as in the estimate itself.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speckv.errors import ConfigError
+
+Float64 = NDArray[np.float64]
+
+MIN_PROMPTS = 2
+"""With fewer there is nothing to resample."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """An estimate between its bounds; the bounds are None where too few prompts allow none."""
+
+    estimate: float
+    low: float | None
+    high: float | None
+
+
+def resample_counts(strata: Sequence[str], num_resamples: int, seed: int) -> Float64:
+    """How often each prompt occurs in each bootstrap resample.
+
+    Args:
+        strata: One label per prompt, its task; resamples keep the number of prompts of each.
+        num_resamples: Resamples to draw.
+        seed: Of the draw.
+
+    Returns:
+        Shape [resamples, prompts]; every row sums to the number of prompts.
+
+    >>> resample_counts(["code", "code", "math"], 4, seed=0).sum(axis=1)
+    array([3., 3., 3., 3.])
+    """
+    if num_resamples < 1:
+        raise ConfigError(f"Expected at least 1 bootstrap resample, got {num_resamples}.")
+    rng = np.random.default_rng(seed)
+    labels = np.asarray(strata)
+    counts = np.zeros((num_resamples, len(labels)))
+    for label in sorted(set(strata)):
+        members = np.flatnonzero(labels == label)
+        share = np.full(len(members), 1.0 / len(members))
+        counts[:, members] = rng.multinomial(len(members), share, size=num_resamples)
+    return counts
+
+
+def percentile_interval(estimate: float, replicates: Float64, confidence: float = 0.95) -> Interval:
+    """The interval between the outer percentiles of the replicates.
+
+    Replicates that are not finite (a resample without a single token of the group) are left out.
+
+    >>> percentile_interval(0.5, np.arange(101) / 100.0, confidence=0.9)
+    Interval(estimate=0.5, low=0.05, high=0.95)
+    """
+    usable = replicates[np.isfinite(replicates)]
+    if not len(usable):
+        return Interval(estimate=estimate, low=None, high=None)
+    tail = 50.0 * (1.0 - confidence)
+    low, high = np.percentile(usable, [tail, 100.0 - tail])
+    return Interval(estimate=estimate, low=float(low), high=float(high))
+
+
+def ratio_interval(numerator: Float64, denominator: Float64, counts: Float64, *, confidence: float = 0.95) -> Interval:
+    """Interval of sum(numerator) / sum(denominator) over prompts, resampled jointly.
+
+    Args:
+        numerator: Shape [prompts]; for a speed-up, the baseline's seconds.
+        denominator: Shape [prompts]; the controller's seconds for the same tokens.
+        counts: Shape [resamples, prompts], from `resample_counts`.
+        confidence: Coverage that is aimed at, in (0, 1).
+
+    Returns:
+        The ratio of the sums and its percentile interval.
+    """
+    estimate = float(numerator.sum() / denominator.sum())
+    if np.count_nonzero(denominator) < MIN_PROMPTS:
+        return Interval(estimate=estimate, low=None, high=None)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        replicates = (counts @ numerator) / (counts @ denominator)
+    return percentile_interval(estimate, replicates, confidence)
+
+
+def geometric_mean_ratio_interval(
+    numerator: Float64, denominator: Float64, counts: Float64, *, confidence: float = 0.95
+) -> Interval:
+    """Interval of the geometric mean, over columns, of sum(numerator) / sum(denominator).
+
+    The columns are settings of different speed, such as compressions: the geometric mean weighs them alike, where
+    one sum over all would be ruled by the slowest.
+
+    Args:
+        numerator: Shape [prompts, columns].
+        denominator: Shape [prompts, columns].
+        counts: Shape [resamples, prompts].
+        confidence: Coverage that is aimed at, in (0, 1).
+
+    Returns:
+        The geometric mean and its percentile interval.
+    """
+    estimate = float(np.exp(np.log(numerator.sum(axis=0) / denominator.sum(axis=0)).mean()))
+    if np.count_nonzero(denominator.sum(axis=1)) < MIN_PROMPTS:
+        return Interval(estimate=estimate, low=None, high=None)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        replicates = np.exp(np.log((counts @ numerator) / (counts @ denominator)).mean(axis=1))
+    return percentile_interval(estimate, replicates, confidence)

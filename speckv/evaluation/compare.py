@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Replays controllers over the same recorded prompts and measures them against the baselines and the bound."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speckv.cost import CompiledCost, CostTable
+from speckv.errors import ConfigError, TraceError
+from speckv.evaluation.baselines import AUTOREGRESSIVE, BEST_FIXED, CLAIRVOYANT, FixedSweep, sweep_fixed
+from speckv.evaluation.bootstrap import resample_counts
+from speckv.evaluation.metrics import Grid, Group, References, Row, Sums, groups_of, measure
+from speckv.replay import CompiledTraces, clairvoyant, replay_policy
+from speckv.traces import TraceSet
+from speckv.types import Controller, FloatArray
+
+NUM_RESAMPLES = 10_000
+RESERVED_NAMES = (BEST_FIXED, CLAIRVOYANT, AUTOREGRESSIVE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What was compared on what.
+
+    Attributes:
+        target: Id of the target model.
+        draft: Id of the draft model.
+        dtype: Compression -> arithmetic of the target; "draft" -> the draft's.
+        sampling: "greedy" or "gumbel".
+        traces_sha256: Hash of the trace file.
+        cost: Name of the cost table.
+        cost_kind: "measured" or "fitted".
+        cost_ratio: Compression -> one draft pass over one target pass.
+        train_prompts: Distinct prompts the best fixed gamma was tuned on.
+        test_prompts: Distinct prompts compared on.
+        num_resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+    """
+
+    target: str
+    draft: str
+    dtype: dict[str, str]
+    sampling: str
+    traces_sha256: str
+    cost: str
+    cost_kind: str
+    cost_ratio: dict[str, float]
+    train_prompts: int
+    test_prompts: int
+    num_resamples: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupResult:
+    """All controllers in one group."""
+
+    group: Group
+    rows: tuple[Row, ...]
+
+    def row(self, controller: str) -> Row:
+        """The row of one controller."""
+        return next(row for row in self.rows if row.controller == controller)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """The whole result.
+
+    Attributes:
+        setting: What was compared on what.
+        best_fixed_gammas: Compression -> gamma tuned on train prompts.
+        controllers: Names of the controllers under test, in the order given.
+        grid: The test prompts and compressions.
+        sums: Per-prompt sums of every controller, baselines and bound included.
+        groups: Figures, per compression and task.
+    """
+
+    setting: Setting
+    best_fixed_gammas: dict[str, int]
+    controllers: tuple[str, ...]
+    grid: Grid
+    sums: tuple[Sums, ...]
+    groups: tuple[GroupResult, ...]
+
+    def group(self, compression: str, task: str) -> GroupResult:
+        """Figures of one group."""
+        return next(g for g in self.groups if (g.group.compression, g.group.task) == (compression, task))
+
+
+def compare(
+    *,
+    train: TraceSet,
+    test: TraceSet,
+    cost: CostTable,
+    controllers: Sequence[Controller],
+    num_resamples: int = NUM_RESAMPLES,
+    seed: int = 0,
+    best_fixed_gammas: Mapping[str, int] | None = None,
+) -> Comparison:
+    """Compares controllers with plain decoding, every fixed gamma, the best of them, and the clairvoyant bound.
+
+    Args:
+        train: Where the best fixed gamma is tuned.
+        test: Where everything is measured; shares no prompt with `train`.
+        cost: Turns steps into seconds.
+        controllers: Under test; their names must differ from one another and from the baselines'.
+        num_resamples: Bootstrap resamples of the test prompts.
+        seed: Of the bootstrap; nothing else here is random.
+        best_fixed_gammas: What `tune_fixed(train, cost).best()` gives, if it is known already.
+
+    Returns:
+        The same result for the same arguments.
+    """
+    _check(train, test, controllers)
+    cost.require(test.compressions)
+    gammas = dict(best_fixed_gammas) if best_fixed_gammas is not None else tune_fixed(train, cost).best()
+    compiled, compiled_cost = compile_pair(test, cost)
+    sweep = sweep_fixed(compiled, compiled_cost, gamma_max=test.metadata.gamma_max)
+    grid = sweep.grid
+    tested = [replay_controller(c, compiled, compiled_cost, cost.controller_s) for c in controllers]
+    bound = grid.sums(CLAIRVOYANT, clairvoyant(compiled, compiled_cost))
+    best = sweep.combine(gammas)
+    references = References(autoregressive=sweep.sums[0], best_fixed=best, clairvoyant=bound)
+    sums = (*sweep.sums, best, *tested, bound)
+    counts = resample_counts(grid.tasks, num_resamples, seed)
+    groups = tuple(
+        GroupResult(group=group, rows=tuple(measure(s, group, references, counts) for s in sums))
+        for group in groups_of(grid, sweep.sums[0].tokens)
+    )
+    metadata = test.metadata
+    setting = Setting(
+        target=metadata.target_id,
+        draft=metadata.draft_id,
+        dtype=dict(metadata.dtype),
+        sampling=str(metadata.sampling["mode"]),
+        traces_sha256=test.sha256,
+        cost=cost.name,
+        cost_kind=cost.kind,
+        cost_ratio={c: float(cost.cost_ratio(c)) for c in grid.compressions},
+        train_prompts=len(train.prompt_ids),
+        test_prompts=len(grid.prompt_ids),
+        num_resamples=num_resamples,
+        seed=seed,
+    )
+    return Comparison(
+        setting=setting,
+        best_fixed_gammas=gammas,
+        controllers=tuple(s.name for s in tested),
+        grid=grid,
+        sums=sums,
+        groups=groups,
+    )
+
+
+def _check(train: TraceSet, test: TraceSet, controllers: Sequence[Controller]) -> None:
+    if missing := set(test.compressions) - set(train.compressions):
+        raise TraceError(
+            f"Expected train prompts at every tested compression, found none at {sorted(missing)}. "
+            "Record them or leave that compression out."
+        )
+    if shared := set(train.prompt_ids) & set(test.prompt_ids):
+        raise TraceError(f"Expected disjoint prompts, but {sorted(shared)[:3]} are in train and test. Split by prompt.")
+    names = [c.name for c in controllers]
+    fixed = {name for name in names if name in RESERVED_NAMES or names.count(name) > 1}
+    if fixed:
+        raise ConfigError(f"Expected distinct controller names other than the baselines', got {sorted(fixed)}.")
+
+
+def compile_pair(traces: TraceSet, cost: CostTable) -> tuple[CompiledTraces, CompiledCost]:
+    """Prepares a trace set and its costs for replay."""
+    compiled = CompiledTraces(traces)
+    return compiled, CompiledCost(cost, traces.compressions, gamma_max=traces.metadata.gamma_max)
+
+
+def tune_fixed(train: TraceSet, cost: CostTable) -> FixedSweep:
+    """Replays every fixed gamma on the train prompts, by tokens over seconds."""
+    cost.require(train.compressions)
+    compiled, compiled_cost = compile_pair(train, cost)
+    return sweep_fixed(compiled, compiled_cost, gamma_max=train.metadata.gamma_max)
+
+
+def replay_controller(
+    controller: Controller, compiled: CompiledTraces, cost: CompiledCost, controller_s: float
+) -> Sums:
+    """Replays one controller over every sequence; a decision is charged `controller_s` where it decides at all."""
+    controller.reset()
+    charge = controller_s if controller.charges_decision else 0.0
+    return Grid.of(compiled).sums(
+        controller.name, replay_policy(compiled, cost, controller.act_batch, controller_s=charge)
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecisionTime:
+    """How long one decision takes here and now, in microseconds: a measurement, so no two runs agree."""
+
+    controller: str
+    p50_us: float
+    p99_us: float
+
+
+def time_decisions(controller: Controller, observations: FloatArray, *, warm_up: int = 100) -> DecisionTime:
+    """Times `act` on each observation in turn, one call at a time as a live decoder makes them.
+
+    Args:
+        controller: Under test.
+        observations: Shape [decisions, features]; more than `warm_up` rows.
+        warm_up: First calls that are not counted.
+    """
+    controller.reset()
+    seconds: list[float] = []
+    for observation in observations:
+        start = time.perf_counter()
+        controller.act(observation)
+        seconds.append(time.perf_counter() - start)
+    p50, p99 = np.percentile(np.array(seconds[warm_up:]) * 1e6, [50, 99])
+    return DecisionTime(controller=controller.name, p50_us=float(p50), p99_us=float(p99))
+
+
+def sample_observations(compiled: CompiledTraces, cost: CompiledCost, count: int = 2000) -> FloatArray:
+    """Observations met on the way by a constant gamma, for timing."""
+    met: list[FloatArray] = []
+
+    def remember(observations: FloatArray) -> NDArray[np.int64]:
+        met.append(np.array(observations))
+        return np.full(len(observations), 4, np.int64)
+
+    replay_policy(compiled, cost, remember)
+    rows = np.concatenate(met)
+    return rows[np.resize(np.arange(len(rows)), count)]

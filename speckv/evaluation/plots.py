@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plots of a comparison. Each takes data and an Axes, draws, and returns the Axes; no global style is touched."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import NDArray
+
+from speckv.evaluation.bootstrap import Interval
+
+# Okabe and Ito's palette: told apart by colour-blind readers and in grey print.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+GREY = "#9A9A9A"
+INK = "#333333"
+ACCEPTED, OWN, REJECTED = "#009E73", "#B5C7D3", "#D55E00"
+_LABEL_LIMIT = 15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimelineStep:
+    """One decode step of a timeline.
+
+    Attributes:
+        start_s: When it began, in seconds since decoding began.
+        seconds: How long it took.
+        num_drafted: Tokens drafted.
+        num_accepted: Drafted tokens kept.
+        num_emitted: Tokens emitted.
+    """
+
+    start_s: float
+    seconds: float
+    num_drafted: int
+    num_accepted: int
+    num_emitted: int
+
+
+def _tidy(ax: Axes) -> None:
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+    ax.tick_params(colors=INK)
+    ax.set_axisbelow(True)
+
+
+def speedup_bars(ax: Axes, speedups: Mapping[str, Sequence[Interval]], settings: Sequence[str]) -> Axes:
+    """Bars of speed-up over plain decoding, with intervals.
+
+    Args:
+        ax: Where to draw.
+        speedups: Controller -> one interval per setting.
+        settings: Names of the settings, one group of bars each.
+    """
+    width = 0.8 / len(speedups)
+    top = 1.0
+    for index, (name, intervals) in enumerate(speedups.items()):
+        places = np.arange(len(settings)) + (index - (len(speedups) - 1) / 2) * width
+        heights = np.array([i.estimate for i in intervals])
+        below = heights - np.array([i.estimate if i.low is None else i.low for i in intervals])
+        above = np.array([i.estimate if i.high is None else i.high for i in intervals]) - heights
+        ax.bar(
+            places,
+            heights,
+            width * 0.92,
+            color=PALETTE[index % len(PALETTE)],
+            label=name,
+            yerr=np.maximum([below, above], 0.0),
+            error_kw={"ecolor": INK, "elinewidth": 1.1, "capsize": 3, "capthick": 1.1},
+        )
+        if len(speedups) * len(settings) <= _LABEL_LIMIT:
+            for place, height in zip(places, heights, strict=True):
+                # At the foot, where neither whisker nor dashed line passes.
+                ax.text(place, 0.06, f"{height:.2f}", color="white", fontsize=8, ha="center", va="bottom")
+        top = max(top, float((heights + above).max()))
+    ax.axhline(1.0, color=INK, linewidth=1, linestyle="--")
+    ax.annotate(
+        "plain decoding",
+        (1.0, 1.0),
+        xycoords=("axes fraction", "data"),
+        xytext=(4, 0),
+        textcoords="offset points",
+        fontsize=8,
+        va="center",
+        color=INK,
+    )
+    ax.set_xticks(np.arange(len(settings)), settings)
+    ax.set_xlabel("compression of the target")
+    ax.set_ylabel("speed-up over plain decoding (×)")
+    ax.set_ylim(0, top * 1.16)
+    ax.grid(axis="y", color="#E3E3E3", linewidth=0.8)
+    ax.legend(loc="upper left", ncols=min(4, len(speedups)), frameon=False, fontsize=9)
+    _tidy(ax)
+    return ax
+
+
+def gamma_histogram(
+    ax: Axes, counts: Mapping[str, NDArray[np.float64]], best_fixed: Mapping[str, int] | None = None
+) -> Axes:
+    """Share of decisions that chose each gamma, one colour a compression; triangles mark the best fixed gamma.
+
+    Args:
+        ax: Where to draw.
+        counts: Compression -> decisions by gamma, of shape [gamma_max + 1].
+        best_fixed: Compression -> best fixed gamma.
+    """
+    width = 0.8 / len(counts)
+    peak = max(float((n / max(n.sum(), 1)).max()) for n in counts.values())
+    for index, (name, by_gamma) in enumerate(counts.items()):
+        color = PALETTE[index % len(PALETTE)]
+        shift = (index - (len(counts) - 1) / 2) * width
+        shares = by_gamma / max(by_gamma.sum(), 1)
+        ax.bar(np.arange(len(by_gamma)) + shift, shares, width * 0.95, color=color, label=name)
+        if best_fixed is not None:
+            gamma = best_fixed[name]
+            ax.plot(gamma + shift, shares[gamma] + peak * 0.04, marker="v", color=color, markeredgecolor=INK, ls="none")
+    handles, labels = ax.get_legend_handles_labels()
+    if best_fixed is not None:
+        handles += ax.plot([], [], marker="v", color="white", markeredgecolor=INK, ls="none")
+        labels.append("best fixed gamma")
+    deepest = max(len(n) for n in counts.values())
+    ax.set_xticks(np.arange(deepest))
+    ax.set_xlabel("gamma (tokens drafted per step)")
+    ax.set_ylabel("share of decode steps")
+    ax.set_ylim(0, peak * 1.15)
+    ax.grid(axis="y", color="#E3E3E3", linewidth=0.8)
+    ax.legend(handles, labels, facecolor="white", edgecolor="none", framealpha=1, fontsize=9)
+    _tidy(ax)
+    return ax
+
+
+def timeline(ax: Axes, steps: Sequence[TimelineStep], title: str = "") -> Axes:
+    """One prompt's decode steps in time: tokens kept above the line, drafted tokens thrown away below it.
+
+    Args:
+        ax: Where to draw.
+        steps: In order.
+        title: Of the panel.
+    """
+    starts = [s.start_s for s in steps]
+    widths = [s.seconds for s in steps]
+    accepted = np.array([s.num_accepted for s in steps])
+    own = np.array([s.num_emitted for s in steps]) - accepted
+    # An accepted end of text leaves no token of the target's own.
+    own = np.maximum(own, 0)
+    rejected = np.array([s.num_drafted for s in steps]) - accepted
+    stacked = (
+        (accepted, np.zeros_like(accepted), ACCEPTED, "drafted, accepted"),
+        (own, accepted, OWN, "target's own token"),
+        (-rejected, np.zeros_like(accepted), REJECTED, "drafted, thrown away"),
+    )
+    for heights, bottoms, color, label in stacked:
+        ax.bar(
+            starts, heights, widths, bottoms, align="edge", color=color, edgecolor="white", linewidth=0.6, label=label
+        )
+    ax.axhline(0, color=INK, linewidth=0.8)
+    ax.set_xlabel("decode time (s)")
+    ax.set_ylabel("tokens per step")
+    low, high = float(rejected.max(initial=0)), float((accepted + own).max(initial=1))
+    ax.set_xlim(left=0)
+    ax.set_ylim(-low - 0.5, high + 0.5)
+    ax.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
+    ax.grid(axis="y", color="#E3E3E3", linewidth=0.8)
+    if title:
+        ax.set_title(title, fontsize=10, loc="left")
+    _tidy(ax)
+    return ax

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes a comparison into a folder: text, JSON, CSV and three figures."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from speckv.cost import CostTable
+from speckv.evaluation.baselines import BEST_FIXED, CLAIRVOYANT
+from speckv.evaluation.compare import Comparison, DecisionTime, compile_pair
+from speckv.evaluation.metrics import ALL
+from speckv.evaluation.plots import TimelineStep, gamma_histogram, speedup_bars, timeline
+from speckv.evaluation.results import comparison_json, per_prompt_csv
+from speckv.evaluation.table import render_comparison
+from speckv.replay import ReplayRecord, StepLog, replay_fixed, replay_policy
+from speckv.runtime.files import canonical_json, write_atomically
+from speckv.traces import TraceSet
+from speckv.types import Controller
+
+_DPI = 150
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timelines:
+    """One prompt decoded twice.
+
+    Attributes:
+        prompt_id: Which prompt.
+        task: Its task.
+        compression: Of the target.
+        baseline_gamma: The best fixed gamma there.
+        baseline: Steps with that gamma.
+        controller: Name of the other.
+        steps: Its steps.
+    """
+
+    prompt_id: str
+    task: str
+    compression: str
+    baseline_gamma: int
+    baseline: tuple[TimelineStep, ...]
+    controller: str
+    steps: tuple[TimelineStep, ...]
+
+
+def pick_prompt(comparison: Comparison) -> tuple[str, str]:
+    """Chooses the prompt of a timeline: the one nearest to the controller's own median speed-up, so no showpiece.
+
+    Returns:
+        The prompt's id, and the first compression it was recorded at.
+    """
+    grid = comparison.grid
+    by_name = {s.name: s for s in comparison.sums}
+    chosen = comparison.controllers[0] if comparison.controllers else CLAIRVOYANT
+    ours, fixed = by_name[chosen].seconds[:, 0], by_name[BEST_FIXED].seconds[:, 0]
+    recorded = np.flatnonzero(ours)
+    ratio = fixed[recorded] / ours[recorded]
+    nearest_to_median = recorded[np.abs(ratio - np.median(ratio)).argmin()]
+    return grid.prompt_ids[int(nearest_to_median)], grid.compressions[0]
+
+
+def make_timelines(comparison: Comparison, test: TraceSet, cost: CostTable, controller: Controller) -> Timelines:
+    """Replays one prompt with the best fixed gamma and with the controller."""
+    prompt_id, compression = pick_prompt(comparison)
+    one = test.select(prompt_ids=[prompt_id], compressions=[compression])
+    compiled, compiled_cost = compile_pair(one, cost)
+    gamma = comparison.best_fixed_gammas[compression]
+    controller.reset()
+    charge = cost.controller_s if controller.charges_decision else 0.0
+    return Timelines(
+        prompt_id=prompt_id,
+        task=one.tasks[0],
+        compression=compression,
+        baseline_gamma=gamma,
+        baseline=_steps(replay_fixed(compiled, compiled_cost, gamma, log=True)),
+        controller=controller.name,
+        steps=_steps(replay_policy(compiled, compiled_cost, controller.act_batch, controller_s=charge, log=True)),
+    )
+
+
+def _steps(record: ReplayRecord) -> tuple[TimelineStep, ...]:
+    log = record.log
+    assert isinstance(log, StepLog)
+    starts = np.cumsum(log.seconds) - log.seconds
+    return tuple(
+        TimelineStep(
+            start_s=float(start),
+            seconds=float(seconds),
+            num_drafted=int(drafted),
+            num_accepted=int(accepted),
+            num_emitted=int(emitted),
+        )
+        for start, seconds, drafted, accepted, emitted in zip(
+            starts, log.seconds, log.num_drafted, log.num_accepted, log.num_emitted, strict=True
+        )
+    )
+
+
+def speedup_figure(comparison: Comparison) -> Figure:
+    """Speed-up over plain decoding of the best fixed gamma, the controllers and the bound."""
+    figure = Figure(figsize=(8.4, 4.6), dpi=_DPI, layout="constrained")
+    compressions = comparison.grid.compressions
+    names = (BEST_FIXED, *comparison.controllers, CLAIRVOYANT)
+    speedups = {name: [comparison.group(c, ALL).row(name).speedup_vs_ar for c in compressions] for name in names}
+    speedup_bars(figure.add_subplot(), speedups, compressions)
+    _caption(figure, comparison, "Whiskers: 95 % bootstrap intervals over prompts, paired with plain decoding.")
+    return figure
+
+
+def gamma_figure(comparison: Comparison, controller: str) -> Figure:
+    """How often a controller chose each gamma."""
+    figure = Figure(figsize=(8.4, 4.2), dpi=_DPI, layout="constrained")
+    sums = next(s for s in comparison.sums if s.name == controller)
+    counts = {c: sums.gammas[:, k].sum(axis=0) for k, c in enumerate(comparison.grid.compressions)}
+    axes = gamma_histogram(figure.add_subplot(), counts, comparison.best_fixed_gammas)
+    axes.set_title(f"gamma chosen by {controller}", fontsize=10, loc="left")
+    _caption(figure, comparison, f"{int(sums.steps.sum())} decode steps, counted as asked for.")
+    return figure
+
+
+def timeline_figure(comparison: Comparison, timelines: Timelines) -> Figure:
+    """One prompt under the best fixed gamma and under a controller, on one clock."""
+    figure = Figure(figsize=(10, 5.2), dpi=_DPI, layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, sharey=True)
+    fixed = f"best fixed gamma {timelines.baseline_gamma}"
+    timeline(above, timelines.baseline, _panel_title(fixed, timelines.baseline))
+    timeline(below, timelines.steps, _panel_title(timelines.controller, timelines.steps))
+    low = max(s.num_drafted - s.num_accepted for s in (*timelines.baseline, *timelines.steps))
+    high = max(s.num_emitted for s in (*timelines.baseline, *timelines.steps))
+    above.set_ylim(-low - 0.5, high + 0.5)
+    above.set_xlabel("")
+    figure.legend(*above.get_legend_handles_labels(), loc="outside upper right", ncols=3, frameon=False, fontsize=9)
+    _caption(
+        figure,
+        comparison,
+        f"One bar a decode step, as wide as it took. Prompt {timelines.prompt_id} ({timelines.task}, "
+        f"{timelines.compression}), the one nearest to the median speed-up.",
+        num_prompts=1,
+    )
+    return figure
+
+
+def _panel_title(name: str, steps: Sequence[TimelineStep]) -> str:
+    tokens, seconds = sum(s.num_emitted for s in steps), steps[-1].start_s + steps[-1].seconds
+    return f"{name}: {tokens} tokens, {len(steps)} steps, {seconds:.2f} s"
+
+
+def _caption(figure: Figure, comparison: Comparison, text: str, *, num_prompts: int | None = None) -> None:
+    setting = comparison.setting
+    count = setting.test_prompts if num_prompts is None else num_prompts
+    prompts = f"n = {count} test prompt{'s' if count > 1 else ''}"
+    figure.supxlabel(f"{prompts}; times from cost table {setting.cost} ({setting.cost_kind}). {text}", fontsize=8)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a PNG, whole or not at all."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_atomically(path, buffer.getvalue())
+
+
+def save_report(
+    folder: Path,
+    comparison: Comparison,
+    *,
+    times: Sequence[DecisionTime] = (),
+    timelines: Timelines | None = None,
+) -> None:
+    """Writes `results.json`, `results.txt`, `per_prompt.csv`, `decision_times.json` and the figures.
+
+    All but the decision times (and their lines in the text) are the same bytes for the same comparison.
+    """
+    write_atomically(folder / "results.json", canonical_json(comparison_json(comparison)))
+    write_atomically(folder / "results.txt", render_comparison(comparison, times))
+    write_atomically(folder / "per_prompt.csv", per_prompt_csv(comparison))
+    write_atomically(folder / "decision_times.json", canonical_json({"decision_times": [asdict(t) for t in times]}))
+    save_figure(speedup_figure(comparison), folder / "speedup.png")
+    shown = comparison.controllers[0] if comparison.controllers else CLAIRVOYANT
+    save_figure(gamma_figure(comparison, shown), folder / "gamma.png")
+    if timelines is not None:
+        save_figure(timeline_figure(comparison, timelines), folder / "timeline.png")

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The comparison as JSON and CSV: the record that outlives the run. Same comparison, same bytes."""
+
+import csv
+import io
+from dataclasses import asdict
+
+from speckv.evaluation.bootstrap import Interval
+from speckv.evaluation.compare import Comparison, GroupResult
+from speckv.evaluation.metrics import ALL, Row, Sums
+
+RESULTS_VERSION = 1
+_DIGITS = 6
+PER_PROMPT_COLUMNS = (
+    "controller",
+    "prompt_id",
+    "task",
+    "compression",
+    "tokens",
+    "seconds",
+    "steps",
+    "drafted",
+    "accepted",
+    "tested",
+)
+
+
+def rounded(value: float | None) -> float | None:
+    """Keeps the digits that mean something, so that another processor's last bit does not change the file.
+
+    >>> rounded(1.23456789), rounded(None)
+    (1.23457, None)
+    """
+    return None if value is None else float(f"{value:.{_DIGITS}g}")
+
+
+def _interval(interval: Interval) -> dict[str, object]:
+    return {"estimate": rounded(interval.estimate), "low": rounded(interval.low), "high": rounded(interval.high)}
+
+
+def _row(row: Row) -> dict[str, object]:
+    return {
+        "controller": row.controller,
+        "throughput_tokens_per_s": rounded(row.throughput),
+        "speedup_vs_ar": _interval(row.speedup_vs_ar),
+        "speedup_vs_best_fixed": _interval(row.speedup_vs_best_fixed),
+        "geomean_speedup_vs_ar": _interval(row.geomean_vs_ar),
+        "geomean_speedup_vs_best_fixed": _interval(row.geomean_vs_best_fixed),
+        "tokens_per_step": rounded(row.tokens_per_step),
+        "drafted_per_token": rounded(row.drafted_per_token),
+        "acceptance_rate": rounded(row.acceptance_rate),
+        "mean_gamma": rounded(row.mean_gamma),
+        "headroom_share": rounded(row.headroom_share),
+    }
+
+
+def _group(result: GroupResult) -> dict[str, object]:
+    return {
+        "compression": result.group.compression,
+        "task": result.group.task,
+        "num_prompts": len(result.group.prompts),
+        "rows": [_row(row) for row in result.rows],
+    }
+
+
+def _histogram(sums: Sums, compressions: tuple[str, ...]) -> dict[str, list[int]]:
+    counts = sums.gammas.sum(axis=0)
+    return {name: [int(n) for n in counts[column]] for column, name in enumerate(compressions)}
+
+
+def comparison_json(comparison: Comparison) -> dict[str, object]:
+    """Everything but clocks: the content of `results.json`."""
+    setting = {k: rounded(v) if isinstance(v, float) else v for k, v in asdict(comparison.setting).items()}
+    setting["cost_ratio"] = {name: rounded(ratio) for name, ratio in comparison.setting.cost_ratio.items()}
+    return {
+        "results_version": RESULTS_VERSION,
+        "setting": setting,
+        "best_fixed_gammas": comparison.best_fixed_gammas,
+        "controllers": list(comparison.controllers),
+        "groups": [_group(result) for result in comparison.groups],
+        "gamma_histograms": {s.name: _histogram(s, comparison.grid.compressions) for s in comparison.sums},
+    }
+
+
+def headline(comparison: Comparison) -> dict[str, object]:
+    """The few figures that a script wants: throughput and speed-ups of each controller under test."""
+    groups = [r for r in comparison.groups if r.group.task == ALL]
+    return {
+        "cost": comparison.setting.cost,
+        "test_prompts": comparison.setting.test_prompts,
+        "best_fixed_gammas": comparison.best_fixed_gammas,
+        "controllers": {
+            name: {
+                result.group.compression: {
+                    key: value
+                    for key, value in _row(result.row(name)).items()
+                    if key
+                    in (
+                        "throughput_tokens_per_s",
+                        "speedup_vs_ar",
+                        "speedup_vs_best_fixed",
+                        "geomean_speedup_vs_best_fixed",
+                        "headroom_share",
+                    )
+                }
+                for result in groups
+            }
+            for name in comparison.controllers
+        },
+    }
+
+
+def per_prompt_csv(comparison: Comparison) -> str:
+    """One line per controller, prompt and compression: what a later paired test needs."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(PER_PROMPT_COLUMNS)
+    grid = comparison.grid
+    for sums in comparison.sums:
+        for row, (prompt, task) in enumerate(zip(grid.prompt_ids, grid.tasks, strict=True)):
+            for column, compression in enumerate(grid.compressions):
+                if sums.steps[row, column]:
+                    counts = (sums.steps, sums.drafted, sums.accepted, sums.tested)
+                    writer.writerow(
+                        [sums.name, prompt, task, compression]
+                        + [int(sums.tokens[row, column]), f"{sums.seconds[row, column]:.9g}"]
+                        + [int(c[row, column]) for c in counts]
+                    )
+    return buffer.getvalue()

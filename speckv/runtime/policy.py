@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A trained policy as two small files, and the NumPy code that decides with it.
+
+`policy.json` is the card: what the policy reads (the observation schema), what its outputs mean (one gamma each) and
+where it came from. `policy.npz` holds the weights and the normalisation of the inputs. Together they are the whole
+policy: no PyTorch, no Stable-Baselines3, no pickle.
+"""
+
+import hashlib
+import io
+import itertools
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+
+from speckv.errors import CheckpointError, SchemaError
+from speckv.observation import SCHEMA, ObservationSchema
+from speckv.runtime.files import canonical_json, write_atomically
+from speckv.types import FloatArray, IntArray, StepOutcome
+
+FORMAT = "speckv-policy"
+FORMAT_VERSION = 1
+CARD = "policy.json"
+WEIGHTS = "policy.npz"
+NOT_FINITE = "Expected a finite observation, got NaN. Check the signals it was computed from."
+_CARD_KEYS = {
+    "format",
+    "format_version",
+    "name",
+    "environment",
+    "activation",
+    "gammas",
+    "layers",
+    "observation_schema",
+    "provenance",
+    "weights_sha256",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class MlpPolicy:
+    """A tanh network from a raw observation to one score per gamma.
+
+    Attributes:
+        name: Shown in tables.
+        schema: What it reads.
+        gammas: Speculation length, in tokens, that each output stands for.
+        mean: Shape [features]; subtracted from a raw observation.
+        std: Shape [features], above zero; divides it then.
+        weights: One matrix a layer, of shape [outputs, inputs].
+        biases: One vector a layer, of shape [outputs].
+        environment: Id of the environment it was trained in.
+        provenance: Where it came from: traces, cost table, seed, versions.
+    """
+
+    name: str
+    schema: ObservationSchema
+    gammas: tuple[int, ...]
+    mean: FloatArray
+    std: FloatArray
+    weights: tuple[FloatArray, ...]
+    biases: tuple[FloatArray, ...]
+    environment: str = "SpecKV/GammaSelection-v0"
+    provenance: Mapping[str, str | int | float]
+
+    def __post_init__(self) -> None:
+        """Checks that the arrays fit each other, the schema and the gammas."""
+        sizes = [self.schema.size, *(len(b) for b in self.biases)]
+        wanted = [(rows, columns) for columns, rows in itertools.pairwise(sizes)]
+        shapes = [w.shape for w in self.weights]
+        if shapes != wanted or sizes[-1] != len(self.gammas) or not self.weights:
+            raise CheckpointError(
+                f"Expected layers of shapes {wanted} that end in {len(self.gammas)} gammas, got weights of shapes "
+                f"{shapes}. Export the policy again."
+            )
+        if self.mean.shape != (self.schema.size,) or self.std.shape != self.mean.shape or not np.all(self.std > 0):
+            raise CheckpointError(
+                f"Expected {self.schema.size} normalisation means and positive deviations, got shapes "
+                f"{self.mean.shape} and {self.std.shape}. Export the policy again."
+            )
+        if not all(np.isfinite(a).all() for a in (self.mean, self.std, *self.weights, *self.biases)):
+            raise CheckpointError("Expected finite weights, got NaN or infinity: the training diverged. Train again.")
+
+    def folded(self) -> tuple[tuple[FloatArray, ...], tuple[FloatArray, ...]]:
+        """Weights and biases that act on raw observations: the normalisation is folded into the first layer.
+
+        W((x - mean) / std) + b = (W / std) x + (b - (W / std) mean); computed in float64.
+        """
+        first = self.weights[0].astype(np.float64) / self.std
+        bias = self.biases[0] - first @ self.mean.astype(np.float64)
+        return (
+            (first.astype(np.float32), *self.weights[1:]),
+            (bias.astype(np.float32), *self.biases[1:]),
+        )
+
+    def save(self, folder: Path | str) -> None:
+        """Writes the two files, each atomically; the card last, so that it never describes weights to come."""
+        arrays = {"mean": self.mean, "std": self.std}
+        for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            arrays |= {f"weight_{index}": weight, f"bias_{index}": bias}
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **{name: a.astype(np.float32) for name, a in arrays.items()})
+        data = buffer.getvalue()
+        card = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "name": self.name,
+            "environment": self.environment,
+            "activation": "tanh",
+            "gammas": list(self.gammas),
+            "layers": [list(w.shape) for w in self.weights],
+            "observation_schema": json.loads(self.schema.to_json()),
+            "provenance": dict(self.provenance),
+            "weights_sha256": hashlib.sha256(data).hexdigest(),
+        }
+        write_atomically(Path(folder) / WEIGHTS, data)
+        write_atomically(Path(folder) / CARD, canonical_json(card))
+
+    @staticmethod
+    def load(folder: Path | str, *, schema: ObservationSchema = SCHEMA) -> "MlpPolicy":
+        """Reads a policy.
+
+        Args:
+            folder: Holds `policy.json` and `policy.npz`.
+            schema: The observation that this program computes.
+
+        Raises:
+            CheckpointError: if a file is missing, damaged or of another format version.
+            SchemaError: naming the first difference, if the policy reads another observation.
+        """
+        folder = Path(folder)
+        card = _read_card(folder / CARD)
+        trained_on = ObservationSchema.from_json(json.dumps(card["observation_schema"]))
+        schema.require_same(trained_on)
+        arrays = _read_weights(folder / WEIGHTS, str(card["weights_sha256"]))
+        depth = len(cast(list[object], card["layers"]))
+        try:
+            return MlpPolicy(
+                name=str(card["name"]),
+                schema=trained_on,
+                gammas=tuple(cast(list[int], card["gammas"])),
+                mean=arrays["mean"],
+                std=arrays["std"],
+                weights=tuple(arrays[f"weight_{index}"] for index in range(depth)),
+                biases=tuple(arrays[f"bias_{index}"] for index in range(depth)),
+                environment=str(card["environment"]),
+                provenance=cast(dict[str, str | int | float], card["provenance"]),
+            )
+        except KeyError as error:
+            raise CheckpointError(
+                f"{folder / WEIGHTS}: expected an array {error}, found none. Export again."
+            ) from error
+
+
+class PolicyController:
+    """Decides with an exported policy: a few microseconds a step, no allocation. Not for use from two threads at once.
+
+    Ties go to the smaller gamma index, as in every comparison of this project.
+    """
+
+    charges_decision = True
+
+    def __init__(self, policy: MlpPolicy, *, name: str | None = None) -> None:
+        self.name = name or policy.name
+        self.policy = policy
+        self._gammas = list(policy.gammas)
+        self._lookup = np.array(policy.gammas, np.int64)
+        self._weights, self._biases = policy.folded()
+        self._input = np.zeros(policy.schema.size, np.float32)
+        self._layers = [np.zeros_like(bias) for bias in self._biases]
+
+    @classmethod
+    def load(cls, folder: Path | str, *, name: str | None = None) -> "PolicyController":
+        """Reads a policy from its folder; raises what `MlpPolicy.load` raises."""
+        return cls(MlpPolicy.load(folder), name=name)
+
+    def reset(self) -> None:
+        """Nothing to forget: the observation carries the history."""
+
+    def learn(self, outcome: StepOutcome) -> None:
+        """Ignored: the policy is fixed."""
+
+    def act(self, observation: FloatArray) -> int:
+        """Returns gamma in tokens for one raw observation of shape [features].
+
+        Raises:
+            SchemaError: if the observation has another size or holds NaN.
+        """
+        if observation.shape != self._input.shape:
+            raise SchemaError(f"Expected {self._input.size} observation fields, got shape {observation.shape}.")
+        np.copyto(self._input, observation)
+        values, last = self._input, len(self._layers) - 1
+        for index, out in enumerate(self._layers):
+            np.dot(self._weights[index], values, out=out)
+            np.add(out, self._biases[index], out=out)
+            if index < last:
+                np.tanh(out, out=out)
+            values = out
+        best = int(values.argmax())
+        # argmax returns the first NaN, and NaN alone differs from itself.
+        if values[best] != values[best]:
+            raise SchemaError(NOT_FINITE)
+        return self._gammas[best]
+
+    def scores(self, observations: FloatArray) -> FloatArray:
+        """Scores of shape [rows, gammas] for raw observations of shape [rows, features]."""
+        values = observations.astype(np.float32, copy=False)
+        for index, (weight, bias) in enumerate(zip(self._weights, self._biases, strict=True)):
+            values = values @ weight.T + bias
+            if index < len(self._weights) - 1:
+                values = np.tanh(values)
+        return values
+
+    def act_batch(self, observations: FloatArray) -> IntArray:
+        """Returns gamma for each row; equal to `act` on that row unless two scores agree to rounding."""
+        if observations.ndim != 2 or observations.shape[1] != self._input.size:
+            raise SchemaError(f"Expected [rows, {self._input.size}] observations, got shape {observations.shape}.")
+        scores = self.scores(observations)
+        if np.isnan(scores).any():
+            raise SchemaError(NOT_FINITE)
+        chosen: IntArray = self._lookup[scores.argmax(axis=1)]
+        return chosen
+
+
+def _read_card(path: Path) -> dict[str, object]:
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"Expected an exported policy at {path}, found none. Name a run folder or train one: `python train.py`."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not readable JSON ({error}). Export the policy again.") from error
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        raise CheckpointError(f'{path}: expected a policy card ("format": "{FORMAT}"). Export the policy again.')
+    if card.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: expected policy format version {FORMAT_VERSION}, got {card.get('format_version')}. "
+            "Export it again with this version of SpecKV."
+        )
+    if set(card) != _CARD_KEYS:
+        raise CheckpointError(f"{path}: fields differ from the format: {sorted(set(card) ^ _CARD_KEYS)}. Export again.")
+    _check_card(card, path)
+    return card
+
+
+def _check_card(card: Mapping[str, object], path: Path) -> None:
+    gammas = card["gammas"]
+    if not isinstance(gammas, list) or not gammas or any(type(g) is not int or g < 0 for g in gammas):
+        raise CheckpointError(f"{path}: expected gammas to list counts of tokens, got {gammas!r}. Export again.")
+    if not isinstance(card["layers"], Sequence) or not isinstance(card["provenance"], Mapping):
+        raise CheckpointError(f"{path}: layers or provenance are malformed. Export again.")
+    if card["activation"] != "tanh":
+        raise CheckpointError(f"{path}: expected activation 'tanh', got {card['activation']!r}. Export again.")
+
+
+def _read_weights(path: Path, expected_sha256: str) -> dict[str, FloatArray]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"Expected the policy's weights at {path}, found none. Export the policy again."
+        ) from error
+    if hashlib.sha256(data).hexdigest() != expected_sha256:
+        raise CheckpointError(f"{path} is not the file that its card describes (SHA-256 differs). Export both again.")
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            return {name: archive[name].astype(np.float32) for name in archive.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path} holds no plain arrays ({error}). Export the policy again.") from error

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PPO learns a toy where looking pays, and its export decides as it does."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents.ppo import WithoutBootstrap, build_ppo, export_policy, measure_normalisation
+from agents.ppo_settings import PPOSettings
+from agents.settings import EnvSettings, RewardSettings
+from agents.training.ppo_run import build_learner, make_environment
+from agents.training.validation import Validator
+from envs.sb3_bridge import SB3VecEnv
+from speckv.evaluation.compare import tune_fixed
+from speckv.observation import SCHEMA
+from speckv.runtime import PolicyController
+from tests.fakes_runs import toy_traces
+from tests.fakes_traces import make_cost_table
+
+TINY = PPOSettings(num_envs=8, num_steps=16, batch_size=64, hidden=(16, 16), normalisation_steps=256)
+
+
+def toy_env(num_envs: int = 8, reward: str = "throughput") -> SB3VecEnv:
+    traces = toy_traces().select(split="train")
+    return make_environment(traces, make_cost_table(), EnvSettings(), RewardSettings(name=reward), num_envs)
+
+
+@pytest.mark.slow
+def test_ppo_beats_the_best_constant_where_signals_tell_easy_from_hard() -> None:
+    """Easy prompts want a large gamma, hard ones 0; the best constant must serve both."""
+    traces, cost = toy_traces(), make_cost_table()
+    train, test = traces.select(split="train"), traces.select(split="test")
+    settings = PPOSettings(num_envs=64, num_steps=16, batch_size=512, hidden=(32, 32), normalisation_steps=2000)
+    env = make_environment(train, cost, EnvSettings(), RewardSettings(), settings.num_envs)
+    model = build_learner(settings, env, seed=0)
+    validator = Validator(test, cost, tune_fixed(train, cost).best())
+    before = validator.score(PolicyController(export_policy(model, provenance={})))
+    model.learn(25_000)
+    after = validator.score(PolicyController(export_policy(model, provenance={})))
+    assert after.speedup_vs_best_fixed > 1.15 > before.speedup_vs_best_fixed
+    assert after.speedup_vs_ar > 1.3
+
+
+def test_export_decides_as_the_learner_does() -> None:
+    """10,000 random observations; only scores that agree to rounding may be told apart differently."""
+    model = build_learner(TINY, toy_env(), seed=1)
+    model.learn(256)
+    controller = PolicyController(export_policy(model, provenance={}))
+    rng = np.random.default_rng(0)
+    rows = (SCHEMA.low + rng.random((10_000, SCHEMA.size)) * (SCHEMA.high - SCHEMA.low)).astype(np.float32)
+    chosen = controller.act_batch(rows)
+    with torch.no_grad():
+        distribution = model.policy.get_distribution(torch.from_numpy(rows)).distribution
+        assert isinstance(distribution, torch.distributions.Categorical)
+        logits = distribution.logits.numpy()
+    learner, _ = model.predict(rows, deterministic=True)
+    top_two = np.sort(logits, axis=1)[:, -2:]
+    clear = top_two[:, 1] - top_two[:, 0] > 1e-4
+    assert clear.mean() > 0.95
+    np.testing.assert_array_equal(chosen[clear], learner[clear])
+    # Scores differ from the learner's log-probabilities by a constant a row.
+    shifted = controller.scores(rows) - logits
+    np.testing.assert_allclose(shifted, np.broadcast_to(shifted[:, :1], shifted.shape), atol=2e-4)
+    assert [controller.act(row) for row in rows[:200][clear[:200]]] == chosen[:200][clear[:200]].tolist()
+
+
+def test_constant_features_are_not_blown_up() -> None:
+    env = toy_env()
+    mean, std = measure_normalisation(env, 500, seed=0)
+    constant = SCHEMA.index("draft_lag")
+    assert (std > 0).all()
+    assert std[SCHEMA.index("bits_per_weight")] < 1.0
+    one = make_environment(
+        toy_traces().select(compressions=["nf4"]), make_cost_table(), EnvSettings(), RewardSettings(), 8
+    )
+    mean, std = measure_normalisation(one, 500, seed=0)
+    ratio = SCHEMA.index("cost_ratio")
+    # nf4: draft 1 s over verify 4 s.
+    assert (mean[ratio], std[ratio]) == (0.25, 1.0)
+    assert std[constant] < 1.0
+
+
+def test_same_seed_same_parameters() -> None:
+    def parameters(seed: int) -> list[np.ndarray]:
+        model = build_learner(TINY, toy_env(), seed=seed)
+        model.learn(256)
+        return [p.detach().numpy().copy() for p in model.policy.parameters()]
+
+    first, again, other = parameters(0), parameters(0), parameters(1)
+    assert all((a == b).all() for a, b in zip(first, again, strict=True))
+    assert not all((a == b).all() for a, b in zip(first, other, strict=True))
+
+
+def test_hiding_truncation_changes_nothing_at_discount_zero() -> None:
+    def parameters(env: VecEnv, *, hide: bool) -> list[np.ndarray]:
+        mean, std = measure_normalisation(env, 256, seed=9)
+        model = build_ppo(TINY, env, seed=0, mean=mean, std=std)
+        if not hide:
+            assert isinstance(model.env, WithoutBootstrap)
+            model.env = model.env.venv
+        model.learn(512)
+        return [p.detach().numpy().copy() for p in model.policy.parameters()]
+
+    pairs = zip(parameters(toy_env(), hide=True), parameters(toy_env(), hide=False), strict=True)
+    assert all((a == b).all() for a, b in pairs)
+
+
+def test_truncation_reaches_a_learner_that_looks_ahead() -> None:
+    mean, std = np.zeros(SCHEMA.size, np.float32), np.ones(SCHEMA.size, np.float32)
+    model = build_ppo(replace(TINY, discount=1.0), toy_env(), seed=0, mean=mean, std=std)
+    assert isinstance(model.env, SB3VecEnv)

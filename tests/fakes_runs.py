@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small runs on made-up recordings in which looking at the draft's signals pays."""
+
+import io
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from agents.console import Console, ProgressBar
+from agents.settings import CostSettings, DataSettings, EvalSettings, TrainSettings
+from speckv.traces import TraceSequence, TraceSet
+from tests.fakes_traces import make_cost_table, make_sequence, make_traces
+
+TINY_PPO: dict[str, object] = {
+    "name": "ppo",
+    "total_steps": 1024,
+    "num_envs": 8,
+    "num_steps": 16,
+    "batch_size": 64,
+    "num_epochs": 2,
+    "hidden": [16],
+    "normalisation_steps": 256,
+}
+
+
+def easy_or_hard(number: int, compression: str, *, length: int = 40) -> TraceSequence:
+    """One recording: even prompts are drafted right nearly always, odd ones hardly ever, and the signals tell."""
+    easy = number % 2 == 0
+    rng = np.random.default_rng(number)
+    hits = rng.random(length) < (0.97 if easy else 0.05)
+    sequence = make_sequence(
+        hits,
+        compression=compression,
+        prompt_id=f"p{number}",
+        task=("code", "chat", "math")[number % 3],
+        split="test" if number % 4 >= 2 else "train",
+        prompt_len=5 + number,
+        seed=number,
+    )
+    confidence = 0.95 if easy else 0.3
+    signals = np.array([0.2 if easy else 3.0, confidence, confidence / 2], np.float32)
+    return replace(sequence, draft_signals=np.tile(signals, (length, 1)))
+
+
+def toy_traces(num_prompts: int = 48, *, sampled: bool = False) -> TraceSet:
+    """Easy and hard prompts, half of either for testing, at two compressions."""
+    sequences = [easy_or_hard(n, c) for c in ("fp16", "nf4") for n in range(num_prompts)]
+    if sampled:
+        rng = np.random.default_rng(0)
+        sequences = [
+            replace(s, accept_prob=np.maximum(s.accept_prob, rng.random(len(s.tokens))).astype(np.float32))
+            for s in sequences
+        ]
+    return make_traces(sequences, max_new_tokens=40, sampled=sampled)
+
+
+def save_toy(folder: Path, *, sampled: bool = False) -> tuple[str, str]:
+    """Writes toy recordings and costs; returns their paths."""
+    traces, cost = folder / "toy.parquet", folder / "toy.json"
+    toy_traces(24, sampled=sampled).save(traces)
+    replace(make_cost_table(), controller_s=0.001).save(cost)
+    return str(traces), str(cost)
+
+
+def toy_settings(folder: Path, output: Path, *, agent: Mapping[str, object] = TINY_PPO) -> TrainSettings:
+    """Settings of a run of a second or two."""
+    traces, cost = save_toy(folder)
+    return TrainSettings(
+        agent=agent,
+        data=DataSettings(traces=traces, validation_fraction=0.3),
+        cost=CostSettings(table=cost),
+        eval=EvalSettings(every_steps=400, num_resamples=50),
+        output=str(output),
+    )
+
+
+class CapturedConsole(Console):
+    """Keeps what was written, and calls back where a progress bar moves."""
+
+    def __init__(self, on_update: Mapping[int, object] | None = None) -> None:
+        self.buffer = io.StringIO()
+        super().__init__(self.buffer)
+        self._on_update = dict(on_update or {})
+
+    @property
+    def text(self) -> str:
+        return self.buffer.getvalue()
+
+    @contextmanager
+    def progress(self, total: int, completed: int = 0) -> Iterator[ProgressBar]:
+        with super().progress(total, completed) as bar:
+            yield _Watched(bar, self._on_update)
+
+
+class _Watched:
+    def __init__(self, bar: ProgressBar, on_update: dict[int, object]) -> None:
+        self._bar, self._on_update = bar, on_update
+
+    def update(self, completed: int, note: str) -> None:
+        self._bar.update(completed, note)
+        for step in [s for s in self._on_update if completed >= s]:
+            action = self._on_update.pop(step)
+            assert callable(action)
+            action()
+
+    def milestone(self, text: str) -> None:
+        self._bar.milestone(text)
+
+
+def without_clock(text: str) -> str:
+    """Blanks rates that differ between two equal runs."""
+    return re.sub(r"[\d,]+ steps/s", "", text)

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a comparison leaves on disk: the same bytes each time, and figures that explain themselves."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from agents.fixed import FixedGamma
+from speckv.evaluation.bootstrap import Interval
+from speckv.evaluation.compare import Comparison, DecisionTime, compare
+from speckv.evaluation.metrics import ALL
+from speckv.evaluation.plots import TimelineStep, gamma_histogram, speedup_bars, timeline
+from speckv.evaluation.report import (
+    gamma_figure,
+    make_timelines,
+    pick_prompt,
+    save_report,
+    speedup_figure,
+    timeline_figure,
+)
+from speckv.evaluation.results import PER_PROMPT_COLUMNS, comparison_json, headline, per_prompt_csv
+from speckv.evaluation.table import render_comparison
+from speckv.runtime.files import canonical_json
+from speckv.traces import TraceSet
+from tests.fakes_traces import make_cost_table, random_traces
+
+AGENT = FixedGamma(2)
+
+
+def splits() -> tuple[TraceSet, TraceSet]:
+    traces = random_traces(num_prompts=24, tasks=("code", "chat", "math"), seed=1)
+    return traces.select(split="train"), traces.select(split="test")
+
+
+def compared(seed: int = 0) -> Comparison:
+    train, test = splits()
+    return compare(train=train, test=test, cost=make_cost_table(), controllers=[AGENT], num_resamples=200, seed=seed)
+
+
+@pytest.fixture(scope="module")
+def comparison() -> Comparison:
+    return compared()
+
+
+def test_same_seed_same_bytes(comparison: Comparison) -> None:
+    text = canonical_json(comparison_json(comparison))
+    assert text == canonical_json(comparison_json(compared()))
+    assert text != canonical_json(comparison_json(compared(seed=1)))
+
+
+def test_json_says_what_was_compared_and_what_came_out(comparison: Comparison) -> None:
+    content = json.loads(canonical_json(comparison_json(comparison)))
+    assert content["results_version"] == 1
+    assert content["setting"]["cost"] == "fake"
+    assert content["setting"]["cost_ratio"] == {"fp16": 0.125, "nf4": 0.25}
+    assert content["controllers"] == [AGENT.name]
+    assert len(content["groups"]) == 3 * 4
+    (group,) = [g for g in content["groups"] if (g["compression"], g["task"]) == ("nf4", ALL)]
+    assert group["num_prompts"] == 6
+    assert len(group["rows"]) == 17 + 3
+    (row,) = [r for r in group["rows"] if r["controller"] == AGENT.name]
+    expected = comparison.group("nf4", ALL).row(AGENT.name)
+    assert row["throughput_tokens_per_s"] == pytest.approx(expected.throughput, rel=1e-5)
+    assert set(row["speedup_vs_best_fixed"]) == {"estimate", "low", "high"}
+    chosen = content["gamma_histograms"][AGENT.name]["nf4"]
+    assert chosen[2] == sum(chosen) > 0
+
+
+def test_headline_is_one_line_of_json(comparison: Comparison) -> None:
+    line = json.dumps(headline(comparison))
+    figures = json.loads(line)["controllers"][AGENT.name]
+    assert set(figures) == {"fp16", "nf4", ALL}
+    assert "speedup_vs_best_fixed" in figures[ALL]
+
+
+def test_per_prompt_rows_add_up(comparison: Comparison) -> None:
+    rows = list(csv.DictReader(per_prompt_csv(comparison).splitlines()))
+    assert tuple(rows[0]) == PER_PROMPT_COLUMNS
+    ours = [r for r in rows if r["controller"] == AGENT.name and r["compression"] == "fp16"]
+    assert len(ours) <= 6
+    throughput = sum(int(r["tokens"]) for r in ours) / sum(float(r["seconds"]) for r in ours)
+    assert throughput == pytest.approx(comparison.group("fp16", ALL).row(AGENT.name).throughput)
+
+
+def test_text_names_the_setting_the_columns_and_the_intervals(comparison: Comparison) -> None:
+    text = render_comparison(comparison, [DecisionTime(controller="a", p50_us=5.0, p99_us=9.0)])
+    for promised in ("fake-target", "cost ratio 0.125", "tok/s", "x best fixed", "headroom", "by task", "geomean"):
+        assert promised in text
+    assert "95 % paired bootstrap" in text
+    assert "decision time of a: p50 5.0 us, p99 9.0 us" in text
+    assert max(len(line) for line in text.splitlines()) <= 130
+
+
+def test_a_report_is_whole(comparison: Comparison, tmp_path: Path) -> None:
+    _, test = splits()
+    timelines = make_timelines(comparison, test, make_cost_table(), AGENT)
+    save_report(tmp_path, comparison, timelines=timelines)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "decision_times.json",
+        "gamma.png",
+        "per_prompt.csv",
+        "results.json",
+        "results.txt",
+        "speedup.png",
+        "timeline.png",
+    ]
+    assert all((tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG" for name in ("gamma", "speedup", "timeline"))
+
+
+def test_timelines_are_the_replays_of_one_prompt(comparison: Comparison) -> None:
+    _, test = splits()
+    timelines = make_timelines(comparison, test, make_cost_table(), AGENT)
+    assert (timelines.prompt_id, timelines.compression) == pick_prompt(comparison)
+    (sequence,) = test.select(prompt_ids=[timelines.prompt_id], compressions=[timelines.compression]).sequences
+    for steps in (timelines.baseline, timelines.steps):
+        assert sum(s.num_emitted for s in steps) == len(sequence.tokens) - 1
+        ends = [s.start_s + s.seconds for s in steps]
+        assert [s.start_s for s in steps[1:]] == pytest.approx(ends[:-1])
+    row = comparison.grid.prompt_ids.index(timelines.prompt_id)
+    ours = next(s for s in comparison.sums if s.name == AGENT.name)
+    last = timelines.steps[-1]
+    assert last.start_s + last.seconds == pytest.approx(ours.seconds[row, 0])
+
+
+def heights(axes: Axes) -> list[float]:
+    return [p.get_height() for p in axes.patches if isinstance(p, Rectangle)]
+
+
+def test_plots_draw_their_data_and_label_axes_with_units() -> None:
+    figure = Figure()
+    axes = figure.subplots(3)
+    bars = {"ours": [Interval(estimate=1.5, low=1.2, high=1.9), Interval(estimate=0.9, low=None, high=None)]}
+    assert speedup_bars(axes[0], bars, ["fp16", "nf4"]) is axes[0]
+    assert heights(axes[0]) == [1.5, 0.9]
+    assert axes[0].get_ylabel() == "speed-up over plain decoding (×)"
+
+    counts = {"fp16": np.array([1.0, 3.0]), "nf4": np.array([0.0, 0.0])}
+    assert gamma_histogram(axes[1], counts, {"fp16": 1, "nf4": 0}) is axes[1]
+    assert heights(axes[1]) == [0.25, 0.75, 0.0, 0.0]
+    assert "tokens" in axes[1].get_xlabel()
+
+    step = TimelineStep(start_s=0.0, seconds=2.0, num_drafted=5, num_accepted=3, num_emitted=4)
+    assert timeline(axes[2], [step], "one") is axes[2]
+    assert heights(axes[2]) == [3, 1, -2]
+    assert axes[2].get_xlabel() == "decode time (s)"
+
+
+def test_captions_give_prompts_and_intervals(comparison: Comparison) -> None:
+    _, test = splits()
+    timelines = make_timelines(comparison, test, make_cost_table(), AGENT)
+    speedup, one = speedup_figure(comparison), timeline_figure(comparison, timelines)
+    assert "n = 6 test prompts" in speedup.get_supxlabel()
+    assert "95 %" in speedup.get_supxlabel()
+    assert "n = 1 test prompt;" in one.get_supxlabel()
+    assert "cost table fake" in gamma_figure(comparison, AGENT.name).get_supxlabel()

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`evaluate.py`: which controllers it takes, what it prints and saves, and that it repeats itself to the byte."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import evaluate as program
+from agents import controllers
+from agents.controllers import save_rule
+from agents.evaluating import evaluate
+from agents.fixed import FixedGamma
+from agents.settings import CostSettings, DataSettings, EvaluateSettings
+from agents.training.session import train
+from speckv.commands.app import compose_checked, prepare
+from speckv.errors import CheckpointError, CostTableError, SchemaError, SpecKVError, TraceError
+from speckv.evaluation import report
+from tests.fakes_runs import CapturedConsole, save_toy, toy_settings
+from tests.speckv.test_runtime_policy import random_policy
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "save_figure", lambda *_: None)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> EvaluateSettings:
+    traces, cost = save_toy(tmp_path)
+    return EvaluateSettings(
+        data=DataSettings(traces=traces),
+        cost=CostSettings(table=cost),
+        num_resamples=50,
+        runs_dir=str(tmp_path / "runs"),
+    )
+
+
+def test_named_controllers_are_compared_and_saved(settings: EvaluateSettings, tmp_path: Path) -> None:
+    random_policy().save(tmp_path / "learned" / "policy")
+    save_rule(tmp_path / "rule", FixedGamma(2))
+    output = tmp_path / "results"
+    named = replace(settings, controllers=(str(tmp_path / "learned"), str(tmp_path / "rule")), output=str(output))
+    console = CapturedConsole()
+    comparison = evaluate(named, console)
+    assert comparison.controllers == ("random", "agent fixed-2")
+    assert "random" in (output / "results.txt").read_text()
+    last = json.loads(console.text.splitlines()[-1])
+    assert set(last["controllers"]) == {"random", "agent fixed-2"}
+    assert last["output"] == str(output)
+    first = (output / "results.json").read_bytes()
+    evaluate(named, CapturedConsole())
+    assert (output / "results.json").read_bytes() == first
+    times = json.loads((output / "decision_times.json").read_text())["decision_times"]
+    assert [t["controller"] for t in times] == ["random", "agent fixed-2"]
+
+
+def test_by_default_the_latest_run_is_taken_and_written_into(settings: EvaluateSettings, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "mine"
+    made = replace(toy_settings(tmp_path, run, agent={"name": "best_fixed"}), cost=settings.cost, data=settings.data)
+    train(made, CapturedConsole(), config="", overrides=[])
+    trained = (run / "evaluation" / "results.json").read_bytes()
+    (run / "evaluation" / "results.json").unlink()
+    console = CapturedConsole()
+    comparison = evaluate(settings, console)
+    assert comparison.controllers == ("agent best-fixed",)
+    assert f"controller agent best-fixed: {run}" in console.text
+    # The same code at the end of training, so the same bytes.
+    assert (run / "evaluation" / "results.json").read_bytes() == trained
+
+
+def test_without_a_run_the_shipped_policy_is_taken(
+    settings: EvaluateSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controllers, "SHIPPED", tmp_path / "shipped")
+    console = CapturedConsole()
+    assert evaluate(settings, console).controllers == ()
+    assert "no trained run found" in console.text
+    random_policy().save(tmp_path / "shipped" / "fake")
+    assert evaluate(settings, CapturedConsole()).controllers == ("random",)
+    assert (tmp_path / "runs" / "evaluate-fake" / "results.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("case", "kind"),
+    [
+        ("no controller", CheckpointError),
+        ("another observation", SchemaError),
+        ("truncated traces", TraceError),
+        ("other compressions", CostTableError),
+    ],
+)
+def test_one_clear_error_and_nothing_written(
+    settings: EvaluateSettings, tmp_path: Path, case: str, kind: type[SpecKVError]
+) -> None:
+    policy = tmp_path / "learned"
+    random_policy().save(policy)
+    if case == "no controller":
+        policy = tmp_path / "nothing"
+    elif case == "another observation":
+        card = json.loads((policy / "policy.json").read_text())
+        card["observation_schema"]["fields"][0]["name"] = "mood"
+        (policy / "policy.json").write_text(json.dumps(card))
+    elif case == "truncated traces":
+        traces = Path(settings.data.traces)
+        traces.write_bytes(traces.read_bytes()[:1000])
+    else:
+        table = json.loads(Path(settings.cost.table).read_text())
+        del table["entries"]["nf4"]
+        Path(settings.cost.table).write_text(json.dumps(table))
+    output = tmp_path / "results"
+    with pytest.raises(kind):
+        evaluate(replace(settings, controllers=(str(policy),), output=str(output)), CapturedConsole())
+    assert not output.exists()
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["controler=[a]"], "Did you mean 'controllers'"),
+        (["cost=cpu"], "Did you mean 'cpu-2core'"),
+        (["controllers=run"], "controllers to be of type"),
+        (["num_resamples=0"], "num_resamples 1 or more"),
+        (["agent=ppo"], "Unknown setting 'agent'"),
+    ],
+)
+def test_a_wrong_command_line_is_one_error(arguments: list[str], message: str) -> None:
+    with pytest.raises(SpecKVError, match=message):
+        prepare(arguments, program.NAME, program.check)
+
+
+def test_the_config_composes() -> None:
+    settings = program.settings_from(compose_checked(program.NAME, ["controllers=[runs/a,runs/b]"]))
+    assert settings.controllers == ("runs/a", "runs/b")
+
+
+@pytest.mark.slow
+def test_the_program_ends_with_one_line_of_json(settings: EvaluateSettings, tmp_path: Path) -> None:
+    outcome = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "evaluate.py"),
+            f"data.traces={settings.data.traces}",
+            f"cost.table={settings.cost.table}",
+            "num_resamples=50",
+            f"output={tmp_path / 'results'}",
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stderr == ""
+    assert json.loads(outcome.stdout.splitlines()[-1])["cost"] == "fake"
+    assert (tmp_path / "results" / "speedup.png").is_file()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["results", "toy.json", "toy.parquet"]

@@ -1,0 +1,402 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`train.py`: what a run shows, what it leaves, how it stops, and that it continues as if it had not."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import train as program
+from agents.console import Console
+from agents.settings import EnvSettings, RewardSettings, TrainSettings
+from agents.training.interrupts import InterruptedTraining, StopRequest
+from agents.training.run_folder import LAST, RunFolder
+from agents.training.session import train
+from agents.training.tensorboard import HYPERPARAMETERS
+from speckv.commands.app import compose_checked, prepare
+from speckv.errors import CheckpointError, ConfigError, CostTableError, SpecKVError, TraceError
+from speckv.evaluation import report
+from speckv.runtime import PolicyController
+from speckv.traces import TraceSet
+from tests.fakes_runs import TINY_PPO, CapturedConsole, save_toy, toy_settings
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(settings: TrainSettings, console: Console | None = None) -> None:
+    train(settings, console or CapturedConsole(), config="seed: 0\n", overrides=["seed=0"])
+
+
+def interrupt(signum: signal.Signals) -> Callable[[], None]:
+    return lambda: signal.raise_signal(signum)
+
+
+def stop_and_resume(settings: TrainSettings, step: int, signum: signal.Signals = signal.SIGTERM) -> None:
+    with pytest.raises(InterruptedTraining):
+        run(settings, CapturedConsole({step: interrupt(signum)}))
+    run(replace(settings, resume=settings.output))
+
+
+def read_checkpoint(folder: str | None) -> dict[str, object]:
+    assert folder is not None
+    content: dict[str, object] = torch.load(Path(folder) / LAST, weights_only=True)
+    return content
+
+
+def assert_same(first: object, second: object) -> None:
+    """Asserts equality to the last bit, through tensors, dictionaries and lists."""
+    if isinstance(first, torch.Tensor):
+        assert isinstance(second, torch.Tensor)
+        assert torch.equal(first, second)
+    elif isinstance(first, dict):
+        assert isinstance(second, dict)
+        assert first.keys() == second.keys()
+        for key, value in first.items():
+            assert_same(value, second[key])
+    elif isinstance(first, list):
+        assert isinstance(second, list)
+        for a, b in zip(first, second, strict=True):
+            assert_same(a, b)
+    else:
+        assert first == second
+
+
+@pytest.fixture(autouse=True)
+def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures take longer than the runs here; `finished`, which is made before, has them."""
+    monkeypatch.setattr(report, "save_figure", lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainSettings, str]:
+    """An uninterrupted run: its settings and what it printed."""
+    folder = tmp_path_factory.mktemp("finished")
+    console = CapturedConsole()
+    settings = toy_settings(folder, folder / "run")
+    run(settings, console)
+    return settings, console.text
+
+
+@pytest.fixture
+def finished(finished_run: tuple[TrainSettings, str]) -> tuple[Path, str]:
+    """Its folder, to be read alone, and what it printed."""
+    return Path(str(finished_run[0].output)), finished_run[1]
+
+
+@pytest.fixture
+def resumable(finished_run: tuple[TrainSettings, str], tmp_path: Path) -> TrainSettings:
+    """Settings that continue a copy of it."""
+    copy = shutil.copytree(str(finished_run[0].output), tmp_path / "run")
+    return replace(finished_run[0], output=str(copy), resume=str(copy))
+
+
+def test_the_number_to_beat_comes_before_training(finished: tuple[Path, str]) -> None:
+    _, text = finished
+    first, _, rest = text.partition("step ")
+    for promised in (
+        "fake-target",
+        "fake-draft",
+        "sha256",
+        "to validate on",
+        "cost ratio",
+        "best fixed gamma",
+        "tok/s",
+    ):
+        assert promised in first
+    assert "The number to beat" in first
+    assert "x best fixed" in rest
+    assert "clairvoyant" in rest
+    headline = json.loads(text.splitlines()[-1])
+    assert set(headline["controllers"]["ppo"]) == {"fp16", "nf4", "all"}
+
+
+def test_a_run_leaves_all_that_decided_it(finished: tuple[Path, str]) -> None:
+    run_folder, _ = finished
+    names = {str(p.relative_to(run_folder)) for p in run_folder.rglob("*") if p.is_file()}
+    assert {
+        "config.yaml",
+        "overrides.txt",
+        "run.json",
+        "eval.csv",
+        "checkpoints/last.pt",
+        "checkpoints/best.pt",
+        "policy/policy.json",
+        "policy/policy.npz",
+        "evaluation/results.json",
+        "evaluation/results.txt",
+        "evaluation/per_prompt.csv",
+        "evaluation/speedup.png",
+        "evaluation/gamma.png",
+        "evaluation/timeline.png",
+    } <= names
+    assert not [name for name in names if "partial" in name]
+    facts = json.loads((run_folder / "run.json").read_text())
+    assert set(facts) == {"agent", "commit", "cost", "machine", "seed", "started", "threads", "traces", "versions"}
+    traces = TraceSet.load(run_folder.parent / "toy.parquet")
+    assert facts["traces"]["sha256"] == traces.sha256
+    policy = PolicyController.load(run_folder / "policy").policy
+    assert policy.provenance["traces_sha256"] == traces.sha256
+
+
+def test_evaluations_come_every_so_many_environment_steps(finished: tuple[Path, str]) -> None:
+    """Every 400 steps, seen at the end of rollouts of 8 * 16 = 128: at 0, 512, 896 and the end, 1024."""
+    with (finished[0] / "eval.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    steps = [int(row["step"]) for row in rows]
+    assert sorted(set(steps)) == [0, 512, 896, 1024]
+    one = [row for row in rows if row["step"] == "512"]
+    assert len({(row["prompt_id"], row["compression"]) for row in one}) == len(one) == len(rows) // 4
+    assert {row["compression"] for row in one} == {"fp16", "nf4"}
+
+
+def test_tensorboard_holds_curves_and_final_figures(finished: tuple[Path, str]) -> None:
+    events = EventAccumulator(str(finished[0] / "tb"))
+    events.Reload()
+    scalars = set(events.Tags()["scalars"])
+    assert {
+        "eval/throughput",
+        "eval/speedup_vs_ar",
+        "eval/speedup_vs_best_fixed",
+        "eval/tokens_per_step",
+        "eval/mean_gamma",
+        "rollout/lambda",
+        "rollout/ep_rew_mean",
+        "train/loss",
+        "train/approx_kl",
+        "train/explained_variance",
+        "final/test_speedup_vs_best_fixed",
+    } <= scalars
+    assert {"eval/gamma", "rollout/gamma"} <= set(events.Tags()["histograms"])
+    assert [e.step for e in events.Scalars("eval/throughput")] == [0, 512, 896, 1024]
+    settings = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    for name in HYPERPARAMETERS:
+        assert name.encode() in settings
+
+
+@pytest.mark.parametrize(
+    ("change", "sampled"),
+    [
+        ({}, False),
+        ({"reward": RewardSettings(name="lambda_throughput"), "agent": {**TINY_PPO, "total_steps": 640}}, False),
+        (
+            {
+                "env": EnvSettings(acceptance="rejection", budget=30),
+                "agent": {**TINY_PPO, "total_steps": 640, "discount": 0.9},
+            },
+            True,
+        ),
+    ],
+    ids=["throughput", "lambda", "rejection-discounted"],
+)
+def test_a_resumed_run_equals_one_that_never_stopped(tmp_path: Path, change: dict[str, object], sampled: bool) -> None:
+    def settings(name: str) -> TrainSettings:
+        made = replace(toy_settings(tmp_path, tmp_path / name), **change)  # type: ignore[arg-type]
+        save_toy(tmp_path, sampled=sampled)
+        return made
+
+    straight, stopped = settings("straight"), settings("stopped")
+    run(straight)
+    stop_and_resume(stopped, 384)
+    first, second = (read_checkpoint(s.output) for s in (straight, stopped))
+    assert_same(first, second)
+    for name in ("eval.csv", "policy/policy.npz", "evaluation/results.json"):
+        assert (tmp_path / "straight" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()
+
+
+def test_a_resumed_run_forgets_rows_behind_its_checkpoint(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    header = "step,prompt_id,task,compression,tokens,seconds,steps,drafted,accepted,tested\n"
+    kept = "0,p,code,fp16,5,1.5,2,3,4,4\n512,p,code,fp16,5,1.5,2,3,4,4\n"
+    (tmp_path / "eval.csv").write_text(header + kept + "896,p,code,fp16,5,1.5,2,3,4,4\n1024,p,co")
+    folder.forget_evaluations_after(600)
+    assert (tmp_path / "eval.csv").read_text() == header + kept
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_first(tmp_path: Path, signum: signal.Signals, code: int) -> None:
+    settings = toy_settings(tmp_path, tmp_path / "run")
+    before = signal.getsignal(signum)
+    with pytest.raises(InterruptedTraining) as caught:
+        run(settings, CapturedConsole({256: interrupt(signum)}))
+    assert caught.value.exit_code == code
+    assert signal.getsignal(signum) == before
+    state = json.loads(str(read_checkpoint(settings.output)["state"]))
+    assert state["num_timesteps"] == 256
+
+
+def test_a_second_signal_does_not_wait() -> None:
+    request = StopRequest()
+    request.handle(signal.SIGINT, None)
+    with pytest.raises(KeyboardInterrupt):
+        request.handle(signal.SIGINT, None)
+
+
+def test_resuming_a_finished_run_trains_no_further(resumable: TrainSettings) -> None:
+    before = read_checkpoint(resumable.output)
+    rows = Path(str(resumable.output), "eval.csv").read_bytes()
+    run(resumable)
+    assert_same(before, read_checkpoint(resumable.output))
+    assert Path(str(resumable.output), "eval.csv").read_bytes() == rows
+
+
+def test_resuming_on_other_terms_or_from_nothing_is_refused(resumable: TrainSettings, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"run\.json"):
+        run(replace(resumable, resume=str(tmp_path / "none")))
+    with pytest.raises(CheckpointError, match="the same seed"):
+        run(replace(resumable, seed=1))
+    with pytest.raises(CheckpointError, match="does not fit this run"):
+        run(replace(resumable, agent={**TINY_PPO, "hidden": [8]}))
+    (tmp_path / "run" / LAST).write_bytes(b"PK\x03\x04 nonsense")
+    with pytest.raises(CheckpointError, match="damaged"):
+        run(resumable)
+    (tmp_path / "run" / LAST).unlink()
+    with pytest.raises(CheckpointError, match="found none"):
+        run(resumable)
+    traces, _ = save_toy(tmp_path, sampled=True)
+    with pytest.raises(CheckpointError, match="the same traces"):
+        run(replace(resumable, data=replace(resumable.data, traces=traces)))
+
+
+def test_an_existing_folder_is_never_written_over(tmp_path: Path) -> None:
+    settings = toy_settings(tmp_path, tmp_path / "run", agent={"name": "best_fixed"})
+    run(settings)
+    with pytest.raises(ConfigError, match="resume="):
+        run(settings)
+    named = replace(settings, output=None, runs_dir=str(tmp_path / "runs"))
+    first = RunFolder.create(None, named.runs_dir, "same")
+    second = RunFolder.create(None, named.runs_dir, "same")
+    assert (first.path.name, second.path.name) == ("same", "same-2")
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        ({"agent": {"name": "pop"}}, ConfigError, "Did you mean 'ppo'"),
+        ({"reward": RewardSettings(name="speed")}, ConfigError, "reward"),
+        ({"env": EnvSettings(budget=1)}, ConfigError, "budget"),
+        ({"cost": "missing.json"}, CostTableError, "missing.json"),
+        ({"traces": "missing.parquet"}, TraceError, "missing.parquet"),
+        ({"tasks": ("poetry",)}, TraceError, "poetry"),
+    ],
+)
+def test_an_error_leaves_no_folder(
+    tmp_path: Path, change: dict[str, object], kind: type[SpecKVError], message: str
+) -> None:
+    settings = toy_settings(tmp_path, tmp_path / "run")
+    if "cost" in change:
+        settings = replace(settings, cost=replace(settings.cost, table=str(change["cost"])))
+    elif "traces" in change:
+        settings = replace(settings, data=replace(settings.data, traces=str(change["traces"])))
+    elif "tasks" in change:
+        settings = replace(settings, data=replace(settings.data, tasks=("poetry",)))
+    else:
+        settings = replace(settings, **change)  # type: ignore[arg-type]
+    with pytest.raises(kind, match=message):
+        run(settings)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["agent=pop"], "Did you mean 'ppo'"),
+        (["cost=rtx3090"], "Did you mean 'rtx3090-paper'"),
+        (["agent.totl_steps=5"], "Did you mean 'agent.total_steps'"),
+        (["+agent.speed=5"], "Unknown setting 'agent.speed'"),
+        (["model=llama3"], "Unknown setting 'model'"),
+        (["sed=1"], "Did you mean 'seed'"),
+        (["agent=fixed", "agent.total_steps=5"], "Unknown setting 'agent.total_steps'"),
+        (["seed=zero"], "seed to be of type int"),
+        (["seed=0,one,2"], "seed to be of type int"),
+        (["agent=ppo,pop"], "Did you mean 'ppo'"),
+        (["seed"], "key=value"),
+        (["resume=nowhere"], "nowhere"),
+    ],
+)
+def test_a_wrong_command_line_is_one_error(arguments: list[str], message: str) -> None:
+    with pytest.raises(SpecKVError, match=message):
+        prepare(arguments, program.NAME, program.check)
+
+
+def test_several_values_mean_several_runs() -> None:
+    assert prepare(["seed=0,1,2"], program.NAME, program.check) == ["seed=0,1,2", "--multirun"]
+    assert prepare(["-m", "seed=0,1"], program.NAME, program.check) == ["-m", "seed=0,1"]
+    assert prepare(["data.tasks=[code,math]"], program.NAME, program.check) == ["data.tasks=[code,math]"]
+    assert prepare(["--help"], program.NAME, program.check) == ["--help"]
+
+
+@pytest.mark.parametrize("group", ["agent", "cost", "env", "data", "reward", "experiment"])
+def test_every_config_composes_into_settings(group: str) -> None:
+    names = sorted(p.stem for p in (ROOT / "configs" / group).glob("*.yaml"))
+    assert names
+    for name in names:
+        program.settings_from(compose_checked(program.NAME, [f"{group}={name}"]))
+
+
+def test_resume_takes_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed: 7\nresume: null\n")
+    config = compose_checked(program.NAME, [f"resume={tmp_path}"])
+    assert program.resumed(config, [f"resume={tmp_path}"]).seed == 7
+    with pytest.raises(ConfigError, match="nothing but resume="):
+        program.resumed(config, [f"resume={tmp_path}", "seed=1"])
+
+
+def command(program_name: str, *arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / program_name), *arguments]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def test_the_program_explains_an_error_in_one_line(tmp_path: Path) -> None:
+    outcome = subprocess.run(
+        command("train.py", "agent=pop"), cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert outcome.returncode == 2
+    assert outcome.stderr.startswith("speckv: ")
+    assert len(outcome.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_program_saves_when_told_to_terminate_and_goes_on_later(tmp_path: Path) -> None:
+    traces, cost = save_toy(tmp_path)
+    output = tmp_path / "run"
+    small = [f"agent.{key}={value}" for key, value in TINY_PPO.items() if key not in ("name", "total_steps")]
+    arguments = ["agent.total_steps=100000000", f"data.traces={traces}", f"cost.table={cost}", f"output={output}"]
+    process = subprocess.Popen(
+        command("train.py", *arguments, *small, "eval.every_steps=100", "data.validation_fraction=0.3"),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("step ") and "step         0" not in line:
+                break
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 143, errors
+    assert "resume=" in errors
+    assert (output / LAST).is_file()
+    assert not list(tmp_path.glob("outputs")), "Hydra made a folder of its own"
+    config = (output / "config.yaml").read_text()
+    assert "total_steps: 100000000" in config
+    state = json.loads(str(read_checkpoint(str(output))["state"]))
+    assert state["num_timesteps"] >= 128

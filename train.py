@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trains a controller and evaluates it once on the test prompts: `python train.py agent=ppo`."""
+
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from agents.console import Console
+from agents.registry import agent_settings
+from agents.settings import TrainSettings, build_settings
+from agents.training.interrupts import InterruptedTraining
+from agents.training.run_folder import CONFIG
+from agents.training.session import train
+from speckv.commands.app import CONFIGS, plain, prepare, run_explained
+from speckv.errors import CheckpointError, ConfigError
+
+NAME = "train"
+
+
+def settings_from(config: DictConfig) -> TrainSettings:
+    """Checks a composed config.
+
+    Raises:
+        ConfigError: naming the setting that is unknown, missing or wrong.
+    """
+    settings = build_settings(TrainSettings, plain(config))
+    agent_settings(settings.agent)
+    return settings
+
+
+def check(config: DictConfig) -> None:
+    """Checks a composed config, or the saved one that it asks to resume."""
+    settings_from(resumed(config, overrides=None))
+
+
+def resumed(config: DictConfig, overrides: list[str] | None) -> DictConfig:
+    """Returns the config itself, or with `resume` the saved one of that run.
+
+    Raises:
+        CheckpointError: if there is no such run.
+        ConfigError: if anything else was set on the command line: an exact continuation changes nothing.
+    """
+    folder = config.get("resume")
+    if folder is None:
+        return config
+    path = Path(str(folder)) / CONFIG
+    if not path.is_file():
+        raise CheckpointError(f"Expected resume= to name a run folder with a {CONFIG}, got {folder}.")
+    changed = [line for line in overrides or [] if not line.startswith("resume=")]
+    if changed:
+        raise ConfigError(f"Expected nothing but resume=, which continues a run exactly as it began, got {changed}.")
+    saved = OmegaConf.load(path)
+    assert isinstance(saved, DictConfig)
+    saved.resume = str(folder)
+    return saved
+
+
+@hydra.main(config_path=str(CONFIGS), config_name=NAME, version_base="1.3")
+def job(config: DictConfig) -> None:
+    """Runs one training; Hydra calls it once a combination of settings."""
+    overrides = list(HydraConfig.get().overrides.task)
+
+    def action() -> None:
+        chosen = resumed(config, overrides)
+        settings = settings_from(chosen)
+        train(settings, Console(), config=OmegaConf.to_yaml(chosen, resolve=True), overrides=overrides)
+
+    try:
+        run_explained(action)
+    except InterruptedTraining as interruption:
+        sys.stderr.write(f"speckv: {interruption}; the checkpoint is saved, continue with resume=RUN_FOLDER\n")
+        sys.exit(interruption.exit_code)
+
+
+def main() -> None:
+    """Checks the command line, then lets Hydra run it."""
+
+    def action() -> None:
+        sys.argv[1:] = prepare(sys.argv[1:], NAME, check)
+
+    run_explained(action)
+    job()
+
+
+if __name__ == "__main__":
+    main()
