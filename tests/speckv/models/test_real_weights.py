@@ -102,7 +102,7 @@ def test_smol_compressed(weights_dir: Path, compression: str) -> None:
     if compression == "nf4":
         assert tokens == plain
     else:
-        # LLM.int8() picks its outlier columns anew in every pass, so a wider pass is another function: docs/numerics.md.
+        # LLM.int8() picks its outlier columns anew in every pass, so a wider pass is another function: numerics.md.
         assert tokens[0] == plain[0]
         assert len(tokens) > 1
 

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`train.py` as a program: its command line, its errors, and being told to stop."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import train as program
+from agents.training.run_folder import LAST
+from speckv.commands.app import compose_checked, prepare
+from speckv.errors import ConfigError, SpecKVError
+from tests.fakes_runs import TINY_PPO, save_toy
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["agent=pop"], "Did you mean 'ppo'"),
+        (["cost=rtx3090"], "Did you mean 'rtx3090-paper'"),
+        (["agent.totl_steps=5"], "Did you mean 'agent.total_steps'"),
+        (["+agent.speed=5"], "Unknown setting 'agent.speed'"),
+        (["model=llama3"], "Unknown setting 'model'"),
+        (["sed=1"], "Did you mean 'seed'"),
+        (["agent=fixed", "agent.total_steps=5"], "Unknown setting 'agent.total_steps'"),
+        (["seed=zero"], "seed to be of type int"),
+        (["seed=0,one,2"], "seed to be of type int"),
+        (["agent=ppo,pop"], "Did you mean 'ppo'"),
+        (["seed"], "key=value"),
+        (["resume=nowhere"], "nowhere"),
+    ],
+)
+def test_a_wrong_command_line_is_one_error(arguments: list[str], message: str) -> None:
+    with pytest.raises(SpecKVError, match=message):
+        prepare(arguments, program.NAME, program.check)
+
+
+def test_several_values_mean_several_runs() -> None:
+    assert prepare(["seed=0,1,2"], program.NAME, program.check) == ["seed=0,1,2", "--multirun"]
+    assert prepare(["-m", "seed=0,1"], program.NAME, program.check) == ["-m", "seed=0,1"]
+    assert prepare(["data.tasks=[code,math]"], program.NAME, program.check) == ["data.tasks=[code,math]"]
+    assert prepare(["--help"], program.NAME, program.check) == ["--help"]
+
+
+@pytest.mark.parametrize("group", ["agent", "cost", "env", "data", "reward", "experiment"])
+def test_every_config_composes_into_settings(group: str) -> None:
+    names = sorted(p.stem for p in (ROOT / "configs" / group).glob("*.yaml"))
+    assert names
+    for name in names:
+        program.settings_from(compose_checked(program.NAME, [f"{group}={name}"]))
+
+
+def test_resume_takes_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("seed: 7\nresume: null\n")
+    config = compose_checked(program.NAME, [f"resume={tmp_path}"])
+    assert program.resumed(config, [f"resume={tmp_path}"]).seed == 7
+    with pytest.raises(ConfigError, match="nothing but resume="):
+        program.resumed(config, [f"resume={tmp_path}", "seed=1"])
+
+
+def command(program_name: str, *arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / program_name), *arguments]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def test_the_program_explains_an_error_in_one_line(tmp_path: Path) -> None:
+    outcome = subprocess.run(
+        command("train.py", "agent=pop"), cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert outcome.returncode == 2
+    assert outcome.stderr.startswith("speckv: ")
+    assert len(outcome.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_program_saves_when_told_to_terminate_and_goes_on_later(tmp_path: Path) -> None:
+    traces, cost = save_toy(tmp_path)
+    output = tmp_path / "run"
+    small = [f"agent.{key}={value}" for key, value in TINY_PPO.items() if key not in ("name", "total_steps")]
+    arguments = ["agent.total_steps=100000000", f"data.traces={traces}", f"cost.table={cost}", f"output={output}"]
+    process = subprocess.Popen(
+        command("train.py", *arguments, *small, "eval.every_steps=100", "data.validation_fraction=0.3"),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("step ") and "step         0" not in line:
+                break
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 143, errors
+    assert "resume=" in errors
+    assert (output / LAST).is_file()
+    assert not list(tmp_path.glob("outputs")), "Hydra made a folder of its own"
+    config = (output / "config.yaml").read_text()
+    assert "total_steps: 100000000" in config
+    state = json.loads(str(torch.load(output / LAST, weights_only=True)["state"]))
+    assert state["num_timesteps"] >= 128
