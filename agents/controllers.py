@@ -10,14 +10,13 @@ from agents.fixed import FixedGamma
 from speckv.errors import CheckpointError
 from speckv.runtime import PolicyController
 from speckv.runtime.files import canonical_json, write_atomically
-from speckv.runtime.policy import CARD
+from speckv.runtime.policy import CARD, SHIPPED
 from speckv.types import Controller
 
 POLICY = "policy"
 RULE = "controller.json"
 FORMAT = "speckv-controller"
 FORMAT_VERSION = 1
-SHIPPED = Path(__file__).resolve().parents[1] / "speckv" / "assets" / "policies"
 
 
 def save_rule(folder: Path, controller: FixedGamma | BestFixedGamma) -> None:

@@ -29,7 +29,7 @@ class WithoutBootstrap(VecEnvWrapper):
     """Hides that an episode was truncated.
 
     At discount 0 the value behind a truncation is multiplied by zero, yet Stable-Baselines3 asks the network for it,
-    one environment at a time: a third of the whole training time here.
+    one environment at a time, which costs time for nothing.
     """
 
     def reset(self) -> VecEnvObs:

@@ -18,11 +18,6 @@ from speckv.traces import GAMMA_MAX
 logger = logging.getLogger(__name__)
 
 
-def overrides(arguments: list[str]) -> list[str]:
-    """Takes overrides as they are."""
-    return arguments
-
-
 def run(config: DictConfig) -> None:
     """Measures as configured and writes the table."""
     if config.threads:

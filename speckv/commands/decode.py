@@ -16,11 +16,10 @@ from speckv.decoding import DecodeStep, Engine, GenerationResult, RequestContext
 from speckv.errors import ConfigError
 from speckv.models import ModelPair, load_pair
 from speckv.runtime.constant import ConstantGamma
-from speckv.runtime.policy import CARD, PolicyController
+from speckv.runtime.policy import CARD, SHIPPED, PolicyController
 from speckv.types import Controller
 
 logger = logging.getLogger(__name__)
-POLICIES = Path(__file__).parents[1] / "assets" / "policies"
 STYLES = {"accepted": "green", "rejected": "red strike", "target": "bold"}
 
 
@@ -64,7 +63,7 @@ def find_controller(spec: str | int, cost_name: str) -> Controller:
     text = str(spec)
     if text.isdigit():
         return ConstantGamma(int(text))
-    folder = POLICIES / cost_name if text == "shipped" else Path(text)
+    folder = SHIPPED / cost_name if text == "shipped" else Path(text)
     for candidate in (folder, folder / "policy"):
         if (candidate / CARD).is_file():
             return PolicyController.load(candidate)

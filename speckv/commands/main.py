@@ -42,7 +42,8 @@ def _run(name: str, rest: list[str]) -> None:
     if name not in COMMANDS:
         raise ConfigError(f"Expected a command in {sorted(COMMANDS)}, got {name!r}." + nearest(name, list(COMMANDS)))
     module = importlib.import_module(f"speckv.commands.{name}")
-    config = compose_checked(name, module.overrides(rest))
+    overrides = module.overrides(rest) if hasattr(module, "overrides") else rest
+    config = compose_checked(name, overrides)
     missing = [str(key) for key in config if OmegaConf.is_missing(config, key)]
     if missing:
         raise ConfigError(f"Expected {missing[0]}=..., got none. configs/{name}.yaml explains every setting.")

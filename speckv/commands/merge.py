@@ -12,11 +12,6 @@ from speckv.traces import TraceSet, merge
 logger = logging.getLogger(__name__)
 
 
-def overrides(arguments: list[str]) -> list[str]:
-    """Takes overrides as they are."""
-    return arguments
-
-
 def run(config: DictConfig) -> None:
     """Joins trace files; the inputs stay."""
     out = Path(config.out)

@@ -19,11 +19,6 @@ from speckv.profiling.run import Progress as Standing
 logger = logging.getLogger(__name__)
 
 
-def overrides(arguments: list[str]) -> list[str]:
-    """Takes overrides as they are."""
-    return arguments
-
-
 def run(config: DictConfig) -> None:
     """Records traces as configured."""
     if config.threads:

@@ -101,9 +101,8 @@ def expand_nf4(model: nn.Module, dtype: torch.dtype) -> int:
 
 def silence_int8_cast_notice() -> None:
     """Drops the one warning that bitsandbytes' INT8 layer repeats for every layer and call."""
-    logging.getLogger("bitsandbytes.autograd._functions").addFilter(
-        lambda record: "will be cast" not in record.getMessage()
-    )
-    import warnings
+    logging.getLogger("bitsandbytes.autograd._functions").addFilter(_is_no_cast_notice)
 
-    warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")
+
+def _is_no_cast_notice(record: logging.LogRecord) -> bool:
+    return "will be cast" not in record.getMessage()

@@ -27,6 +27,8 @@ FORMAT = "speckv-policy"
 FORMAT_VERSION = 1
 CARD = "policy.json"
 WEIGHTS = "policy.npz"
+SHIPPED = Path(__file__).resolve().parents[1] / "assets" / "policies"
+"""Folders of the policies that come with SpecKV, by cost table."""
 NOT_FINITE = "Expected a finite observation, got NaN. Check the signals it was computed from."
 _CARD_KEYS = {
     "format",
