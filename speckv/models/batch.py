@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from speckv.models.causal import CausalModel
+from speckv.models.causal import CausalModel, cache_keyword
 
 LOGITS_ROWS = 128
 """Rows of logits that exist at one time; 128 x 152k float32 are 78 MB."""
@@ -45,24 +45,23 @@ class PaddedBatch:
         for i, row in enumerate(rows):
             ids[i, : len(row)] = torch.tensor(list(row), device=device)
         self._mask = torch.arange(longest, device=device)[None] < self.lengths[:, None]
-        output = self.model.hf.model(input_ids=ids, past_key_values=self._cache, use_cache=True)
-        hidden: Tensor = output.last_hidden_state
-        return hidden
+        return self._read(input_ids=ids)
 
     @torch.inference_mode()
     def advance(self, tokens: Tensor) -> Tensor:
         """Appends one token a row, ids of shape [batch]; returns hidden states of shape [batch, hidden]."""
         column = torch.ones(len(tokens), 1, dtype=torch.bool, device=self.model.device)
         self._mask = torch.cat([self._mask, column], dim=1)
-        output = self.model.hf.model(
-            input_ids=tokens[:, None],
-            attention_mask=self._mask.long(),
-            position_ids=self.lengths[:, None],
-            past_key_values=self._cache,
-            use_cache=True,
+        hidden = self._read(
+            input_ids=tokens[:, None], attention_mask=self._mask.long(), position_ids=self.lengths[:, None]
         )
         self.lengths = self.lengths + 1
-        hidden: Tensor = output.last_hidden_state[:, 0]
+        return hidden[:, 0]
+
+    def _read(self, **inputs: Tensor) -> Tensor:
+        decoder = self.model.hf.model
+        output = decoder(**inputs, use_cache=True, **{cache_keyword(type(decoder)): self._cache})
+        hidden: Tensor = output.last_hidden_state
         return hidden
 
     def keep(self, rows: Tensor) -> None:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One causal language model and its cached sequences: extend by tokens, cut back on rejection."""
 
+import functools
 import hashlib
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +13,12 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from speckv.errors import BudgetError
+
+
+@functools.cache
+def cache_keyword(kind: type[PreTrainedModel]) -> str:
+    """What a model calls its key-value cache: `cache` since transformers 5.24, `past_key_values` before."""
+    return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
 
 
 class CachedSequence:
@@ -45,7 +53,8 @@ class CachedSequence:
             )
         ids = torch.tensor([list(tokens)], device=self._model.device)
         wanted = num_logits if num_logits is not None else len(tokens)
-        output = self._model.hf(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=wanted)
+        hf = self._model.hf
+        output = hf(input_ids=ids, use_cache=True, logits_to_keep=wanted, **{cache_keyword(type(hf)): self._cache})
         self.length += len(tokens)
         logits: Tensor = output.logits[0]
         return logits

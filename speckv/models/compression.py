@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import BitsAndBytesConfig
 
 from speckv.errors import CompressionError, nearest
-from speckv.models.linear import use_narrow_linear
 
 logger = logging.getLogger(__name__)
 
@@ -70,33 +68,6 @@ def get_compression(name: str, device: torch.device) -> Compression:
             "Choose another compression or device."
         )
     return kind
-
-
-def expand_nf4(model: nn.Module, dtype: torch.dtype) -> int:
-    """Replaces 4-bit layers by dense ones that hold the very weights those layers decode at every call.
-
-    Without an optional kernel, bitsandbytes decodes a 4-bit layer's whole weight at each forward pass. Recording needs
-    the numbers, not the memory, so it decodes once. Never used where time is measured.
-
-    Returns:
-        Number of layers replaced.
-    """
-    import bitsandbytes as bnb
-
-    count = 0
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, bnb.nn.Linear4bit):
-                packed: Any = child.weight
-                weight = bnb.functional.dequantize_4bit(packed.data, packed.quant_state).to(dtype)
-                dense = nn.Linear(child.in_features, child.out_features, bias=child.bias is not None, device="meta")
-                dense.weight = nn.Parameter(weight.reshape(child.out_features, child.in_features), requires_grad=False)
-                if child.bias is not None:
-                    dense.bias = nn.Parameter(child.bias.data.to(dtype), requires_grad=False)
-                setattr(parent, name, dense)
-                count += 1
-    use_narrow_linear(model)
-    return count
 
 
 def silence_int8_cast_notice() -> None:

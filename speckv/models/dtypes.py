@@ -2,13 +2,12 @@
 """Which arithmetic a pair runs in: named by the user, or what measures fastest."""
 
 import functools
-import time
 
 import torch
 import torch.nn.functional as F
 
 from speckv.errors import ConfigError, nearest
-from speckv.models.linear import NarrowLinear, narrow_product_wins
+from speckv.models.linear import median_seconds, transposed_product, widest_narrow_product
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 VERIFY_ROWS = 5
@@ -48,15 +47,5 @@ def fastest_cpu_dtype() -> torch.dtype:
 def _verify_seconds(dtype: torch.dtype) -> float:
     weights = [torch.randn(6144, 1536).to(dtype) for _ in range(3)]
     x = torch.randn(VERIFY_ROWS, 1536).to(dtype)
-    narrow = NarrowLinear(1536, 6144, bias=False)
-    seconds = []
-    with torch.inference_mode():
-        for i in range(10):
-            start = time.perf_counter()
-            if dtype == torch.float32 and narrow_product_wins():
-                narrow.weight.data = weights[i % 3]
-                narrow(x)
-            else:
-                F.linear(x, weights[i % 3])
-            seconds.append(time.perf_counter() - start)
-    return sorted(seconds[3:])[3]
+    narrow = dtype == torch.float32 and widest_narrow_product() >= VERIFY_ROWS
+    return median_seconds(transposed_product if narrow else F.linear, weights, x)

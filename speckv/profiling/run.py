@@ -21,8 +21,8 @@ import torch
 
 from speckv.decoding.sampling import SamplingConfig
 from speckv.errors import DataError, TraceError
-from speckv.models.compression import expand_nf4
 from speckv.models.dtypes import dtype_name
+from speckv.models.expand import expand_compressed
 from speckv.models.pair import ModelPair, PairConfig, load_pair
 from speckv.profiling.machine import describe_machine
 from speckv.profiling.prompts import Prompt
@@ -31,7 +31,7 @@ from speckv.traces import GAMMA_MAX, TraceMetadata, TraceSet, merge
 
 logger = logging.getLogger(__name__)
 Tokenised = tuple[Prompt, list[int]]
-PADDED_TOKENS = 12_000
+PADDED_TOKENS = 24_000
 """Prompt tokens of a batch, padding included."""
 PACKAGES = ("torch", "transformers", "bitsandbytes", "numpy", "pyarrow")
 
@@ -60,7 +60,7 @@ class ProfilePlan:
     max_prompt_tokens: int = 1024
     per_task: dict[str, int]
     skip: dict[str, int] = field(default_factory=dict)
-    batch_size: int = 60
+    batch_size: int = 120
     notes: str = ""
 
 
@@ -217,8 +217,7 @@ class _Progress:
 
 def _load(config: PairConfig) -> ModelPair:
     pair = load_pair(config)
-    if config.compression == "nf4":
-        expand_nf4(pair.target.hf, pair.target.dtype)
+    expand_compressed(pair.target.hf, pair.target.dtype)
     return pair
 
 

@@ -139,7 +139,7 @@ def test_long_prompts_come_in_smaller_batches() -> None:
     def make(i: int, length: int) -> tuple[Prompt, list[int]]:
         return Prompt(prompt_id=str(i), task="x", text="", split="train"), [0] * length
 
-    items = [make(i, 10) for i in range(6)] + [make(i, 5000) for i in range(6, 11)]
+    items = [make(i, 10) for i in range(6)] + [make(i, run_module.PADDED_TOKENS * 5 // 12) for i in range(6, 11)]
     batches = run_module.make_batches(items, 4)
     assert sorted(p.prompt_id for batch in batches for p, _ in batch) == sorted(p.prompt_id for p, _ in items)
     assert [len(batch) for batch in batches] == [4, 2, 2, 2, 1]
