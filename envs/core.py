@@ -179,6 +179,21 @@ class Core:
         sums["seconds"] += step.seconds
         return step, rewards
 
+    def get_state(self) -> dict[str, NDArray[Any]]:
+        """Copies out the state of all slots, as arrays by name."""
+        return self.batch.get_state() | {f"sums.{name}": values.copy() for name, values in self._sums.items()}
+
+    def set_state(self, arrays: Mapping[str, NDArray[Any]], generators: Sequence[np.random.Generator]) -> None:
+        """Puts a copied state back.
+
+        Args:
+            arrays: From `get_state`.
+            generators: One a slot; "rejection" draws from them here, so their own states are restored afterwards.
+        """
+        self.batch.set_state(arrays, generators)
+        for name, values in self._sums.items():
+            values[:] = arrays[f"sums.{name}"]
+
     def episode_sums(self, rows: IntArray) -> dict[str, NDArray[Any]]:
         """Returns the sums of some slots' episodes so far."""
         return {name: total[rows] for name, total in self._sums.items()}

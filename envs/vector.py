@@ -152,6 +152,28 @@ class GammaSelectionVectorEnv(VectorEnv[FloatArray, IntArray, NDArray[Any]]):
             self._finish(rows, step, observations, infos)
         return observations, rewards, step.terminated, step.truncated, infos
 
+    def get_state(self) -> tuple[dict[str, NDArray[Any]], list[dict[str, Any]]]:
+        """Copies out everything that the future depends on but recordings and settings; call it after a reset.
+
+        Returns:
+            Arrays by name, and one generator state an environment, plain data that JSON can hold.
+        """
+        return self.core.get_state(), [dict(g.bit_generator.state) for g in self._generators]
+
+    def set_state(self, arrays: Mapping[str, NDArray[Any]], generators: Sequence[Mapping[str, Any]]) -> None:
+        """Puts a copied state back into an environment with the same recordings, settings and number of environments.
+
+        Raises:
+            ConfigError: if the number differs.
+        """
+        if len(generators) != self.num_envs or arrays["sequence"].shape != (self.num_envs,):
+            raise ConfigError(f"Expected the state of {self.num_envs} environments, got {len(generators)}.")
+        self._seed(0)
+        self.core.set_state(arrays, self._generators)
+        # Last, because starting episodes under "rejection" draws from the generators.
+        for generator, state in zip(self._generators, generators, strict=True):
+            generator.bit_generator.state = dict(state)
+
     def _finish(self, rows: IntArray, step: ReplayStep, observations: FloatArray, infos: dict[str, Any]) -> None:
         """Reports the ended episodes and starts new ones, in place."""
         final = np.full(self.num_envs, None, object)

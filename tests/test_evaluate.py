@@ -12,7 +12,6 @@ import pytest
 
 import evaluate as program
 from agents import controllers
-from agents.controllers import save_rule
 from agents.evaluating import evaluate
 from agents.fixed import FixedGamma
 from agents.settings import CostSettings, DataSettings, EvaluateSettings
@@ -20,6 +19,7 @@ from agents.training.session import train
 from speckv.commands.app import compose_checked, prepare
 from speckv.errors import CheckpointError, CostTableError, SchemaError, SpecKVError, TraceError
 from speckv.evaluation import report
+from speckv.runtime.stored import save_rule
 from tests.fakes_runs import CapturedConsole, save_toy, toy_settings
 from tests.speckv.test_runtime_policy import random_policy
 

@@ -39,7 +39,13 @@ def _house_files() -> list[Path]:
     if listing.returncode != 0:
         pytest.skip("needs a git checkout")
     paths = (ROOT / name for name in listing.stdout.split("\0") if name)
-    return [path for path in paths if path.is_file()]
+    return [path for path in paths if path.is_file() and not _in_environment(path)]
+
+
+def _in_environment(path: Path) -> bool:
+    """Whether a file belongs to a virtual environment, whatever its folder is called."""
+    inside = path.relative_to(ROOT).parents
+    return any((ROOT / folder / "pyvenv.cfg").is_file() for folder in inside if folder.parts)
 
 
 def _modules() -> list[Path]:

@@ -22,10 +22,9 @@ from numpy.typing import NDArray
 from stable_baselines3 import PPO
 from torch import Tensor
 
-from agents.training import env_state
 from envs.vector import GammaSelectionVectorEnv
 from speckv.errors import CheckpointError
-from speckv.runtime.files import write_atomically
+from speckv.files import write_atomically
 
 Uint32 = NDArray[np.uint32]
 
@@ -64,7 +63,7 @@ class Progress:
 
 def save(path: Path, model: PPO, env: GammaSelectionVectorEnv, progress: Progress) -> None:
     """Writes the whole state between two rollouts, or leaves the file as it was."""
-    arrays, generators = env_state.capture(env)
+    arrays, generators = env.get_state()
     assert isinstance(model._last_obs, np.ndarray)
     arrays |= {"last_obs": model._last_obs, "last_episode_starts": np.asarray(model._last_episode_starts)}
     name, keys, *rest = cast(tuple[str, Uint32, int, int, float], np.random.get_state(legacy=True))  # noqa: NPY002
@@ -110,7 +109,7 @@ def load(path: Path, model: PPO, env: GammaSelectionVectorEnv) -> Progress:
         model.num_timesteps, model._n_updates = state["num_timesteps"], state["n_updates"]
         model.ep_info_buffer = deque(state["episodes"], maxlen=model._stats_window_size)
         model.ep_success_buffer = deque(maxlen=model._stats_window_size)
-        env_state.restore(env, arrays, state["generators"])
+        env.set_state(arrays, state["generators"])
         progress = Progress(**state["progress"])
         # Last, because building a learner and resetting environments draws from or reseeds these.
         name, keys, *rest = state["numpy"]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from speckv.errors import CheckpointError, ConfigError
 from speckv.evaluation.metrics import Grid, Sums
-from speckv.runtime.files import canonical_json, write_atomically
+from speckv.files import canonical_json, write_atomically
 
 CONFIG = "config.yaml"
 OVERRIDES = "overrides.txt"

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from agents.console import Console
-from agents.controllers import save_rule
 from agents.evaluating import evaluate_controllers
 from agents.ppo_settings import PPOSettings
 from agents.registry import FixedSettings, RuleSettings, agent_settings, make_rule
@@ -19,6 +18,7 @@ from speckv.errors import CheckpointError
 from speckv.evaluation.compare import Comparison
 from speckv.evaluation.metrics import ALL
 from speckv.evaluation.results import headline
+from speckv.runtime.stored import save_rule
 from speckv.types import Controller
 
 FINAL = "evaluation"

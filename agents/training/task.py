@@ -10,7 +10,7 @@ from speckv.errors import ConfigError, TraceError
 from speckv.evaluation.baselines import FixedSweep
 from speckv.evaluation.compare import tune_fixed
 from speckv.evaluation.table import format_rate, render_table
-from speckv.runtime.files import canonical_json
+from speckv.files import canonical_json
 from speckv.traces import TraceSet, find_traces, split_validation
 
 

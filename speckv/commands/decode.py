@@ -16,7 +16,8 @@ from speckv.decoding import DecodeStep, Engine, GenerationResult, RequestContext
 from speckv.errors import ConfigError
 from speckv.models import ModelPair, load_pair
 from speckv.runtime.constant import ConstantGamma
-from speckv.runtime.policy import CARD, SHIPPED, PolicyController
+from speckv.runtime.policy import SHIPPED
+from speckv.runtime.stored import load_controller
 from speckv.types import Controller
 
 logger = logging.getLogger(__name__)
@@ -58,19 +59,12 @@ def find_controller(spec: str | int, cost_name: str) -> Controller:
     """Resolves a run folder, a policy folder, a whole number (fixed gamma) or "shipped".
 
     Raises:
-        ConfigError: if it is none of them.
+        CheckpointError: if it is none of them.
     """
     text = str(spec)
     if text.isdigit():
         return ConstantGamma(int(text))
-    folder = SHIPPED / cost_name if text == "shipped" else Path(text)
-    for candidate in (folder, folder / "policy"):
-        if (candidate / CARD).is_file():
-            return PolicyController.load(candidate)
-    raise ConfigError(
-        f"Expected controller= a run folder, a policy folder with {CARD}, a whole number or shipped, got {text!r}. "
-        "Train one with `python train.py agent=ppo`."
-    )
+    return load_controller(SHIPPED / cost_name if text == "shipped" else Path(text))
 
 
 def summary(

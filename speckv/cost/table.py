@@ -2,7 +2,6 @@
 """The cost table of one machine: lookups, and its JSON file."""
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -13,6 +12,7 @@ from numpy.typing import ArrayLike
 
 from speckv.cost.entry import CostEntry, Seconds, checked_numbers
 from speckv.errors import CostTableError, nearest
+from speckv.files import find_shipped, write_atomically
 
 SCHEMA_VERSION = 1
 ASSETS = Path(__file__).parents[1] / "assets" / "costs"
@@ -100,14 +100,7 @@ class CostTable:
 
     def save(self, path: str | Path) -> None:
         """Writes the table as JSON, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            partial.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_atomically(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
 
     @property
     def compressions(self) -> tuple[str, ...]:
@@ -194,17 +187,8 @@ def find_cost_table(name_or_path: str | Path) -> Path:
     Raises:
         CostTableError: listing the shipped tables if it is neither.
     """
-    path = Path(name_or_path)
-    if path.is_file():
-        return path
-    shipped = ASSETS / f"{name_or_path}.json"
-    if shipped.is_file():
-        return shipped
-    known = sorted(p.stem for p in ASSETS.glob("*.json"))
-    raise CostTableError(
-        f"Expected a cost table's file or the name of a shipped one {known}, got {str(name_or_path)!r}."
-        + nearest(str(name_or_path), known)
-    )
+    otherwise = "Measure one with `python -m speckv calibrate`."
+    return find_shipped(name_or_path, ASSETS, ".json", CostTableError, kind="cost table", otherwise=otherwise)
 
 
 def _require_version(version: object) -> None:

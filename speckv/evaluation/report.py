@@ -16,8 +16,8 @@ from speckv.evaluation.metrics import ALL
 from speckv.evaluation.plots import TimelineStep, gamma_histogram, speedup_bars, timeline
 from speckv.evaluation.results import comparison_json, per_prompt_csv
 from speckv.evaluation.table import render_comparison
+from speckv.files import canonical_json, write_atomically
 from speckv.replay import ReplayRecord, StepLog, replay_fixed, replay_policy
-from speckv.runtime.files import canonical_json, write_atomically
 from speckv.traces import TraceSet
 from speckv.types import Controller
 

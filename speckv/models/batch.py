@@ -28,6 +28,7 @@ class PaddedBatch:
     def __init__(self, model: CausalModel) -> None:
         self.model = model
         self._cache = DynamicCache(config=model.hf.config)
+        self._cache_argument: dict[str, Any] = {cache_keyword(model.hf.model): self._cache}
         self._mask = torch.zeros(0, 0, dtype=torch.bool, device=model.device)
         self.lengths = torch.zeros(0, dtype=torch.long, device=model.device)
 
@@ -59,8 +60,7 @@ class PaddedBatch:
         return hidden[:, 0]
 
     def _read(self, **inputs: Tensor) -> Tensor:
-        decoder = self.model.hf.model
-        output = decoder(**inputs, use_cache=True, **{cache_keyword(type(decoder)): self._cache})
+        output = self.model.hf.model(**inputs, use_cache=True, **self._cache_argument)
         hidden: Tensor = output.last_hidden_state
         return hidden
 

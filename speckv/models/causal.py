@@ -1,24 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """One causal language model and its cached sequences: extend by tokens, cut back on rejection."""
 
-import functools
 import hashlib
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from speckv.errors import BudgetError
 
 
-@functools.cache
-def cache_keyword(kind: type[PreTrainedModel]) -> str:
+def cache_keyword(model: nn.Module) -> str:
     """What a model calls its key-value cache: `cache` since transformers 5.24, `past_key_values` before."""
-    return "cache" if "cache" in inspect.signature(kind.forward).parameters else "past_key_values"
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 class CachedSequence:
@@ -30,6 +29,7 @@ class CachedSequence:
     def __init__(self, model: "CausalModel") -> None:
         self._model = model
         self._cache = DynamicCache(config=model.hf.config)
+        self._cache_argument: dict[str, Any] = {cache_keyword(model.hf): self._cache}
         self.length = 0
 
     @torch.inference_mode()
@@ -53,8 +53,7 @@ class CachedSequence:
             )
         ids = torch.tensor([list(tokens)], device=self._model.device)
         wanted = num_logits if num_logits is not None else len(tokens)
-        hf = self._model.hf
-        output = hf(input_ids=ids, use_cache=True, logits_to_keep=wanted, **{cache_keyword(type(hf)): self._cache})
+        output = self._model.hf(input_ids=ids, use_cache=True, logits_to_keep=wanted, **self._cache_argument)
         self.length += len(tokens)
         logits: Tensor = output.logits[0]
         return logits

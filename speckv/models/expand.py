@@ -22,8 +22,8 @@ class RowwiseInt8Linear(nn.Linear):
 
     A row's values of magnitude `threshold` or more stay as they are, the others are rounded to 127 steps of the largest
     among them; the weight holds its rounded values. bitsandbytes takes the *columns* of all outliers in a pass out of
-    the rounding, for all its rows, so a pass of several rows differs slightly with its company. Row by row is what plain
-    decoding, one token a pass, computes.
+    the rounding, for all its rows, so a pass of several rows differs slightly with its company. Row by row is what
+    plain decoding, one token a pass, computes.
 
     Source:
         Dettmers et al. 2022, arXiv:2208.07339; bitsandbytes 0.50, `int8_vectorwise_quant` and `int8_mixed_scaled_mm`.

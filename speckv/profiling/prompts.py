@@ -29,12 +29,11 @@ class Prompt:
     split: str
 
 
-def read_prompts(paths: Iterable[Path | str], *, per_task: int | None = None) -> list[Prompt]:
+def read_prompts(paths: Iterable[Path | str]) -> list[Prompt]:
     """Reads files in order.
 
     Args:
         paths: JSON Lines files, or folders whose *.jsonl are read in name order.
-        per_task: Keep the first so many prompts of each (split, task); all by default.
 
     Raises:
         DataError: naming file, line, what was expected and what came.
@@ -55,7 +54,7 @@ def read_prompts(paths: Iterable[Path | str], *, per_task: int | None = None) ->
             prompts.append(prompt)
     if not prompts:
         raise DataError(f"Expected at least one prompt in {[str(p) for p in paths]}, found none.")
-    return prompts if per_task is None else first_of_each(prompts, per_task)
+    return prompts
 
 
 def first_of_each(prompts: Sequence[Prompt], limit: int) -> list[Prompt]:

@@ -9,7 +9,6 @@ import gc
 import hashlib
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ import torch
 
 from speckv.decoding.sampling import SamplingConfig
 from speckv.errors import DataError, TraceError
+from speckv.files import write_atomically
 from speckv.models.dtypes import dtype_name
 from speckv.models.expand import expand_compressed
 from speckv.models.pair import ModelPair, PairConfig, load_pair
@@ -228,10 +228,7 @@ def _check_plan(parts: Path, plan: ProfilePlan, prompt_ids: list[str]) -> None:
         raise TraceError(
             f"{parts} holds shards of another plan. Finish that one, delete the folder, or choose another out=."
         )
-    parts.mkdir(parents=True, exist_ok=True)
-    partial = parts / f".plan.{os.getpid()}"
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(note)
+    write_atomically(note, text)
 
 
 def _digest(words: Sequence[str]) -> str:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The replay itself: some slots, each running one recorded sequence, all stepped at once."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -197,6 +198,29 @@ class ReplayBatch:
             start = row * self._row_length
             self._accepted[start : start + len(accepted)] = accepted
             self._stop[start : start + len(stop)] = stop
+
+    def get_state(self) -> dict[str, NDArray[Any]]:
+        """Copies out what the slots' future depends on besides recordings, costs and generators."""
+        arrays: dict[str, NDArray[Any]] = {"sequence": self.sequence.copy()}
+        arrays |= {f"history.{f.name}": getattr(self.history, f.name).copy() for f in fields(History)}
+        if self.acceptance == "rejection":
+            arrays |= {"accepted": self._accepted.copy(), "stop": self._stop.copy()}
+        return arrays
+
+    def set_state(
+        self, arrays: Mapping[str, NDArray[Any]], generators: Sequence[np.random.Generator] | None = None
+    ) -> None:
+        """Puts a copied state back into as many slots on the same recordings.
+
+        Args:
+            arrays: From `get_state`, every slot assigned.
+            generators: As for `assign`.
+        """
+        self.assign(np.arange(self.num_slots), arrays["sequence"], generators)
+        self.history = History(**{f.name: np.array(arrays[f"history.{f.name}"]) for f in fields(History)})
+        if self.acceptance == "rejection":
+            self._accepted[:] = arrays["accepted"]
+            self._stop[:] = arrays["stop"]
 
     def observe(self) -> FloatArray:
         """Shape [N, features]; what a controller sees before the next step, meaningless in idle slots."""

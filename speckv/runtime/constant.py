@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The controller that every engine has: one number."""
+"""The controllers that every engine has: one number, or one number for each compression."""
+
+from collections.abc import Mapping
 
 import numpy as np
 
-from speckv.errors import ConfigError
-from speckv.types import FloatArray, IntArray, StepOutcome
+from speckv.errors import ConfigError, nearest
+from speckv.observation import SCHEMA
+from speckv.types import BITS_PER_WEIGHT, FloatArray, IntArray, StepOutcome
+
+_BITS = SCHEMA.index("bits_per_weight")
+_FULL_WIDTH = BITS_PER_WEIGHT["fp16"]
 
 
 class ConstantGamma:
@@ -36,6 +42,52 @@ class ConstantGamma:
     def act_batch(self, observations: FloatArray) -> IntArray:
         """Returns gamma for every row."""
         return np.full(len(observations), self.gamma, np.int64)
+
+    def learn(self, outcome: StepOutcome) -> None:
+        """Learns nothing."""
+
+
+class ConstantPerCompression:
+    """Plays one constant for each compression, which it reads off the observation's bits per weight.
+
+    Args:
+        gammas: Compression -> gamma, in tokens, at least 0.
+        name: Shown in tables.
+
+    Raises:
+        ConfigError: for an unknown compression, a negative gamma, or none at all.
+    """
+
+    charges_decision = False
+
+    def __init__(self, gammas: Mapping[str, int], *, name: str = "fixed-per-compression") -> None:
+        if not gammas:
+            raise ConfigError("Expected a gamma for at least one compression, got none.")
+        known = list(BITS_PER_WEIGHT)
+        for compression, gamma in gammas.items():
+            if compression not in BITS_PER_WEIGHT:
+                raise ConfigError(
+                    f"Expected a compression of {known}, got {compression!r}.{nearest(compression, known)}"
+                )
+            if gamma < 0:
+                raise ConfigError(f"Expected gamma of {compression} of at least 0 tokens, got {gamma}.")
+        self.name = name
+        self.gammas = dict(gammas)
+        self._bits = np.array([BITS_PER_WEIGHT[c] / _FULL_WIDTH for c in gammas], np.float32)
+        self._lookup = np.array(list(gammas.values()), np.int64)
+
+    def reset(self) -> None:
+        """Nothing to forget."""
+
+    def act(self, observation: FloatArray) -> int:
+        """Returns the constant of the compression nearest in bits per weight."""
+        return int(self.act_batch(observation[np.newaxis])[0])
+
+    def act_batch(self, observations: FloatArray) -> IntArray:
+        """Returns the constant of each row's compression."""
+        distance = np.abs(observations[:, _BITS, np.newaxis] - self._bits)
+        chosen: IntArray = self._lookup[distance.argmin(axis=1)]
+        return chosen
 
     def learn(self, outcome: StepOutcome) -> None:
         """Learns nothing."""

@@ -19,8 +19,8 @@ from typing import cast
 import numpy as np
 
 from speckv.errors import CheckpointError, SchemaError
+from speckv.files import canonical_json, write_atomically
 from speckv.observation import SCHEMA, ObservationSchema
-from speckv.runtime.files import canonical_json, write_atomically
 from speckv.types import FloatArray, IntArray, StepOutcome
 
 FORMAT = "speckv-policy"

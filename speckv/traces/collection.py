@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from speckv.errors import TraceError, nearest
+from speckv.errors import TraceError
+from speckv.files import find_shipped
 from speckv.traces.parquet import read, write
 from speckv.traces.schema import TraceMetadata, TraceSequence
 
@@ -86,17 +87,8 @@ def find_traces(name_or_path: str | Path) -> Path:
     Raises:
         TraceError: naming the shipped traces if it is neither.
     """
-    path = Path(name_or_path)
-    if path.is_file():
-        return path
-    shipped = ASSETS / f"{name_or_path}.parquet"
-    if shipped.is_file():
-        return shipped
-    known = sorted(p.stem for p in ASSETS.glob("*.parquet"))
-    raise TraceError(
-        f"Expected a trace file or the name of a shipped trace {known}, got {str(name_or_path)!r}."
-        + nearest(str(name_or_path), known)
-    )
+    otherwise = "Record one with `python -m speckv profile`."
+    return find_shipped(name_or_path, ASSETS, ".parquet", TraceError, kind="trace file", otherwise=otherwise)
 
 
 def split_validation(traces: TraceSet, fraction: float = 0.2) -> tuple[TraceSet, TraceSet]:

@@ -3,7 +3,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from speckv.errors import TraceError
+from speckv.files import replacing
 from speckv.traces.schema import ROLLOUT_LENGTH, SCHEMA_VERSION, TraceMetadata, TraceSequence
 from speckv.types import NUM_SIGNALS
 
@@ -36,10 +36,8 @@ _SPLIT_COLUMNS = [f"{who}_{signal}.list.element" for who in _SIGNALS for signal 
 
 def write(path: Path, metadata: TraceMetadata, sequences: Sequence[TraceSequence]) -> None:
     """Writes one Parquet file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     table = _to_table(metadata, sequences)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with replacing(path) as partial:
         pq.write_table(
             table,
             partial,
@@ -48,9 +46,6 @@ def write(path: Path, metadata: TraceMetadata, sequences: Sequence[TraceSequence
             use_dictionary=_DICTIONARY_COLUMNS,
             column_encoding=dict.fromkeys(_SPLIT_COLUMNS, "BYTE_STREAM_SPLIT"),
         )
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read(path: Path) -> tuple[TraceMetadata, tuple[TraceSequence, ...], str]:

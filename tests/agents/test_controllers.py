@@ -4,14 +4,17 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from agents import controllers
 from agents.best_fixed import BestFixedGamma
-from agents.controllers import latest_run, load_controller, load_named, save_rule, shipped_policy
+from agents.controllers import latest_run, load_named, shipped_policy
 from agents.fixed import FixedGamma
 from speckv.errors import CheckpointError
+from speckv.observation import SCHEMA
 from speckv.runtime import PolicyController
+from speckv.runtime.stored import load_controller, save_rule
 from tests.speckv.test_runtime_policy import random_policy
 
 
@@ -19,9 +22,11 @@ from tests.speckv.test_runtime_policy import random_policy
 def test_rules_survive_the_disk(tmp_path: Path, rule: FixedGamma | BestFixedGamma) -> None:
     save_rule(tmp_path, rule)
     loaded = load_controller(tmp_path)
-    assert type(loaded) is type(rule)
-    assert loaded.name == rule.name
     assert vars(loaded).keys() == vars(rule).keys()
+    assert loaded.name == rule.name
+    rows = np.zeros((3, SCHEMA.size), np.float32)
+    rows[:, SCHEMA.index("bits_per_weight")] = [1.0, 0.25, 0.9]
+    assert loaded.act_batch(rows).tolist() == rule.act_batch(rows).tolist()
     assert load_controller(tmp_path, name="mine").name == "mine"
 
 
@@ -37,7 +42,8 @@ def test_policies_load_from_a_run_and_from_their_own_folder(tmp_path: Path) -> N
         ("{", "not readable JSON"),
         ("[]", 'expected "format"'),
         (json.dumps({"format": "speckv-controller", "format_version": 2, "gamma": 1}), "version 1"),
-        (json.dumps({"format": "speckv-controller", "format_version": 1, "gamma": "four"}), "one gamma"),
+        (json.dumps({"format": "speckv-controller", "format_version": 1, "name": "x", "gamma": "four"}), "one gamma"),
+        (json.dumps({"format": "speckv-controller", "format_version": 1, "gamma": 4}), "expected a name"),
     ],
 )
 def test_damaged_rules_are_refused(tmp_path: Path, content: str, message: str) -> None:

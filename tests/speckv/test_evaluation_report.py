@@ -26,7 +26,7 @@ from speckv.evaluation.report import (
 )
 from speckv.evaluation.results import PER_PROMPT_COLUMNS, comparison_json, headline, per_prompt_csv
 from speckv.evaluation.table import render_comparison
-from speckv.runtime.files import canonical_json
+from speckv.files import canonical_json
 from speckv.traces import TraceSet
 from tests.fakes_traces import make_cost_table, random_traces
 

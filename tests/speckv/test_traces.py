@@ -75,7 +75,7 @@ def test_other_parquet_files_are_refused(traces: TraceSet, tmp_path: Path) -> No
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="found none"):
         TraceSet.load(tmp_path / "none.parquet")
-    with pytest.raises(TraceError, match="name of a shipped trace"):
+    with pytest.raises(TraceError, match="name of a shipped one"):
         find_traces("no-such-trace")
 
 

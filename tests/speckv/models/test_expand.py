@@ -11,11 +11,12 @@ from speckv.models.expand import RowwiseInt8Linear, expand_compressed
 INPUTS, OUTPUTS = 64, 48
 
 
-def int8_layer(bias: bool) -> bnb.nn.Linear8bitLt:
+def int8_layer(bias: bool) -> nn.Module:
     dense = nn.Linear(INPUTS, OUTPUTS, bias=bias)
     layer = bnb.nn.Linear8bitLt(INPUTS, OUTPUTS, bias=bias, has_fp16_weights=False, threshold=6.0)
     layer.load_state_dict(dense.state_dict())
-    return layer.to("cpu").eval()  # moving the layer is what quantises it
+    moved: nn.Module = layer.to("cpu")  # type: ignore[no-untyped-call]  # moving the layer is what quantises it
+    return moved.eval()
 
 
 def rows_with_outliers(count: int) -> torch.Tensor:
@@ -54,12 +55,14 @@ def test_a_row_of_zeros_and_one_of_outliers_alone() -> None:
     with torch.inference_mode():
         found = model(torch.stack([torch.zeros(INPUTS), torch.full((INPUTS,), 8.0)]))
     assert torch.equal(found[0], torch.zeros(OUTPUTS))
-    torch.testing.assert_close(found[1], 8.0 * model[0].weight.sum(1))
+    torch.testing.assert_close(found[1], 8.0 * model.get_parameter("0.weight").sum(1))
 
 
 def test_nf4() -> None:
     dense = nn.Linear(INPUTS, OUTPUTS)
-    layer = bnb.nn.Linear4bit(INPUTS, OUTPUTS, quant_type="nf4", compute_dtype=torch.float32)
+    layer: nn.Module = bnb.nn.Linear4bit(  # type: ignore[no-untyped-call]
+        INPUTS, OUTPUTS, quant_type="nf4", compute_dtype=torch.float32
+    )
     layer.load_state_dict(dense.state_dict())
     model = nn.Sequential(layer.to("cpu"), nn.ReLU())
     x = rows_with_outliers(5)

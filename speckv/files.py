@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files written whole or not at all, and shipped ones found by name."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from speckv.errors import SpecKVError, nearest
+
+
+@contextmanager
+def replacing(path: Path | str) -> Iterator[Path]:
+    """Gives a path to write to; what was written there takes the place of `path` when the block ends without an error.
+
+    Args:
+        path: Where it goes; missing folders are made.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        # Without it a power cut can leave the new name pointing at an empty file.
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path | str, content: bytes | str) -> None:
+    """Writes a file so that a reader, or a crash, never sees half of it.
+
+    Args:
+        path: Where it goes; missing folders are made.
+        content: Bytes, or text that is stored as UTF-8.
+    """
+    with replacing(path) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def find_shipped(
+    name_or_path: Path | str, folder: Path, suffix: str, error: type[SpecKVError], *, kind: str, otherwise: str
+) -> Path:
+    """Resolves the name of a shipped file, or a path.
+
+    Args:
+        name_or_path: A path that exists wins over a name.
+        folder: Where the shipped ones lie.
+        suffix: Of their file names, with the dot.
+        error: Raised if it is neither.
+        kind: What is looked for, such as "trace file".
+        otherwise: What a user without one does; ends the message.
+    """
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    shipped = folder / f"{name_or_path}{suffix}"
+    if shipped.is_file():
+        return shipped
+    known = sorted(p.stem for p in folder.glob(f"*{suffix}"))
+    raise error(
+        f"Expected the path of a {kind} or the name of a shipped one {known}, got {str(name_or_path)!r}."
+        f"{nearest(str(name_or_path), known)} {otherwise}"
+    )
+
+
+def canonical_json(content: Mapping[str, object]) -> str:
+    r"""Renders JSON that is the same text for the same content: sorted keys, no NaN, one newline at the end.
+
+    >>> canonical_json({"b": 1, "a": [0.5]})
+    '{\n  "a": [\n    0.5\n  ],\n  "b": 1\n}\n'
+    """
+    return json.dumps(content, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Controllers on disk: a network's two files, or one small file for a controller that is a handful of numbers."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from speckv.errors import CheckpointError
+from speckv.files import canonical_json, write_atomically
+from speckv.runtime.constant import ConstantGamma, ConstantPerCompression
+from speckv.runtime.policy import CARD, PolicyController
+from speckv.types import Controller
+
+POLICY = "policy"
+"""Folder of an exported network inside a run folder."""
+RULE = "controller.json"
+FORMAT = "speckv-controller"
+FORMAT_VERSION = 1
+
+Rule = ConstantGamma | ConstantPerCompression
+
+
+def save_rule(folder: Path, controller: Rule) -> None:
+    """Writes a controller that is a handful of numbers."""
+    gamma: object = controller.gamma if isinstance(controller, ConstantGamma) else controller.gammas
+    card = {"format": FORMAT, "format_version": FORMAT_VERSION, "name": controller.name, "gamma": gamma}
+    write_atomically(folder / RULE, canonical_json(card))
+
+
+def has_controller(path: Path) -> bool:
+    """Whether a folder is a run folder or an exported policy that `load_controller` would find."""
+    return (path / RULE).is_file() or _policy_folder(path) is not None
+
+
+def load_controller(path: Path | str, *, name: str | None = None) -> Controller:
+    """Loads a controller from a run folder or from an exported policy's folder.
+
+    Args:
+        path: The folder.
+        name: Shown in tables in place of the controller's own.
+
+    Raises:
+        CheckpointError: if there is none or it is damaged.
+        SchemaError: if it was trained on another observation.
+    """
+    path = Path(path)
+    if (path / RULE).is_file():
+        rule = _load_rule(path / RULE)
+        rule.name = name or rule.name
+        return rule
+    folder = _policy_folder(path)
+    if folder is None:
+        raise CheckpointError(
+            f"Expected a run folder or an exported policy at {path}, found neither {POLICY}/{CARD}, {CARD} nor {RULE}. "
+            "Train one with `python train.py agent=ppo`."
+        )
+    return PolicyController.load(folder, name=name)
+
+
+def _policy_folder(path: Path) -> Path | None:
+    return next((folder for folder in (path / POLICY, path) if (folder / CARD).is_file()), None)
+
+
+def _load_rule(path: Path) -> Rule:
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not readable JSON ({error}). Train again.") from error
+    if not isinstance(card, Mapping) or (card.get("format"), card.get("format_version")) != (FORMAT, FORMAT_VERSION):
+        raise CheckpointError(f'{path}: expected "format": "{FORMAT}", version {FORMAT_VERSION}. Train again.')
+    name, gamma = card.get("name"), card.get("gamma")
+    if not isinstance(name, str):
+        raise CheckpointError(f"{path}: expected a name, got {name!r}. Train again.")
+    if type(gamma) is int:
+        return ConstantGamma(gamma, name=name)
+    if isinstance(gamma, dict) and all(type(g) is int for g in gamma.values()):
+        return ConstantPerCompression(gamma, name=name)
+    raise CheckpointError(f"{path}: expected one gamma or one per compression, got {gamma!r}. Train again.")
