@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
 
 COMPRESSIONS = ("fp16", "int8", "nf4")
 """The compressions of the SpecKV paper; `fp16` means unquantised, whatever dtype really ran."""
@@ -25,7 +26,7 @@ class StepOutcome:
     """What one decode step did.
 
     Attributes:
-        gamma: Speculation length that was asked for, in tokens.
+        gamma: Speculation length that was asked for, in tokens; the draft's length where a stopping controller ended it.
         num_drafted: Tokens really drafted: gamma cut by budget and by a drafted end of text.
         num_accepted: Drafted tokens kept, bonus excluded.
         num_tested: Drafted tokens the target judged: the accepted ones and the first rejected one.
@@ -53,6 +54,36 @@ class StepOutcome:
     finish: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodedSteps:
+    """What one step of each of many requests did, as far as a rule may remember it; arrays of shape [requests].
+
+    Attributes:
+        gamma: Asked for, or where a stopping controller stopped.
+        num_drafted: Tokens really drafted.
+        num_accepted: Drafted tokens kept.
+        num_emitted: Tokens added to the output.
+        seconds: Time of the step.
+    """
+
+    gamma: IntArray
+    num_drafted: IntArray
+    num_accepted: IntArray
+    num_emitted: IntArray
+    seconds: NDArray[np.float64]
+
+    @staticmethod
+    def from_outcome(outcome: StepOutcome) -> "DecodedSteps":
+        """Wraps the step of one live request."""
+        return DecodedSteps(
+            gamma=np.array([outcome.gamma]),
+            num_drafted=np.array([outcome.num_drafted]),
+            num_accepted=np.array([outcome.num_accepted]),
+            num_emitted=np.array([outcome.num_emitted]),
+            seconds=np.array([outcome.seconds]),
+        )
+
+
 @runtime_checkable
 class Controller(Protocol):
     """Chooses gamma before each decode step, from an observation that holds the past alone.
@@ -76,3 +107,28 @@ class Controller(Protocol):
 
     def learn(self, outcome: StepOutcome) -> None:
         """Takes in what the last decision led to; controllers that do not learn ignore it."""
+
+
+@runtime_checkable
+class BatchMemory(Protocol):
+    """A controller that remembers more about a request than the observation tells, for many requests at once.
+
+    `act_batch` then answers for the requests of the last `start`, row by row; alone, `reset` begins the only one.
+    """
+
+    def start(self, num_requests: int) -> None:
+        """Begins that many requests and forgets all others."""
+
+    def remember(self, step: DecodedSteps, where: BoolArray) -> None:
+        """Takes in what a step of each request did, where it made one: a mask of shape [requests]."""
+
+
+@runtime_checkable
+class StoppingController(Controller, Protocol):
+    """Also decides after each drafted token whether to draft another one; `act` then says how many at most."""
+
+    def go_on(self, observation: FloatArray) -> bool:
+        """Returns whether to draft another token, for one observation of shape [features], as `observe_draft` gives."""
+
+    def go_on_batch(self, observations: FloatArray) -> BoolArray:
+        """Returns the same for each row of observations of shape [requests, features]."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from speckv.cost import CostTable
 from speckv.evaluation.baselines import sweep_fixed
-from speckv.evaluation.compare import compile_pair, replay_controller
+from speckv.evaluation.compare import compile_pair, controller_sums
 from speckv.evaluation.metrics import Sums, geometric_mean
 from speckv.traces import TraceSet
 from speckv.types import Controller
@@ -61,7 +61,6 @@ class Validator:
     """
 
     def __init__(self, traces: TraceSet, cost: CostTable, best_fixed_gammas: Mapping[str, int]) -> None:
-        self._cost = cost
         self._compiled, self._compiled_cost = compile_pair(traces, cost)
         sweep = sweep_fixed(self._compiled, self._compiled_cost, gamma_max=traces.metadata.gamma_max)
         self.grid = sweep.grid
@@ -75,7 +74,7 @@ class Validator:
 
     def score(self, controller: Controller) -> Score:
         """Replays every validation prompt once."""
-        sums = replay_controller(controller, self._compiled, self._compiled_cost, self._cost.controller_s)
+        sums = controller_sums(controller, self._compiled, self._compiled_cost)
         seconds = sums.seconds.sum(axis=0)
         over_fixed = self.best_fixed.seconds.sum(axis=0) / seconds
         by_gamma = sums.gammas.sum(axis=(0, 1))

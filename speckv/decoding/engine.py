@@ -7,7 +7,7 @@ and after a fully accepted draft it lags, and catches up when it next drafts.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,9 @@ from speckv.decoding.signals import signals
 from speckv.decoding.verification import Verification, verify_match, verify_rejection
 from speckv.errors import BudgetError, ConfigError
 from speckv.types import FloatArray, StepOutcome
+
+GoOn = Callable[[FloatArray], bool]
+"""Signals of the tokens drafted so far, of shape [drafted, 3] -> whether to draft another one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +47,7 @@ class _Draft:
     tokens: list[int]
     signals: FloatArray
     probs: Tensor | None
+    stopped: bool = False
 
 
 class Engine:
@@ -116,11 +120,14 @@ class Engine:
             _Draft(tokens=[], signals=np.zeros((0, 3), np.float32), probs=None), verification, logits, 0, started, 0.0
         )
 
-    def step(self, gamma: int) -> DecodeStep:
+    def step(self, gamma: int, go_on: GoOn | None = None) -> DecodeStep:
         """Drafts up to gamma tokens, verifies them in one pass, emits the accepted ones and one of the target's.
 
         Args:
             gamma: At least 0; cut to the budget left and at a drafted end of text.
+            go_on: Asked after each drafted token but the last possible one, with the signals of the tokens drafted so
+                far, of shape [drafted, 3]; False ends the draft. The newest token stays in it, so that whatever the
+                answer depends on, rejection sampling keeps the target's distribution.
 
         Raises:
             ConfigError: if the request is finished or not started, or gamma is negative, or positive without a draft.
@@ -132,11 +139,12 @@ class Engine:
         if gamma < 0 or (gamma > 0 and self._draft_cache is None):
             raise ConfigError(f"Expected gamma >= 0, and 0 where there is no draft, got {gamma}.")
         started = self.clock()
-        draft = self._propose(min(gamma, self.tokens_left - 1))
+        draft = self._propose(min(gamma, self.tokens_left - 1), go_on)
         drafted_at = self.clock()
         logits = self._target_cache.extend([self._context[-1], *draft.tokens])
         verification = self._verify(draft, logits)
-        return self._emit(draft, verification, logits, gamma, started, drafted_at - started)
+        asked = len(draft.tokens) if draft.stopped else gamma
+        return self._emit(draft, verification, logits, asked, started, drafted_at - started)
 
     @property
     def tokens_left(self) -> int:
@@ -150,10 +158,11 @@ class Engine:
 
     # -- the parts of a step --------------------------------------------------------------------------------------
 
-    def _propose(self, limit: int) -> _Draft:
+    def _propose(self, limit: int, go_on: GoOn | None) -> _Draft:
         tokens: list[int] = []
         rows: list[Tensor] = []
         probs: list[Tensor] = []
+        stopped = False
         while len(tokens) < limit and self._draft_cache is not None:
             unread = self._context[self._draft_cache.length :] if not tokens else tokens[-1:]
             logits = self._draft_cache.extend(unread, num_logits=1)
@@ -167,9 +176,17 @@ class Engine:
             tokens.append(token)
             if token in self.eos_token_ids:
                 break
+            stopped = go_on is not None and len(tokens) < limit and not go_on(torch.cat(rows).cpu().numpy())
+            if stopped:
+                break
         found = torch.cat(rows) if rows else torch.zeros(0, 3)
         check_finite(found, "draft")
-        return _Draft(tokens=tokens, signals=found.cpu().numpy(), probs=torch.cat(probs) if probs else None)
+        return _Draft(
+            tokens=tokens,
+            signals=found.cpu().numpy(),
+            probs=torch.cat(probs) if probs else None,
+            stopped=stopped,
+        )
 
     def _verify(self, draft: _Draft, logits: Tensor) -> Verification:
         check_finite(logits, "target")

@@ -5,9 +5,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from speckv.decoding.engine import DecodeStep, Engine
-from speckv.observation import History, StaticContext, StepBatch, observe, update_history
-from speckv.types import Controller
+import numpy as np
+
+from speckv.decoding.engine import DecodeStep, Engine, GoOn
+from speckv.observation import (
+    History,
+    StaticContext,
+    StepBatch,
+    observe,
+    observe_draft,
+    summarise_draft,
+    update_history,
+)
+from speckv.types import Controller, FloatArray, StoppingController
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +44,7 @@ class GenerationResult:
         steps: Decode steps in order.
         gammas: What the controller asked for, one a step.
         decode_s: Seconds of all decode steps, decisions included, prefill not.
-        controller_s: Seconds of it spent on observing and deciding.
+        controller_s: Seconds of it spent on observing and deciding, between steps and inside them.
     """
 
     tokens: tuple[int, ...]
@@ -90,11 +100,13 @@ def generate(
     steps: list[DecodeStep] = []
     gammas: list[int] = []
     controller_s = 0.0
+    stopper = _Stopper(controller) if isinstance(controller, StoppingController) else None
     while engine.finish is None:
         asked = time.perf_counter()
-        gammas.append(controller.act(observe(history, static)[0]))
+        observation = observe(history, static)
+        gammas.append(controller.act(observation[0]))
         answered = time.perf_counter()
-        step = engine.step(gammas[-1])
+        step = engine.step(gammas[-1], stopper.at(observation) if stopper else None)
         stepped = time.perf_counter()
         controller.learn(step.outcome)
         history = update_history(history, StepBatch.from_outcome(step.outcome))
@@ -110,5 +122,26 @@ def generate(
         steps=tuple(steps),
         gammas=tuple(gammas),
         decode_s=sum(step.outcome.seconds for step in steps) + controller_s,
-        controller_s=controller_s,
+        # What was decided inside steps is in their time already.
+        controller_s=controller_s + (stopper.seconds if stopper else 0.0),
     )
+
+
+class _Stopper:
+    """Asks a stopping controller inside steps, and keeps the time."""
+
+    def __init__(self, controller: StoppingController) -> None:
+        self._controller = controller
+        self.seconds = 0.0
+
+    def at(self, observation: FloatArray) -> GoOn:
+        """What a step asks that began with an observation of shape [1, features]."""
+
+        def go_on(signals: FloatArray) -> bool:
+            asked = time.perf_counter()
+            seen = observe_draft(observation, summarise_draft(signals[np.newaxis])[:, -1])
+            answer = self._controller.go_on(seen[0])
+            self.seconds += time.perf_counter() - asked
+            return answer
+
+        return go_on

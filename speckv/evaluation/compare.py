@@ -13,9 +13,10 @@ from speckv.errors import ConfigError, TraceError
 from speckv.evaluation.baselines import AUTOREGRESSIVE, BEST_FIXED, CLAIRVOYANT, FixedSweep, sweep_fixed
 from speckv.evaluation.bootstrap import resample_counts
 from speckv.evaluation.metrics import Grid, Group, References, Row, Sums, groups_of, measure
-from speckv.replay import CompiledTraces, clairvoyant, replay_policy
+from speckv.observation import SCHEMA, observe_draft
+from speckv.replay import CompiledTraces, clairvoyant, replay_controller, replay_policy
 from speckv.traces import TraceSet
-from speckv.types import Controller, FloatArray
+from speckv.types import Controller, FloatArray, StoppingController
 
 NUM_RESAMPLES = 10_000
 RESERVED_NAMES = (BEST_FIXED, CLAIRVOYANT, AUTOREGRESSIVE)
@@ -121,7 +122,7 @@ def compare(
     compiled, compiled_cost = compile_pair(test, cost)
     sweep = sweep_fixed(compiled, compiled_cost, gamma_max=test.metadata.gamma_max)
     grid = sweep.grid
-    tested = [replay_controller(c, compiled, compiled_cost, cost.controller_s) for c in controllers]
+    tested = [controller_sums(c, compiled, compiled_cost) for c in controllers]
     bound = grid.sums(CLAIRVOYANT, clairvoyant(compiled, compiled_cost))
     best = sweep.combine(gammas)
     references = References(autoregressive=sweep.sums[0], best_fixed=best, clairvoyant=bound)
@@ -183,15 +184,9 @@ def tune_fixed(train: TraceSet, cost: CostTable) -> FixedSweep:
     return sweep_fixed(compiled, compiled_cost, gamma_max=train.metadata.gamma_max)
 
 
-def replay_controller(
-    controller: Controller, compiled: CompiledTraces, cost: CompiledCost, controller_s: float
-) -> Sums:
-    """Replays one controller over every sequence; a decision is charged `controller_s` where it decides at all."""
-    controller.reset()
-    charge = controller_s if controller.charges_decision else 0.0
-    return Grid.of(compiled).sums(
-        controller.name, replay_policy(compiled, cost, controller.act_batch, controller_s=charge)
-    )
+def controller_sums(controller: Controller, compiled: CompiledTraces, cost: CompiledCost) -> Sums:
+    """Replays one controller over every sequence; decisions are charged where the controller charges any."""
+    return Grid.of(compiled).sums(controller.name, replay_controller(controller, compiled, cost))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,25 +199,31 @@ class DecisionTime:
 
 
 def time_decisions(controller: Controller, observations: FloatArray, *, warm_up: int = 100) -> DecisionTime:
-    """Times `act` on each observation in turn, one call at a time as a live decoder makes them.
+    """Times decisions on each observation in turn, one call at a time as a live decoder makes them.
 
     Args:
-        controller: Under test.
-        observations: Shape [decisions, features]; more than `warm_up` rows.
+        controller: Under test; one that also decides inside steps is asked that as well, as a decision of its own.
+        observations: Shape [decisions, features], as `STOPPING_SCHEMA` lists; more than `warm_up` rows.
         warm_up: First calls that are not counted.
     """
     controller.reset()
     seconds: list[float] = []
+    stopper = controller if isinstance(controller, StoppingController) else None
     for observation in observations:
+        before = observation[: SCHEMA.size]
         start = time.perf_counter()
-        controller.act(observation)
+        controller.act(before)
         seconds.append(time.perf_counter() - start)
+        if stopper is not None:
+            start = time.perf_counter()
+            stopper.go_on(observation)
+            seconds.append(time.perf_counter() - start)
     p50, p99 = np.percentile(np.array(seconds[warm_up:]) * 1e6, [50, 99])
     return DecisionTime(controller=controller.name, p50_us=float(p50), p99_us=float(p99))
 
 
 def sample_observations(compiled: CompiledTraces, cost: CompiledCost, count: int = 2000) -> FloatArray:
-    """Observations met on the way by a constant gamma, for timing."""
+    """Observations that a constant gamma meets, each with some draft so far as `STOPPING_SCHEMA` has it, for timing."""
     met: list[FloatArray] = []
 
     def remember(observations: FloatArray) -> NDArray[np.int64]:
@@ -231,4 +232,6 @@ def sample_observations(compiled: CompiledTraces, cost: CompiledCost, count: int
 
     replay_policy(compiled, cost, remember)
     rows = np.concatenate(met)
-    return rows[np.resize(np.arange(len(rows)), count)]
+    places = np.arange(count)
+    drafts = compiled.drafts[places % len(compiled.drafts), 1 + places % (compiled.gamma_max - 1)]
+    return observe_draft(rows[places % len(rows)], drafts)

@@ -17,7 +17,7 @@ from speckv.evaluation.plots import TimelineStep, gamma_histogram, speedup_bars,
 from speckv.evaluation.results import comparison_json, per_prompt_csv
 from speckv.evaluation.table import render_comparison
 from speckv.files import canonical_json, write_atomically
-from speckv.replay import ReplayRecord, StepLog, replay_fixed, replay_policy
+from speckv.replay import ReplayRecord, StepLog, replay_controller, replay_fixed
 from speckv.traces import TraceSet
 from speckv.types import Controller
 
@@ -69,8 +69,6 @@ def make_timelines(comparison: Comparison, test: TraceSet, cost: CostTable, cont
     one = test.select(prompt_ids=[prompt_id], compressions=[compression])
     compiled, compiled_cost = compile_pair(one, cost)
     gamma = comparison.best_fixed_gammas[compression]
-    controller.reset()
-    charge = cost.controller_s if controller.charges_decision else 0.0
     return Timelines(
         prompt_id=prompt_id,
         task=one.tasks[0],
@@ -78,7 +76,7 @@ def make_timelines(comparison: Comparison, test: TraceSet, cost: CostTable, cont
         baseline_gamma=gamma,
         baseline=_steps(replay_fixed(compiled, compiled_cost, gamma, log=True)),
         controller=controller.name,
-        steps=_steps(replay_policy(compiled, compiled_cost, controller.act_batch, controller_s=charge, log=True)),
+        steps=_steps(replay_controller(controller, compiled, compiled_cost, log=True)),
     )
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
+from speckv.models.cache import growing_cache
 from speckv.models.causal import CausalModel, cache_keyword
 
 LOGITS_ROWS = 128
@@ -27,7 +27,7 @@ class PaddedBatch:
 
     def __init__(self, model: CausalModel) -> None:
         self.model = model
-        self._cache = DynamicCache(config=model.hf.config)
+        self._cache = growing_cache(model.hf.config)
         self._cache_argument: dict[str, Any] = {cache_keyword(model.hf.model): self._cache}
         self._mask = torch.zeros(0, 0, dtype=torch.bool, device=model.device)
         self.lengths = torch.zeros(0, dtype=torch.long, device=model.device)

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from speckv.errors import BudgetError
+from speckv.models.cache import growing_cache
 
 
 def cache_keyword(model: nn.Module) -> str:
@@ -28,7 +29,7 @@ class CachedSequence:
 
     def __init__(self, model: "CausalModel") -> None:
         self._model = model
-        self._cache = DynamicCache(config=model.hf.config)
+        self._cache = growing_cache(model.hf.config)
         self._cache_argument: dict[str, Any] = {cache_keyword(model.hf): self._cache}
         self.length = 0
 

@@ -6,17 +6,20 @@ them, the target's own certainty at the newest token, and what a step costs. Sig
 rejected one are left out, because they describe a text that was never emitted.
 
 The life of an observation: `History.start` when the prefill has emitted the first token; after every decode step
-`update_history` with a `StepBatch`; before every decision `observe`. Everything works on `N` requests at once; a live
-request is `N = 1`.
+`update_history` with a `StepBatch`; before every step `observe`. Inside a step `observe_draft` adds the tokens drafted
+so far. Everything works on `N` requests at once; a live request is `N = 1`.
 """
 
+from speckv.observation.draft import DRAFT_FIELDS, STOPPING_SCHEMA, observe_draft, summarise_draft
 from speckv.observation.features import StaticContext, observe
 from speckv.observation.history import History, next_draft_lag, update_history
 from speckv.observation.schema import SCHEMA, ObservationField, ObservationSchema
 from speckv.observation.step import TESTED_SUMMARY, StepBatch, running_summary, summarise_tested
 
 __all__ = [
+    "DRAFT_FIELDS",
     "SCHEMA",
+    "STOPPING_SCHEMA",
     "TESTED_SUMMARY",
     "History",
     "ObservationField",
@@ -25,7 +28,9 @@ __all__ = [
     "StepBatch",
     "next_draft_lag",
     "observe",
+    "observe_draft",
     "running_summary",
+    "summarise_draft",
     "summarise_tested",
     "update_history",
 ]

@@ -6,7 +6,7 @@ pass, which gives its proposal and signals at every position. Where the proposal
 its own token, all such positions batched together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,11 +56,26 @@ class Recorder:
         eos_token_ids: frozenset[int],
         sampling: SamplingConfig,
         max_new_tokens: int,
+        known: Iterable[TraceSequence] = (),
     ) -> None:
+        """Takes the models.
+
+        Args:
+            target: Writes the texts.
+            draft: Proposes along them.
+            eos_token_ids: Tokens that end a text.
+            sampling: How tokens are chosen.
+            max_new_tokens: Token budget of every prompt.
+            known: Recordings with the same draft and sampling, at other compressions. What the draft says depends on
+                the text alone, so roll-outs from a text that both share are taken over.
+        """
         self.target, self.draft = target, draft
         self.eos_token_ids = eos_token_ids
         self.sampling = sampling
         self.max_new_tokens = max_new_tokens
+        self._known: dict[str, list[TraceSequence]] = {}
+        for sequence in known:
+            self._known.setdefault(sequence.prompt_id, []).append(sequence)
 
     def record(self, prompts: Sequence[Prompt], token_ids: Sequence[Sequence[int]]) -> list[TraceSequence]:
         """Records one batch.
@@ -147,8 +162,13 @@ class Recorder:
 
     def _roll_out(self, rows: list[_Row], batch: PaddedBatch) -> None:
         starts = [(i, int(m), len(row.prompt_tokens) + int(m)) for i, row in enumerate(rows) for m in row.rollout_start]
-        starts.sort(key=lambda start: start[2])  # alike lengths together: less padding
         results: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
+        for i, m, _ in starts:
+            known = _known_roll_out(self._known.get(rows[i].prompt.prompt_id, ()), rows[i], m)
+            if known is not None:
+                results[i, m] = known
+        starts = [start for start in starts if start[:2] not in results]
+        starts.sort(key=lambda start: start[2])  # alike lengths together: less padding
         for begin in range(0, len(starts), ROLLOUT_ROWS):
             chunk = starts[begin : begin + ROLLOUT_ROWS]
             tokens, found = self._roll_out_chunk(rows, batch, chunk)
@@ -224,6 +244,18 @@ class Recorder:
             rollout_tokens=row.rollout_tokens.astype(np.int32),
             rollout_signals=round_mantissa(row.rollout_signals.astype(np.float32)),
         )
+
+
+def _known_roll_out(known: Iterable[TraceSequence], row: _Row, mismatch: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Roll-out past a mismatch from a recording whose text is the same up to it, or None."""
+    for sequence in known:
+        if not np.array_equal(sequence.tokens[:mismatch], row.tokens[:mismatch]):
+            continue
+        place = int(np.searchsorted(sequence.rollout_start, mismatch))
+        same_start = place < len(sequence.rollout_start) and sequence.rollout_start[place] == mismatch
+        if same_start and sequence.draft_tokens[mismatch] == row.draft_tokens[mismatch]:
+            return sequence.rollout_tokens[place], sequence.rollout_signals[place]
+    return None
 
 
 def _probability(warped: Tensor, tokens: Tensor, sampling: SamplingConfig) -> Tensor:

@@ -121,6 +121,7 @@ def record_traces(
             eos_token_ids=pair.eos_token_ids,
             sampling=plan.sampling,
             max_new_tokens=plan.max_new_tokens,
+            known=[sequence for shard in shards for sequence in TraceSet.load(shard).sequences],
         )
         metadata = _metadata(pair, plan)
         for batch in batches:

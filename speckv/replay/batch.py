@@ -11,11 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from speckv.cost import CompiledCost
 from speckv.errors import ConfigError, CostTableError, nearest
-from speckv.observation import History, StaticContext, StepBatch, observe, update_history
+from speckv.observation import History, StaticContext, StepBatch, observe, observe_draft, update_history
 from speckv.replay.compiled import CompiledTraces
-from speckv.types import BITS_PER_WEIGHT, FloatArray, IntArray
-
-BoolArray = NDArray[np.bool_]
+from speckv.types import BITS_PER_WEIGHT, BoolArray, FloatArray, IntArray
 
 ACCEPTANCES = ("recorded", "rejection")
 
@@ -237,6 +235,27 @@ class ReplayBatch:
         )
         return observe(History.start(len(target), target[:, 0], target[:, 1]), static)
 
+    def observe_draft(self, observations: FloatArray, depth: IntArray) -> FloatArray:
+        """What a stopping controller sees inside the present step.
+
+        Args:
+            observations: Shape [N, features]; from `observe`, before the step.
+            depth: Shape [N]; tokens drafted so far in it.
+
+        Returns:
+            Shape [N, features + 8], as `STOPPING_SCHEMA` lists; meaningless in idle slots.
+
+        Raises:
+            ConfigError: under "rejection": what the draft says behind a redrawn rejection was never recorded.
+        """
+        if self.acceptance == "rejection":
+            raise ConfigError(
+                "Expected recorded acceptances for decisions inside a step, got acceptance=rejection. "
+                "Use acceptance=recorded, or decide once a step."
+            )
+        place = self._offset + np.minimum(self.history.emitted, self.length)
+        return observe_draft(observations, self.compiled.drafts[place, depth])
+
     def draft_limits(self, position: IntArray) -> tuple[IntArray, IntArray]:
         """What a draft from `position` can come to in each slot.
 
@@ -249,12 +268,13 @@ class ReplayBatch:
         place = self._table_offset + position
         return np.minimum(self._limit - 1 - position, self._stop[place]), self._accepted[place]
 
-    def step(self, gammas: ArrayLike, where: BoolArray | None = None) -> ReplayStep:
+    def step(self, gammas: ArrayLike, where: BoolArray | None = None, num_decisions: IntArray | int = 1) -> ReplayStep:
         """Makes one decode step in each slot.
 
         Args:
             gammas: Shape [N]; speculation lengths, 0 to the recording's gamma_max.
             where: Shape [N]; slots that step, all if None.
+            num_decisions: How often a controller decided in this step: each time costs `controller_s`.
 
         Raises:
             ConfigError: if a gamma is out of range or a slot that steps is idle.
@@ -273,7 +293,7 @@ class ReplayBatch:
             num_drafted, num_accepted, num_emitted = num_drafted * where, num_accepted * where, num_emitted * where
         num_tested = np.minimum(num_accepted + 1, num_drafted)
         seconds = self.cost.step_seconds(self.comp_index, num_drafted, self.history.draft_lag, context)
-        seconds += self.controller_s
+        seconds += self.controller_s * num_decisions
         ended = self._advance(num_drafted, num_accepted, num_tested, num_emitted, where)
         if where is not None:
             seconds *= where

@@ -22,7 +22,7 @@ from speckv.cost import CompiledCost
 from speckv.replay.batch import ReplayBatch
 from speckv.replay.compiled import CompiledTraces
 from speckv.replay.record import ReplayRecord
-from speckv.replay.runs import run_to_end
+from speckv.replay.runs import Choice, run_to_end
 from speckv.types import IntArray
 
 _STATES_AT_ONCE = 2**25
@@ -49,7 +49,8 @@ def clairvoyant(
         sequences = np.arange(start, min(start + size, len(compiled)))
         batch = ReplayBatch(compiled, cost, len(sequences), budget=budget)
         batch.assign(np.arange(len(sequences)), sequences)
-        records.append(run_to_end(batch, _plan(batch).gammas, log=log))
+        plan = _plan(batch)
+        records.append(run_to_end(batch, plan.choice, log=log))
     return ReplayRecord.concatenate(records)
 
 
@@ -60,11 +61,11 @@ class _Plan:
     plain: NDArray[np.bool_]
     depth: IntArray
 
-    def gammas(self, batch: ReplayBatch) -> IntArray:
+    def choice(self, batch: ReplayBatch) -> Choice:
         rows = np.arange(batch.num_slots)
         position = np.minimum(batch.history.emitted, len(self.depth) - 1)
         plain = self.plain[position, rows, np.minimum(batch.history.draft_lag, self.plain.shape[2] - 1)]
-        return np.where(plain, 0, self.depth[position, rows])
+        return Choice(gammas=np.where(plain, 0, self.depth[position, rows]))
 
 
 def _plan(batch: ReplayBatch) -> _Plan:

@@ -2,17 +2,17 @@
 """Whole sequences under one policy."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from speckv.cost import CompiledCost
-from speckv.replay.batch import ReplayBatch
+from speckv.replay.batch import ReplayBatch, ReplayStep
 from speckv.replay.compiled import CompiledTraces
 from speckv.replay.record import ReplayRecord, StepLog
-from speckv.types import FloatArray
+from speckv.types import BoolArray, DecodedSteps, FloatArray, IntArray
 
 
 def replay_policy(
@@ -43,7 +43,7 @@ def replay_policy(
         compiled, cost, len(compiled), budget=budget, acceptance=acceptance, controller_s=controller_s, rng=rng
     )
     batch.assign(np.arange(len(compiled)), np.arange(len(compiled)))
-    return run_to_end(batch, lambda running: policy(running.observe()), log=log)
+    return run_to_end(batch, lambda running: Choice(gammas=np.asarray(policy(running.observe()))), log=log)
 
 
 def replay_fixed(
@@ -52,8 +52,8 @@ def replay_fixed(
     """Decodes every sequence with one speculation length, which costs no decision."""
     batch = ReplayBatch(compiled, cost, len(compiled), budget=budget)
     batch.assign(np.arange(len(compiled)), np.arange(len(compiled)))
-    gammas = np.full(len(compiled), gamma, np.int64)
-    return run_to_end(batch, lambda _: gammas, log=log)
+    choice = Choice(gammas=np.full(len(compiled), gamma, np.int64))
+    return run_to_end(batch, lambda _: choice, log=log)
 
 
 def autoregressive(
@@ -63,13 +63,33 @@ def autoregressive(
     return replay_fixed(compiled, cost, 0, budget=budget, log=log)
 
 
-def run_to_end(batch: ReplayBatch, choose: Callable[[ReplayBatch], ArrayLike], *, log: bool = False) -> ReplayRecord:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What was decided for the next step of each slot.
+
+    Attributes:
+        gammas: Shape [N]; tokens to draft.
+        num_decisions: Decisions that it took.
+    """
+
+    gammas: IntArray
+    num_decisions: IntArray | int = 1
+
+
+def run_to_end(
+    batch: ReplayBatch,
+    choose: Callable[[ReplayBatch], Choice],
+    *,
+    log: bool = False,
+    remember: Callable[[DecodedSteps, BoolArray], None] | None = None,
+) -> ReplayRecord:
     """Steps a batch until every slot's sequence has ended.
 
     Args:
         batch: Slots with a sequence each.
-        choose: Maps the batch to one speculation length a slot.
+        choose: Decides for every slot.
         log: Whether to keep every step.
+        remember: Told what every step did, and which slots made one.
     """
     number, compiled = batch.num_slots, batch.compiled
     sums = {name: np.zeros(number, np.int64) for name in ("num_drafted", "num_accepted", "num_tested", "num_emitted")}
@@ -78,14 +98,17 @@ def run_to_end(batch: ReplayBatch, choose: Callable[[ReplayBatch], ArrayLike], *
     steps: list[Mapping[str, NDArray[Any]]] = []
     while (running := batch.running).any():
         position = batch.history.emitted
-        gammas = np.asarray(choose(batch))
-        step = batch.step(gammas, running)
+        choice = choose(batch)
+        gammas = choice.gammas
+        step = batch.step(gammas, running, choice.num_decisions)
         rows = np.flatnonzero(running)
         counts[rows, gammas[rows]] += 1
         num_steps += running
         seconds += step.seconds
         for name, total in sums.items():
             total += getattr(step, name)
+        if remember is not None:
+            remember(_decoded(gammas, step), running)
         if log:
             columns = {"position": position, "gamma": gammas, "seconds": step.seconds}
             columns |= {name: getattr(step, name) for name in ("num_drafted", "num_accepted", "num_emitted")}
@@ -100,6 +123,16 @@ def run_to_end(batch: ReplayBatch, choose: Callable[[ReplayBatch], ArrayLike], *
         gamma_counts=counts,
         log=_as_log(steps) if log else None,
         **sums,
+    )
+
+
+def _decoded(gammas: IntArray, step: ReplayStep) -> DecodedSteps:
+    return DecodedSteps(
+        gamma=gammas,
+        num_drafted=step.num_drafted,
+        num_accepted=step.num_accepted,
+        num_emitted=step.num_emitted,
+        seconds=step.seconds,
     )
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Replaying a recording gives, step for step, what the live engine does."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -33,6 +35,22 @@ def record(
     ids = [rng.integers(0, VOCAB, rng.integers(1, 20)).tolist() for _ in prompts]
     recorder = Recorder(*models, eos_token_ids=EOS, sampling=sampling, max_new_tokens=BUDGET)
     return list(zip(ids, recorder.record(prompts, ids), strict=True))
+
+
+@pytest.mark.parametrize("mode", ["greedy", "gumbel"])
+def test_roll_outs_from_a_shared_text_are_taken_over(
+    models: tuple[CausalModel, CausalModel], mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampling = SamplingConfig(mode=mode, temperature=0.9, seed=3)
+    recorded = record(models, sampling, 4)
+    prompts = [Prompt(prompt_id=s.prompt_id, task="x", text="", split="train") for _, s in recorded]
+    ids, known = [list(tokens) for tokens, _ in recorded], [s for _, s in recorded]
+    other = replace(known[0], tokens=(known[0].tokens + 1) % VOCAB)  # parts from the text at its first token
+    again = Recorder(*models, eos_token_ids=EOS, sampling=sampling, max_new_tokens=BUDGET, known=[other, *known])
+    monkeypatch.setattr(again, "_roll_out_chunk", lambda *_: pytest.fail("nothing is left to roll out"))
+    for before, after in zip(known, again.record(prompts, ids), strict=True):
+        np.testing.assert_array_equal(before.rollout_tokens, after.rollout_tokens)
+        np.testing.assert_array_equal(before.rollout_signals, after.rollout_signals)
 
 
 @pytest.mark.parametrize("mode", ["greedy", "gumbel"])

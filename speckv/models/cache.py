@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A key-value cache that appends in place: transformers' own copies everything it holds at every pass."""
+
+from typing import Any
+
+from torch import Tensor
+from transformers import DynamicCache, PretrainedConfig
+from transformers.cache_utils import DynamicLayer
+
+SPARE_TOKENS = 64
+"""Room that is added whenever a layer must grow."""
+
+
+class GrowingLayer(DynamicLayer):
+    """Keys and values as views of buffers with room behind them; cutting back and going on reuses that room."""
+
+    _key_room: Tensor | None = None
+    _value_room: Tensor | None = None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Appends states of shape [batch, heads, tokens, dim] and returns all that are held."""
+        del args, kwargs
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        used = self.get_seq_length()
+        assert self.keys is not None
+        assert self.values is not None
+        self._key_room, self.keys = _append(self._key_room, self.keys, used, key_states)
+        self._value_room, self.values = _append(self._value_room, self.values, used, value_states)
+        return self.keys, self.values
+
+
+def _append(room: Tensor | None, held: Tensor, used: int, new: Tensor) -> tuple[Tensor, Tensor]:
+    """Writes `new` behind the `used` tokens of `held`, in its buffer if it has one with room; returns buffer, view."""
+    needed = used + new.shape[-2]
+    # Selecting rows leaves `held` in memory of its own: the buffer is then no longer its own either.
+    owned = room is not None and room.shape[0] == new.shape[0] and (not used or held.data_ptr() == room.data_ptr())
+    if room is None or not owned or room.shape[-2] < needed:
+        room = new.new_empty((*new.shape[:-2], needed + SPARE_TOKENS, new.shape[-1]))
+        if used:
+            room[..., :used, :] = held
+    room[..., used:needed, :] = new
+    return room, room[..., :needed, :]
+
+
+def growing_cache(config: PretrainedConfig) -> DynamicCache:
+    """An empty cache for a model; layers of a special kind (sliding windows and others) stay transformers' own."""
+    cache = DynamicCache(config=config)
+    layers: list[Any] = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]  # type: ignore[no-untyped-call]
+    cache.layers = layers
+    return cache

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The growing cache holds what transformers' own holds, through appending, cutting, selecting and forking."""
+
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from speckv.models.cache import SPARE_TOKENS, GrowingLayer, growing_cache
+from tests.fakes import tiny_qwen
+
+
+def both() -> tuple[DynamicCache, DynamicCache]:
+    config = tiny_qwen(0).config
+    return growing_cache(config), DynamicCache(config=config)
+
+
+def states(batch: int, tokens: int, seed: int) -> torch.Tensor:
+    return torch.randn(batch, 2, tokens, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def test_it_equals_the_stock_cache() -> None:
+    ours, stock = both()
+    assert all(type(layer) is GrowingLayer for layer in ours.layers)
+    batch, lengths = 3, (5, 1, 1, SPARE_TOKENS + 3, 2)
+    for step, tokens in enumerate(lengths):
+        for cache in (ours, stock):
+            for layer in range(2):
+                cache.update(states(batch, tokens, step), states(batch, tokens, 50 + step), layer)
+            if step == 1:
+                cache.crop(-2)
+            if step == 2:
+                cache.batch_select_indices(torch.tensor([2, 0]))
+        batch = 2 if step >= 2 else 3
+        mine: Any
+        theirs: Any
+        for mine, theirs in zip(ours.layers, stock.layers, strict=True):
+            assert torch.equal(mine.keys, theirs.keys)
+            assert torch.equal(mine.values, theirs.values)
+            assert mine.get_seq_length() == theirs.get_seq_length()
+
+
+def test_it_copies_nothing_while_there_is_room() -> None:
+    cache, _ = both()
+    cache.update(states(1, 4, 0), states(1, 4, 1), 0)
+    layer: Any = cache.layers[0]
+    start = layer.keys.data_ptr()
+    for step in range(10):
+        cache.update(states(1, 3, step), states(1, 3, step), 0)
+        cache.crop(-2)
+        assert layer.keys.data_ptr() == start
+    assert cache.get_seq_length() == 14
