@@ -4,8 +4,8 @@
 import json
 from pathlib import Path
 
+from agents.stored import has_controller, load_controller
 from speckv.runtime.policy import SHIPPED
-from speckv.runtime.stored import has_controller, load_controller
 from speckv.types import Controller
 
 

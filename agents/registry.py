@@ -1,16 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which agents there are: one name, one class of settings each."""
+"""Which agents there are: one name, one class of settings, one way to make a controller each."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from agents.best_fixed import BestFixedGamma
 from agents.fixed import FixedGamma
+from agents.parts import Parts
 from agents.ppo_settings import PPOSettings
+from agents.rules.adaedl import AdaEdl, AdaEdlSettings
+from agents.rules.gammatune import GammaTune, GammaTuneSettings
+from agents.rules.goodput import Goodput, GoodputSettings
+from agents.rules.kangaroo import Kangaroo, KangarooSettings
+from agents.rules.llama_cpp import LlamaCpp, LlamaCppSettings
+from agents.rules.sglang_ema import SglangEma, SglangEmaSettings
+from agents.rules.svip import Svip, SvipSettings
+from agents.rules.transformers_confidence import TransformersConfidence, TransformersConfidenceSettings
+from agents.rules.transformers_heuristic import TransformersHeuristic, TransformersHeuristicSettings
 from agents.settings import build_settings
+from agents.survival.controllers import SurvivalGamma, SurvivalStopping
+from agents.survival.settings import SurvivalSettings
 from speckv.cost import CostTable
+from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError, nearest
 from speckv.traces import TraceSet
+from speckv.types import Controller
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,13 +40,93 @@ class BestFixedSettings:
     """Of `best_fixed`: nothing to set, it is tuned on the train prompts."""
 
 
-RuleSettings = FixedSettings | BestFixedSettings
-AgentSettings = RuleSettings | PPOSettings
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lesson:
+    """What a controller is made from.
 
-AGENTS: Mapping[str, type[AgentSettings]] = {
-    "best_fixed": BestFixedSettings,
-    "fixed": FixedSettings,
-    "ppo": PPOSettings,
+    Attributes:
+        train: Train prompts.
+        cost: The clock.
+        seed: Of everything random.
+    """
+
+    train: TraceSet
+    cost: CostTable
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agent:
+    """One kind of agent.
+
+    Attributes:
+        settings: Class of its settings.
+        make: Settings and lesson -> controller; None if it learns in an environment, step by step.
+        restore: Settings and stored parts -> the same controller; None if it is stored by other means.
+        parts: What `restore` needs of a controller besides its settings.
+    """
+
+    settings: type[Any]
+    make: Callable[[Any, Lesson], Controller] | None = None
+    restore: Callable[[Any, Parts], Controller] | None = None
+    parts: Callable[[Any], Parts] = lambda _: Parts()
+
+
+def _rule(settings: type[Any], kind: Callable[[Any], Controller]) -> Agent:
+    """An agent that is nothing but its settings."""
+    return Agent(settings=settings, make=lambda s, _: kind(s), restore=lambda s, _: kind(s))
+
+
+def _times(lesson: Lesson) -> StepTimes:
+    return StepTimes.of(lesson.cost, lesson.train.compressions, gamma_max=lesson.train.metadata.gamma_max)
+
+
+def _fit_survival(settings: SurvivalSettings, lesson: Lesson) -> Controller:
+    from agents.survival.train import fit_survival  # late, because PyTorch takes seconds to import
+
+    return fit_survival(lesson.train, lesson.cost, settings, seed=lesson.seed)
+
+
+def _fit_survival_stopping(settings: SurvivalSettings, lesson: Lesson) -> Controller:
+    from agents.survival.train import fit_survival_stopping
+
+    return fit_survival_stopping(lesson.train, lesson.cost, settings, seed=lesson.seed)
+
+
+AGENTS: Mapping[str, Agent] = {
+    "adaedl": _rule(AdaEdlSettings, AdaEdl),
+    "best_fixed": Agent(
+        settings=BestFixedSettings, make=lambda _, lesson: BestFixedGamma.tune(lesson.train, lesson.cost)
+    ),
+    "fixed": Agent(settings=FixedSettings, make=lambda s, _: FixedGamma(s.gamma)),
+    "gammatune": _rule(GammaTuneSettings, GammaTune),
+    "goodput": Agent(
+        settings=GoodputSettings,
+        make=lambda s, lesson: Goodput(s, _times(lesson)),
+        restore=lambda s, parts: Goodput(s, parts.needed_times()),
+        parts=lambda c: Parts(times=c.times),
+    ),
+    "kangaroo": _rule(KangarooSettings, Kangaroo),
+    "llama_cpp": _rule(LlamaCppSettings, LlamaCpp),
+    "ppo": Agent(settings=PPOSettings),
+    "sglang_ema": _rule(SglangEmaSettings, SglangEma),
+    "survival": Agent(
+        settings=SurvivalSettings,
+        make=_fit_survival,
+        restore=lambda _, parts: SurvivalGamma(parts.network("before"), parts.needed_times()),
+        parts=lambda c: Parts(networks={"before": c.before}, times=c.times),
+    ),
+    "survival_stopping": Agent(
+        settings=SurvivalSettings,
+        make=_fit_survival_stopping,
+        restore=lambda _, parts: SurvivalStopping(
+            parts.network("before"), parts.network("inside"), parts.needed_times()
+        ),
+        parts=lambda c: Parts(networks={"before": c.before.before, "inside": c.inside}, times=c.times),
+    ),
+    "svip": _rule(SvipSettings, Svip),
+    "transformers_confidence": _rule(TransformersConfidenceSettings, TransformersConfidence),
+    "transformers_heuristic": _rule(TransformersHeuristicSettings, TransformersHeuristic),
 }
 
 
@@ -40,17 +135,13 @@ def require_agent(name: str) -> None:
 
     Raises:
         ConfigError: listing the agents, and naming the nearest.
-
-    >>> require_agent("pop")
-    Traceback (most recent call last):
-    speckv.errors.ConfigError: Expected an agent of ['best_fixed', 'fixed', 'ppo'], got 'pop'. Did you mean 'ppo'?
     """
     known = sorted(AGENTS)
     if name not in AGENTS:
         raise ConfigError(f"Expected an agent of {known}, got {name!r}.{nearest(name, known)}")
 
 
-def agent_settings(options: Mapping[str, object]) -> tuple[str, AgentSettings]:
+def agent_settings(options: Mapping[str, object]) -> tuple[str, Any]:
     """Checks an agent's options.
 
     Args:
@@ -67,12 +158,11 @@ def agent_settings(options: Mapping[str, object]) -> tuple[str, AgentSettings]:
         raise ConfigError(f"Expected agent.name to be one of {sorted(AGENTS)}, got {name!r}.")
     require_agent(name)
     rest = {key: value for key, value in options.items() if key != "name"}
-    settings: AgentSettings = build_settings(AGENTS[name], rest, "agent")
-    return name, settings
+    return name, build_settings(AGENTS[name].settings, rest, "agent")
 
 
-def make_rule(settings: RuleSettings, train: TraceSet, cost: CostTable) -> FixedGamma | BestFixedGamma:
+def make_controller(name: str, settings: Any, lesson: Lesson) -> Controller:
     """Makes a controller that needs no environment to learn in."""
-    if isinstance(settings, FixedSettings):
-        return FixedGamma(settings.gamma)
-    return BestFixedGamma.tune(train, cost)
+    make = AGENTS[name].make
+    assert make is not None
+    return make(settings, lesson)

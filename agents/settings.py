@@ -165,6 +165,17 @@ class EvaluateSettings:
         _require(self.num_resamples >= 1, "num_resamples", "1 or more", self.num_resamples)
 
 
+def hyperparameters(settings: object) -> dict[str, str | int | float]:
+    """An agent's settings for TensorBoard: numbers as they are, lists of them as text.
+
+    >>> hyperparameters(CostSettings(table="cpu-2core"))
+    {'table': 'cpu-2core'}
+    """
+    assert dataclasses.is_dataclass(settings)
+    values = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
+    return {k: "x".join(map(str, v)) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
 def _require(valid: bool, key: str, expected: str, got: object) -> None:
     if not valid:
         raise ConfigError(f"Expected {key} {expected}, got {got!r}.")

@@ -26,7 +26,7 @@ class StepOutcome:
     """What one decode step did.
 
     Attributes:
-        gamma: Speculation length that was asked for, in tokens; the draft's length where a stopping controller ended it.
+        gamma: Speculation length asked for, in tokens; the draft's own where a stopping controller ended it.
         num_drafted: Tokens really drafted: gamma cut by budget and by a drafted end of text.
         num_accepted: Drafted tokens kept, bonus excluded.
         num_tested: Drafted tokens the target judged: the accepted ones and the first rejected one.
@@ -63,6 +63,8 @@ class DecodedSteps:
         num_drafted: Tokens really drafted.
         num_accepted: Drafted tokens kept.
         num_emitted: Tokens added to the output.
+        draft_signals: Shape [requests, depth, 3]: entropy, confidence, margin of the draft at each drafted token; what
+            stands behind the last drafted one means nothing.
         seconds: Time of the step.
     """
 
@@ -70,6 +72,7 @@ class DecodedSteps:
     num_drafted: IntArray
     num_accepted: IntArray
     num_emitted: IntArray
+    draft_signals: FloatArray
     seconds: NDArray[np.float64]
 
     @staticmethod
@@ -80,6 +83,7 @@ class DecodedSteps:
             num_drafted=np.array([outcome.num_drafted]),
             num_accepted=np.array([outcome.num_accepted]),
             num_emitted=np.array([outcome.num_emitted]),
+            draft_signals=outcome.draft_signals[np.newaxis],
             seconds=np.array([outcome.seconds]),
         )
 

@@ -2,7 +2,6 @@
 """One PPO run: environments, learner, monitor, from the first step or from a checkpoint."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 
 import torch
 from stable_baselines3 import PPO
@@ -129,9 +128,3 @@ def train_ppo(
             finally:
                 writer.close()
     return PolicyController.load(folder / POLICY)
-
-
-def hyperparameters(agent: PPOSettings) -> dict[str, str | int | float]:
-    """The learner's settings for TensorBoard."""
-    values: dict[str, str | int | float] = {k: v for k, v in asdict(agent).items() if k != "hidden"}
-    return {**values, "hidden": "x".join(map(str, agent.hidden))}

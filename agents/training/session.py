@@ -5,12 +5,14 @@ import datetime
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from agents.console import Console
 from agents.evaluating import evaluate_controllers
 from agents.ppo_settings import PPOSettings
-from agents.registry import FixedSettings, RuleSettings, agent_settings, make_rule
-from agents.settings import TrainSettings
+from agents.registry import Lesson, agent_settings, make_controller
+from agents.settings import TrainSettings, hyperparameters
+from agents.stored import save_controller
 from agents.training.run_folder import EVENTS, RunFolder, commit, default_name, machine, versions
 from agents.training.task import Task, describe, load_task
 from agents.training.validation import Validator
@@ -18,7 +20,6 @@ from speckv.errors import CheckpointError
 from speckv.evaluation.compare import Comparison
 from speckv.evaluation.metrics import ALL
 from speckv.evaluation.results import headline
-from speckv.runtime.stored import save_rule
 from speckv.types import Controller
 
 FINAL = "evaluation"
@@ -63,7 +64,7 @@ def _facts(settings: TrainSettings, name: str, task: Task) -> dict[str, object]:
 
 def _train_rule(
     name: str,
-    agent: RuleSettings,
+    agent: Any,
     settings: TrainSettings,
     task: Task,
     console: Console,
@@ -71,16 +72,15 @@ def _train_rule(
     config: str,
     overrides: Sequence[str],
 ) -> Comparison:
-    controller = make_rule(agent, task.train, task.cost)
     console.write(describe(task))
+    controller = make_controller(name, agent, Lesson(train=task.train, cost=task.cost, seed=settings.seed))
     folder = RunFolder.create(settings.output, settings.runs_dir, default_name(name, task.cost.name, settings.seed))
     folder.record_start(config, overrides, _facts(settings, name, task))
-    save_rule(folder.path, controller)
+    save_controller(folder.path, name, agent, controller)
     validator = Validator(task.validation, task.cost, task.best_fixed_gammas)
     score = validator.score(controller)
     folder.append_evaluation(0, validator.grid, score.sums)
-    values = {"gamma": agent.gamma} if isinstance(agent, FixedSettings) else {}
-    return _finish(name, values, score.scalars(), 0, controller, settings, task, folder, console)
+    return _finish(name, hyperparameters(agent), score.scalars(), 0, controller, settings, task, folder, console)
 
 
 def _train_learner(
@@ -94,7 +94,7 @@ def _train_learner(
     overrides: Sequence[str],
 ) -> Comparison:
     # Late, because PyTorch takes seconds to import and a wrong setting should not.
-    from agents.training.ppo_run import hyperparameters, make_environment, train_ppo
+    from agents.training.ppo_run import make_environment, train_ppo
 
     env = make_environment(task.learning, task.cost, settings.env, settings.reward, agent.num_envs)
     facts = _facts(settings, name, task)

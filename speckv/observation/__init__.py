@@ -10,7 +10,7 @@ The life of an observation: `History.start` when the prefill has emitted the fir
 so far. Everything works on `N` requests at once; a live request is `N = 1`.
 """
 
-from speckv.observation.draft import DRAFT_FIELDS, STOPPING_SCHEMA, observe_draft, summarise_draft
+from speckv.observation.draft import DRAFT_FIELDS, DRAFT_SIGNALS, STOPPING_SCHEMA, observe_draft, summarise_draft
 from speckv.observation.features import StaticContext, observe
 from speckv.observation.history import History, next_draft_lag, update_history
 from speckv.observation.schema import SCHEMA, ObservationField, ObservationSchema
@@ -18,6 +18,7 @@ from speckv.observation.step import TESTED_SUMMARY, StepBatch, running_summary, 
 
 __all__ = [
     "DRAFT_FIELDS",
+    "DRAFT_SIGNALS",
     "SCHEMA",
     "STOPPING_SCHEMA",
     "TESTED_SUMMARY",

@@ -27,6 +27,9 @@ DRAFT_FIELDS = (
 STOPPING_SCHEMA = ObservationSchema(version=SCHEMA.version, fields=(*SCHEMA.fields, *DRAFT_FIELDS))
 """What `observe_draft` renders: the features of a step's start, then those of the draft so far."""
 
+DRAFT_SIGNALS = slice(1, 4)
+"""Columns of a summary that hold the newest token's own signals, in the order of `StepOutcome.draft_signals`."""
+
 _LOW = np.array([f.low for f in DRAFT_FIELDS], np.float32)
 _HIGH = np.array([f.high for f in DRAFT_FIELDS], np.float32)
 _LEAST_PROBABILITY = 1e-9

@@ -7,7 +7,7 @@ The text does not depend on gamma, so from output position `i` a step that draft
 
 from speckv.replay.batch import ReplayBatch, ReplayStep
 from speckv.replay.compiled import CompiledTraces
-from speckv.replay.control import decide, replay_controller
+from speckv.replay.control import VisitedStates, decide, replay_controller, visit
 from speckv.replay.optimum import clairvoyant
 from speckv.replay.record import ReplayRecord, StepLog
 from speckv.replay.runs import autoregressive, replay_fixed, replay_policy
@@ -18,10 +18,12 @@ __all__ = [
     "ReplayRecord",
     "ReplayStep",
     "StepLog",
+    "VisitedStates",
     "autoregressive",
     "clairvoyant",
     "decide",
     "replay_controller",
     "replay_fixed",
     "replay_policy",
+    "visit",
 ]

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from speckv.cost import CompiledCost
 from speckv.errors import ConfigError, CostTableError, nearest
-from speckv.observation import History, StaticContext, StepBatch, observe, observe_draft, update_history
+from speckv.observation import DRAFT_SIGNALS, History, StaticContext, StepBatch, observe, observe_draft, update_history
 from speckv.replay.compiled import CompiledTraces
 from speckv.types import BITS_PER_WEIGHT, BoolArray, FloatArray, IntArray
 
@@ -253,8 +253,17 @@ class ReplayBatch:
                 "Expected recorded acceptances for decisions inside a step, got acceptance=rejection. "
                 "Use acceptance=recorded, or decide once a step."
             )
-        place = self._offset + np.minimum(self.history.emitted, self.length)
-        return observe_draft(observations, self.compiled.drafts[place, depth])
+        return observe_draft(observations, self.compiled.drafts[self.places(self.history.emitted), depth])
+
+    def draft_signals(self, position: IntArray) -> FloatArray:
+        """Shape [N, gamma_max, 3]: what the draft says at every depth of a step from `position` in each slot."""
+        signals: FloatArray = self.compiled.drafts[self.places(position), 1:, DRAFT_SIGNALS]
+        return signals
+
+    def places(self, position: IntArray) -> IntArray:
+        """Shape [N]; rows of the recordings' flat arrays for a position in each slot."""
+        places: IntArray = self._offset + np.minimum(position, self.length)
+        return places
 
     def draft_limits(self, position: IntArray) -> tuple[IntArray, IntArray]:
         """What a draft from `position` can come to in each slot.

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole recordings under one controller, whatever it decides and remembers."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from speckv.cost import CompiledCost
@@ -43,6 +45,46 @@ def replay_controller(
         return decide(running, controller)
 
     return run_to_end(batch, choose, log=log, remember=memory.remember if memory else None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VisitedStates:
+    """Where decode steps began, and what any draft from there would have come to.
+
+    Attributes:
+        observations: Shape [M, features]; before the step.
+        places: Shape [M]; where the step began, as a row of the recordings' flat arrays.
+        limits: Shape [M]; most tokens that could be drafted, 0 where none could.
+        accepted: Shape [M]; how many of the deepest draft are accepted.
+    """
+
+    observations: FloatArray
+    places: IntArray
+    limits: IntArray
+    accepted: IntArray
+
+
+def visit(compiled: CompiledTraces, cost: CompiledCost, controller: Controller) -> VisitedStates:
+    """Collects every state that a controller meets on its way through the recordings."""
+    found: list[tuple[FloatArray, IntArray, IntArray, IntArray]] = []
+    batch = ReplayBatch(compiled, cost, len(compiled))
+    batch.assign(np.arange(len(compiled)), np.arange(len(compiled)))
+    memory = controller if isinstance(controller, BatchMemory) else None
+    controller.reset()
+    if memory is not None:
+        memory.start(len(compiled))
+
+    def choose(batch: ReplayBatch) -> Choice:
+        rows = np.flatnonzero(batch.running)
+        limits, accepted = batch.draft_limits(np.minimum(batch.history.emitted, batch.length))
+        limits = np.maximum(limits, 0)
+        places = batch.places(batch.history.emitted)
+        found.append((batch.observe()[rows], places[rows], limits[rows], np.minimum(accepted, limits)[rows]))
+        return decide(batch, controller)
+
+    run_to_end(batch, choose, remember=memory.remember if memory else None)
+    observations, places, limits, accepted = (np.concatenate(part) for part in zip(*found, strict=True))
+    return VisitedStates(observations=observations, places=places, limits=limits, accepted=accepted)
 
 
 def decide(batch: ReplayBatch, controller: Controller) -> Choice:

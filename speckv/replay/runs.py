@@ -108,7 +108,7 @@ def run_to_end(
         for name, total in sums.items():
             total += getattr(step, name)
         if remember is not None:
-            remember(_decoded(gammas, step), running)
+            remember(_decoded(gammas, step, batch.draft_signals(position)), running)
         if log:
             columns = {"position": position, "gamma": gammas, "seconds": step.seconds}
             columns |= {name: getattr(step, name) for name in ("num_drafted", "num_accepted", "num_emitted")}
@@ -126,12 +126,13 @@ def run_to_end(
     )
 
 
-def _decoded(gammas: IntArray, step: ReplayStep) -> DecodedSteps:
+def _decoded(gammas: IntArray, step: ReplayStep, draft_signals: FloatArray) -> DecodedSteps:
     return DecodedSteps(
         gamma=gammas,
         num_drafted=step.num_drafted,
         num_accepted=step.num_accepted,
         num_emitted=step.num_emitted,
+        draft_signals=draft_signals,
         seconds=step.seconds,
     )
 

@@ -21,6 +21,7 @@ import numpy as np
 from speckv.errors import CheckpointError, SchemaError
 from speckv.files import canonical_json, write_atomically
 from speckv.observation import SCHEMA, ObservationSchema
+from speckv.runtime.network import Network, fold
 from speckv.types import FloatArray, IntArray, StepOutcome
 
 FORMAT = "speckv-policy"
@@ -89,16 +90,8 @@ class MlpPolicy:
             raise CheckpointError("Expected finite weights, got NaN or infinity: the training diverged. Train again.")
 
     def folded(self) -> tuple[tuple[FloatArray, ...], tuple[FloatArray, ...]]:
-        """Weights and biases that act on raw observations: the normalisation is folded into the first layer.
-
-        W((x - mean) / std) + b = (W / std) x + (b - (W / std) mean); computed in float64.
-        """
-        first = self.weights[0].astype(np.float64) / self.std
-        bias = self.biases[0] - first @ self.mean.astype(np.float64)
-        return (
-            (first.astype(np.float32), *self.weights[1:]),
-            (bias.astype(np.float32), *self.biases[1:]),
-        )
+        """Weights and biases that act on raw observations."""
+        return fold(self.mean, self.std, self.weights, self.biases)
 
     def save(self, folder: Path | str) -> None:
         """Writes the two files, each atomically; the card last, so that it never describes weights to come."""
@@ -172,9 +165,7 @@ class PolicyController:
         self.policy = policy
         self._gammas = list(policy.gammas)
         self._lookup = np.array(policy.gammas, np.int64)
-        self._weights, self._biases = policy.folded()
-        self._input = np.zeros(policy.schema.size, np.float32)
-        self._layers = [np.zeros_like(bias) for bias in self._biases]
+        self._network = Network(*policy.folded())
 
     @classmethod
     def load(cls, folder: Path | str, *, name: str | None = None) -> "PolicyController":
@@ -193,16 +184,11 @@ class PolicyController:
         Raises:
             SchemaError: if the observation has another size or holds NaN.
         """
-        if observation.shape != self._input.shape:
-            raise SchemaError(f"Expected {self._input.size} observation fields, got shape {observation.shape}.")
-        np.copyto(self._input, observation)
-        values, last = self._input, len(self._layers) - 1
-        for index, out in enumerate(self._layers):
-            np.dot(self._weights[index], values, out=out)
-            np.add(out, self._biases[index], out=out)
-            if index < last:
-                np.tanh(out, out=out)
-            values = out
+        if observation.shape != (self._network.num_features,):
+            raise SchemaError(
+                f"Expected {self._network.num_features} observation fields, got shape {observation.shape}."
+            )
+        values = self._network.one(observation)
         best = int(values.argmax())
         # argmax returns the first NaN, and NaN alone differs from itself.
         if values[best] != values[best]:
@@ -211,17 +197,14 @@ class PolicyController:
 
     def scores(self, observations: FloatArray) -> FloatArray:
         """Scores of shape [rows, gammas] for raw observations of shape [rows, features]."""
-        values = observations.astype(np.float32, copy=False)
-        for index, (weight, bias) in enumerate(zip(self._weights, self._biases, strict=True)):
-            values = values @ weight.T + bias
-            if index < len(self._weights) - 1:
-                values = np.tanh(values)
-        return values
+        return self._network.batch(observations)
 
     def act_batch(self, observations: FloatArray) -> IntArray:
         """Returns gamma for each row; equal to `act` on that row unless two scores agree to rounding."""
-        if observations.ndim != 2 or observations.shape[1] != self._input.size:
-            raise SchemaError(f"Expected [rows, {self._input.size}] observations, got shape {observations.shape}.")
+        if observations.ndim != 2 or observations.shape[1] != self._network.num_features:
+            raise SchemaError(
+                f"Expected [rows, {self._network.num_features}] observations, got shape {observations.shape}."
+            )
         scores = self.scores(observations)
         if np.isnan(scores).any():
             raise SchemaError(NOT_FINITE)

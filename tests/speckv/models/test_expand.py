@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from speckv.models.expand import RowwiseInt8Linear, expand_compressed
+from speckv.models.expand import ROWS_AT_ONCE, RowwiseInt8Linear, expand_compressed
 
 INPUTS, OUTPUTS = 64, 48
 
@@ -52,10 +52,27 @@ def test_int8_before_its_first_pass() -> None:
 def test_a_row_of_zeros_and_one_of_outliers_alone() -> None:
     model = nn.Sequential(int8_layer(bias=False))
     expand_compressed(model, torch.float32)
+    layer = model[0]
+    assert isinstance(layer, RowwiseInt8Linear)
     with torch.inference_mode():
         found = model(torch.stack([torch.zeros(INPUTS), torch.full((INPUTS,), 8.0)]))
     assert torch.equal(found[0], torch.zeros(OUTPUTS))
-    torch.testing.assert_close(found[1], 8.0 * model.get_parameter("0.weight").sum(1))
+    torch.testing.assert_close(found[1], 8.0 * (layer.codes.float() * layer.scale[:, None]).sum(1))
+
+
+def test_the_integer_product_is_the_product() -> None:
+    model = nn.Sequential(int8_layer(bias=True))
+    expand_compressed(model, torch.float32)
+    layer = model[0]
+    assert isinstance(layer, RowwiseInt8Linear)
+    x = rows_with_outliers(ROWS_AT_ONCE + 3).reshape(1, -1, INPUTS)
+    with torch.inference_mode():
+        layer._integers = False
+        floats = model(x)
+        if torch.backends.cpu.get_cpu_capability() == "AVX512":
+            layer._integers = True
+            torch.testing.assert_close(model(x), floats)
+    assert floats.shape == (1, ROWS_AT_ONCE + 3, OUTPUTS)
 
 
 def test_nf4() -> None:

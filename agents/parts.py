@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a controller knows besides its settings, as arrays: fitted networks and the times of a machine."""
+
+import io
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speckv.cost.times import StepTimes
+from speckv.errors import CheckpointError
+from speckv.runtime.network import Network
+
+Arrays = dict[str, NDArray[Any]]
+_TIMES = ("draft_s", "lag_s", "verify_s")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """Everything learned or measured.
+
+    Attributes:
+        networks: By role.
+        times: Of the machine it decides for, if it weighs time.
+    """
+
+    networks: Mapping[str, Network] = field(default_factory=dict)
+    times: StepTimes | None = None
+
+    def to_bytes(self) -> bytes:
+        """Renders an npz archive; see `from_bytes`."""
+        arrays: Arrays = {}
+        for role, network in self.networks.items():
+            for index, (weight, bias) in enumerate(zip(network.weights, network.biases, strict=True)):
+                arrays |= {f"{role}.weight_{index}": weight, f"{role}.bias_{index}": bias}
+        if self.times is not None:
+            arrays |= {f"times.{name}": getattr(self.times, name) for name in _TIMES}
+            arrays["times.controller_s"] = np.array(self.times.controller_s)
+            arrays["times.compressions"] = np.array(self.times.compressions)
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **arrays)
+        return buffer.getvalue()
+
+    @staticmethod
+    def from_bytes(data: bytes) -> "Parts":
+        """Reads what `to_bytes` wrote.
+
+        Raises:
+            CheckpointError: if it is damaged.
+        """
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+                arrays: Arrays = {name: archive[name] for name in archive.files}
+            roles = sorted({name.split(".")[0] for name in arrays} - {"times"})
+            return Parts(networks={role: _network(arrays, role) for role in roles}, times=_times(arrays))
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            text = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"A controller's arrays are damaged ({text}). Train again.") from error
+
+    def network(self, role: str) -> Network:
+        """Returns a network.
+
+        Raises:
+            CheckpointError: if there is none of that role.
+        """
+        if role not in self.networks:
+            raise CheckpointError(f"Expected a network {role!r}, found {sorted(self.networks)}. Train again.")
+        return self.networks[role]
+
+    def needed_times(self) -> StepTimes:
+        """Returns the times.
+
+        Raises:
+            CheckpointError: if there are none.
+        """
+        if self.times is None:
+            raise CheckpointError("Expected the times of a machine, found none. Train again.")
+        return self.times
+
+
+def _network(arrays: Arrays, role: str) -> Network:
+    depth = sum(name.startswith(f"{role}.weight_") for name in arrays)
+    weights = [arrays[f"{role}.weight_{index}"] for index in range(depth)]
+    biases = [arrays[f"{role}.bias_{index}"] for index in range(depth)]
+    if not all(np.isfinite(a).all() for a in (*weights, *biases)):
+        raise ValueError(f"network {role} holds NaN or infinity")
+    return Network(weights, biases)
+
+
+def _times(arrays: Arrays) -> StepTimes | None:
+    if "times.compressions" not in arrays:
+        return None
+    return StepTimes(
+        compressions=tuple(str(name) for name in arrays["times.compressions"]),
+        controller_s=float(arrays["times.controller_s"]),
+        **{name: arrays[f"times.{name}"] for name in _TIMES},
+    )

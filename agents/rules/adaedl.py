@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AdaEDL: an entropy-based lower bound on acceptance against a threshold that follows the acceptance achieved."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from agents.rules.base import ENTROPY, StoppingRule
+from speckv.errors import ConfigError
+from speckv.types import BoolArray, DecodedSteps, FloatArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdaEdlSettings:
+    """Hyper-parameters, with the names of the paper.
+
+    Attributes:
+        gamma_max: Most tokens of a draft.
+        scale: gamma in 1 - sqrt(gamma * entropy); not a speculation length.
+        threshold: The first lambda; the paper leaves it open.
+        target: alpha: acceptance below it raises lambda.
+        rate_decay: beta1: share of the past in the averaged acceptance.
+        threshold_decay: beta2: share of the past in lambda.
+        step: epsilon: by how much lambda is moved.
+    """
+
+    gamma_max: int = 16
+    scale: float = 0.2
+    threshold: float = 0.5
+    target: float = 0.9
+    rate_decay: float = 0.5
+    threshold_decay: float = 0.9
+    step: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        shares = (self.target, self.rate_decay, self.threshold_decay)
+        if self.gamma_max < 1 or self.scale <= 0 or self.step < 0 or not all(0 <= share <= 1 for share in shares):
+            raise ConfigError(
+                "Expected agent.gamma_max of at least 1, agent.scale above 0, agent.step from 0 up, and target and "
+                f"decays in [0, 1], got {self}."
+            )
+
+
+class AdaEdl(StoppingRule):
+    """Stops where 1 - sqrt(0.2 H) < lambda; the first token is always drafted.
+
+    After a step that accepted A of n drafted tokens, r <- 0.5 r + 0.5 A / n, and lambda <- 0.9 lambda + 0.1 lambda'
+    with lambda' = lambda + 0.01 if r < 0.9, else lambda - 0.01 if the cap was not reached by accepted tokens alone,
+    else lambda. The paper asks before a token is drafted, with its distribution at hand; here that token stays.
+
+    Source:
+        Agrawal et al. 2024, arXiv:2410.18351, Algorithm 1.
+    """
+
+    def __init__(self, settings: AdaEdlSettings) -> None:
+        super().__init__("adaedl", settings.gamma_max)
+        self.settings = settings
+        self.reset()
+
+    def start(self, num_requests: int) -> None:
+        """Begins requests at the first threshold."""
+        super().start(num_requests)
+        self._threshold = np.full(num_requests, self.settings.threshold)
+        self._rate = np.full(num_requests, self.settings.target)
+
+    def go_on_batch(self, observations: FloatArray) -> BoolArray:
+        """Goes on where the bound on the newest token's acceptance is high enough."""
+        bound = 1.0 - np.sqrt(self.settings.scale * observations[:, ENTROPY])
+        high: BoolArray = bound >= self._threshold
+        return high
+
+    def remember(self, step: DecodedSteps, where: BoolArray) -> None:
+        """Moves acceptance and threshold."""
+        s, where = self.settings, where & (step.num_drafted > 0)
+        accepted = step.num_accepted / np.maximum(step.num_drafted, 1)
+        rate = s.rate_decay * self._rate + (1 - s.rate_decay) * accepted
+        lower = np.where(step.num_accepted != self.gamma_max, self._threshold - s.step, self._threshold)
+        moved = np.where(rate < s.target, self._threshold + s.step, lower)
+        threshold = s.threshold_decay * self._threshold + (1 - s.threshold_decay) * moved
+        self._rate = np.where(where, rate, self._rate)
+        self._threshold = np.where(where, threshold, self._threshold)

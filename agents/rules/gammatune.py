@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GammaTune: a moving average of accepted lengths, with a jump after full acceptance; GammaTune+ also stops early."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from agents.rules.base import CONFIDENCE, StoppingRule
+from speckv.errors import ConfigError
+from speckv.traces import GAMMA_MAX
+from speckv.types import BoolArray, DecodedSteps, FloatArray, IntArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GammaTuneSettings:
+    """Hyper-parameters.
+
+    Attributes:
+        start: Gamma of a request's first step; the average stays between half and one and a half times it.
+        eta: Share of the newest accepted length in the average, in [0, 1].
+        delta: Added to the accepted length after full acceptance.
+        threshold: Least top-1 probability to go on; 0 is GammaTune, above 0 GammaTune+.
+    """
+
+    start: int = 4
+    eta: float = 0.2
+    delta: int = 2
+    threshold: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        if self.start < 1 or not 0 <= self.eta <= 1 or self.delta < 0 or not 0 <= self.threshold <= 1:
+            raise ConfigError(
+                "Expected agent.start of at least 1, agent.eta and agent.threshold in [0, 1], agent.delta from 0 up, "
+                f"got {self}."
+            )
+
+
+class GammaTune(StoppingRule):
+    """gamma = A + delta if all were accepted, else ceil(average) with average <- clip((1 - eta) average + eta A).
+
+    Source:
+        Gautam et al. 2025, arXiv:2504.00030; eta, delta, bounds as in the comparison of Learning to Draft (ICLR 2026).
+    """
+
+    def __init__(self, settings: GammaTuneSettings) -> None:
+        super().__init__("gammatune+" if settings.threshold > 0 else "gammatune", GAMMA_MAX)
+        self.settings = settings
+        self.reset()
+
+    def start(self, num_requests: int) -> None:
+        """Begins requests at the first gamma."""
+        super().start(num_requests)
+        self._average = np.full(num_requests, float(self.settings.start))
+        self._gamma = np.full(num_requests, min(self.settings.start, GAMMA_MAX), np.int64)
+
+    def act_batch(self, observations: FloatArray) -> IntArray:
+        """Returns the present gamma of each request."""
+        assert len(observations) == len(self._gamma)
+        return self._gamma.copy()
+
+    def go_on_batch(self, observations: FloatArray) -> BoolArray:
+        """Goes on where the newest token is likely enough."""
+        likely: BoolArray = observations[:, CONFIDENCE] >= self.settings.threshold
+        return likely
+
+    def remember(self, step: DecodedSteps, where: BoolArray) -> None:
+        """Moves average and gamma."""
+        s = self.settings
+        success = step.num_accepted == self._gamma
+        average = (1 - s.eta) * self._average + s.eta * step.num_accepted
+        average = np.where(success, self._average, np.clip(average, 0.5 * s.start, 1.5 * s.start))
+        gamma = np.where(success, step.num_accepted + s.delta, np.ceil(average)).astype(np.int64)
+        self._average = np.where(where, average, self._average)
+        self._gamma = np.where(where, np.minimum(gamma, GAMMA_MAX), self._gamma)

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Goodput: the gamma of most expected tokens a second, if every token is accepted at the rate lately seen."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.rules.base import Rule
+from speckv.cost.times import StepTimes
+from speckv.errors import ConfigError
+from speckv.observation import SCHEMA
+from speckv.traces import GAMMA_MAX
+from speckv.types import FloatArray, IntArray
+
+_RATE = SCHEMA.index("acceptance_ema")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoodputSettings:
+    """Hyper-parameters.
+
+    Attributes:
+        gamma_max: Most tokens of a draft.
+    """
+
+    gamma_max: int = 16
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        if not 1 <= self.gamma_max <= GAMMA_MAX:
+            raise ConfigError(f"Expected agent.gamma_max from 1 to {GAMMA_MAX}, got {self.gamma_max}.")
+
+
+def expected_tokens(rate: NDArray[np.floating], gamma_max: int) -> NDArray[np.float64]:
+    """Tokens that a step emits on average: 1 + a + ... + a^gamma for each gamma from 0.
+
+    Args:
+        rate: Shape [N]; acceptance rate a of every token, in [0, 1].
+        gamma_max: Longest draft.
+
+    Returns:
+        Shape [N, gamma_max + 1].
+
+    Source:
+        Leviathan et al. 2023, arXiv:2211.17192, equation 1.
+
+    >>> expected_tokens(np.array([0.5, 1.0]), 2).tolist()
+    [[1.0, 1.5, 1.75], [1.0, 2.0, 3.0]]
+    """
+    powers = np.asarray(rate, np.float64)[:, None] ** np.arange(gamma_max + 1)
+    return np.cumsum(powers, axis=1)
+
+
+class Goodput(Rule):
+    """gamma = argmax (1 + a + ... + a^gamma) / seconds(gamma), with a the request's decayed acceptance rate.
+
+    Source:
+        Liu et al. 2024, arXiv:2406.14066 (SmartSpec), for a batch of one; its latency model is our cost table.
+    """
+
+    def __init__(self, settings: GoodputSettings, times: StepTimes) -> None:
+        super().__init__("goodput")
+        self.settings = settings
+        self.times = times
+
+    def act_batch(self, observations: FloatArray) -> IntArray:
+        """Returns the gamma of most expected tokens a second."""
+        most = self.settings.gamma_max
+        tokens = expected_tokens(observations[:, _RATE], most)
+        chosen: IntArray = (tokens / self.times.step_s(observations)[:, : most + 1]).argmax(axis=1)
+        return chosen

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kangaroo's early stop of drafting: a least probability of the previous drafted token."""
+
+from dataclasses import dataclass
+
+from agents.rules.base import CONFIDENCE, StoppingRule
+from speckv.errors import ConfigError
+from speckv.types import BoolArray, FloatArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KangarooSettings:
+    """Hyper-parameters.
+
+    Attributes:
+        gamma_max: Most tokens of a draft.
+        eta: Least top-1 probability to go on, in [0, 1]; its command line's default is 0.4.
+    """
+
+    gamma_max: int = 6
+    eta: float = 0.6
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        if self.gamma_max < 1 or not 0 <= self.eta <= 1:
+            raise ConfigError(f"Expected agent.gamma_max of at least 1 and agent.eta in [0, 1], got {self}.")
+
+
+class Kangaroo(StoppingRule):
+    """Drafts another token while the newest one's top-1 probability is at least eta.
+
+    Source:
+        Liu et al. 2024, arXiv:2404.18911, section 3.2; defaults from its released code.
+    """
+
+    def __init__(self, settings: KangarooSettings) -> None:
+        super().__init__("kangaroo", settings.gamma_max)
+        self.settings = settings
+
+    def go_on_batch(self, observations: FloatArray) -> BoolArray:
+        """Goes on where the newest token is likely enough."""
+        likely: BoolArray = observations[:, CONFIDENCE] >= self.settings.eta
+        return likely

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""llama.cpp's `--spec-draft-n-max` and `--spec-draft-p-min`: a cap, and a least probability."""
+
+from dataclasses import dataclass
+
+from agents.rules.base import CONFIDENCE, StoppingRule
+from speckv.errors import ConfigError
+from speckv.types import BoolArray, FloatArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LlamaCppSettings:
+    """Hyper-parameters; the defaults are those of builds up to 2026, today's (3 and 0) are a fixed gamma of 3.
+
+    Attributes:
+        n_max: Most tokens of a draft.
+        p_min: Least top-1 probability to go on, in [0, 1].
+    """
+
+    n_max: int = 16
+    p_min: float = 0.75
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        if self.n_max < 1 or not 0 <= self.p_min <= 1:
+            raise ConfigError(f"Expected agent.n_max of at least 1 and agent.p_min in [0, 1], got {self}.")
+
+
+class LlamaCpp(StoppingRule):
+    """Stops at a token of top-1 probability below p_min.
+
+    llama.cpp leaves that token out of the draft, which is lossless because it drafts greedily. Here it stays, as it
+    must under rejection sampling: verification is one token wider, and now and then one token more is accepted.
+
+    Source:
+        llama.cpp, `common/speculative.cpp`.
+    """
+
+    def __init__(self, settings: LlamaCppSettings) -> None:
+        super().__init__("llama.cpp", settings.n_max)
+        self.settings = settings
+
+    def go_on_batch(self, observations: FloatArray) -> BoolArray:
+        """Goes on where the newest token is likely enough."""
+        likely: BoolArray = observations[:, CONFIDENCE] >= self.settings.p_min
+        return likely

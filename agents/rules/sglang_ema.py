@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SGLang's adaptive speculation: a few prepared lengths, moved between with hysteresis on averaged acceptance."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from agents.rules.base import Rule
+from speckv.errors import ConfigError
+from speckv.traces import GAMMA_MAX
+from speckv.types import BoolArray, DecodedSteps, FloatArray, IntArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SglangEmaSettings:
+    """Hyper-parameters: those of batch size 1.
+
+    Attributes:
+        candidates: Speculation lengths, ascending.
+        start: The first one's index.
+        decay: Share of the past in the averaged accepted length, in [0, 1].
+        warmup: Steps before the first move.
+        interval: Steps between moves.
+        down: Added to the bar below which a shorter length is taken.
+        up: Added to the bar above which a longer length is taken.
+    """
+
+    candidates: tuple[int, ...] = (1, 3, 5, 7)
+    start: int = 1
+    decay: float = 0.8
+    warmup: int = 10
+    interval: int = 5
+    down: float = -0.25
+    up: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        ascending = list(self.candidates) == sorted(set(self.candidates))
+        if not self.candidates or not ascending or not 0 <= self.candidates[0] <= self.candidates[-1] <= GAMMA_MAX:
+            raise ConfigError(
+                f"Expected agent.candidates ascending from 0 to {GAMMA_MAX} at most, got {self.candidates}."
+            )
+        if not 0 <= self.start < len(self.candidates) or self.interval < 1 or not 0 <= self.decay <= 1:
+            raise ConfigError(
+                "Expected agent.start to index agent.candidates, agent.interval of at least 1, agent.decay in [0, 1], "
+                f"got {self}."
+            )
+
+
+class SglangEma(Rule):
+    """Every few steps: down while average <= shorter - 0.5 + down, up while average > present - 0.5 + up.
+
+    SGLang keeps one average for all requests; here each request has its own.
+
+    Source:
+        SGLang 0.5.23, `srt/speculative/adaptive_spec_params.py`.
+    """
+
+    def __init__(self, settings: SglangEmaSettings) -> None:
+        super().__init__("sglang-ema")
+        self.settings = settings
+        self._candidates = np.array(settings.candidates, np.int64)
+        self.reset()
+
+    def start(self, num_requests: int) -> None:
+        """Begins requests at the first length."""
+        super().start(num_requests)
+        self._index = np.full(num_requests, self.settings.start, np.int64)
+        self._average = np.full(num_requests, np.nan)
+        self._steps = np.zeros(num_requests, np.int64)
+
+    def act_batch(self, observations: FloatArray) -> IntArray:
+        """Returns the present length of each request."""
+        assert len(observations) == len(self._index)
+        chosen: IntArray = self._candidates[self._index]
+        return chosen
+
+    def remember(self, step: DecodedSteps, where: BoolArray) -> None:
+        """Moves the average, and at every few steps the length."""
+        s = self.settings
+        first = np.isnan(self._average)
+        average = np.where(first, step.num_accepted, s.decay * self._average + (1 - s.decay) * step.num_accepted)
+        self._average = np.where(where, average, self._average)
+        self._steps = self._steps + where
+        due = where & (self._steps >= s.warmup) & ((self._steps - s.warmup) % s.interval == 0)
+        last = len(self._candidates) - 1
+        for _ in range(last):
+            shorter = self._candidates[np.maximum(self._index - 1, 0)]
+            falls = due & (self._index > 0) & (self._average <= shorter - 0.5 + s.down)
+            self._index = self._index - falls
+        for _ in range(last):
+            present = self._candidates[self._index]
+            rises = due & (self._index < last) & (self._average > present - 0.5 + s.up)
+            self._index = self._index + rises

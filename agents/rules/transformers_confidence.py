@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What transformers' assisted generation does by default: draft on while the drafted token is likely enough."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.rules.base import CONFIDENCE, StoppingRule
+from speckv.errors import ConfigError
+from speckv.types import BoolArray, DecodedSteps, FloatArray
+
+Float64 = NDArray[np.float64]
+
+MISS_WEIGHT = 3.0
+"""A token stopped at though it would have been accepted weighs three times one drafted on behind a wrong one."""
+MIN_SAMPLES = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransformersConfidenceSettings:
+    """Hyper-parameters.
+
+    Attributes:
+        gamma_max: Most tokens of a draft (transformers: 20).
+        threshold: Least probability of a drafted token to go on, in [0, 1].
+        adaptive: Whether the threshold is refitted after every step, as transformers does where scikit-learn is there.
+    """
+
+    gamma_max: int = 20
+    threshold: float = 0.4
+    adaptive: bool = True
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        if self.gamma_max < 1 or not 0 <= self.threshold <= 1:
+            raise ConfigError(f"Expected agent.gamma_max of at least 1 and agent.threshold in [0, 1], got {self}.")
+
+
+class TransformersConfidence(StoppingRule):
+    """Stops behind a token of probability below a threshold; the token stays in the draft.
+
+    The threshold is the one that minimises false positives plus three times false negatives over the request's tested
+    tokens, as points of their ROC curve. The drafted token's probability is taken to be the draft's top-1 probability,
+    which it is in greedy decoding.
+
+    Source:
+        transformers 5, `ConfidenceCriteria` and `AssistedCandidateGenerator.update_candidate_strategy`.
+    """
+
+    def __init__(self, settings: TransformersConfidenceSettings) -> None:
+        super().__init__("transformers-confidence", settings.gamma_max)
+        self.settings = settings
+        self.reset()
+
+    def start(self, num_requests: int) -> None:
+        """Begins requests at the first threshold, with nothing tested."""
+        super().start(num_requests)
+        self._threshold = np.full(num_requests, self.settings.threshold)
+        self._tested: list[list[tuple[float, bool]]] = [[] for _ in range(num_requests)]
+
+    def go_on_batch(self, observations: FloatArray) -> BoolArray:
+        """Goes on where the newest token is likely enough."""
+        likely: BoolArray = observations[:, CONFIDENCE] >= self._threshold
+        return likely
+
+    def remember(self, step: DecodedSteps, where: BoolArray) -> None:
+        """Adds the tested tokens and refits the thresholds."""
+        if not self.settings.adaptive:
+            return
+        for row in np.flatnonzero(where & (step.num_drafted > 0)):
+            accepted = int(step.num_accepted[row])
+            tested = min(accepted + 1, int(step.num_drafted[row]))
+            confidences = step.draft_signals[row, :tested, 1].tolist()
+            self._tested[row] += [(c, depth < accepted) for depth, c in enumerate(confidences)]
+            fitted = best_threshold(self._tested[row])
+            if fitted is not None:
+                self._threshold[row] = fitted
+
+
+def best_threshold(tested: list[tuple[float, bool]]) -> float | None:
+    """The point of the ROC curve with the least false positive rate plus three times false negative rate.
+
+    Args:
+        tested: Confidence of each tested token, and whether it was accepted.
+
+    Returns:
+        The least confidence that counts as a yes; None before there are six tokens, some accepted and some not.
+
+    >>> best_threshold([(0.9, True), (0.8, True), (0.7, True), (0.6, False), (0.5, True), (0.2, False)])
+    0.5
+    >>> best_threshold([(0.9, True)] * 6) is None
+    True
+    """
+    values = np.array([confidence for confidence, _ in tested])
+    accepted = np.array([kept for _, kept in tested], np.bool_)
+    if len(values) < MIN_SAMPLES or accepted.all() or not accepted.any():
+        return None
+    candidates = np.unique(values)[::-1]
+    says_yes = values >= candidates[:, None]
+    true_rate = (says_yes & accepted).sum(axis=1) / accepted.sum()
+    false_rate = (says_yes & ~accepted).sum(axis=1) / (~accepted).sum()
+    return float(candidates[int((false_rate + MISS_WEIGHT * (1 - true_rate)).argmin())])

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The schedule that transformers' assisted generation began with: two more after success, one fewer after failure."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from agents.rules.base import Rule
+from speckv.errors import ConfigError
+from speckv.traces import GAMMA_MAX
+from speckv.types import BoolArray, DecodedSteps, FloatArray, IntArray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransformersHeuristicSettings:
+    """Hyper-parameters.
+
+    Attributes:
+        start: Gamma of a request's first step.
+        up: Added when every drafted token was accepted.
+        down: Subtracted otherwise, down to 1.
+    """
+
+    start: int = 5
+    up: int = 2
+    down: int = 1
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        if self.start < 1 or self.up < 0 or self.down < 0:
+            raise ConfigError(f"Expected agent.start of at least 1, agent.up and agent.down of at least 0, got {self}.")
+
+
+class TransformersHeuristic(Rule):
+    """gamma <- gamma + 2 if all gamma tokens were accepted, else max(1, gamma - 1); anew for each request.
+
+    Source:
+        transformers 5, `num_assistant_tokens_schedule="heuristic_transient"`, `generation/candidate_generator.py`.
+    """
+
+    def __init__(self, settings: TransformersHeuristicSettings) -> None:
+        super().__init__("transformers-heuristic")
+        self.settings = settings
+        self.reset()
+
+    def start(self, num_requests: int) -> None:
+        """Begins requests at the first gamma."""
+        super().start(num_requests)
+        self._gamma = np.full(num_requests, min(self.settings.start, GAMMA_MAX), np.int64)
+
+    def act_batch(self, observations: FloatArray) -> IntArray:
+        """Returns the present gamma of each request."""
+        assert len(observations) == len(self._gamma)
+        return self._gamma.copy()
+
+    def remember(self, step: DecodedSteps, where: BoolArray) -> None:
+        """Moves gamma."""
+        success = step.num_accepted == self._gamma
+        moved = np.where(success, self._gamma + self.settings.up, np.maximum(1, self._gamma - self.settings.down))
+        self._gamma = np.where(where, np.minimum(moved, GAMMA_MAX), self._gamma)

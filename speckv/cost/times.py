@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A cost table as a controller carries it: what a step takes at the reference context, and what one token more adds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speckv.cost.table import CostTable
+from speckv.observation import SCHEMA
+from speckv.types import BITS_PER_WEIGHT, FloatArray, IntArray
+
+Float64 = NDArray[np.float64]
+
+_BITS, _LAG = SCHEMA.index("bits_per_weight"), SCHEMA.index("draft_lag")
+_FULL_WIDTH = BITS_PER_WEIGHT["fp16"]
+_LAG_HORIZON = 16.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTimes:
+    """Seconds of decode steps at the reference context, by compression.
+
+    Attributes:
+        compressions: Names, one a row.
+        draft_s: Shape [compressions]; a draft pass of one token.
+        lag_s: Shape [compressions]; what each token that the draft lags behind adds to a step's first draft pass.
+        verify_s: Shape [compressions, gamma_max + 1]; verifying that many drafted tokens, never falling.
+        controller_s: One decision.
+    """
+
+    compressions: tuple[str, ...]
+    draft_s: Float64
+    lag_s: Float64
+    verify_s: Float64
+    controller_s: float
+
+    @staticmethod
+    def of(table: CostTable, compressions: Sequence[str] | None = None, *, gamma_max: int = 16) -> "StepTimes":
+        """Reads a table; a verify pass that was measured faster than a narrower one counts as slow as that.
+
+        Args:
+            table: The times.
+            compressions: Which; all of the table by default.
+            gamma_max: Deepest draft.
+
+        Raises:
+            CostTableError: if the table lacks one of them.
+        """
+        names = tuple(compressions if compressions is not None else table.compressions)
+        entries = [table.entry(name) for name in names]
+        widths = np.arange(1, gamma_max + 2)
+        first, second = (np.array([float(e.draft_pass_s(w, e.reference_context)) for e in entries]) for w in (1, 2))
+        verify = np.stack([e.verify_pass_s(widths, e.reference_context) for e in entries])
+        return StepTimes(
+            compressions=names,
+            draft_s=first,
+            lag_s=np.maximum(second - first, 0.0),
+            verify_s=np.maximum.accumulate(verify, axis=1),
+            controller_s=table.controller_s,
+        )
+
+    def which(self, observations: FloatArray) -> IntArray:
+        """Shape [N]; row of the compression that each observation tells of, by its bits per weight."""
+        bits = np.array([BITS_PER_WEIGHT[name] / _FULL_WIDTH for name in self.compressions], np.float32)
+        rows: IntArray = np.abs(observations[:, _BITS, None] - bits).argmin(axis=1)
+        return rows
+
+    def step_s(self, observations: FloatArray) -> Float64:
+        """Shape [N, gamma_max + 1]; seconds of a step that drafts each number of tokens, one decision included.
+
+        Args:
+            observations: Shape [N, features]; compression and draft lag are read off them.
+        """
+        which = self.which(observations)
+        drafted = np.arange(self.verify_s.shape[1])
+        seconds = self.verify_s[which] + drafted * self.draft_s[which, None] + self.controller_s
+        lag = observations[:, _LAG].astype(np.float64) * _LAG_HORIZON
+        seconds[:, 1:] += (lag * self.lag_s[which])[:, None]
+        return seconds

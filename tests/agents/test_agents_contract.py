@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every agent that needs no environment promises: the same alone and among others, on the past alone, on disk."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agents.registry import AGENTS, Lesson, agent_settings, make_controller
+from agents.stored import load_controller, save_controller
+from speckv.errors import CheckpointError
+from speckv.observation import SCHEMA, STOPPING_SCHEMA
+from speckv.replay import replay_controller
+from speckv.traces import TraceSequence, TraceSet, accepted_lengths
+from speckv.types import BatchMemory, Controller, StoppingController
+from tests.fakes_traces import compile_both, make_cost_table, make_sequence, make_traces, random_traces
+
+NAMES = sorted(name for name, agent in AGENTS.items() if agent.make is not None)
+OPTIONS: dict[str, dict[str, object]] = {
+    "fixed": {"gamma": 3},
+    "survival": {"epochs": 2, "rounds": 1, "hidden": [8]},
+    "survival_stopping": {"epochs": 2, "rounds": 1, "hidden": [8]},
+    # Random recordings are short: everything that moves has to move at once.
+    "sglang_ema": {"warmup": 2, "interval": 1},
+}
+
+
+def make(name: str) -> tuple[object, Controller]:
+    _, settings = agent_settings({"name": name, **OPTIONS.get(name, {})})
+    train = random_traces(num_prompts=8, seed=5).select(split="train")
+    return settings, make_controller(name, settings, Lesson(train=train, cost=make_cost_table(), seed=0))
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def agent(request: pytest.FixtureRequest) -> tuple[str, object, Controller]:
+    return (request.param, *make(request.param))
+
+
+def test_it_answers_the_protocol(agent: tuple[str, object, Controller]) -> None:
+    _, _, controller = agent
+    assert isinstance(controller, Controller)
+    rng = np.random.default_rng(0)
+    rows = rng.uniform(STOPPING_SCHEMA.low, STOPPING_SCHEMA.high, (6, STOPPING_SCHEMA.size)).astype(np.float32)
+    controller.reset()
+    if isinstance(controller, BatchMemory):
+        controller.start(6)
+    gammas = controller.act_batch(rows[:, : SCHEMA.size])
+    assert gammas.shape == (6,)
+    assert ((gammas >= 0) & (gammas <= 16)).all()
+    if isinstance(controller, StoppingController):
+        assert controller.go_on_batch(rows).dtype == np.bool_
+
+
+def test_it_decides_alone_as_among_others(agent: tuple[str, object, Controller]) -> None:
+    _, _, controller = agent
+    traces = random_traces(num_prompts=5, seed=9)
+    together = replay_controller(controller, *compile_both(traces))
+    for row, sequence in enumerate(traces.sequences):
+        alone = replay_controller(controller, *compile_both(make_traces([sequence], max_new_tokens=40)))
+        assert alone.gamma_counts[0].tolist() == together.gamma_counts[row].tolist()
+        assert alone.seconds[0] == pytest.approx(together.seconds[row])
+
+
+def spliced(first: TraceSequence, second: TraceSequence, at: int) -> TraceSequence:
+    """A recording that equals `first` up to a position and `second` from there on."""
+
+    def join(name: str) -> np.ndarray:
+        return np.concatenate([getattr(first, name)[:at], getattr(second, name)[at:]])
+
+    names = ("tokens", "target_signals", "draft_tokens", "draft_signals", "accept_prob", "eos_stop")
+    joined: dict[str, Any] = {name: join(name) for name in names}
+    kept, new = first.rollout_start < at, second.rollout_start >= at
+    joined |= {
+        name: np.concatenate([getattr(first, name)[kept], getattr(second, name)[new]])
+        for name in ("rollout_start", "rollout_tokens", "rollout_signals")
+    }
+    matches = joined["draft_tokens"] == joined["tokens"]
+    return replace(first, **joined, accepted_length=accepted_lengths(matches))
+
+
+def test_it_knows_nothing_of_what_is_still_to_come(agent: tuple[str, object, Controller]) -> None:
+    _, _, controller = agent
+    rng = np.random.default_rng(3)
+    length, at, decisions = 80, 70, 0
+    for number in range(6):
+        first, second = (
+            replace(full_length(rng, length), prompt_id=f"p{number}", compression="fp16") for _ in range(2)
+        )
+        other = spliced(first, second, at)
+        logs = []
+        for sequence in (first, other):
+            record = replay_controller(controller, *compile_both(one(sequence, length)), log=True)
+            assert record.log is not None
+            logs.append(record.log)
+        # A step that begins before this can see nothing behind the splice, however deep it drafts.
+        seen = [log.position + 16 < at for log in logs]
+        for name in ("position", "gamma", "num_drafted"):
+            before, after = (getattr(log, name)[mask].tolist() for log, mask in zip(logs, seen, strict=True))
+            assert before == after
+        decisions += int(seen[0].sum())
+    assert decisions > 20
+
+
+def full_length(rng: np.random.Generator, length: int) -> TraceSequence:
+    return make_sequence(rng.random(length) < rng.uniform(0.4, 0.95), seed=int(rng.integers(2**31)))
+
+
+def one(sequence: TraceSequence, length: int) -> TraceSet:
+    return make_traces([sequence], max_new_tokens=length)
+
+
+def test_it_survives_the_disk(agent: tuple[str, object, Controller], tmp_path: Path) -> None:
+    name, settings, controller = agent
+    save_controller(tmp_path, name, settings, controller)
+    loaded = load_controller(tmp_path)
+    assert loaded.name == controller.name
+    compiled, cost = compile_both(random_traces(num_prompts=6, seed=2))
+    mine, theirs = replay_controller(controller, compiled, cost), replay_controller(loaded, compiled, cost)
+    assert mine.gamma_counts.tolist() == theirs.gamma_counts.tolist()
+    assert load_controller(tmp_path, name="mine").name == "mine"
+
+
+def test_damaged_agents_are_refused(tmp_path: Path) -> None:
+    settings, controller = make("goodput")
+    save_controller(tmp_path, "goodput", settings, controller)
+    card = (tmp_path / "agent.json").read_text()
+    for changed, message in (
+        ("{", "not readable JSON"),
+        (card.replace('"format_version": 1', '"format_version": 9'), "version 1"),
+        (card.replace('"goodput"', '"goodpu"'), "Did you mean 'goodput'"),
+        (card.replace('"gamma_max": 16', '"gamma_max": 99'), "from 1 to 16"),
+    ):
+        (tmp_path / "agent.json").write_text(changed)
+        with pytest.raises(CheckpointError, match=message):
+            load_controller(tmp_path)
+    (tmp_path / "agent.json").write_text(card)
+    (tmp_path / "agent.npz").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="not the file that its card describes"):
+        load_controller(tmp_path)
