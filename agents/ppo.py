@@ -17,12 +17,18 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 from torch import Tensor, nn
 
 from agents.ppo_settings import PPOSettings
-from speckv.observation import SCHEMA
+from speckv.observation import SCHEMA, STOPPING_SCHEMA
 from speckv.runtime import MlpPolicy
+from speckv.runtime.policy import STEP_ENVIRONMENT, STOPPING_ENVIRONMENT
+from speckv.traces import GAMMA_MAX
 from speckv.types import FloatArray
 
 MIN_STD = 1e-3
 """A feature that varies less than this is constant; dividing by it would blow up the first value that differs."""
+
+
+DRAFT_SHARE = 0.8
+"""How often a random policy drafts another token rather than verify."""
 
 
 class WithoutBootstrap(VecEnvWrapper):
@@ -61,7 +67,7 @@ class NormalisingExtractor(BaseFeaturesExtractor):
 
 
 def measure_normalisation(env: VecEnv, num_steps: int, seed: int) -> tuple[FloatArray, FloatArray]:
-    """Mean and standard deviation of each observation field under uniformly random gammas.
+    """Mean and standard deviation of each observation field under random actions.
 
     Args:
         env: Used up: seed and reset it before training on it.
@@ -73,7 +79,10 @@ def measure_normalisation(env: VecEnv, num_steps: int, seed: int) -> tuple[Float
     env.seed(seed)
     seen = [np.asarray(env.reset(), np.float64)]
     for _ in range(-(-num_steps // env.num_envs)):
-        observations, *_ = env.step(rng.integers(0, env.action_space.n, env.num_envs))
+        actions = rng.integers(0, env.action_space.n, env.num_envs)
+        if env.action_space.n == 2:
+            actions = (rng.random(env.num_envs) < DRAFT_SHARE).astype(np.int64)
+        observations, *_ = env.step(actions)
         seen.append(np.asarray(observations, np.float64))
     rows = np.concatenate(seen)
     std = rows.std(axis=0)
@@ -114,9 +123,18 @@ def export_policy(
     *,
     provenance: Mapping[str, str | int | float],
     name: str = "ppo",
-    environment: str = "SpecKV/GammaSelection-v0",
+    gamma_max: int = GAMMA_MAX,
 ) -> MlpPolicy:
-    """Copies the policy network out of a learner, normalisation included."""
+    """Copies the policy network out of a learner, normalisation included.
+
+    A learner with the two actions of token-by-token control gives a policy that reads `STOPPING_SCHEMA`.
+
+    Args:
+        model: Trained.
+        provenance: Where it came from.
+        name: Shown in tables.
+        gamma_max: Most tokens of a draft.
+    """
     extractor = model.policy.features_extractor
     assert isinstance(extractor, NormalisingExtractor)
     assert isinstance(model.action_space, gymnasium.spaces.Discrete)
@@ -124,17 +142,19 @@ def export_policy(
     output = model.policy.action_net
     assert isinstance(output, nn.Linear)
 
+    stops = model.observation_space.shape == (STOPPING_SCHEMA.size,)
+
     def copied(tensor: Tensor) -> FloatArray:
         return np.array(tensor.detach().cpu().numpy(), np.float32)
 
     return MlpPolicy(
         name=name,
-        schema=SCHEMA,
-        gammas=tuple(range(int(model.action_space.n))),
+        schema=STOPPING_SCHEMA if stops else SCHEMA,
+        gammas=(0, gamma_max) if stops else tuple(range(int(model.action_space.n))),
         mean=copied(extractor.mean),
         std=copied(extractor.std),
         weights=tuple(copied(layer.weight) for layer in (*layers, output)),
         biases=tuple(copied(layer.bias) for layer in (*layers, output)),
-        environment=environment,
+        environment=STOPPING_ENVIRONMENT if stops else STEP_ENVIRONMENT,
         provenance=provenance,
     )

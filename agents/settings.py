@@ -51,14 +51,17 @@ class EnvSettings:
         gamma_max: Largest gamma on offer.
         budget: Token budget of an episode; None takes the recording's.
         acceptance: "recorded", or "rejection" to draw acceptance anew each episode.
+        decides: "per_step" for `SpecKV/GammaSelection-v0`, "per_token" for `SpecKV/DraftStopping-v0`.
     """
 
     gamma_max: int = 16
     budget: int | None = None
     acceptance: str = "recorded"
+    decides: str = "per_step"
 
     def __post_init__(self) -> None:
         """Checks ranges."""
+        _require(self.decides in ("per_step", "per_token"), "env.decides", "per_step or per_token", self.decides)
         _require(1 <= self.gamma_max <= 16, "env.gamma_max", "from 1 to 16", self.gamma_max)
 
 

@@ -1,18 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Environments in which a controller learns the speculation length. Importing this registers them with Gymnasium."""
+"""Environments in which a controller learns how far to speculate. Importing this registers them with Gymnasium."""
 
 import gymnasium as gym
 
+from envs.draft_stopping import DraftStoppingEnv
 from envs.gamma_selection import GammaSelectionEnv
-from envs.vector import GammaSelectionVectorEnv
+from envs.vector import DraftStoppingVectorEnv, GammaSelectionVectorEnv
 
 GAMMA_SELECTION = "SpecKV/GammaSelection-v0"
+DRAFT_STOPPING = "SpecKV/DraftStopping-v0"
 
-__all__ = ["GAMMA_SELECTION", "GammaSelectionEnv", "GammaSelectionVectorEnv"]
+__all__ = [
+    "DRAFT_STOPPING",
+    "GAMMA_SELECTION",
+    "DraftStoppingEnv",
+    "DraftStoppingVectorEnv",
+    "GammaSelectionEnv",
+    "GammaSelectionVectorEnv",
+]
 
 if GAMMA_SELECTION not in gym.registry:
     gym.register(
         id=GAMMA_SELECTION,
         entry_point="envs.gamma_selection:GammaSelectionEnv",
         vector_entry_point="envs.vector:GammaSelectionVectorEnv",
+    )
+    gym.register(
+        id=DRAFT_STOPPING,
+        entry_point="envs.draft_stopping:DraftStoppingEnv",
+        vector_entry_point="envs.vector:DraftStoppingVectorEnv",
     )

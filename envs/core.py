@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from envs.rewards import Rewards, make_reward
 from speckv.cost import CompiledCost, CostTable
 from speckv.errors import ConfigError, TraceError
-from speckv.observation import SCHEMA
+from speckv.observation import SCHEMA, ObservationSchema
 from speckv.replay import CompiledTraces, ReplayBatch, ReplayStep
 from speckv.traces import TraceSet, find_traces
 from speckv.types import FloatArray, IntArray
@@ -46,7 +46,7 @@ class Settings:
         compressions: Which to keep, all if None.
         tasks: Which to keep, all if None.
         gamma_max: Greatest action, at most the recording's.
-        reward: A key of `envs.rewards.REWARDS`.
+        reward: A key of `envs.rewards.REWARDS`; None for the environment's own.
         reward_options: Its options.
         reward_scale: Multiplies every reward.
         budget: Token budget, at most the recording's, which is the default.
@@ -59,7 +59,7 @@ class Settings:
     compressions: Sequence[str] | None
     tasks: Sequence[str] | None
     gamma_max: int
-    reward: str
+    reward: str | None
     reward_options: RewardOptions | None
     reward_scale: float
     budget: int | None
@@ -76,6 +76,9 @@ class Core:
         reward: Values the steps.
         gamma_max: Greatest action.
     """
+
+    schema: ObservationSchema = SCHEMA
+    default_reward = "throughput"
 
     def __init__(self, settings: Settings, num_envs: int) -> None:
         """Loads the traces and the cost table, and makes idle slots.
@@ -106,7 +109,7 @@ class Core:
         self.playable = self.batch.playable
         if not len(self.playable):
             raise TraceError("Expected a sequence with at least one decode step, got only one-token outputs.")
-        self.reward = make_reward(settings.reward, costs, settings.reward_options)
+        self.reward = make_reward(settings.reward or self.default_reward, costs, settings.reward_options)
         self._scale = settings.reward_scale
         self.gamma_max = settings.gamma_max
         self._sums = {name: np.zeros(num_envs, dtype) for name, dtype in EPISODE_INFO.items()}
@@ -118,7 +121,7 @@ class Core:
 
     def observation_space(self) -> spaces.Space[FloatArray]:
         """Returns the space of one environment's observations."""
-        return cast("spaces.Space[FloatArray]", spaces.Box(SCHEMA.low, SCHEMA.high, dtype=np.float32))
+        return cast("spaces.Space[FloatArray]", spaces.Box(self.schema.low, self.schema.high, dtype=np.float32))
 
     def action_space(self) -> spaces.Discrete:
         """Returns the space of one environment's actions."""
@@ -157,27 +160,35 @@ class Core:
             )
         return np.broadcast_to(asked.astype(np.int64), count)
 
-    def step(self, gammas: ArrayLike) -> tuple[ReplayStep, Rewards]:
+    def observe(self) -> FloatArray:
+        """Shape [N, features]; what each slot's controller sees now."""
+        return self.batch.observe()
+
+    def step(self, actions: ArrayLike) -> tuple[ReplayStep, Rewards]:
         """Makes one decode step in every slot.
 
         Raises:
             ConfigError: if an action is none.
         """
-        actions = np.asarray(gammas)
-        if actions.size and actions.max() > self.gamma_max:
-            raise ConfigError(f"Expected actions from 0 to {self.gamma_max}, got {actions.max()}.")
-        step = self.batch.step(actions)
+        gammas = np.asarray(actions)
+        if gammas.size and gammas.max() > self.gamma_max:
+            raise ConfigError(f"Expected actions from 0 to {self.gamma_max}, got {gammas.max()}.")
+        step = self.batch.step(gammas)
+        return step, self._account(step, num_steps=1)
+
+    def _account(self, step: ReplayStep, *, num_steps: IntArray | int) -> Rewards:
+        """Rewards a step and adds it to the sums."""
         rewards = self.reward(step, self.batch.comp_index)
         rewards *= self._scale
         sums = self._sums
         sums["return"] += rewards
-        sums["num_steps"] += 1
+        sums["num_steps"] += num_steps
         sums["num_tokens"] += step.num_emitted
         sums["num_drafted"] += step.num_drafted
         sums["num_accepted"] += step.num_accepted
         sums["num_tested"] += step.num_tested
         sums["seconds"] += step.seconds
-        return step, rewards
+        return rewards
 
     def get_state(self) -> dict[str, NDArray[Any]]:
         """Copies out the state of all slots, as arrays by name."""

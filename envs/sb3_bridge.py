@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from envs.vector import GammaSelectionVectorEnv
+from envs.vector import ReplayVectorEnv
 from speckv.errors import ConfigError
 from speckv.types import FloatArray
 
 
 class SB3VecEnv(VecEnv):
-    """Steps a `GammaSelectionVectorEnv` for Stable-Baselines3.
+    """Steps a `ReplayVectorEnv` for Stable-Baselines3.
 
     Where an episode ends, the environment's info holds `terminal_observation`, `TimeLimit.truncated`, and `episode`
     with its return `r`, its number of steps `l` and the sums of the environment's `decode`; it is empty otherwise.
@@ -30,7 +30,7 @@ class SB3VecEnv(VecEnv):
         last_infos: Its infos of the last step, as arrays over environments.
     """
 
-    def __init__(self, envs: GammaSelectionVectorEnv) -> None:
+    def __init__(self, envs: ReplayVectorEnv) -> None:
         """Wraps `envs`.
 
         Raises:

@@ -12,6 +12,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from envs.core import STEP_INFO, Core, RewardOptions, Settings
+from envs.stopping_core import StoppingCore
 from speckv.cost import CostTable
 from speckv.errors import ConfigError
 from speckv.replay import ReplayStep
@@ -21,10 +22,10 @@ from speckv.types import FloatArray, IntArray
 BoolArray = NDArray[np.bool_]
 
 
-class GammaSelectionVectorEnv(VectorEnv[FloatArray, IntArray, NDArray[Any]]):
-    """Steps many `GammaSelectionEnv` at once; see there for actions, observations, rewards and episode ends.
+class ReplayVectorEnv(VectorEnv[FloatArray, IntArray, NDArray[Any]]):
+    """Many replayed requests at once: what the vector forms of all environments share.
 
-    Environment `k` behaves as a `GammaSelectionEnv` that was reset with `seed + k`, step by step. An environment whose
+    Environment `k` behaves as the scalar one that was reset with `seed + k`, step by step. An environment whose
     episode ends starts the next one in the same step (`AutoresetMode.SAME_STEP`): the observation is then the new
     episode's first, and `infos` holds `final_obs` and `final_info`, the latter with the sums under `decode`.
 
@@ -33,6 +34,7 @@ class GammaSelectionVectorEnv(VectorEnv[FloatArray, IntArray, NDArray[Any]]):
     included; `sequence`, `prompt_id`, `task` and `compression` where an episode began.
     """
 
+    core_class: type[Core] = Core
     metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 (declared so by Gymnasium)
 
     def __init__(
@@ -45,7 +47,7 @@ class GammaSelectionVectorEnv(VectorEnv[FloatArray, IntArray, NDArray[Any]]):
         compressions: Sequence[str] | None = None,
         tasks: Sequence[str] | None = None,
         gamma_max: int = 16,
-        reward: str = "throughput",
+        reward: str | None = None,
         reward_options: RewardOptions | None = None,
         reward_scale: float = 1.0,
         budget: int | None = None,
@@ -62,7 +64,7 @@ class GammaSelectionVectorEnv(VectorEnv[FloatArray, IntArray, NDArray[Any]]):
             compressions: Which to keep, all if None.
             tasks: Which to keep, all if None.
             gamma_max: Greatest action, at most the recording's.
-            reward: Name of a reward.
+            reward: Name of a reward; by default the environment's own.
             reward_options: Its options.
             reward_scale: Multiplies every reward.
             budget: Token budget, at most the recording's, which is the default.
@@ -77,7 +79,7 @@ class GammaSelectionVectorEnv(VectorEnv[FloatArray, IntArray, NDArray[Any]]):
         if num_envs < 1:
             raise ConfigError(f"Expected at least one environment, got num_envs={num_envs}.")
         if render_mode is not None:
-            raise ConfigError(f"Expected render_mode None, got {render_mode!r}. Render a GammaSelectionEnv instead.")
+            raise ConfigError(f"Expected render_mode None, got {render_mode!r}. Render a scalar environment instead.")
         settings = Settings(
             traces=traces,
             cost=cost,
@@ -91,7 +93,7 @@ class GammaSelectionVectorEnv(VectorEnv[FloatArray, IntArray, NDArray[Any]]):
             budget=budget,
             acceptance=acceptance,
         )
-        self.core = Core(settings, num_envs)
+        self.core = self.core_class(settings, num_envs)
         self.num_envs = num_envs
         self.render_mode = None
         self.single_observation_space = self.core.observation_space()
@@ -142,7 +144,7 @@ class GammaSelectionVectorEnv(VectorEnv[FloatArray, IntArray, NDArray[Any]]):
         if not self._generators:
             raise ConfigError("Expected reset() before the first step.")
         step, rewards = self.core.step(actions)
-        observations = self.core.batch.observe()
+        observations = self.core.observe()
         infos: dict[str, Any] = {}
         for name in STEP_INFO:
             infos[name] = getattr(step, name)
@@ -203,3 +205,13 @@ class GammaSelectionVectorEnv(VectorEnv[FloatArray, IntArray, NDArray[Any]]):
             mask[rows] = True
             infos[name], infos[f"_{name}"] = spread, mask
         return infos
+
+
+class GammaSelectionVectorEnv(ReplayVectorEnv):
+    """Steps many `GammaSelectionEnv` at once; see there for actions, observations, rewards and episode ends."""
+
+
+class DraftStoppingVectorEnv(ReplayVectorEnv):
+    """Steps many `DraftStoppingEnv` at once; see there for actions, observations, rewards and episode ends."""
+
+    core_class = StoppingCore

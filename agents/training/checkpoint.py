@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from stable_baselines3 import PPO
 from torch import Tensor
 
-from envs.vector import GammaSelectionVectorEnv
+from envs.vector import ReplayVectorEnv
 from speckv.errors import CheckpointError
 from speckv.files import write_atomically
 
@@ -61,7 +61,7 @@ class Progress:
     rates: dict[str, float]
 
 
-def save(path: Path, model: PPO, env: GammaSelectionVectorEnv, progress: Progress) -> None:
+def save(path: Path, model: PPO, env: ReplayVectorEnv, progress: Progress) -> None:
     """Writes the whole state between two rollouts, or leaves the file as it was."""
     arrays, generators = env.get_state()
     assert isinstance(model._last_obs, np.ndarray)
@@ -90,7 +90,7 @@ def save(path: Path, model: PPO, env: GammaSelectionVectorEnv, progress: Progres
     write_atomically(path, buffer.getvalue())
 
 
-def load(path: Path, model: PPO, env: GammaSelectionVectorEnv) -> Progress:
+def load(path: Path, model: PPO, env: ReplayVectorEnv) -> Progress:
     """Puts a saved state into a freshly built learner and its freshly built environments.
 
     The learner's settings, the recordings and the clock must be those it was saved with: the caller checks that.

@@ -128,8 +128,12 @@ class TrainingMonitor(BaseCallback):
         step, progress = self.num_timesteps, self.progress
         every = self._settings.every_steps
         progress.next_evaluation = (step // every + 1) * every
-        policy = export_policy(self._ppo, provenance={**self._settings.provenance, "step": step})
-        score = self._validator.score(PolicyController(policy))
+        policy = export_policy(
+            self._ppo,
+            provenance={**self._settings.provenance, "step": step},
+            gamma_max=self._env.envs.core.gamma_max,
+        )
+        score = self._validator.score(PolicyController.of(policy))
         self.last_score = score
         self._folder.append_evaluation(step, self._validator.grid, score.sums)
         self._writer.scalars(score.scalars(), step)

@@ -19,7 +19,7 @@ from agents.training.run_folder import EVENTS, LAST, POLICY, RunFolder
 from agents.training.tensorboard import RunWriter
 from agents.training.validation import Validator
 from envs.sb3_bridge import SB3VecEnv
-from envs.vector import GammaSelectionVectorEnv
+from envs.vector import DraftStoppingVectorEnv, GammaSelectionVectorEnv
 from speckv.cost import CostTable
 from speckv.runtime import PolicyController
 from speckv.traces import TraceSet
@@ -38,8 +38,9 @@ def make_environment(
         ConfigError: if a setting is unknown or out of range.
     """
     options = {"token_cost": reward.token_cost} if reward.name == "tokens_minus_cost" else None
+    kind = DraftStoppingVectorEnv if env.decides == "per_token" else GammaSelectionVectorEnv
     return SB3VecEnv(
-        GammaSelectionVectorEnv(
+        kind(
             num_envs,
             traces=traces,
             cost=cost,

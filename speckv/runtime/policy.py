@@ -20,9 +20,9 @@ import numpy as np
 
 from speckv.errors import CheckpointError, SchemaError
 from speckv.files import canonical_json, write_atomically
-from speckv.observation import SCHEMA, ObservationSchema
+from speckv.observation import SCHEMA, STOPPING_SCHEMA, ObservationSchema, observe_draft, summarise_draft
 from speckv.runtime.network import Network, fold
-from speckv.types import FloatArray, IntArray, StepOutcome
+from speckv.types import NUM_SIGNALS, BoolArray, FloatArray, IntArray, StepOutcome
 
 FORMAT = "speckv-policy"
 FORMAT_VERSION = 1
@@ -30,6 +30,10 @@ CARD = "policy.json"
 WEIGHTS = "policy.npz"
 SHIPPED = Path(__file__).resolve().parents[1] / "assets" / "policies"
 """Folders of the policies that come with SpecKV, by cost table."""
+STEP_ENVIRONMENT = "SpecKV/GammaSelection-v0"
+STOPPING_ENVIRONMENT = "SpecKV/DraftStopping-v0"
+SCHEMAS = {STEP_ENVIRONMENT: SCHEMA, STOPPING_ENVIRONMENT: STOPPING_SCHEMA}
+"""What a policy of each environment reads."""
 NOT_FINITE = "Expected a finite observation, got NaN. Check the signals it was computed from."
 _CARD_KEYS = {
     "format",
@@ -68,7 +72,7 @@ class MlpPolicy:
     std: FloatArray
     weights: tuple[FloatArray, ...]
     biases: tuple[FloatArray, ...]
-    environment: str = "SpecKV/GammaSelection-v0"
+    environment: str = STEP_ENVIRONMENT
     provenance: Mapping[str, str | int | float]
 
     def __post_init__(self) -> None:
@@ -117,12 +121,12 @@ class MlpPolicy:
         write_atomically(Path(folder) / CARD, canonical_json(card))
 
     @staticmethod
-    def load(folder: Path | str, *, schema: ObservationSchema = SCHEMA) -> "MlpPolicy":
+    def load(folder: Path | str, *, schema: ObservationSchema | None = None) -> "MlpPolicy":
         """Reads a policy.
 
         Args:
             folder: Holds `policy.json` and `policy.npz`.
-            schema: The observation that this program computes.
+            schema: The observation that this program computes; by default the one of the policy's environment.
 
         Raises:
             CheckpointError: if a file is missing, damaged or of another format version.
@@ -131,6 +135,13 @@ class MlpPolicy:
         folder = Path(folder)
         card = _read_card(folder / CARD)
         trained_on = ObservationSchema.from_json(json.dumps(card["observation_schema"]))
+        environment = str(card["environment"])
+        if schema is None and environment not in SCHEMAS:
+            raise CheckpointError(
+                f"{folder / CARD}: expected a policy of an environment in {sorted(SCHEMAS)}, got {environment!r}. "
+                "Export it with this version of SpecKV."
+            )
+        schema = schema or SCHEMAS[environment]
         schema.require_same(trained_on)
         arrays = _read_weights(folder / WEIGHTS, str(card["weights_sha256"]))
         depth = len(cast(list[object], card["layers"]))
@@ -143,7 +154,7 @@ class MlpPolicy:
                 std=arrays["std"],
                 weights=tuple(arrays[f"weight_{index}"] for index in range(depth)),
                 biases=tuple(arrays[f"bias_{index}"] for index in range(depth)),
-                environment=str(card["environment"]),
+                environment=environment,
                 provenance=cast(dict[str, str | int | float], card["provenance"]),
             )
         except KeyError as error:
@@ -167,10 +178,16 @@ class PolicyController:
         self._lookup = np.array(policy.gammas, np.int64)
         self._network = Network(*policy.folded())
 
-    @classmethod
-    def load(cls, folder: Path | str, *, name: str | None = None) -> "PolicyController":
+    @staticmethod
+    def load(folder: Path | str, *, name: str | None = None) -> "PolicyController":
         """Reads a policy from its folder; raises what `MlpPolicy.load` raises."""
-        return cls(MlpPolicy.load(folder), name=name)
+        return PolicyController.of(MlpPolicy.load(folder), name=name)
+
+    @staticmethod
+    def of(policy: MlpPolicy, *, name: str | None = None) -> "PolicyController":
+        """The controller for a policy's environment."""
+        stops = policy.environment == STOPPING_ENVIRONMENT
+        return StoppingPolicyController(policy, name=name) if stops else PolicyController(policy, name=name)
 
     def reset(self) -> None:
         """Nothing to forget: the observation carries the history."""
@@ -210,6 +227,36 @@ class PolicyController:
             raise SchemaError(NOT_FINITE)
         chosen: IntArray = self._lookup[scores.argmax(axis=1)]
         return chosen
+
+
+class StoppingPolicyController(PolicyController):
+    """Decides token by token: the policy's first output verifies, its second drafts on, up to its greatest gamma."""
+
+    def __init__(self, policy: MlpPolicy, *, name: str | None = None) -> None:
+        super().__init__(policy, name=name)
+        self._seen = np.zeros(policy.schema.size, np.float32)
+        self._seen[SCHEMA.size :] = summarise_draft(np.zeros((1, 0, NUM_SIGNALS)))[0, 0]
+
+    def act(self, observation: FloatArray) -> int:
+        """Returns the most tokens to draft, or 0, for one observation of shape [features], before a step."""
+        if observation.shape != (SCHEMA.size,):
+            raise SchemaError(f"Expected {SCHEMA.size} observation fields, got shape {observation.shape}.")
+        self._seen[: SCHEMA.size] = observation
+        return super().act(self._seen)
+
+    def act_batch(self, observations: FloatArray) -> IntArray:
+        """Returns the same for each row."""
+        nothing = np.broadcast_to(self._seen[SCHEMA.size :], (len(observations), self._seen.size - SCHEMA.size))
+        return super().act_batch(observe_draft(observations, np.asarray(nothing, np.float32)))
+
+    def go_on(self, observation: FloatArray) -> bool:
+        """Returns whether to draft another token."""
+        return super().act(observation) > 0
+
+    def go_on_batch(self, observations: FloatArray) -> BoolArray:
+        """Returns the same for each row."""
+        goes_on: BoolArray = super().act_batch(observations) > 0
+        return goes_on
 
 
 def _read_card(path: Path) -> dict[str, object]:

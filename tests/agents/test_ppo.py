@@ -2,6 +2,7 @@
 """PPO learns a toy where looking pays, and its export decides as it does."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +15,11 @@ from agents.settings import EnvSettings, RewardSettings
 from agents.training.ppo_run import build_learner, make_environment
 from agents.training.validation import Validator
 from envs.sb3_bridge import SB3VecEnv
+from speckv.errors import SchemaError
 from speckv.evaluation.compare import tune_fixed
-from speckv.observation import SCHEMA
+from speckv.observation import SCHEMA, STOPPING_SCHEMA
 from speckv.runtime import PolicyController
+from speckv.types import StoppingController
 from tests.fakes_runs import toy_traces
 from tests.fakes_traces import make_cost_table
 
@@ -42,6 +45,51 @@ def test_ppo_beats_the_best_constant_where_signals_tell_easy_from_hard() -> None
     after = validator.score(PolicyController(export_policy(model, provenance={})))
     assert after.speedup_vs_best_fixed > 1.15 > before.speedup_vs_best_fixed
     assert after.speedup_vs_ar > 1.3
+
+
+@pytest.mark.slow
+def test_ppo_learns_to_stop_token_by_token() -> None:
+    traces, cost = toy_traces(), make_cost_table()
+    train, test = traces.select(split="train"), traces.select(split="test")
+    settings = PPOSettings(
+        num_envs=64, num_steps=32, batch_size=512, hidden=(32, 32), discount=0.97, normalisation_steps=2000
+    )
+    token_by_token = EnvSettings(decides="per_token")
+    env = make_environment(train, cost, token_by_token, RewardSettings(name="lambda_throughput"), settings.num_envs)
+    model = build_learner(settings, env, seed=0)
+    validator = Validator(test, cost, tune_fixed(train, cost).best())
+    # Tokens a second, near what is achieved: a lambda twice as high makes time so dear that drafting never pays.
+    env.envs.set_lambda({"fp16": 0.17, "nf4": 0.27})
+    model.learn(40_000)
+    controller = PolicyController.of(export_policy(model, provenance={}))
+    assert isinstance(controller, StoppingController)
+    score = validator.score(controller)
+    assert score.speedup_vs_best_fixed > 1.1
+    assert score.speedup_vs_ar > 1.2
+
+
+def test_a_stopping_policy_survives_the_disk_and_answers_alone_as_among_others(tmp_path: Path) -> None:
+    env = make_environment(
+        toy_traces().select(split="train"),
+        make_cost_table(),
+        EnvSettings(decides="per_token", gamma_max=9),
+        RewardSettings(name="time"),
+        8,
+    )
+    policy = export_policy(build_learner(TINY, env, seed=2), provenance={}, gamma_max=9)
+    assert policy.environment == "SpecKV/DraftStopping-v0"
+    policy.save(tmp_path)
+    controller = PolicyController.load(tmp_path)
+    assert isinstance(controller, StoppingController)
+    rng = np.random.default_rng(0)
+    schema = STOPPING_SCHEMA
+    rows = rng.uniform(schema.low, schema.high, (200, schema.size)).astype(np.float32)
+    before = np.ascontiguousarray(rows[:, : SCHEMA.size])
+    assert set(controller.act_batch(before).tolist()) <= {0, 9}
+    assert [controller.act(row) for row in before] == controller.act_batch(before).tolist()
+    assert [controller.go_on(row) for row in rows] == controller.go_on_batch(rows).tolist()
+    with pytest.raises(SchemaError, match="17 observation fields"):
+        controller.act(rows[0])
 
 
 def test_export_decides_as_the_learner_does() -> None:
