@@ -7,15 +7,20 @@ from pathlib import Path
 
 from agents.console import Console
 from agents.controllers import latest_run, load_named, shipped_policy
+from agents.registry import AGENTS, Lesson, agent_settings, make_controller, require_agent
 from agents.settings import EvaluateSettings
 from agents.training.task import load_splits
+from agents.tuning import GRIDS, tune
 from speckv.cost import CostTable
+from speckv.errors import ConfigError
 from speckv.evaluation.compare import Comparison, compare, compile_pair, sample_observations, time_decisions
 from speckv.evaluation.report import make_timelines, save_report
 from speckv.evaluation.results import headline
 from speckv.evaluation.table import render_comparison
 from speckv.traces import TraceSet
 from speckv.types import Controller
+
+EVERY_AGENT = "all"
 
 
 def evaluate_controllers(
@@ -71,11 +76,13 @@ def evaluate(settings: EvaluateSettings, console: Console) -> Comparison:
     train, test = load_splits(settings.data)
     cost = CostTable.load(settings.cost.table)
     paths = _controller_paths(settings, cost.name, train.sha256)
+    require_agents(settings.agents)
     controllers = load_named(paths)
     for controller, path in zip(controllers, paths, strict=True):
         console.write(f"controller {controller.name}: {path}")
     if not paths:
         console.write("no trained run found: the table holds the baselines alone; train one with `python train.py`")
+    controllers += _made_controllers(settings, train, cost)
     output = Path(settings.output) if settings.output else _default_output(settings, paths, cost.name)
     comparison = evaluate_controllers(
         controllers,
@@ -97,6 +104,38 @@ def _controller_paths(settings: EvaluateSettings, cost: str, traces_sha256: str)
     latest = latest_run(settings.runs_dir, cost=cost, traces_sha256=traces_sha256)
     found = latest if latest is not None else shipped_policy(cost)
     return [found] if found is not None else []
+
+
+def require_agents(names: Sequence[str] | str) -> None:
+    """Passes if all of these agents exist and need no environment to learn in.
+
+    Raises:
+        ConfigError: naming the first that does not.
+    """
+    if names == EVERY_AGENT:
+        return
+    for name in (names,) if isinstance(names, str) else names:
+        require_agent(name)
+        if AGENTS[name].make is None:
+            raise ConfigError(
+                f"Expected agents that are made at once, got {name!r}, which learns in an environment. "
+                f"Train it with `python train.py agent={name}` and name its run in controllers."
+            )
+
+
+def _made_controllers(settings: EvaluateSettings, train: TraceSet, cost: CostTable) -> list[Controller]:
+    names = settings.agents
+    if names == EVERY_AGENT:
+        # Constants are in every table already.
+        names = tuple(n for n, agent in AGENTS.items() if agent.make is not None and n not in ("fixed", "best_fixed"))
+    lesson = Lesson(train=train, cost=cost, seed=settings.seed)
+    made: list[Controller] = []
+    for name in (names,) if isinstance(names, str) else names:
+        _, options = agent_settings({"name": name})
+        made.append(make_controller(name, options, lesson))
+        if settings.tuned and name in GRIDS:
+            made.append(tune(name, lesson))
+    return made
 
 
 def _default_output(settings: EvaluateSettings, paths: Sequence[Path], cost: str) -> Path:

@@ -148,6 +148,8 @@ class EvaluateSettings:
         data: Recordings.
         cost: Clock.
         controllers: Run folders or exported policies; None takes the latest run on this cost table.
+        agents: Agents to make on the train prompts and add, with their default settings; "all" for every one.
+        tuned: Whether agents that have a grid are added tuned on the train prompts as well.
         seed: Of the bootstrap.
         num_resamples: Of the bootstrap.
         runs_dir: Where run folders are looked for.
@@ -157,6 +159,8 @@ class EvaluateSettings:
     data: DataSettings
     cost: CostSettings
     controllers: tuple[str, ...] | None = None
+    agents: tuple[str, ...] | str = ()
+    tuned: bool = False
     seed: int = 0
     num_resamples: int = 10_000
     runs_dir: str = "runs"

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Another controller of one kind for each compression: how a rule is tuned as fairly as the best fixed gamma is."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from agents.rules.base import Rule, StoppingRule
+from speckv.observation import SCHEMA
+from speckv.types import BITS_PER_WEIGHT, BatchMemory, BoolArray, Controller, DecodedSteps, FloatArray, IntArray
+
+_BITS = SCHEMA.index("bits_per_weight")
+_FULL_WIDTH = BITS_PER_WEIGHT["fp16"]
+
+
+class PerCompression(Rule):
+    """Asks the controller of the compression that the observation tells of.
+
+    Args:
+        controllers: Compression -> controller, all of one kind.
+        name: Shown in tables.
+    """
+
+    def __init__(self, controllers: Mapping[str, Controller], *, name: str) -> None:
+        super().__init__(name)
+        assert controllers
+        self.controllers = dict(controllers)
+        self.charges_decision = any(c.charges_decision for c in controllers.values())
+        self._parts = list(controllers.values())
+        self._bits = np.array([BITS_PER_WEIGHT[c] / _FULL_WIDTH for c in controllers], np.float32)
+        self.reset()
+
+    def start(self, num_requests: int) -> None:
+        """Begins that many requests with every controller; each remembers all, and answers for its own."""
+        super().start(num_requests)
+        for part in self._parts:
+            part.reset()
+            if isinstance(part, BatchMemory):
+                part.start(num_requests)
+
+    def _which(self, observations: FloatArray) -> IntArray:
+        nearest: IntArray = np.abs(observations[:, _BITS, None] - self._bits).argmin(axis=1)
+        return nearest
+
+    def act_batch(self, observations: FloatArray) -> IntArray:
+        """Returns the answer of each request's controller."""
+        answers = np.stack([part.act_batch(observations) for part in self._parts])
+        chosen: IntArray = answers[self._which(observations), np.arange(len(observations))]
+        return chosen
+
+    def remember(self, step: DecodedSteps, where: BoolArray) -> None:
+        """Tells every controller."""
+        for part in self._parts:
+            if isinstance(part, BatchMemory):
+                part.remember(step, where)
+
+
+class StoppingPerCompression(PerCompression):
+    """The same for controllers that also decide inside steps."""
+
+    def __init__(self, controllers: Mapping[str, StoppingRule], *, name: str) -> None:
+        self._stoppers = list(controllers.values())
+        super().__init__(controllers, name=name)
+
+    def go_on(self, observation: FloatArray) -> bool:
+        """Returns whether to draft another token in the only request."""
+        return bool(self.go_on_batch(observation[np.newaxis])[0])
+
+    def go_on_batch(self, observations: FloatArray) -> BoolArray:
+        """Returns the answer of each request's controller."""
+        answers = np.stack([part.go_on_batch(observations) for part in self._stoppers])
+        chosen: BoolArray = answers[self._which(observations), np.arange(len(observations))]
+        return chosen

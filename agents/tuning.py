@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tunes rules as the best fixed gamma is tuned: by total tokens over total seconds on train prompts, by compression."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+
+from agents.per_compression import PerCompression, StoppingPerCompression
+from agents.registry import Lesson, agent_settings, make_controller
+from agents.rules.base import StoppingRule
+from speckv.errors import ConfigError, nearest
+from speckv.evaluation.compare import compile_pair
+from speckv.replay import replay_controller
+from speckv.types import Controller
+
+Options = Mapping[str, Sequence[object]]
+
+_SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+GRIDS: Mapping[str, Options] = {
+    "adaedl": {"threshold": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8), "gamma_max": (4, 8, 16)},
+    "gammatune": {"start": (1, 2, 4, 8), "eta": (0.1, 0.3), "delta": (1, 2), "threshold": (0.0, 0.4, 0.6, 0.8)},
+    "kangaroo": {"eta": _SHARES, "gamma_max": (2, 3, 4, 6, 8, 12, 16)},
+    "llama_cpp": {"p_min": _SHARES, "n_max": (2, 3, 4, 6, 8, 12, 16)},
+    "sglang_ema": {"candidates": ((1, 3, 5, 7), (0, 1, 2, 3), (1, 2, 3, 4), (2, 5, 8, 12)), "start": (0, 1, 2)},
+    "svip": {"threshold": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6), "gamma_max": (2, 3, 4, 6, 8, 12, 16)},
+    "transformers_confidence": {"threshold": _SHARES, "gamma_max": (3, 5, 8, 16), "adaptive": (False,)},
+    "transformers_heuristic": {"start": (1, 2, 3, 5, 8), "up": (1, 2, 3), "down": (1, 2)},
+}
+"""Agent -> values of its settings that are tried, every combination."""
+
+
+def tune(name: str, lesson: Lesson) -> PerCompression:
+    """Finds the best combination for each compression and puts them together.
+
+    Args:
+        name: A key of `GRIDS`.
+        lesson: Whose train prompts decide.
+
+    Raises:
+        ConfigError: if there is no grid for it.
+    """
+    if name not in GRIDS:
+        known = sorted(GRIDS)
+        raise ConfigError(f"Expected an agent with a grid, of {known}, got {name!r}.{nearest(name, known)}")
+    best: dict[str, tuple[float, Controller]] = {}
+    compiled, cost = compile_pair(lesson.train, lesson.cost)
+    for options in _combinations(GRIDS[name]):
+        _, settings = agent_settings({"name": name, **options})
+        controller = make_controller(name, settings, lesson)
+        record = replay_controller(controller, compiled, cost)
+        for compression in compiled.compression_names:
+            rows = [row for row, c in enumerate(record.compressions) if c == compression]
+            rate = float(record.num_tokens[rows].sum() / record.seconds[rows].sum())
+            if compression not in best or rate > best[compression][0]:
+                best[compression] = rate, controller
+    chosen = {compression: controller for compression, (_, controller) in best.items()}
+    title = f"{next(iter(chosen.values())).name}, tuned"
+    stoppers = {c: controller for c, controller in chosen.items() if isinstance(controller, StoppingRule)}
+    if stoppers:
+        return StoppingPerCompression(stoppers, name=title)
+    return PerCompression(chosen, name=title)
+
+
+def _combinations(options: Options) -> Iterator[dict[str, object]]:
+    for values in itertools.product(*options.values()):
+        yield dict(zip(options, values, strict=True))
