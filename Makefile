@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 PYTHON ?= python
+COSTS := cpu-2core rtx3090-paper
 
 .DEFAULT_GOAL := help
 .PHONY: help install format lint types contracts test check train evaluate results clean
@@ -36,11 +37,16 @@ train: ## Train PPO on the shipped traces
 evaluate: ## Evaluate controllers on the test prompts
 	$(PYTHON) evaluate.py
 
-results: ## Train and evaluate on both cost tables, for the README's figures
-	$(PYTHON) train.py agent=ppo cost=cpu-2core
-	$(PYTHON) evaluate.py cost=cpu-2core
-	$(PYTHON) train.py agent=ppo cost=rtx3090-paper
-	$(PYTHON) evaluate.py cost=rtx3090-paper
+results: $(COSTS:%=results-%) ## Train and compare everything on both cost tables, for README's figures
+
+results-%:
+	rm -rf runs/results-$*
+	$(PYTHON) train.py agent=ppo cost=$* output=runs/results-$*/ppo
+	$(PYTHON) train.py experiment=ppo_stopping cost=$* output=runs/results-$*/ppo-stopping
+	$(PYTHON) evaluate.py experiment=zoo cost=$* output=runs/results-$*/zoo \
+	  controllers=[runs/results-$*/ppo,runs/results-$*/ppo-stopping]
+	cp runs/results-$*/zoo/results.json benchmarks/results/zoo-$*.json
+	cp runs/results-$*/ppo/policy/policy.json runs/results-$*/ppo/policy/policy.npz speckv/assets/policies/$*/
 
 clean: ## Remove build products and tool caches; runs stay
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -15,6 +15,7 @@ from speckv.errors import CheckpointError
 from speckv.runtime.network import Network
 
 Arrays = dict[str, NDArray[Any]]
+_OTHER = "other"
 _TIMES = ("draft_s", "lag_s", "verify_s")
 
 
@@ -25,14 +26,16 @@ class Parts:
     Attributes:
         networks: By role.
         times: Of the machine it decides for, if it weighs time.
+        arrays: Anything else.
     """
 
     networks: Mapping[str, Network] = field(default_factory=dict)
     times: StepTimes | None = None
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         """Renders an npz archive; see `from_bytes`."""
-        arrays: Arrays = {}
+        arrays: Arrays = {f"{_OTHER}.{name}": values for name, values in self.arrays.items()}
         for role, network in self.networks.items():
             for index, (weight, bias) in enumerate(zip(network.weights, network.biases, strict=True)):
                 arrays |= {f"{role}.weight_{index}": weight, f"{role}.bias_{index}": bias}
@@ -54,8 +57,10 @@ class Parts:
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as archive:
                 arrays: Arrays = {name: archive[name] for name in archive.files}
-            roles = sorted({name.split(".")[0] for name in arrays} - {"times"})
-            return Parts(networks={role: _network(arrays, role) for role in roles}, times=_times(arrays))
+            roles = sorted({name.split(".")[0] for name in arrays} - {"times", _OTHER})
+            other = {name.partition(".")[2]: v for name, v in arrays.items() if name.startswith(f"{_OTHER}.")}
+            networks = {role: _network(arrays, role) for role in roles}
+            return Parts(networks=networks, times=_times(arrays), arrays=other)
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             text = " ".join(str(error).split())[:200]
             raise CheckpointError(f"A controller's arrays are damaged ({text}). Train again.") from error

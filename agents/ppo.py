@@ -122,7 +122,7 @@ def export_policy(
     model: PPO,
     *,
     provenance: Mapping[str, str | int | float],
-    name: str = "ppo",
+    name: str | None = None,
     gamma_max: int = GAMMA_MAX,
 ) -> MlpPolicy:
     """Copies the policy network out of a learner, normalisation included.
@@ -132,7 +132,7 @@ def export_policy(
     Args:
         model: Trained.
         provenance: Where it came from.
-        name: Shown in tables.
+        name: Shown in tables; "ppo" or "ppo-stopping" by default.
         gamma_max: Most tokens of a draft.
     """
     extractor = model.policy.features_extractor
@@ -148,7 +148,7 @@ def export_policy(
         return np.array(tensor.detach().cpu().numpy(), np.float32)
 
     return MlpPolicy(
-        name=name,
+        name=name or ("ppo-stopping" if stops else "ppo"),
         schema=STOPPING_SCHEMA if stops else SCHEMA,
         gammas=(0, gamma_max) if stops else tuple(range(int(model.action_space.n))),
         mean=copied(extractor.mean),

@@ -5,6 +5,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from agents.bandits.arms import Exp3Spec, GaussianThompson, Ucb1, UcbSpec
+from agents.bandits.base import Bandit
+from agents.bandits.hazard import HazardThompson
+from agents.bandits.linear import LinThompson, LinUcb, Scaling, measure_scaling
+from agents.bandits.settings import ArmsSettings, HazardSettings, LinearSettings, UcbSettings
 from agents.best_fixed import BestFixedGamma
 from agents.fixed import FixedGamma
 from agents.parts import Parts
@@ -23,7 +30,9 @@ from agents.survival.controllers import SurvivalGamma, SurvivalStopping
 from agents.survival.settings import SurvivalSettings
 from speckv.cost import CostTable
 from speckv.cost.times import StepTimes
-from speckv.errors import ConfigError, nearest
+from speckv.errors import CheckpointError, ConfigError, nearest
+from speckv.evaluation.compare import compile_pair
+from speckv.replay import replay_stream
 from speckv.traces import TraceSet
 from speckv.types import Controller
 
@@ -93,11 +102,43 @@ def _fit_survival_stopping(settings: SurvivalSettings, lesson: Lesson) -> Contro
     return fit_survival_stopping(lesson.train, lesson.cost, settings, seed=lesson.seed)
 
 
+def _bandit(settings: type[Any], kind: Callable[..., Bandit], *, contextual: bool) -> Agent:
+    """An online learner: made, it has seen the train prompts once, in a random order."""
+
+    def build(s: Any, times: StepTimes, scaling: Scaling | None, seed: int) -> Bandit:
+        return kind(s, times, scaling, seed) if contextual else kind(s, times, seed)
+
+    def make(s: Any, lesson: Lesson) -> Controller:
+        compiled, cost = compile_pair(lesson.train, lesson.cost)
+        bandit = build(s, _times(lesson), measure_scaling(compiled, cost) if contextual else None, lesson.seed)
+        order = np.random.default_rng(lesson.seed).permutation(len(compiled)).tolist()
+        replay_stream(bandit, compiled, cost, order=order)
+        return bandit
+
+    def restore(s: Any, parts: Parts) -> Controller:
+        try:
+            scaling = Scaling(mean=parts.arrays["mean"], std=parts.arrays["std"]) if contextual else None
+            bandit = build(s, parts.needed_times(), scaling, 0)
+            bandit.set_arrays(parts.arrays)
+        except KeyError as error:
+            raise CheckpointError(f"Expected an array {error} of a bandit, found none. Train again.") from error
+        return bandit
+
+    def parts(bandit: Any) -> Parts:
+        arrays = bandit.get_arrays()
+        if contextual:
+            arrays |= {"mean": bandit.scaling.mean, "std": bandit.scaling.std}
+        return Parts(times=bandit.times, arrays=arrays)
+
+    return Agent(settings=settings, make=make, restore=restore, parts=parts)
+
+
 AGENTS: Mapping[str, Agent] = {
     "adaedl": _rule(AdaEdlSettings, AdaEdl),
     "best_fixed": Agent(
         settings=BestFixedSettings, make=lambda _, lesson: BestFixedGamma.tune(lesson.train, lesson.cost)
     ),
+    "exp3spec": _bandit(ArmsSettings, Exp3Spec, contextual=False),
     "fixed": Agent(settings=FixedSettings, make=lambda s, _: FixedGamma(s.gamma)),
     "gammatune": _rule(GammaTuneSettings, GammaTune),
     "goodput": Agent(
@@ -106,7 +147,10 @@ AGENTS: Mapping[str, Agent] = {
         restore=lambda s, parts: Goodput(s, parts.needed_times()),
         parts=lambda c: Parts(times=c.times),
     ),
+    "hazard_thompson": _bandit(HazardSettings, HazardThompson, contextual=True),
     "kangaroo": _rule(KangarooSettings, Kangaroo),
+    "lints": _bandit(LinearSettings, LinThompson, contextual=True),
+    "linucb": _bandit(LinearSettings, LinUcb, contextual=True),
     "llama_cpp": _rule(LlamaCppSettings, LlamaCpp),
     "ppo": Agent(settings=PPOSettings),
     "sglang_ema": _rule(SglangEmaSettings, SglangEma),
@@ -125,8 +169,11 @@ AGENTS: Mapping[str, Agent] = {
         parts=lambda c: Parts(networks={"before": c.before.before, "inside": c.inside}, times=c.times),
     ),
     "svip": _rule(SvipSettings, Svip),
+    "thompson": _bandit(ArmsSettings, GaussianThompson, contextual=False),
     "transformers_confidence": _rule(TransformersConfidenceSettings, TransformersConfidence),
     "transformers_heuristic": _rule(TransformersHeuristicSettings, TransformersHeuristic),
+    "ucb1": _bandit(UcbSettings, Ucb1, contextual=False),
+    "ucbspec": _bandit(UcbSettings, UcbSpec, contextual=False),
 }
 
 

@@ -114,6 +114,13 @@ class Controller(Protocol):
 
 
 @runtime_checkable
+class OnlineLearner(Controller, Protocol):
+    """Goes on learning from request to request, so that the order of requests matters."""
+
+    learns: bool
+
+
+@runtime_checkable
 class BatchMemory(Protocol):
     """A controller that remembers more about a request than the observation tells, for many requests at once.
 

@@ -14,11 +14,13 @@ from speckv.evaluation.baselines import AUTOREGRESSIVE, BEST_FIXED, CLAIRVOYANT,
 from speckv.evaluation.bootstrap import resample_counts
 from speckv.evaluation.metrics import Grid, Group, References, Row, Sums, groups_of, measure
 from speckv.observation import SCHEMA, observe_draft
-from speckv.replay import CompiledTraces, clairvoyant, replay_controller, replay_policy
+from speckv.replay import CompiledTraces, clairvoyant, replay_controller, replay_policy, replay_stream
 from speckv.traces import TraceSet
-from speckv.types import Controller, FloatArray, StoppingController
+from speckv.types import Controller, FloatArray, OnlineLearner, StoppingController
 
 NUM_RESAMPLES = 10_000
+STREAM_SEED = 20_260_101
+"""Of the order in which online learners meet the prompts."""
 RESERVED_NAMES = (BEST_FIXED, CLAIRVOYANT, AUTOREGRESSIVE)
 
 
@@ -185,8 +187,16 @@ def tune_fixed(train: TraceSet, cost: CostTable) -> FixedSweep:
 
 
 def controller_sums(controller: Controller, compiled: CompiledTraces, cost: CompiledCost) -> Sums:
-    """Replays one controller over every sequence; decisions are charged where the controller charges any."""
-    return Grid.of(compiled).sums(controller.name, replay_controller(controller, compiled, cost))
+    """Replays one controller over every sequence; decisions are charged where the controller charges any.
+
+    One that learns online meets the sequences one after the other, in an order that is drawn once and for all.
+    """
+    if isinstance(controller, OnlineLearner):
+        order = np.random.default_rng(STREAM_SEED).permutation(len(compiled))
+        record = replay_stream(controller, compiled, cost, order=order.tolist()).take(np.argsort(order).tolist())
+    else:
+        record = replay_controller(controller, compiled, cost)
+    return Grid.of(compiled).sums(controller.name, record)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

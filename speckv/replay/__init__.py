@@ -11,6 +11,7 @@ from speckv.replay.control import VisitedStates, decide, replay_controller, visi
 from speckv.replay.optimum import clairvoyant
 from speckv.replay.record import ReplayRecord, StepLog
 from speckv.replay.runs import autoregressive, replay_fixed, replay_policy
+from speckv.replay.stream import replay_stream
 
 __all__ = [
     "CompiledTraces",
@@ -25,5 +26,6 @@ __all__ = [
     "replay_controller",
     "replay_fixed",
     "replay_policy",
+    "replay_stream",
     "visit",
 ]

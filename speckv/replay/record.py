@@ -86,6 +86,17 @@ class ReplayRecord:
         """Accepted over drafted tokens."""
         return _ratio(self.num_accepted.sum(), self.num_drafted.sum())
 
+    def take(self, rows: Sequence[int]) -> "ReplayRecord":
+        """Some sequences in another order, without the log."""
+        taken: dict[str, Any] = {}
+        for f in fields(ReplayRecord):
+            value = getattr(self, f.name)
+            if f.name == "log":
+                taken[f.name] = None
+            else:
+                taken[f.name] = tuple(value[r] for r in rows) if isinstance(value, tuple) else value[list(rows)]
+        return ReplayRecord(**taken)
+
     @staticmethod
     def concatenate(parts: Sequence["ReplayRecord"]) -> "ReplayRecord":
         """Joins records of different sequences; logs are joined if all have one."""

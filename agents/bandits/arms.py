@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bandits without context: one value for each gamma and compression."""
+
+import math
+
+import numpy as np
+
+from agents.bandits.base import Bandit
+from agents.bandits.settings import ArmsSettings, UcbSettings
+from speckv.cost.times import StepTimes
+from speckv.types import FloatArray, StepOutcome
+
+
+class _Means(Bandit):
+    """Keeps number and mean of rewards."""
+
+    learned = ("counts", "means", "squares")
+
+    def __init__(self, name: str, arms: tuple[int, ...], times: StepTimes, seed: int) -> None:
+        super().__init__(name, arms, times, seed=seed)
+        shape = (len(times.compressions), len(self.arms))
+        self.counts, self.means = np.zeros(shape), np.zeros(shape)
+        self.squares = np.zeros(shape)
+
+    def update(self, compression: int, arm: int, observation: FloatArray, outcome: StepOutcome) -> None:
+        """Takes a reward into the mean."""
+        del observation
+        reward = self.speedup(compression, outcome)
+        self.counts[compression, arm] += 1
+        self.means[compression, arm] += (reward - self.means[compression, arm]) / self.counts[compression, arm]
+        self.squares[compression, arm] += reward**2
+
+    def _untried(self, compression: int) -> int | None:
+        untried = np.flatnonzero(self.counts[compression] == 0)
+        return int(untried[0]) if len(untried) else None
+
+    def _largest(self, compression: int) -> float:
+        """Greatest reward that any arm can give: everything accepted."""
+        steps = self.times.verify_s[compression, self.arms] + self.arms * self.times.draft_s[compression]
+        return float(((self.arms + 1) * self.times.verify_s[compression, 0] / steps).max())
+
+
+class Ucb1(_Means):
+    """argmax mean + R sqrt(2 ln t / n), with R the greatest possible reward.
+
+    Source:
+        Auer, Cesa-Bianchi and Fischer 2002, "Finite-time analysis of the multiarmed bandit problem".
+    """
+
+    def __init__(self, settings: UcbSettings, times: StepTimes, seed: int) -> None:
+        super().__init__("ucb1", settings.arms, times, seed)
+        self.settings = settings
+
+    def choose(self, compression: int, observation: FloatArray) -> int:
+        """Tries every arm once, then follows the bound."""
+        del observation
+        untried = self._untried(compression)
+        if untried is not None:
+            return untried
+        counts = self.counts[compression]
+        bonus = self._largest(compression) * np.sqrt(2 * math.log(counts.sum()) / counts)
+        return int((self.means[compression] + self.settings.width * bonus).argmax())
+
+
+class UcbSpec(_Means):
+    """argmax mean + (L/2) sqrt((1 + n) / n^2 (1 + 2 ln(K t^2 sqrt(1 + n) / delta))).
+
+    L is the range of rewards; the paper's rewards are tokens of a step, here they are speed-ups of a step.
+
+    Source:
+        Hou et al. 2025, arXiv:2505.15141 (BanditSpec), algorithm UCBSpec, delta = 1. Its released code adds the same
+        bonus to every arm, which is following the best mean.
+    """
+
+    def __init__(self, settings: UcbSettings, times: StepTimes, seed: int) -> None:
+        super().__init__("ucbspec", settings.arms, times, seed)
+        self.settings = settings
+
+    def choose(self, compression: int, observation: FloatArray) -> int:
+        """Tries every arm once, then follows the bound."""
+        del observation
+        untried = self._untried(compression)
+        if untried is not None:
+            return untried
+        n = self.counts[compression]
+        inside = (1 + n) / n**2 * (1 + 2 * np.log(len(n) * n.sum() ** 2 * np.sqrt(1 + n)))
+        bonus = self._largest(compression) / 2 * np.sqrt(inside)
+        return int((self.means[compression] + self.settings.width * bonus).argmax())
+
+
+class GaussianThompson(_Means):
+    """Draws each arm's mean from a normal posterior with the variance seen so far, and plays the greatest."""
+
+    def __init__(self, settings: ArmsSettings, times: StepTimes, seed: int) -> None:
+        super().__init__("thompson", settings.arms, times, seed)
+        self.settings = settings
+
+    def choose(self, compression: int, observation: FloatArray) -> int:
+        """Tries every arm once, then draws."""
+        del observation
+        untried = self._untried(compression)
+        if untried is not None:
+            return untried
+        n, mean = self.counts[compression], self.means[compression]
+        # One pseudo-observation of variance 1 keeps the first draws wide.
+        variance = np.maximum(self.squares[compression] / n - mean**2, 0.0)
+        spread = np.sqrt((variance * n + 1.0) / (n + 1.0) / n)
+        return int((mean + spread * self.rng.standard_normal(len(n))).argmax())
+
+
+class Exp3Spec(Bandit):
+    """Plays with probability proportional to exp(-eta_t * estimated loss), eta_t = sqrt(ln K / (t K)).
+
+    Losses are (R - reward) / R over the probability that the arm was played with; R is the greatest possible reward.
+
+    Source:
+        Hou et al. 2025, arXiv:2505.15141 (BanditSpec), algorithm EXP3Spec.
+    """
+
+    learned = ("losses", "played")
+
+    def __init__(self, settings: ArmsSettings, times: StepTimes, seed: int) -> None:
+        super().__init__("exp3spec", settings.arms, times, seed=seed)
+        self.settings = settings
+        self.losses = np.zeros((len(times.compressions), len(self.arms)))
+        self.played = np.zeros(len(times.compressions))
+        self._probability = 1.0
+
+    def choose(self, compression: int, observation: FloatArray) -> int:
+        """Draws an arm."""
+        del observation
+        count = len(self.arms)
+        eta = math.sqrt(math.log(count) / ((self.played[compression] + 1) * count))
+        weights = np.exp(-eta * (self.losses[compression] - self.losses[compression].min()))
+        probabilities = weights / weights.sum()
+        arm = int(self.rng.choice(count, p=probabilities))
+        self._probability = float(probabilities[arm])
+        return arm
+
+    def update(self, compression: int, arm: int, observation: FloatArray, outcome: StepOutcome) -> None:
+        """Adds the estimated loss."""
+        del observation
+        steps = self.times.verify_s[compression, self.arms] + self.arms * self.times.draft_s[compression]
+        largest = float(((self.arms + 1) * self.times.verify_s[compression, 0] / steps).max())
+        loss = (largest - self.speedup(compression, outcome)) / largest
+        self.losses[compression, arm] += loss / self._probability
+        self.played[compression] += 1

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What bandits have in common: arms, rewards in units of plain decoding, a state for each compression."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speckv.cost.times import StepTimes
+from speckv.errors import ConfigError
+from speckv.traces import GAMMA_MAX
+from speckv.types import FloatArray, IntArray, StepOutcome
+
+Float64 = NDArray[np.float64]
+
+
+class Bandit(ABC):
+    """Chooses an arm before a step and learns from what the step came to.
+
+    Args:
+        name: Shown in tables.
+        arms: Speculation lengths to choose from, ascending.
+        times: What steps take.
+        seed: Of its draws.
+
+    Attributes:
+        learns: Outcomes of one request change what is done in the next.
+    """
+
+    charges_decision = True
+    learns = True
+    learned: tuple[str, ...] = ()
+    """Names of the arrays that hold what was learned."""
+
+    def __init__(self, name: str, arms: tuple[int, ...], times: StepTimes, *, seed: int = 0) -> None:
+        if list(arms) != sorted(set(arms)) or not arms or arms[0] < 0 or arms[-1] > GAMMA_MAX:
+            raise ConfigError(f"Expected agent.arms ascending from 0 to {GAMMA_MAX} at most, got {arms}.")
+        self.name, self.arms, self.times = name, np.array(arms, np.int64), times
+        self.rng = np.random.default_rng(seed)
+        self._last: tuple[int, int, FloatArray] | None = None
+
+    def reset(self) -> None:
+        """Forgets the request; what was learned stays."""
+        self._last = None
+
+    def act(self, observation: FloatArray) -> int:
+        """Chooses, and remembers what was chosen in view of what until `learn` is called."""
+        compression = int(self.times.which(observation[np.newaxis])[0])
+        arm = self.choose(compression, observation)
+        self._last = compression, arm, observation.copy()
+        return int(self.arms[arm])
+
+    def act_batch(self, observations: FloatArray) -> IntArray:
+        """Chooses for each row in turn, learning nothing in between."""
+        return np.array([self.act(row) for row in observations], np.int64)
+
+    def learn(self, outcome: StepOutcome) -> None:
+        """Learns from the step that the last decision led to."""
+        if self._last is not None:
+            self.update(*self._last, outcome)
+            self._last = None
+
+    @abstractmethod
+    def choose(self, compression: int, observation: FloatArray) -> int:
+        """Returns the index of an arm.
+
+        Args:
+            compression: Row of the compression in `times`.
+            observation: Shape [features].
+        """
+
+    @abstractmethod
+    def update(self, compression: int, arm: int, observation: FloatArray, outcome: StepOutcome) -> None:
+        """Learns from one step; see `choose`."""
+
+    def get_arrays(self) -> dict[str, NDArray[Any]]:
+        """Copies out everything that was learned."""
+        return {name: np.array(getattr(self, name)) for name in self.learned}
+
+    def set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Puts back what `get_arrays` gave."""
+        for name in self.learned:
+            setattr(self, name, np.array(arrays[name]))
+
+    def speedup(self, compression: int, outcome: StepOutcome) -> float:
+        """Tokens a second of a step, in units of plain decoding."""
+        plain_s = float(self.times.verify_s[compression, 0])
+        return outcome.num_emitted * plain_s / outcome.seconds

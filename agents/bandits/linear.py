@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Contextual bandits with a linear model for each gamma: LinUCB and linear Thompson sampling."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.bandits.base import Bandit
+from agents.bandits.settings import LinearSettings
+from speckv.cost import CompiledCost
+from speckv.cost.times import StepTimes
+from speckv.replay import CompiledTraces, visit
+from speckv.runtime.constant import ConstantGamma
+from speckv.types import FloatArray, StepOutcome
+
+Float64 = NDArray[np.float64]
+
+MIN_STD = 1e-3
+"""A feature that varies less is a constant and is left in its own units."""
+MAX_VARIANCE = 1e3
+"""Forgetting lets the variance of directions that are never visited grow without end; here it stops."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scaling:
+    """How an observation becomes the features of a linear model, a constant feature last.
+
+    Attributes:
+        mean: Shape [features].
+        std: Shape [features], above zero.
+    """
+
+    mean: FloatArray
+    std: FloatArray
+
+    def features(self, observation: FloatArray) -> Float64:
+        """Shape [features + 1]."""
+        return np.append((observation - self.mean) / self.std, 1.0).astype(np.float64)
+
+
+def measure_scaling(compiled: CompiledTraces, cost: CompiledCost, gamma: int = 3) -> Scaling:
+    """Mean and deviation of each feature in the states that a constant gamma meets."""
+    rows = visit(compiled, cost, ConstantGamma(gamma)).observations
+    std = rows.std(axis=0)
+    return Scaling(mean=rows.mean(axis=0), std=np.where(std < MIN_STD, np.float32(1.0), std))
+
+
+class RidgeBank:
+    """Ridge regressions that share their inputs, updated one sample at a time (Sherman and Morrison).
+
+    Args:
+        count: Number of regressions.
+        dimension: Length of an input.
+        ridge: Prior precision.
+        forget: Share of the past that an update keeps.
+    """
+
+    def __init__(self, count: int, dimension: int, *, ridge: float, forget: float = 1.0) -> None:
+        self.inverse: Float64 = np.stack([np.eye(dimension) / ridge] * count)
+        self.sums: Float64 = np.zeros((count, dimension))
+        self.weights: Float64 = np.zeros((count, dimension))
+        self._forget = forget
+
+    def get_arrays(self) -> dict[str, NDArray[Any]]:
+        """Copies out what was learned."""
+        return {"inverse": self.inverse.copy(), "sums": self.sums.copy(), "weights": self.weights.copy()}
+
+    def set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Puts it back."""
+        self.inverse, self.sums, self.weights = (np.array(arrays[name]) for name in ("inverse", "sums", "weights"))
+
+    def predict(self, x: Float64) -> tuple[Float64, Float64]:
+        """Means and standard deviations (for unit noise) of every regression at an input."""
+        variance = np.maximum((self.inverse @ x) @ x, 0.0)
+        return self.weights @ x, np.sqrt(variance)
+
+    def update(self, rows: NDArray[np.int64], x: Float64, y: Float64) -> None:
+        """Adds one sample to some regressions.
+
+        Args:
+            rows: Distinct regressions.
+            x: Their common input.
+            y: One target each.
+        """
+        inverse = self.inverse[rows]
+        if self._forget < 1.0:
+            inverse = np.minimum(inverse / self._forget, MAX_VARIANCE)
+            self.sums[rows] *= self._forget
+        along = inverse @ x
+        inverse = inverse - along[:, :, None] * (along / (1.0 + along @ x)[:, None])[:, None, :]
+        self.inverse[rows] = inverse
+        self.sums[rows] += y[:, None] * x
+        self.weights[rows] = np.einsum("kij,kj->ki", inverse, self.sums[rows])
+
+
+class _Linear(Bandit):
+    """A regression of the step's speed-up for each arm, compressions told apart by the observation alone."""
+
+    def __init__(self, name: str, settings: LinearSettings, times: StepTimes, scaling: Scaling, seed: int) -> None:
+        super().__init__(name, settings.arms, times, seed=seed)
+        self.settings, self.scaling = settings, scaling
+        dimension = len(scaling.mean) + 1
+        self.bank = RidgeBank(len(self.arms), dimension, ridge=settings.ridge, forget=settings.forget)
+
+    def get_arrays(self) -> dict[str, NDArray[Any]]:
+        """Copies out what was learned."""
+        return self.bank.get_arrays()
+
+    def set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Puts it back."""
+        self.bank.set_arrays(arrays)
+
+    def update(self, compression: int, arm: int, observation: FloatArray, outcome: StepOutcome) -> None:
+        """Learns from the arm played, and from those whose outcome it revealed."""
+        rows = np.array(revealed(self.arms, arm, outcome, self.settings.side_information))
+        played = self.arms[rows]
+        accepted = np.minimum(played, outcome.num_accepted)
+        steps = self.times.verify_s[compression, played] + played * self.times.draft_s[compression]
+        rewards = (accepted + 1) * self.times.verify_s[compression, 0] / (steps + self.times.controller_s)
+        rewards[rows == arm] = self.speedup(compression, outcome)
+        self.bank.update(rows, self.scaling.features(observation), rewards)
+
+
+def revealed(arms: NDArray[np.int64], arm: int, outcome: StepOutcome, side_information: str) -> list[int]:
+    """Arms whose outcome a step tells.
+
+    A step of gamma tokens tells what every smaller gamma would have come to. A rejection tells it of every larger one
+    as well, but only a rejection does: learning larger arms from those steps alone makes them look bad.
+
+    Args:
+        arms: Speculation lengths, ascending.
+        arm: Index of the one played.
+        outcome: What came of it.
+        side_information: "none", "smaller" or "naive".
+    """
+    if side_information == "none" or outcome.num_drafted < arms[arm]:
+        return [arm]
+    known = list(range(arm + 1))
+    if side_information == "naive" and outcome.num_accepted < outcome.num_drafted:
+        known = list(range(len(arms)))
+    return known
+
+
+class LinUcb(_Linear):
+    """argmax mean + width * standard deviation.
+
+    Source:
+        Li et al. 2010, arXiv:1003.0146 (LinUCB with disjoint models).
+    """
+
+    def __init__(self, settings: LinearSettings, times: StepTimes, scaling: Scaling, seed: int) -> None:
+        super().__init__("linucb", settings, times, scaling, seed)
+
+    def choose(self, compression: int, observation: FloatArray) -> int:
+        """Follows the bound."""
+        del compression
+        mean, spread = self.bank.predict(self.scaling.features(observation))
+        return int((mean + self.settings.width * spread).argmax())
+
+
+class LinThompson(_Linear):
+    """Draws each arm's value from its posterior at this input and plays the greatest.
+
+    Source:
+        Agrawal and Goyal 2013, arXiv:1209.3352; drawn in the space of values, which has the same marginals.
+    """
+
+    def __init__(self, settings: LinearSettings, times: StepTimes, scaling: Scaling, seed: int) -> None:
+        super().__init__("lints", settings, times, scaling, seed)
+
+    def choose(self, compression: int, observation: FloatArray) -> int:
+        """Draws."""
+        del compression
+        mean, spread = self.bank.predict(self.scaling.features(observation))
+        return int((mean + self.settings.width * spread * self.rng.standard_normal(len(mean))).argmax())

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bandits: formulas by hand, regressions against the closed form, and learning where there is something to learn."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agents.bandits.arms import Exp3Spec, GaussianThompson, Ucb1, UcbSpec
+from agents.bandits.linear import RidgeBank, revealed
+from agents.bandits.settings import ArmsSettings, HazardSettings, LinearSettings, UcbSettings
+from agents.registry import Lesson, agent_settings, make_controller
+from agents.settings import build_settings
+from speckv.cost.times import StepTimes
+from speckv.errors import ConfigError
+from speckv.evaluation.compare import controller_sums, tune_fixed
+from speckv.observation import SCHEMA
+from speckv.replay import replay_controller, replay_stream
+from speckv.runtime.constant import ConstantGamma
+from speckv.types import OnlineLearner, StepOutcome
+from tests.fakes_runs import toy_traces
+from tests.fakes_traces import compile_both, make_cost_table, random_traces
+
+TIMES = StepTimes.of(make_cost_table())
+FP16 = np.zeros(SCHEMA.size, np.float32)
+FP16[SCHEMA.index("bits_per_weight")] = 1.0
+
+
+def outcome(drafted: int, accepted: int, seconds: float = 8.0) -> StepOutcome:
+    return StepOutcome(
+        gamma=drafted,
+        num_drafted=drafted,
+        num_accepted=accepted,
+        num_tested=min(accepted + 1, drafted),
+        num_emitted=accepted + 1,
+        draft_signals=np.zeros((drafted, 3), np.float32),
+        target_entropy=0.0,
+        target_confidence=1.0,
+        seconds=seconds,
+    )
+
+
+def test_rewards_are_speedups_over_plain_decoding() -> None:
+    bandit = Ucb1(UcbSettings(arms=(0, 2)), TIMES, 0)
+    # fp16's plain pass takes 8 s: 3 tokens in 12 s are 0.25 a second, twice plain decoding's 0.125.
+    assert bandit.speedup(0, outcome(2, 2, seconds=12.0)) == pytest.approx(2.0)
+
+
+def test_ucb1_follows_its_bound() -> None:
+    bandit = Ucb1(UcbSettings(arms=(0, 2)), TIMES, 0)
+    assert [bandit.act(FP16), bandit.act(FP16)] == [0, 0]  # nothing learned yet: the first arm stays untried
+    bandit.learn(outcome(0, 0))
+    assert bandit.act(FP16) == 2
+    bandit.learn(outcome(2, 2))
+    bandit.counts[0], bandit.means[0] = [10, 1], [1.0, 1.1]
+    largest = max(1.0, 3 * 8.0 / (8.5 + 2 * 1.0))  # two tokens drafted: verify 8.5 s, drafts 1 s each
+    bonus = [largest * math.sqrt(2 * math.log(11) / n) for n in (10, 1)]
+    assert bandit.choose(0, FP16) == int(np.argmax([1.0 + bonus[0], 1.1 + bonus[1]]))
+    bandit.counts[0], bandit.means[0] = [1000, 900], [3.0, 1.0]
+    assert bandit.choose(0, FP16) == 0
+
+
+def test_ucbspec_is_the_papers_bound() -> None:
+    bandit = UcbSpec(UcbSettings(arms=(0, 2)), TIMES, 0)
+    bandit.counts[0], bandit.means[0] = [30, 20], [2.0, 1.9]
+    largest = 3 * 8.0 / (8.5 + 2 * 1.0)
+
+    def bound(mean: float, n: int) -> float:
+        return mean + largest / 2 * math.sqrt((1 + n) / n**2 * (1 + 2 * math.log(2 * 50**2 * math.sqrt(1 + n))))
+
+    assert bandit.choose(0, FP16) == int(np.argmax([bound(2.0, 30), bound(1.9, 20)]))
+
+
+def test_exp3_weighs_losses_by_the_chance_they_had() -> None:
+    bandit = Exp3Spec(ArmsSettings(arms=(0, 2)), TIMES, 0)
+    arm = bandit.choose(0, FP16)
+    assert bandit._probability == pytest.approx(0.5)
+    bandit.update(0, arm, FP16, outcome(0, 0))
+    largest = 3 * 8.0 / (8.5 + 2 * 1.0)
+    assert bandit.losses[0, arm] == pytest.approx((largest - 1.0) / largest / 0.5)
+
+
+def test_each_compression_learns_for_itself() -> None:
+    bandit = GaussianThompson(ArmsSettings(arms=(0, 2)), TIMES, 0)
+    bandit.act(FP16)
+    bandit.learn(outcome(0, 0))
+    assert bandit.counts.tolist() == [[1, 0], [0, 0]]
+
+
+def test_the_regressions_are_ridge_regressions() -> None:
+    rng = np.random.default_rng(0)
+    bank = RidgeBank(3, 4, ridge=2.0)
+    inputs: list[list[Any]] = [[] for _ in range(3)]
+    for _ in range(50):
+        x, rows = rng.normal(size=4), np.flatnonzero(rng.random(3) < 0.6)
+        y = rng.normal(size=len(rows))
+        bank.update(rows, x, y)
+        for row, value in zip(rows, y, strict=True):
+            inputs[row].append((x, value))
+    probe = rng.normal(size=4)
+    mean, spread = bank.predict(probe)
+    for row in range(3):
+        x, y = (np.array(part) for part in zip(*inputs[row], strict=True))
+        precision = x.T @ x + 2.0 * np.eye(4)
+        assert mean[row] == pytest.approx(probe @ np.linalg.solve(precision, x.T @ y))
+        assert spread[row] == pytest.approx(math.sqrt(probe @ np.linalg.solve(precision, probe)))
+
+
+def test_what_a_step_reveals() -> None:
+    arms = np.array([0, 1, 3, 8])
+    assert revealed(arms, 2, outcome(3, 1), "none") == [2]
+    assert revealed(arms, 2, outcome(3, 1), "smaller") == [0, 1, 2]
+    assert revealed(arms, 2, outcome(3, 1), "naive") == [0, 1, 2, 3]
+    assert revealed(arms, 2, outcome(3, 3), "naive") == [0, 1, 2]
+    assert revealed(arms, 2, outcome(2, 2), "smaller") == [2]  # cut by the budget: not what gamma 3 comes to
+
+
+def test_learning_larger_gammas_from_rejections_alone_is_biased() -> None:
+    """Every token is accepted with probability 0.8; gamma 2 is played, gamma 8 is only ever heard of.
+
+    A rejection within two tokens tells what gamma 8 would have come to, but such steps are the bad ones. 4,000 steps:
+    the standard error of either mean is below 0.05 tokens.
+    """
+    rng = np.random.default_rng(0)
+    lengths = np.minimum(rng.geometric(0.2, 4000) - 1, 8)
+    truth = float((lengths + 1).mean())
+    heard = [length + 1 for length in lengths if length < 2]
+    assert np.mean(heard) < truth - 2.0
+    played = [min(length, 2) + 1 for length in lengths]
+    smaller = [min(length, 1) + 1 for length in lengths]  # revealed by every step, not by the bad ones alone
+    assert np.mean(smaller) == pytest.approx(1 + 0.8, abs=0.03)
+    assert np.mean(played) == pytest.approx(1 + 0.8 + 0.64, abs=0.05)
+
+
+def test_a_stream_of_one_kind_of_request_equals_requests_side_by_side() -> None:
+    compiled, cost = compile_both(random_traces(num_prompts=5, seed=2))
+    order = [3, 0, 4, 2, 1, *range(5, len(compiled))]
+    stream = replay_stream(ConstantGamma(3), compiled, cost, order=order).take(np.argsort(order).tolist())
+    together = replay_controller(ConstantGamma(3), compiled, cost)
+    np.testing.assert_array_equal(stream.seconds, together.seconds)
+    assert stream.prompt_ids == together.prompt_ids
+
+
+def speedup(name: str, options: dict[str, object]) -> float:
+    """Over the best constants, on unseen easy and hard prompts that the signals tell apart."""
+    traces, table = toy_traces(), make_cost_table()
+    train, test = traces.select(split="train"), traces.select(split="test")
+    _, settings = agent_settings({"name": name, **options})
+    controller = make_controller(name, settings, Lesson(train=train, cost=table, seed=0))
+    assert isinstance(controller, OnlineLearner)
+    compiled, cost = compile_both(test, table)
+    sums = controller_sums(controller, compiled, cost)
+    best = tune_fixed(train, table).best()
+    fixed = tune_fixed(test, table).combine({c: best[c] for c in compiled.compression_names})
+    return float(fixed.seconds.sum() / sums.seconds.sum())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "least"), [("linucb", 1.08), ("lints", 1.08), ("hazard_thompson", 1.1)])
+def test_contextual_bandits_beat_the_best_constant_where_signals_tell(name: str, least: float) -> None:
+    assert speedup(name, {}) > least
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ucb1", "ucbspec", "thompson"])
+def test_bandits_without_context_come_near_the_best_constant(name: str) -> None:
+    assert speedup(name, {"arms": [0, 2, 8]}) > 0.85
+
+
+@pytest.mark.parametrize(
+    ("settings", "options"),
+    [
+        (UcbSettings, {"width": -1.0}),
+        (LinearSettings, {"side_information": "all"}),
+        (LinearSettings, {"forget": 0.0}),
+        (HazardSettings, {"gamma_max": 17}),
+        (HazardSettings, {"probe": 1.5}),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: type[object], options: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="Expected agent"):
+        build_settings(settings, options, "agent")
+
+
+@pytest.mark.parametrize("arms", [(), (3, 1), (0, 17)])
+def test_arms_out_of_range_are_refused(arms: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match="ascending from 0 to 16"):
+        Ucb1(UcbSettings(arms=arms), TIMES, 0)
