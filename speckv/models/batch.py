@@ -18,6 +18,10 @@ LOGITS_ROWS = 128
 """Rows of logits that exist at one time; 128 x 152k float32 are 78 MB."""
 
 
+TOKENS_AT_ONCE = 4096
+"""Tokens, padding included, of one pass over whole rows."""
+
+
 class PaddedBatch:
     """Cached sequences of unequal length that advance together.
 
@@ -34,11 +38,30 @@ class PaddedBatch:
 
     @torch.inference_mode()
     def start(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Reads whole rows.
+        """Reads whole rows, some at a time, so that what a layer holds in between stays small.
 
         Returns:
             Hidden states of shape [batch, longest, hidden]; those past a row's end mean nothing.
         """
+        longest = max(len(row) for row in rows)
+        size = max(1, TOKENS_AT_ONCE // longest)
+        parts = [PaddedBatch(self.model) for _ in range(0, len(rows), size)]
+        states = [part._start(rows[i * size : (i + 1) * size]) for i, part in enumerate(parts)]
+        if len(parts) == 1:
+            self._cache, self._cache_argument = parts[0]._cache, parts[0]._cache_argument
+            self._mask, self.lengths = parts[0]._mask, parts[0].lengths
+            return states[0]
+        self.lengths = torch.cat([part.lengths for part in parts])
+        self._mask = torch.arange(longest, device=self.model.device)[None] < self.lengths[:, None]
+        for index in range(len(parts[0]._cache.layers)):
+            held: list[Any] = [part._cache.layers[index] for part in parts]
+            keys, values = (_stack([getattr(layer, name) for layer in held], 2) for name in ("keys", "values"))
+            self._cache.update(keys, values, index)
+            for part in parts:
+                part._cache.layers[index].reset()
+        return _stack(states, 1)
+
+    def _start(self, rows: Sequence[Sequence[int]]) -> Tensor:
         device = self.model.device
         self.lengths = torch.tensor([len(row) for row in rows], device=device)
         longest = int(self.lengths.max())
@@ -91,3 +114,16 @@ class PaddedBatch:
         head = self.model.hf.get_output_embeddings()
         scores: Tensor = head(hidden).float()
         return scores
+
+
+def _stack(parts: Sequence[Tensor], axis: int) -> Tensor:
+    """Joins parts along their first axis, padded with zeros to the longest along another."""
+    longest = max(part.shape[axis] for part in parts)
+    shape = [sum(len(part) for part in parts), *parts[0].shape[1:]]
+    shape[axis] = longest
+    joined = parts[0].new_zeros(shape)
+    begin = 0
+    for part in parts:
+        joined[begin : begin + len(part)].narrow(axis, 0, part.shape[axis]).copy_(part)
+        begin += len(part)
+    return joined

@@ -127,11 +127,14 @@ def merge(parts: Sequence[TraceSet]) -> TraceSet:
         twice = next(k for k in keys if keys.count(k) > 1)
         raise TraceError(f"Expected every sequence once, got {twice} twice. Delete one of the shards that hold it.")
     dtype = {name: value for part in parts for name, value in part.metadata.dtype.items()}
-    return TraceSet(metadata=replace(first.metadata, dtype=dtype), sequences=tuple(sorted(sequences, key=_order)))
+    device = "; ".join(dict.fromkeys(part.metadata.device for part in parts))
+    return TraceSet(
+        metadata=replace(first.metadata, dtype=dtype, device=device), sequences=tuple(sorted(sequences, key=_order))
+    )
 
 
 def _identity(metadata: TraceMetadata) -> dict[str, Any]:
-    varying = ("dtype", "versions", "notes")
+    varying = ("dtype", "versions", "notes", "device")
     return {name: value for name, value in asdict(metadata).items() if name not in varying}
 
 

@@ -100,11 +100,11 @@ def test_the_regressions_are_ridge_regressions() -> None:
             inputs[row].append((x, value))
     probe = rng.normal(size=4)
     mean, spread = bank.predict(probe)
-    for row in range(3):
-        x, y = (np.array(part) for part in zip(*inputs[row], strict=True))
+    for number in range(3):
+        x, y = (np.array(part) for part in zip(*inputs[number], strict=True))
         precision = x.T @ x + 2.0 * np.eye(4)
-        assert mean[row] == pytest.approx(probe @ np.linalg.solve(precision, x.T @ y))
-        assert spread[row] == pytest.approx(math.sqrt(probe @ np.linalg.solve(precision, probe)))
+        assert mean[number] == pytest.approx(probe @ np.linalg.solve(precision, x.T @ y))
+        assert spread[number] == pytest.approx(math.sqrt(probe @ np.linalg.solve(precision, probe)))
 
 
 def test_what_a_step_reveals() -> None:
