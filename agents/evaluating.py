@@ -82,7 +82,11 @@ def evaluate(settings: EvaluateSettings, console: Console) -> Comparison:
         console.write(f"controller {controller.name}: {path}")
     if not paths:
         console.write("no trained run found: the table holds the baselines alone; train one with `python train.py`")
-    controllers += _made_controllers(settings, train, cost)
+    made = _made_controllers(settings, train, cost)
+    for controller, path in zip(controllers, paths, strict=True):
+        if controller.name in {c.name for c in made}:
+            controller.name = path.resolve().name
+    controllers += made
     output = Path(settings.output) if settings.output else _default_output(settings, paths, cost.name)
     comparison = evaluate_controllers(
         controllers,

@@ -5,9 +5,18 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from agents.rules.base import Rule, StoppingRule
+from agents.rules.base import Rule
 from speckv.observation import SCHEMA
-from speckv.types import BITS_PER_WEIGHT, BatchMemory, BoolArray, Controller, DecodedSteps, FloatArray, IntArray
+from speckv.types import (
+    BITS_PER_WEIGHT,
+    BatchMemory,
+    BoolArray,
+    Controller,
+    DecodedSteps,
+    FloatArray,
+    IntArray,
+    StoppingController,
+)
 
 _BITS = SCHEMA.index("bits_per_weight")
 _FULL_WIDTH = BITS_PER_WEIGHT["fp16"]
@@ -56,11 +65,7 @@ class PerCompression(Rule):
 
 
 class StoppingPerCompression(PerCompression):
-    """The same for controllers that also decide inside steps."""
-
-    def __init__(self, controllers: Mapping[str, StoppingRule], *, name: str) -> None:
-        self._stoppers = list(controllers.values())
-        super().__init__(controllers, name=name)
+    """The same for controllers some of which also decide inside steps; the others always go on."""
 
     def go_on(self, observation: FloatArray) -> bool:
         """Returns whether to draft another token in the only request."""
@@ -68,6 +73,9 @@ class StoppingPerCompression(PerCompression):
 
     def go_on_batch(self, observations: FloatArray) -> BoolArray:
         """Returns the answer of each request's controller."""
-        answers = np.stack([part.go_on_batch(observations) for part in self._stoppers])
+        always = np.ones(len(observations), np.bool_)
+        answers = np.stack(
+            [p.go_on_batch(observations) if isinstance(p, StoppingController) else always for p in self._parts]
+        )
         chosen: BoolArray = answers[self._which(observations), np.arange(len(observations))]
         return chosen

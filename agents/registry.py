@@ -17,7 +17,7 @@ from agents.fixed import FixedGamma
 from agents.parts import Parts
 from agents.ppo_settings import PPOSettings
 from agents.rules.adaedl import AdaEdl, AdaEdlSettings
-from agents.rules.gammatune import GammaTune, GammaTuneSettings
+from agents.rules.gammatune import GammaTuneSettings, make_gammatune
 from agents.rules.goodput import Goodput, GoodputSettings
 from agents.rules.kangaroo import Kangaroo, KangarooSettings
 from agents.rules.llama_cpp import LlamaCpp, LlamaCppSettings
@@ -113,6 +113,7 @@ def _bandit(settings: type[Any], kind: Callable[..., Bandit], *, contextual: boo
         bandit = build(s, _times(lesson), measure_scaling(compiled, cost) if contextual else None, lesson.seed)
         order = np.random.default_rng(lesson.seed).permutation(len(compiled)).tolist()
         replay_stream(bandit, compiled, cost, order=order)
+        bandit.reseed(lesson.seed)
         return bandit
 
     def restore(s: Any, parts: Parts) -> Controller:
@@ -120,12 +121,13 @@ def _bandit(settings: type[Any], kind: Callable[..., Bandit], *, contextual: boo
             scaling = Scaling(mean=parts.arrays["mean"], std=parts.arrays["std"]) if contextual else None
             bandit = build(s, parts.needed_times(), scaling, 0)
             bandit.set_arrays(parts.arrays)
+            bandit.reseed(int(parts.arrays["seed"]))
         except KeyError as error:
             raise CheckpointError(f"Expected an array {error} of a bandit, found none. Train again.") from error
         return bandit
 
     def parts(bandit: Any) -> Parts:
-        arrays = bandit.get_arrays()
+        arrays = bandit.get_arrays() | {"seed": np.array(bandit.seed)}
         if contextual:
             arrays |= {"mean": bandit.scaling.mean, "std": bandit.scaling.std}
         return Parts(times=bandit.times, arrays=arrays)
@@ -140,7 +142,7 @@ AGENTS: Mapping[str, Agent] = {
     ),
     "exp3spec": _bandit(ArmsSettings, Exp3Spec, contextual=False),
     "fixed": Agent(settings=FixedSettings, make=lambda s, _: FixedGamma(s.gamma)),
-    "gammatune": _rule(GammaTuneSettings, GammaTune),
+    "gammatune": _rule(GammaTuneSettings, make_gammatune),
     "goodput": Agent(
         settings=GoodputSettings,
         make=lambda s, lesson: Goodput(s, _times(lesson)),

@@ -16,7 +16,7 @@ from speckv.observation import STOPPING_SCHEMA
 from speckv.runtime import stored
 from speckv.types import Controller
 
-CARD = "agent.json"
+CARD = stored.AGENT
 ARRAYS = "agent.npz"
 FORMAT = "speckv-agent"
 FORMAT_VERSION = 1

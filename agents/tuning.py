@@ -3,14 +3,14 @@
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from agents.per_compression import PerCompression, StoppingPerCompression
 from agents.registry import Lesson, agent_settings, make_controller
-from agents.rules.base import StoppingRule
 from speckv.errors import ConfigError, nearest
 from speckv.evaluation.compare import compile_pair
 from speckv.replay import replay_controller
-from speckv.types import Controller
+from speckv.types import StoppingController
 
 Options = Mapping[str, Sequence[object]]
 
@@ -41,22 +41,21 @@ def tune(name: str, lesson: Lesson) -> PerCompression:
     if name not in GRIDS:
         known = sorted(GRIDS)
         raise ConfigError(f"Expected an agent with a grid, of {known}, got {name!r}.{nearest(name, known)}")
-    best: dict[str, tuple[float, Controller]] = {}
+    best: dict[str, tuple[float, Any]] = {}
     compiled, cost = compile_pair(lesson.train, lesson.cost)
     for options in _combinations(GRIDS[name]):
         _, settings = agent_settings({"name": name, **options})
-        controller = make_controller(name, settings, lesson)
-        record = replay_controller(controller, compiled, cost)
+        record = replay_controller(make_controller(name, settings, lesson), compiled, cost)
         for compression in compiled.compression_names:
             rows = [row for row, c in enumerate(record.compressions) if c == compression]
             rate = float(record.num_tokens[rows].sum() / record.seconds[rows].sum())
             if compression not in best or rate > best[compression][0]:
-                best[compression] = rate, controller
-    chosen = {compression: controller for compression, (_, controller) in best.items()}
-    title = f"{next(iter(chosen.values())).name}, tuned"
-    stoppers = {c: controller for c, controller in chosen.items() if isinstance(controller, StoppingRule)}
-    if stoppers:
-        return StoppingPerCompression(stoppers, name=title)
+                best[compression] = rate, settings
+    # Each compression gets a controller of its own: one that remembers must not be told of a step twice.
+    chosen = {compression: make_controller(name, settings, lesson) for compression, (_, settings) in best.items()}
+    title = f"{name.replace('_', '-')}, tuned"
+    if any(isinstance(controller, StoppingController) for controller in chosen.values()):
+        return StoppingPerCompression(chosen, name=title)
     return PerCompression(chosen, name=title)
 
 

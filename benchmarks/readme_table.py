@@ -25,13 +25,16 @@ SHOWN = {
 RULES = (
     "adaedl",
     "gammatune",
+    "goodput",
     "kangaroo",
-    "llama.cpp",
+    "llama-cpp",
     "sglang-ema",
     "svip",
     "transformers-confidence",
     "transformers-heuristic",
 )
+WITHOUT_GRID = ("goodput",)
+"""Rules with nothing to tune: they stand among the tuned ones as they are."""
 
 logger = logging.getLogger(__name__)
 Row = Mapping[str, Any]
@@ -59,8 +62,8 @@ def interval(row: Row, key: str = "speedup_vs_best_fixed") -> str:
 
 def best_rule(rows: Mapping[str, Row], *, tuned: bool) -> Row:
     """The published rule of highest throughput, at its defaults or tuned."""
-    names = [f"{rule}, tuned" if tuned else rule for rule in RULES]
-    found = [rows[name] for name in names if name in rows]
+    names = [f"{rule}, tuned" if tuned and rule not in WITHOUT_GRID else rule for rule in RULES]
+    found = [rows[name] for name in names]
     return max(found, key=lambda row: float(row["throughput_tokens_per_s"]))
 
 

@@ -205,6 +205,11 @@ class Core:
         for name, values in self._sums.items():
             values[:] = arrays[f"sums.{name}"]
 
+    def describe(self, step: ReplayStep) -> str:
+        """What the first slot's last step did, in a few words: accepted drafts as +, others as -."""
+        drafted, accepted = int(step.num_drafted[0]), int(step.num_accepted[0])
+        return f"drafted {'+' * accepted}{'-' * (drafted - accepted)}"
+
     def episode_sums(self, rows: IntArray) -> dict[str, NDArray[Any]]:
         """Returns the sums of some slots' episodes so far."""
         return {name: total[rows] for name, total in self._sums.items()}

@@ -131,8 +131,7 @@ class ReplayEnv(gym.Env[FloatArray, np.int64]):
         where = f"{sequence.compression} {sequence.prompt_id}: {batch.history.emitted[0]}/{batch.budget} tokens"
         if self._last is None:
             return where
-        drafted, accepted, seconds = (getattr(self._last, n)[0] for n in ("num_drafted", "num_accepted", "seconds"))
-        return f"{where}, drafted {'+' * accepted}{'-' * (drafted - accepted)} in {seconds * 1e3:.1f} ms"
+        return f"{where}, {self.core.describe(self._last)} in {self._last.seconds[0] * 1e3:.1f} ms"
 
     @staticmethod
     def _scalars(values: Mapping[str, NDArray[Any]]) -> dict[str, Any]:

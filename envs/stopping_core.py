@@ -14,7 +14,7 @@ from envs.rewards import Rewards
 from speckv.errors import ConfigError
 from speckv.observation import STOPPING_SCHEMA
 from speckv.replay import ReplayStep
-from speckv.types import FloatArray, IntArray
+from speckv.types import BoolArray, FloatArray, IntArray
 
 VERIFY, DRAFT = 0, 1
 
@@ -49,6 +49,8 @@ class StoppingCore(Core):
         self.depth: IntArray = np.zeros(num_envs, np.int64)
         self._num_decisions: IntArray = np.zeros(num_envs, np.int64)
         self._spent_s = np.zeros(num_envs)
+        self._verified: BoolArray = np.zeros(num_envs, np.bool_)
+        self._drafted: IntArray = np.zeros(num_envs, np.int64)
         self._before = np.zeros((num_envs, self.batch.first_observations.shape[1]), np.float32)
 
     def action_space(self) -> spaces.Discrete:
@@ -96,10 +98,17 @@ class StoppingCore(Core):
         self._spent_s += action_s
         step = replace(whole, num_drafted=drafts.astype(np.int64), seconds=seconds, context=context)
         rewards = self._account(step, num_steps=verifies.astype(np.int64))
+        self._verified, self._drafted = verifies, whole.num_drafted
         rows = np.flatnonzero(verifies)
         self._before[rows] = batch.observe()[rows]
         self._begin_step(rows)
         return step, rewards
+
+    def describe(self, step: ReplayStep) -> str:
+        """What the first slot's last action did, in a few words."""
+        if not self._verified[0]:
+            return f"drafting {'?' * int(self.depth[0])}"
+        return super().describe(replace(step, num_drafted=self._drafted))
 
     def _begin_step(self, rows: IntArray) -> None:
         self.depth[rows], self._num_decisions[rows], self._spent_s[rows] = 0, 0, 0.0

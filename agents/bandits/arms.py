@@ -34,11 +34,6 @@ class _Means(Bandit):
         untried = np.flatnonzero(self.counts[compression] == 0)
         return int(untried[0]) if len(untried) else None
 
-    def _largest(self, compression: int) -> float:
-        """Greatest reward that any arm can give: everything accepted."""
-        steps = self.times.verify_s[compression, self.arms] + self.arms * self.times.draft_s[compression]
-        return float(((self.arms + 1) * self.times.verify_s[compression, 0] / steps).max())
-
 
 class Ucb1(_Means):
     """argmax mean + R sqrt(2 ln t / n), with R the greatest possible reward.
@@ -58,7 +53,7 @@ class Ucb1(_Means):
         if untried is not None:
             return untried
         counts = self.counts[compression]
-        bonus = self._largest(compression) * np.sqrt(2 * math.log(counts.sum()) / counts)
+        bonus = self.largest(compression) * np.sqrt(2 * math.log(counts.sum()) / counts)
         return int((self.means[compression] + self.settings.width * bonus).argmax())
 
 
@@ -84,7 +79,7 @@ class UcbSpec(_Means):
             return untried
         n = self.counts[compression]
         inside = (1 + n) / n**2 * (1 + 2 * np.log(len(n) * n.sum() ** 2 * np.sqrt(1 + n)))
-        bonus = self._largest(compression) / 2 * np.sqrt(inside)
+        bonus = self.largest(compression) / 2 * np.sqrt(inside)
         return int((self.means[compression] + self.settings.width * bonus).argmax())
 
 
@@ -140,8 +135,8 @@ class Exp3Spec(Bandit):
     def update(self, compression: int, arm: int, observation: FloatArray, outcome: StepOutcome) -> None:
         """Adds the estimated loss."""
         del observation
-        steps = self.times.verify_s[compression, self.arms] + self.arms * self.times.draft_s[compression]
-        largest = float(((self.arms + 1) * self.times.verify_s[compression, 0] / steps).max())
-        loss = (largest - self.speedup(compression, outcome)) / largest
+        largest = self.largest(compression)
+        # A short context can be faster than the reference context that `largest` is computed at.
+        loss = max(0.0, (largest - self.speedup(compression, outcome)) / largest)
         self.losses[compression, arm] += loss / self._probability
         self.played[compression] += 1

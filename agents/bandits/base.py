@@ -38,8 +38,12 @@ class Bandit(ABC):
         if list(arms) != sorted(set(arms)) or not arms or arms[0] < 0 or arms[-1] > GAMMA_MAX:
             raise ConfigError(f"Expected agent.arms ascending from 0 to {GAMMA_MAX} at most, got {arms}.")
         self.name, self.arms, self.times = name, np.array(arms, np.int64), times
-        self.rng = np.random.default_rng(seed)
+        self.reseed(seed)
         self._last: tuple[int, int, FloatArray] | None = None
+
+    def reseed(self, seed: int) -> None:
+        """Begins its draws anew."""
+        self.seed, self.rng = seed, np.random.default_rng(seed)
 
     def reset(self) -> None:
         """Forgets the request; what was learned stays."""
@@ -83,6 +87,11 @@ class Bandit(ABC):
         """Puts back what `get_arrays` gave."""
         for name in self.learned:
             setattr(self, name, np.array(arrays[name]))
+
+    def largest(self, compression: int) -> float:
+        """Greatest reward that any arm can give at the reference context: everything accepted."""
+        seconds = self.times.verify_s[compression, self.arms] + self.arms * self.times.draft_s[compression]
+        return float(((self.arms + 1) * self.times.verify_s[compression, 0] / seconds).max())
 
     def speedup(self, compression: int, outcome: StepOutcome) -> float:
         """Tokens a second of a step, in units of plain decoding."""

@@ -21,7 +21,8 @@ Float64 = NDArray[np.float64]
 MIN_STD = 1e-3
 """A feature that varies less is a constant and is left in its own units."""
 MAX_VARIANCE = 1e3
-"""Forgetting lets the variance of directions that are never visited grow without end; here it stops."""
+"""Forgetting lets the variance of directions that are never visited grow without end; a regression that has come here
+forgets nothing until what it sees has brought it down again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,8 +88,10 @@ class RidgeBank:
         """
         inverse = self.inverse[rows]
         if self._forget < 1.0:
-            inverse = np.minimum(inverse / self._forget, MAX_VARIANCE)
-            self.sums[rows] *= self._forget
+            largest = np.einsum("kii->ki", inverse).max(axis=1)
+            share = np.where(largest / self._forget <= MAX_VARIANCE, self._forget, 1.0)
+            inverse = inverse / share[:, None, None]
+            self.sums[rows] *= share[:, None]
         along = inverse @ x
         inverse = inverse - along[:, :, None] * (along / (1.0 + along @ x)[:, None])[:, None, :]
         self.inverse[rows] = inverse
@@ -118,8 +121,8 @@ class _Linear(Bandit):
         rows = np.array(revealed(self.arms, arm, outcome, self.settings.side_information))
         played = self.arms[rows]
         accepted = np.minimum(played, outcome.num_accepted)
-        steps = self.times.verify_s[compression, played] + played * self.times.draft_s[compression]
-        rewards = (accepted + 1) * self.times.verify_s[compression, 0] / (steps + self.times.controller_s)
+        seconds = self.times.step_s(observation[np.newaxis])[0, played] - self.times.controller_s
+        rewards = (accepted + 1) * self.times.verify_s[compression, 0] / seconds
         rewards[rows == arm] = self.speedup(compression, outcome)
         self.bank.update(rows, self.scaling.features(observation), rewards)
 

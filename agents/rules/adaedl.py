@@ -34,11 +34,11 @@ class AdaEdlSettings:
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        shares = (self.target, self.rate_decay, self.threshold_decay)
+        shares = (self.threshold, self.target, self.rate_decay, self.threshold_decay)
         if self.gamma_max < 1 or self.scale <= 0 or self.step < 0 or not all(0 <= share <= 1 for share in shares):
             raise ConfigError(
-                "Expected agent.gamma_max of at least 1, agent.scale above 0, agent.step from 0 up, and target and "
-                f"decays in [0, 1], got {self}."
+                "Expected agent.gamma_max of at least 1, agent.scale above 0, agent.step from 0 up, and threshold, "
+                f"target and decays in [0, 1], got {self}."
             )
 
 

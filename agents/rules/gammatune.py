@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agents.rules.base import CONFIDENCE, StoppingRule
+from agents.rules.base import CONFIDENCE, Rule
 from speckv.errors import ConfigError
 from speckv.traces import GAMMA_MAX
 from speckv.types import BoolArray, DecodedSteps, FloatArray, IntArray
@@ -36,7 +36,7 @@ class GammaTuneSettings:
             )
 
 
-class GammaTune(StoppingRule):
+class GammaTune(Rule):
     """gamma = A + delta if all were accepted, else ceil(average) with average <- clip((1 - eta) average + eta A).
 
     Source:
@@ -44,7 +44,7 @@ class GammaTune(StoppingRule):
     """
 
     def __init__(self, settings: GammaTuneSettings) -> None:
-        super().__init__("gammatune+" if settings.threshold > 0 else "gammatune", GAMMA_MAX)
+        super().__init__("gammatune")
         self.settings = settings
         self.reset()
 
@@ -59,11 +59,6 @@ class GammaTune(StoppingRule):
         assert len(observations) == len(self._gamma)
         return self._gamma.copy()
 
-    def go_on_batch(self, observations: FloatArray) -> BoolArray:
-        """Goes on where the newest token is likely enough."""
-        likely: BoolArray = observations[:, CONFIDENCE] >= self.settings.threshold
-        return likely
-
     def remember(self, step: DecodedSteps, where: BoolArray) -> None:
         """Moves average and gamma."""
         s = self.settings
@@ -73,3 +68,25 @@ class GammaTune(StoppingRule):
         gamma = np.where(success, step.num_accepted + s.delta, np.ceil(average)).astype(np.int64)
         self._average = np.where(where, average, self._average)
         self._gamma = np.where(where, np.minimum(gamma, GAMMA_MAX), self._gamma)
+
+
+class GammaTunePlus(GammaTune):
+    """GammaTune that also stops behind a token of top-1 probability below the threshold."""
+
+    def __init__(self, settings: GammaTuneSettings) -> None:
+        super().__init__(settings)
+        self.name = "gammatune+"
+
+    def go_on(self, observation: FloatArray) -> bool:
+        """Returns whether to draft another token in the only request."""
+        return bool(self.go_on_batch(observation[np.newaxis])[0])
+
+    def go_on_batch(self, observations: FloatArray) -> BoolArray:
+        """Goes on where the newest token is likely enough."""
+        likely: BoolArray = observations[:, CONFIDENCE] >= self.settings.threshold
+        return likely
+
+
+def make_gammatune(settings: GammaTuneSettings) -> GammaTune:
+    """GammaTune, or GammaTune+ if there is a threshold."""
+    return GammaTunePlus(settings) if settings.threshold > 0 else GammaTune(settings)

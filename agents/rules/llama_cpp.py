@@ -37,7 +37,7 @@ class LlamaCpp(StoppingRule):
     """
 
     def __init__(self, settings: LlamaCppSettings) -> None:
-        super().__init__("llama.cpp", settings.n_max)
+        super().__init__("llama-cpp", settings.n_max)
         self.settings = settings
 
     def go_on_batch(self, observations: FloatArray) -> BoolArray:

@@ -19,7 +19,7 @@ class SglangEmaSettings:
         candidates: Speculation lengths, ascending.
         start: The first one's index.
         decay: Share of the past in the averaged accepted length, in [0, 1].
-        warmup: Steps before the first move.
+        warmup: Steps before moves are considered; the first comes `interval` later.
         interval: Steps between moves.
         down: Added to the bar below which a shorter length is taken.
         up: Added to the bar above which a longer length is taken.
@@ -50,7 +50,9 @@ class SglangEmaSettings:
 class SglangEma(Rule):
     """Every few steps: down while average <= shorter - 0.5 + down, up while average > present - 0.5 + up.
 
-    SGLang keeps one average for all requests; here each request has its own.
+    The bar of a shorter length 0 is 0.5 + down; at 0 nothing is learned, and every few steps the next longer length is
+    probed. The average starts at the first length minus 1. SGLang keeps one average for all requests; here each request
+    has its own.
 
     Source:
         SGLang 0.5.23, `srt/speculative/adaptive_spec_params.py`.
@@ -66,7 +68,7 @@ class SglangEma(Rule):
         """Begins requests at the first length."""
         super().start(num_requests)
         self._index = np.full(num_requests, self.settings.start, np.int64)
-        self._average = np.full(num_requests, np.nan)
+        self._average = np.full(num_requests, max(float(self._candidates[self.settings.start]) - 1.0, 0.0))
         self._steps = np.zeros(num_requests, np.int64)
 
     def act_batch(self, observations: FloatArray) -> IntArray:
@@ -78,17 +80,19 @@ class SglangEma(Rule):
     def remember(self, step: DecodedSteps, where: BoolArray) -> None:
         """Moves the average, and at every few steps the length."""
         s = self.settings
-        first = np.isnan(self._average)
-        average = np.where(first, step.num_accepted, s.decay * self._average + (1 - s.decay) * step.num_accepted)
-        self._average = np.where(where, average, self._average)
+        speculates = self._candidates[self._index] > 0
+        average = s.decay * self._average + (1 - s.decay) * step.num_accepted
+        self._average = np.where(where & speculates, average, self._average)
         self._steps = self._steps + where
-        due = where & (self._steps >= s.warmup) & ((self._steps - s.warmup) % s.interval == 0)
+        due = where & (self._steps > s.warmup) & ((self._steps - s.warmup) % s.interval == 0)
         last = len(self._candidates) - 1
+        self._index = self._index + (due & ~speculates & (self._index < last))
+        due &= speculates
         for _ in range(last):
             shorter = self._candidates[np.maximum(self._index - 1, 0)]
-            falls = due & (self._index > 0) & (self._average <= shorter - 0.5 + s.down)
-            self._index = self._index - falls
+            bar = np.where(shorter == 0, 0.5, shorter - 0.5) + s.down
+            self._index = self._index - (due & (self._index > 0) & (self._average <= bar))
         for _ in range(last):
             present = self._candidates[self._index]
-            rises = due & (self._index < last) & (self._average > present - 0.5 + s.up)
+            rises = due & (present > 0) & (self._index < last) & (self._average > present - 0.5 + s.up)
             self._index = self._index + rises

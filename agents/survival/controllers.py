@@ -68,7 +68,6 @@ class SurvivalStopping(StoppingRule):
         before: As for `SurvivalGamma`.
         inside: Features of `STOPPING_SCHEMA` -> log-odds that the next token is accepted, with all before it.
         times: What steps take.
-        threshold: Least probability to go on, in place of the price that follows from time: SpecDec++'s rule.
         name: Shown in tables.
     """
 
@@ -78,12 +77,11 @@ class SurvivalStopping(StoppingRule):
         inside: Network,
         times: StepTimes,
         *,
-        threshold: float | None = None,
         name: str = "survival-stopping",
     ) -> None:
         super().__init__(name, len(before.biases[-1]))
         self.before = SurvivalGamma(before, times)
-        self.inside, self.times, self.threshold = inside, times, threshold
+        self.inside, self.times = inside, times
         self._more_s = np.diff(times.verify_s, axis=1) + times.draft_s[:, None] + times.controller_s
         self._value = np.zeros(1)
         self._which = np.zeros(1, np.int64)
@@ -101,5 +99,5 @@ class SurvivalStopping(StoppingRule):
         chance = logistic(self.inside.batch(observations)[:, 0])
         depth = np.rint(observations[:, _DEPTH] * DEPTH_SCALE).astype(np.int64)
         price = self._value * self._more_s[self._which, np.minimum(depth, self._more_s.shape[1] - 1)]
-        worth: BoolArray = chance >= (price if self.threshold is None else self.threshold)
+        worth: BoolArray = chance >= price
         return worth

@@ -81,7 +81,8 @@ def before_steps(states: VisitedStates, gamma_max: int) -> Samples:
     return Samples(
         inputs=states.observations,
         labels=(states.accepted[:, None] >= depths).astype(np.float32),
-        known=(states.limits[:, None] >= depths).astype(np.float32),
+        # A draft that was rejected before it had to end has not survived to any depth behind.
+        known=((states.limits[:, None] >= depths) | (states.accepted < states.limits)[:, None]).astype(np.float32),
     )
 
 

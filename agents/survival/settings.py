@@ -16,7 +16,7 @@ class SurvivalSettings:
         batch_size: Samples in a minibatch.
         learning_rate: Of Adam at the start; it falls to zero along a cosine.
         weight_decay: Of AdamW.
-        rounds: How often states are collected anew with the controller that was fitted before.
+        rounds: Fits; all but the first add the states that the controller of the fit before meets.
     """
 
     hidden: tuple[int, ...] = (64, 64)

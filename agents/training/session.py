@@ -73,7 +73,9 @@ def _train_rule(
     overrides: Sequence[str],
 ) -> Comparison:
     console.write(describe(task))
-    controller = make_controller(name, agent, Lesson(train=task.train, cost=task.cost, seed=settings.seed))
+    # The best fixed gamma is tuned on all train prompts by definition; what learns leaves the validation prompts out.
+    train = task.train if name == "best_fixed" else task.learning
+    controller = make_controller(name, agent, Lesson(train=train, cost=task.cost, seed=settings.seed))
     folder = RunFolder.create(settings.output, settings.runs_dir, default_name(name, task.cost.name, settings.seed))
     folder.record_start(config, overrides, _facts(settings, name, task))
     save_controller(folder.path, name, agent, controller)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Replays controllers over the same recorded prompts and measures them against the baselines and the bound."""
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -112,7 +113,7 @@ def compare(
         cost: Turns steps into seconds.
         controllers: Under test; their names must differ from one another and from the baselines'.
         num_resamples: Bootstrap resamples of the test prompts.
-        seed: Of the bootstrap; nothing else here is random.
+        seed: Of the bootstrap; nothing else here is random but what controllers draw from generators of their own.
         best_fixed_gammas: What `tune_fixed(train, cost).best()` gives, if it is known already.
 
     Returns:
@@ -170,7 +171,10 @@ def _check(train: TraceSet, test: TraceSet, controllers: Sequence[Controller]) -
     names = [c.name for c in controllers]
     fixed = {name for name in names if name in RESERVED_NAMES or names.count(name) > 1}
     if fixed:
-        raise ConfigError(f"Expected distinct controller names other than the baselines', got {sorted(fixed)}.")
+        raise ConfigError(
+            f"Expected distinct controller names other than the baselines', got {sorted(fixed)}. "
+            "Leave one of them out, or put it into a folder of another name."
+        )
 
 
 def compile_pair(traces: TraceSet, cost: CostTable) -> tuple[CompiledTraces, CompiledCost]:
@@ -189,11 +193,13 @@ def tune_fixed(train: TraceSet, cost: CostTable) -> FixedSweep:
 def controller_sums(controller: Controller, compiled: CompiledTraces, cost: CompiledCost) -> Sums:
     """Replays one controller over every sequence; decisions are charged where the controller charges any.
 
-    One that learns online meets the sequences one after the other, in an order that is drawn once and for all.
+    One that learns online meets the sequences one after the other, in an order that is drawn once and for all. A copy
+    of it does: what it learns here is gone afterwards.
     """
     if isinstance(controller, OnlineLearner):
         order = np.random.default_rng(STREAM_SEED).permutation(len(compiled))
-        record = replay_stream(controller, compiled, cost, order=order.tolist()).take(np.argsort(order).tolist())
+        learner = copy.deepcopy(controller)
+        record = replay_stream(learner, compiled, cost, order=order.tolist()).take(np.argsort(order).tolist())
     else:
         record = replay_controller(controller, compiled, cost)
     return Grid.of(compiled).sums(controller.name, record)

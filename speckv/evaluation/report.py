@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes a comparison into a folder: text, JSON, CSV and three figures."""
 
+import copy
 import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,9 +18,9 @@ from speckv.evaluation.plots import TimelineStep, gamma_histogram, speedup_bars,
 from speckv.evaluation.results import comparison_json, per_prompt_csv
 from speckv.evaluation.table import render_comparison
 from speckv.files import canonical_json, write_atomically
-from speckv.replay import ReplayRecord, StepLog, replay_controller, replay_fixed
+from speckv.replay import ReplayRecord, StepLog, replay_controller, replay_fixed, replay_stream
 from speckv.traces import TraceSet
-from speckv.types import Controller
+from speckv.types import Controller, OnlineLearner
 
 _DPI = 150
 
@@ -69,6 +70,7 @@ def make_timelines(comparison: Comparison, test: TraceSet, cost: CostTable, cont
     one = test.select(prompt_ids=[prompt_id], compressions=[compression])
     compiled, compiled_cost = compile_pair(one, cost)
     gamma = comparison.best_fixed_gammas[compression]
+    replay = replay_stream if isinstance(controller, OnlineLearner) else replay_controller
     return Timelines(
         prompt_id=prompt_id,
         task=one.tasks[0],
@@ -76,7 +78,7 @@ def make_timelines(comparison: Comparison, test: TraceSet, cost: CostTable, cont
         baseline_gamma=gamma,
         baseline=_steps(replay_fixed(compiled, compiled_cost, gamma, log=True)),
         controller=controller.name,
-        steps=_steps(replay_controller(controller, compiled, compiled_cost, log=True)),
+        steps=_steps(replay(copy.deepcopy(controller), compiled, compiled_cost, log=True)),
     )
 
 

@@ -23,7 +23,7 @@ class RowwiseInt8Linear(nn.Module):
     A row's values of magnitude `threshold` or more stay as they are, the others are rounded to 127 steps of the largest
     among them; the weight holds its rounded values. bitsandbytes takes the *columns* of all outliers in a pass out of
     the rounding, for all its rows, so a pass of several rows differs slightly with its company. Row by row is what
-    plain decoding, one token a pass, computes.
+    plain decoding, one token a pass, computes; only the prompt it reads in one.
 
     Args:
         codes: Int8 of shape [out_features, in_features].
@@ -55,7 +55,8 @@ class RowwiseInt8Linear(nn.Module):
 
     def _multiply(self, rows: Tensor) -> Tensor:
         half = rows.to(torch.float16)
-        outlier = half.abs() >= self.threshold
+        # As in bitsandbytes, a threshold of 0 means that there are no outliers.
+        outlier = half.abs() >= (self.threshold or torch.inf)
         regular = half.masked_fill(outlier, 0)
         largest = regular.abs().amax(-1, keepdim=True).float().clamp(min=1e-12)
         steps = torch.round(regular * (INT8_STEPS / largest))

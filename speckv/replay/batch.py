@@ -156,6 +156,11 @@ class ReplayBatch:
         return self.history.emitted < self.length
 
     @property
+    def ends_text(self) -> BoolArray:
+        """Shape [N]; slots whose sequence ends with an end of text, not by the budget."""
+        return self._ends
+
+    @property
     def playable(self) -> IntArray:
         """Indices of the sequences that have a decode step at all: more than the prefill's token."""
         return np.flatnonzero(self._length_of > 1)

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from speckv.cost import CompiledCost
+from speckv.errors import ConfigError
 from speckv.replay.batch import ReplayBatch
 from speckv.replay.compiled import CompiledTraces
 from speckv.replay.record import ReplayRecord
 from speckv.replay.runs import Choice, run_to_end
-from speckv.types import BoolArray, Controller, DecodedSteps, StepOutcome
+from speckv.types import BoolArray, Controller, DecodedSteps, StepOutcome, StoppingController
 
 
 def replay_stream(
@@ -34,7 +35,15 @@ def replay_stream(
 
     Returns:
         One row a sequence, in the order given.
+
+    Raises:
+        ConfigError: for a controller that also decides inside steps: it would not be asked there.
     """
+    if isinstance(controller, StoppingController):
+        raise ConfigError(
+            f"Expected a controller that decides once a step, got {controller.name}, which decides inside steps too. "
+            "Use replay_controller."
+        )
     charge = controller_s if controller_s is not None else cost.controller_s if controller.charges_decision else 0.0
     batch = ReplayBatch(compiled, cost, 1, controller_s=charge)
 
@@ -65,6 +74,6 @@ def _outcome(step: DecodedSteps, batch: ReplayBatch) -> StepOutcome:
         draft_signals=step.draft_signals[0, :drafted],
         target_entropy=entropy,
         target_confidence=confidence,
-        seconds=float(step.seconds[0]),
-        finish=None if batch.running[0] else "end",
+        seconds=float(step.seconds[0]) - batch.controller_s,  # live, deciding is not part of a step's time either
+        finish=None if batch.running[0] else "eos" if batch.ends_text[0] else "length",
     )

@@ -14,6 +14,8 @@ from speckv.types import Controller
 POLICY = "policy"
 """Folder of an exported network inside a run folder."""
 RULE = "controller.json"
+AGENT = "agent.json"
+"""What `agents` writes for controllers that this room does not know."""
 FORMAT = "speckv-controller"
 FORMAT_VERSION = 1
 
@@ -49,6 +51,11 @@ def load_controller(path: Path | str, *, name: str | None = None) -> Controller:
         rule.name = name or rule.name
         return rule
     folder = _policy_folder(path)
+    if folder is None and (path / AGENT).is_file():
+        raise CheckpointError(
+            f"{path} holds an agent that only replays can run so far. Compare it with "
+            f"`python evaluate.py controllers=[{path}]`; live, constants and PPO policies decide."
+        )
     if folder is None:
         raise CheckpointError(
             f"Expected a run folder or an exported policy at {path}, found neither {POLICY}/{CARD}, {CARD} nor {RULE}. "

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every agent that needs no environment promises: the same alone and among others, on the past alone, on disk."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,10 @@ def test_it_survives_the_disk(agent: tuple[str, object, Controller], tmp_path: P
         assert isinstance(loaded, Bandit)
         for key, values in controller.get_arrays().items():
             np.testing.assert_array_equal(loaded.get_arrays()[key], values)
+        controller.reseed(controller.seed)  # other tests have drawn from it since it was made
+        both = compile_both(random_traces(num_prompts=6, seed=2))
+        mine, theirs = (replay_stream(copy.deepcopy(c), *both) for c in (controller, loaded))
+        assert mine.gamma_counts.tolist() == theirs.gamma_counts.tolist()
         return
     compiled, cost = compile_both(random_traces(num_prompts=6, seed=2))
     mine, theirs = replay_controller(controller, compiled, cost), replay_controller(loaded, compiled, cost)

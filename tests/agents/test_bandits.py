@@ -107,6 +107,16 @@ def test_the_regressions_are_ridge_regressions() -> None:
         assert spread[number] == pytest.approx(math.sqrt(probe @ np.linalg.solve(precision, probe)))
 
 
+@pytest.mark.parametrize("forget", [0.9, 0.99])
+def test_forgetting_stays_sane_where_inputs_never_vary(forget: float) -> None:
+    """Two features that always agree: one direction is never visited, and its variance must not run away."""
+    bank = RidgeBank(1, 2, ridge=1.0, forget=forget)
+    for _ in range(5000):
+        bank.update(np.array([0]), np.array([1.0, 1.0]), np.array([1.0]))
+        assert np.linalg.eigvalsh(bank.inverse[0]).min() > 0
+    assert bank.predict(np.array([1.0, 1.0]))[0][0] == pytest.approx(1.0, abs=0.05)
+
+
 def test_what_a_step_reveals() -> None:
     arms = np.array([0, 1, 3, 8])
     assert revealed(arms, 2, outcome(3, 1), "none") == [2]

@@ -6,7 +6,7 @@ import pytest
 
 from agents.rules.adaedl import AdaEdl, AdaEdlSettings
 from agents.rules.base import StoppingRule
-from agents.rules.gammatune import GammaTune, GammaTuneSettings
+from agents.rules.gammatune import GammaTunePlus, GammaTuneSettings, make_gammatune
 from agents.rules.goodput import Goodput, GoodputSettings
 from agents.rules.kangaroo import Kangaroo, KangarooSettings
 from agents.rules.llama_cpp import LlamaCpp, LlamaCppSettings
@@ -139,7 +139,7 @@ def test_adaedl() -> None:
 
 
 def test_gammatune() -> None:
-    rule = GammaTune(GammaTuneSettings())
+    rule = make_gammatune(GammaTuneSettings())
     assert rule.act(before()[0]) == 4
     rule.remember(step(4, 4), ALL)
     assert rule.act(before()[0]) == 6  # 4 + 2
@@ -149,23 +149,35 @@ def test_gammatune() -> None:
         rule.remember(step(4, 0), ALL)
     assert rule.act(before()[0]) == 2  # not below half of 4
     assert rule.name == "gammatune"
-    plus = GammaTune(GammaTuneSettings(threshold=0.3))
+    plus = make_gammatune(GammaTuneSettings(threshold=0.3))
+    assert isinstance(plus, GammaTunePlus)
     assert plus.name == "gammatune+"
-    assert not goes_on(plus, token_confidence=0.29)
+    assert not plus.go_on(inside(token_confidence=0.29)[0])
 
 
 def test_sglang_ema() -> None:
     rule = SglangEma(SglangEmaSettings())
     played = []
-    for number in range(40):
+    for number in range(60):
         gamma = rule.act(before()[0])
         played.append(gamma)
-        rule.remember(step(gamma, gamma if number < 20 else 0), ALL)
-    # Ten steps of warm-up at 3, average 3 > 2.5: 5. At step 15 the average nears 5, above 4.5: 7.
-    assert played[:10] == [3] * 10
-    assert played[10:15] == [5] * 5
-    assert rule.settings.candidates[-1] in played[15:25]
+        rule.remember(step(gamma, gamma if number < 26 else 0), ALL)
+    # The first move comes after 10 + 5 steps: the average, from 2 towards 3, is above 2.5. Ten later it is above 4.5.
+    assert played[:15] == [3] * 15
+    assert played[15:25] == [5] * 10
+    assert played[25:30] == [7] * 5
     assert played[-1] == 1
+
+
+def test_sglang_ema_switches_off_and_looks_again() -> None:
+    rule = SglangEma(SglangEmaSettings(candidates=(0, 1, 2), start=1, warmup=0, interval=2))
+    played = []
+    for _ in range(8):
+        gamma = rule.act(before()[0])
+        played.append(gamma)
+        rule.remember(step(gamma, 0), ALL)
+    # The average starts at 0, not above 0.5 - 0.25: off after two steps; probed after two more, and off again.
+    assert played == [1, 1, 0, 0, 1, 1, 0, 0]
 
 
 def test_goodput_is_the_argmax() -> None:

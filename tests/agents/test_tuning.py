@@ -37,6 +37,18 @@ def test_each_compression_is_steered_by_its_own() -> None:
         np.testing.assert_array_equal(together.gamma_counts[rows], alone.gamma_counts[rows])
 
 
+def test_a_tuned_rule_is_told_of_every_step_once() -> None:
+    lesson = Lesson(train=TRAIN, cost=make_cost_table(), seed=0)
+    compiled, cost = compile_both(TRAIN)
+    tuned = tune("transformers_heuristic", lesson)
+    parts = list(tuned.controllers.values())
+    assert len({id(part) for part in parts}) == len(parts) == 2
+    for compression, part in tuned.controllers.items():
+        alone, together = replay_controller(part, compiled, cost), replay_controller(tuned, compiled, cost)
+        rows = [row for row, name in enumerate(alone.compressions) if name == compression]
+        np.testing.assert_array_equal(together.gamma_counts[rows], alone.gamma_counts[rows])
+
+
 def test_stopping_rules_stay_stopping_rules() -> None:
     compiled, cost = compile_both(random_traces(num_prompts=6, seed=1))
     parts = {name: LlamaCpp(LlamaCppSettings(p_min=p)) for name, p in (("fp16", 0.3), ("nf4", 0.8))}

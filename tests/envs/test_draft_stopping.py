@@ -14,7 +14,7 @@ from speckv.errors import ConfigError
 from speckv.observation import STOPPING_SCHEMA
 from speckv.replay import replay_controller
 from speckv.types import FloatArray
-from tests.fakes_traces import compile_both, make_cost_table, random_traces
+from tests.fakes_traces import compile_both, make_cost_table, make_sequence, make_traces, random_traces
 from tests.speckv.test_stopping import Cautious
 
 NUM_ENVS = 5
@@ -113,6 +113,17 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], messa
     traces = random_traces(sampled=True)
     with pytest.raises(ConfigError, match=message):
         DraftStoppingEnv(**(arguments({}) | {"traces": traces} | settings))
+
+
+def test_it_renders_drafting_and_verifying() -> None:
+    traces = make_traces([make_sequence([1, 1, 0, 1, 1, 1])], max_new_tokens=6)
+    env = DraftStoppingEnv(traces=traces, cost=make_cost_table(), render_mode="ansi")
+    env.reset(seed=0)
+    env.step(np.int64(1))
+    assert "drafting ? in" in str(env.render())
+    env.step(np.int64(1))
+    env.step(np.int64(0))
+    assert "drafted +- in" in str(env.render())
 
 
 def test_other_actions_are_refused() -> None:
