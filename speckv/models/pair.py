@@ -230,7 +230,23 @@ def _freeze(model: PreTrainedModel) -> PreTrainedModel:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     use_narrow_linear(model)
+    head = model.get_output_embeddings()
+    if head is not None:
+        head.register_forward_pre_hook(_plain_strides)
     return model
+
+
+def _plain_strides(head: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Copies the few rows that are scored, where they are a slice of more.
+
+    The last row of a wider pass keeps the strides of that pass. PyTorch calls it contiguous, yet its product copies the
+    head's whole weight first: 270 MB for 0.5B parameters, 0.4 s of a pass that takes 0.1 s.
+    """
+    del head
+    rows = arguments[0]
+    if rows.stride() != torch.empty(rows.shape, device="meta").stride():
+        rows = rows.clone(memory_format=torch.contiguous_format)
+    return (rows, *arguments[1:])
 
 
 def _load_tokenizer(model: CausalModel) -> PreTrainedTokenizerBase:

@@ -118,3 +118,16 @@ def test_the_narrow_product_is_the_same_product(rows: int, bias: bool, monkeypat
 
 def test_the_widest_narrow_product_is_one_that_was_timed() -> None:
     assert linear.widest_narrow_product() in (0, *PROBED_ROWS)
+
+
+def test_the_head_is_given_rows_with_plain_strides(folder: Path) -> None:
+    """A slice of more rows would have PyTorch copy the head's whole weight, at every pass that catches up."""
+    pair = load_pair(config(folder, folder))
+    seen: list[tuple[int, ...]] = []
+    head = pair.target.hf.get_output_embeddings()
+    head.register_forward_hook(lambda _, arguments, __: seen.append(arguments[0].stride()))
+    sequence = pair.target.sequence()
+    sequence.extend([1, 2, 3], num_logits=1)
+    sequence.extend([4, 5], num_logits=1)
+    sequence.extend([6, 7, 8])
+    assert seen == [(32, 32, 1), (32, 32, 1), (96, 32, 1)]
