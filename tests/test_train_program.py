@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import evaluate as evaluation
 import train as program
 from agents.training.run_folder import LAST
 from speckv.commands.app import compose_checked, prepare
@@ -53,7 +54,13 @@ def test_every_config_composes_into_settings(group: str) -> None:
     names = sorted(p.stem for p in (ROOT / "configs" / group).glob("*.yaml"))
     assert names
     for name in names:
-        program.settings_from(compose_checked(program.NAME, [f"{group}={name}"]))
+        header = (ROOT / "configs" / group / f"{name}.yaml").read_text(encoding="utf-8")
+        # An experiment's header names the program that runs it.
+        if f"python evaluate.py {group}={name}" in header:
+            settings = evaluation.settings_from(compose_checked(evaluation.NAME, [f"{group}={name}"]))
+            assert (settings.agents, settings.tuned) == ("all", True)
+        else:
+            program.settings_from(compose_checked(program.NAME, [f"{group}={name}"]))
 
 
 def test_resume_takes_nothing_else(tmp_path: Path) -> None:
