@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import speckv
+from benchmarks import readme_table
 
 ROOT = Path(__file__).resolve().parents[1]
 SPDX = "# SPDX-License-Identifier: Apache-2.0"
@@ -82,6 +83,10 @@ def test_no_module_outgrows_its_room() -> None:
 def test_no_path_of_one_machine() -> None:
     absolute = re.compile(rb"(?<![\w.$}~-])/(root|work|home/[a-z]\w*|Users/[a-z]\w*)/\w")
     assert _offenders([path for path in _house_files() if absolute.search(path.read_bytes())]) == []
+
+
+def test_the_readmes_table_is_what_the_committed_results_give() -> None:
+    assert readme_table.render() in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_ci_runs_the_readmes_own_test_command() -> None:
