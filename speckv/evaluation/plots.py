@@ -44,6 +44,33 @@ def _tidy(ax: Axes) -> None:
     ax.set_axisbelow(True)
 
 
+def speedup_dots(ax: Axes, speedups: Mapping[str, Interval], setting: str) -> Axes:
+    """Dots of speed-up over plain decoding with intervals, a line a controller, the first one as a reference.
+
+    Args:
+        ax: Where to draw.
+        speedups: Controller -> interval, from top to bottom; the first is the baseline that a line marks.
+        setting: Title of the panel.
+    """
+    names, intervals = list(speedups), list(speedups.values())
+    estimates = np.array([i.estimate for i in intervals])
+    low = np.array([i.estimate if i.low is None else i.low for i in intervals])
+    high = np.array([i.estimate if i.high is None else i.high for i in intervals])
+    rows = np.arange(len(names))
+    colours = [PALETTE[0] if estimate >= estimates[0] else PALETTE[1] for estimate in estimates]
+    ax.hlines(rows, low, high, color=INK, linewidth=1.1)
+    ax.scatter(estimates, rows, c=colours, s=22, zorder=3)
+    ax.axvline(estimates[0], color=PALETTE[0], linewidth=1)
+    ax.axvline(1.0, color=INK, linewidth=1, linestyle="--")
+    ax.set_yticks(rows, names, fontsize=8)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.set_title(setting, fontsize=10, loc="left")
+    ax.set_xlabel("speed-up over plain decoding (×)", fontsize=9)
+    ax.grid(axis="y", color="#E4E4E4", linewidth=0.6)
+    _tidy(ax)
+    return ax
+
+
 def speedup_bars(ax: Axes, speedups: Mapping[str, Sequence[Interval]], settings: Sequence[str]) -> Axes:
     """Bars of speed-up over plain decoding, with intervals.
 

@@ -3,6 +3,7 @@
 
 import copy
 import io
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from speckv.cost import CostTable
 from speckv.evaluation.baselines import BEST_FIXED, CLAIRVOYANT
 from speckv.evaluation.compare import Comparison, DecisionTime, compile_pair
 from speckv.evaluation.metrics import ALL
-from speckv.evaluation.plots import TimelineStep, gamma_histogram, speedup_bars, timeline
+from speckv.evaluation.plots import TimelineStep, gamma_histogram, speedup_bars, speedup_dots, timeline
 from speckv.evaluation.results import comparison_json, per_prompt_csv
 from speckv.evaluation.table import render_comparison
 from speckv.files import canonical_json, write_atomically
@@ -22,6 +23,8 @@ from speckv.replay import ReplayRecord, StepLog, replay_controller, replay_fixed
 from speckv.traces import TraceSet
 from speckv.types import Controller, OnlineLearner
 
+MOST_BARS = 6
+"""Controllers that bars still tell apart."""
 _DPI = 150
 
 
@@ -101,12 +104,21 @@ def _steps(record: ReplayRecord) -> tuple[TimelineStep, ...]:
 
 
 def speedup_figure(comparison: Comparison) -> Figure:
-    """Speed-up over plain decoding of the best fixed gamma, the controllers and the bound."""
-    figure = Figure(figsize=(8.4, 4.6), dpi=_DPI, layout="constrained")
+    """Speed-up over plain decoding of the best fixed gamma, the controllers and the bound.
+
+    Bars for a few, a line of dots a compression for many.
+    """
     compressions = comparison.grid.compressions
     names = (BEST_FIXED, *comparison.controllers, CLAIRVOYANT)
     speedups = {name: [comparison.group(c, ALL).row(name).speedup_vs_ar for c in compressions] for name in names}
-    speedup_bars(figure.add_subplot(), speedups, compressions)
+    if len(names) <= MOST_BARS:
+        figure = Figure(figsize=(8.4, 4.6), dpi=_DPI, layout="constrained")
+        speedup_bars(figure.add_subplot(), speedups, compressions)
+    else:
+        figure = Figure(figsize=(10, 1.6 + 0.24 * len(names)), dpi=_DPI, layout="constrained")
+        panels = figure.subplots(1, len(compressions), sharey=True, squeeze=False)[0]
+        for column, (axes, compression) in enumerate(zip(panels, compressions, strict=True)):
+            speedup_dots(axes, {name: intervals[column] for name, intervals in speedups.items()}, compression)
     _caption(figure, comparison, "Whiskers: 95 % bootstrap intervals over prompts, paired with plain decoding.")
     return figure
 
@@ -153,7 +165,8 @@ def _caption(figure: Figure, comparison: Comparison, text: str, *, num_prompts: 
     setting = comparison.setting
     count = setting.test_prompts if num_prompts is None else num_prompts
     prompts = f"n = {count} test prompt{'s' if count > 1 else ''}"
-    figure.supxlabel(f"{prompts}; times from cost table {setting.cost} ({setting.cost_kind}). {text}", fontsize=8)
+    whole = f"{prompts}; times from cost table {setting.cost} ({setting.cost_kind}). {text}"
+    figure.supxlabel(textwrap.fill(whole, int(13 * figure.get_figwidth())), fontsize=8)
 
 
 def save_figure(figure: Figure, path: Path) -> None:

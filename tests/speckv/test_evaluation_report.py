@@ -15,7 +15,7 @@ from agents.fixed import FixedGamma
 from speckv.evaluation.bootstrap import Interval
 from speckv.evaluation.compare import Comparison, DecisionTime, compare
 from speckv.evaluation.metrics import ALL
-from speckv.evaluation.plots import TimelineStep, gamma_histogram, speedup_bars, timeline
+from speckv.evaluation.plots import TimelineStep, gamma_histogram, speedup_bars, speedup_dots, timeline
 from speckv.evaluation.report import (
     gamma_figure,
     make_timelines,
@@ -159,3 +159,11 @@ def test_captions_give_prompts_and_intervals(comparison: Comparison) -> None:
     assert "95 %" in speedup.get_supxlabel()
     assert "n = 1 test prompt;" in one.get_supxlabel()
     assert "cost table fake" in gamma_figure(comparison, AGENT.name).get_supxlabel()
+
+
+def test_many_controllers_get_a_line_each() -> None:
+    axes = Figure().add_subplot()
+    intervals = {f"c{k}": Interval(estimate=1.0 + k / 10, low=0.9 + k / 10, high=None) for k in range(20)}
+    assert speedup_dots(axes, intervals, "nf4") is axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(intervals)
+    assert axes.get_title(loc="left") == "nf4"
