@@ -2,7 +2,7 @@
 """From settings to a saved comparison on the test prompts: what `evaluate.py` does, and `train.py` at its end."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from agents.console import Console
@@ -13,6 +13,7 @@ from agents.training.task import load_splits
 from agents.tuning import GRIDS, tune
 from speckv.cost import CostTable
 from speckv.errors import ConfigError
+from speckv.evaluation.baselines import FixedSweep
 from speckv.evaluation.compare import Comparison, compare, compile_pair, sample_observations, time_decisions
 from speckv.evaluation.report import make_timelines, save_report
 from speckv.evaluation.results import headline
@@ -33,7 +34,7 @@ def evaluate_controllers(
     num_resamples: int,
     seed: int,
     console: Console,
-    best_fixed_gammas: Mapping[str, int] | None = None,
+    train_sweep: FixedSweep | None = None,
 ) -> Comparison:
     """Compares, prints the table, and saves everything.
 
@@ -46,7 +47,7 @@ def evaluate_controllers(
         num_resamples: Of the bootstrap.
         seed: Of the bootstrap.
         console: Takes the table.
-        best_fixed_gammas: Tuned on `train`, if that was done already.
+        train_sweep: Every fixed gamma on `train`, if that was replayed already.
     """
     comparison = compare(
         train=train,
@@ -55,7 +56,7 @@ def evaluate_controllers(
         controllers=controllers,
         num_resamples=num_resamples,
         seed=seed,
-        best_fixed_gammas=best_fixed_gammas,
+        train_sweep=train_sweep,
     )
     compiled, compiled_cost = compile_pair(test, cost)
     observations = sample_observations(compiled, compiled_cost)

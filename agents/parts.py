@@ -75,6 +75,16 @@ class Parts:
             raise CheckpointError(f"Expected a network {role!r}, found {sorted(self.networks)}. Train again.")
         return self.networks[role]
 
+    def needed_array(self, name: str) -> NDArray[Any]:
+        """Returns an array.
+
+        Raises:
+            CheckpointError: if there is none of that name.
+        """
+        if name not in self.arrays:
+            raise CheckpointError(f"Expected an array {name!r}, found {sorted(self.arrays)}. Train again.")
+        return self.arrays[name]
+
     def needed_times(self) -> StepTimes:
         """Returns the times.
 

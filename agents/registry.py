@@ -15,6 +15,7 @@ from agents.bandits.settings import ArmsSettings, HazardSettings, LinearSettings
 from agents.best_fixed import BestFixedGamma
 from agents.fixed import FixedGamma
 from agents.parts import Parts
+from agents.per_request import PerRequest, PerRequestSettings, RequestTimes, fit_per_request
 from agents.ppo_settings import PPOSettings
 from agents.rules.adaedl import AdaEdl, AdaEdlSettings
 from agents.rules.gammatune import GammaTuneSettings, make_gammatune
@@ -154,21 +155,40 @@ AGENTS: Mapping[str, Agent] = {
     "lints": _bandit(LinearSettings, LinThompson, contextual=True),
     "linucb": _bandit(LinearSettings, LinUcb, contextual=True),
     "llama_cpp": _rule(LlamaCppSettings, LlamaCpp),
+    "per_request": Agent(
+        settings=PerRequestSettings,
+        make=lambda s, lesson: fit_per_request(lesson.train, lesson.cost, s),
+        restore=lambda _, parts: PerRequest(
+            RequestTimes(parts.needed_times(), *(parts.needed_array(name) for name in ("mean", "std", "weights"))),
+            name="per-request",
+        ),
+        parts=lambda c: Parts(times=c.controller.times, arrays=c.controller.arrays()),
+    ),
     "ppo": Agent(settings=PPOSettings),
     "sglang_ema": _rule(SglangEmaSettings, SglangEma),
     "survival": Agent(
         settings=SurvivalSettings,
         make=_fit_survival,
-        restore=lambda _, parts: SurvivalGamma(parts.network("before"), parts.needed_times()),
-        parts=lambda c: Parts(networks={"before": c.before}, times=c.times),
+        restore=lambda _, parts: SurvivalGamma(
+            parts.network("before"), parts.needed_times(), parts.needed_array("floor")
+        ),
+        parts=lambda c: Parts(networks={"before": c.before}, times=c.times, arrays={"floor": c.floor}),
     ),
     "survival_stopping": Agent(
         settings=SurvivalSettings,
         make=_fit_survival_stopping,
         restore=lambda _, parts: SurvivalStopping(
-            parts.network("before"), parts.network("inside"), parts.needed_times()
+            parts.network("before"),
+            parts.network("inside"),
+            parts.needed_times(),
+            parts.needed_array("floor"),
+            parts.needed_array("price_scale"),
         ),
-        parts=lambda c: Parts(networks={"before": c.before.before, "inside": c.inside}, times=c.times),
+        parts=lambda c: Parts(
+            networks={"before": c.before.before, "inside": c.inside},
+            times=c.times,
+            arrays={"floor": c.before.floor, "price_scale": c.price_scale},
+        ),
     ),
     "svip": _rule(SvipSettings, Svip),
     "thompson": _bandit(ArmsSettings, GaussianThompson, contextual=False),

@@ -5,6 +5,7 @@ import gymnasium as gym
 
 from envs.draft_stopping import DraftStoppingEnv
 from envs.gamma_selection import GammaSelectionEnv
+from envs.per_request import PerRequest
 from envs.vector import DraftStoppingVectorEnv, GammaSelectionVectorEnv
 
 GAMMA_SELECTION = "SpecKV/GammaSelection-v0"
@@ -17,6 +18,7 @@ __all__ = [
     "DraftStoppingVectorEnv",
     "GammaSelectionEnv",
     "GammaSelectionVectorEnv",
+    "PerRequest",
 ]
 
 if GAMMA_SELECTION not in gym.registry:

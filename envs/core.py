@@ -74,6 +74,7 @@ class Core:
         cost_table: The times.
         batch: The replay.
         reward: Values the steps.
+        reward_name: Which it is.
         gamma_max: Greatest action.
     """
 
@@ -109,7 +110,8 @@ class Core:
         self.playable = self.batch.playable
         if not len(self.playable):
             raise TraceError("Expected a sequence with at least one decode step, got only one-token outputs.")
-        self.reward = make_reward(settings.reward or self.default_reward, costs, settings.reward_options)
+        self.reward_name = settings.reward or self.default_reward
+        self.reward = make_reward(self.reward_name, costs, settings.reward_options)
         self._scale = settings.reward_scale
         self.gamma_max = settings.gamma_max
         self._sums = {name: np.zeros(num_envs, dtype) for name, dtype in EPISODE_INFO.items()}

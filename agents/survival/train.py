@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From recordings to survival controllers: collect states, fit, and again with what the fitted one meets."""
+"""From recordings to survival controllers: collect states, fit, and again with what the fitted one meets; calibrate."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -10,19 +12,25 @@ from agents.survival.settings import SurvivalSettings
 from speckv.cost import CostTable
 from speckv.cost.times import StepTimes
 from speckv.evaluation.compare import compile_pair
+from speckv.replay import replay_controller
 from speckv.runtime.constant import ConstantGamma
 from speckv.traces import TraceSet
-from speckv.types import Controller
+from speckv.types import Controller, IntArray
 
 EVERYDAY_GAMMAS = (2, 5)
 """Constants whose states every fit begins with."""
+
+PRICE_SCALES = (1.0, 0.95, 1.05, 0.9, 1.1, 0.85, 1.15, 0.8, 1.2)
+"""Tried in this order: the first of equals is kept."""
 
 
 def fit_survival(train: TraceSet, cost: CostTable, settings: SurvivalSettings, *, seed: int) -> SurvivalGamma:
     """Fits the controller that decides before steps."""
     fitted, _ = _fit(train, cost, settings, seed=seed, inside=False)
-    assert isinstance(fitted, SurvivalGamma)
-    return fitted
+    floors = [np.full(len(fitted.times.compressions), floor) for floor in (0, 1)]
+    trials = [SurvivalGamma(fitted.before, fitted.times, floor) for floor in floors]
+    best = _best_of(trials, train, cost, fitted.times)
+    return SurvivalGamma(fitted.before, fitted.times, best)
 
 
 def fit_survival_stopping(
@@ -31,7 +39,15 @@ def fit_survival_stopping(
     """Fits the controller that also decides inside steps."""
     _, fitted = _fit(train, cost, settings, seed=seed, inside=True)
     assert fitted is not None
-    return fitted
+    before, inside, times = fitted.before.before, fitted.inside, fitted.times
+    ones = np.ones(len(times.compressions))
+
+    def with_(floor: IntArray, scale: float) -> SurvivalStopping:
+        return SurvivalStopping(before, inside, times, floor, scale * ones)
+
+    floor = _best_of([with_(ones.astype(np.int64) * value, 1.0) for value in (0, 1)], train, cost, times)
+    scale = _best_of([with_(floor, value) for value in PRICE_SCALES], train, cost, times)
+    return SurvivalStopping(before, inside, times, floor, np.array(PRICE_SCALES)[scale])
 
 
 def _fit(
@@ -53,3 +69,15 @@ def _fit(
             stopper = SurvivalStopping(before, within, times)
         met.append(stopper or chooser)
     return chooser, stopper
+
+
+def _best_of(trials: Sequence[Controller], train: TraceSet, cost: CostTable, times: StepTimes) -> IntArray:
+    """Shape [compressions], in the order of `times`; the trial that decodes the train prompts in the least time."""
+    compiled, compiled_cost = compile_pair(train, cost)
+    which = np.array([times.compressions.index(name) for name in compiled.compressions])
+    seconds = [
+        np.bincount(which, replay_controller(trial, compiled, compiled_cost).seconds, len(times.compressions))
+        for trial in trials
+    ]
+    best: IntArray = np.stack(seconds).argmin(axis=0)
+    return best

@@ -168,7 +168,7 @@ def _finish(
         num_resamples=settings.eval.num_resamples,
         seed=settings.seed,
         console=console,
-        best_fixed_gammas=task.best_fixed_gammas,
+        train_sweep=task.sweep,
     )
     row = comparison.group(ALL, ALL).row(controller.name)
     final = {f"final/{key.removeprefix('eval/')}": value for key, value in validation.items()}

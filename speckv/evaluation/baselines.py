@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The number to beat: every constant gamma, replayed, and the best one for each compression."""
+"""The number to beat: every constant gamma, replayed, and the best one for each compression.
+
+Two constants with privileged knowledge say what could be had by choosing gamma less often than once a step: the task
+oracle is told each prompt's task, the request oracle each prompt's whole future.
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +15,13 @@ from speckv.cost import CompiledCost
 from speckv.evaluation.metrics import Grid, Sums
 from speckv.replay import CompiledTraces, replay_fixed
 from speckv.traces import GAMMA_MAX
+from speckv.types import IntArray
 
 AUTOREGRESSIVE = "autoregressive"
 BEST_FIXED = "best-fixed"
 CLAIRVOYANT = "clairvoyant"
+TASK_ORACLE = "task-oracle"
+REQUEST_ORACLE = "request-oracle"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,23 +44,54 @@ class FixedSweep:
         """Gamma of the highest throughput for each compression; ties go to the smaller."""
         return dict(zip(self.grid.compressions, self.throughputs().argmax(axis=0).tolist(), strict=True))
 
+    def best_by_task(self) -> dict[tuple[str, str], int]:
+        """The same for each task and compression, as far as both were recorded together."""
+        tasks = np.array(self.grid.tasks)
+        found = {}
+        for task in sorted(set(self.grid.tasks)):
+            tokens, seconds = (
+                np.array([getattr(s, field)[tasks == task].sum(axis=0) for s in self.sums])
+                for field in ("tokens", "seconds")
+            )
+            for column, compression in enumerate(self.grid.compressions):
+                if seconds[0, column] > 0:
+                    found[task, compression] = int((tokens[:, column] / seconds[:, column]).argmax())
+        return found
+
     def combine(self, gammas: Mapping[str, int], name: str = BEST_FIXED) -> Sums:
         """Sums of a controller that plays its own constant gamma for each compression."""
-        chosen = [self.sums[gammas[c]] for c in self.grid.compressions]
+        by_column = [gammas[c] for c in self.grid.compressions]
+        return self.play(np.tile(by_column, (len(self.grid.prompt_ids), 1)), name)
+
+    def task_oracle(self, train: "FixedSweep") -> Sums:
+        """Sums of the constants that were best on train prompts of the same task and compression.
+
+        Where those were never recorded together, the best of the compression stands in.
+        """
+        by_task, by_compression = train.best_by_task(), train.best()
+        chosen = [
+            [by_task.get((task, c), by_compression[c]) for c in self.grid.compressions] for task in self.grid.tasks
+        ]
+        return self.play(np.array(chosen), TASK_ORACLE)
+
+    def request_oracle(self) -> Sums:
+        """Sums of the constant that is fastest for each request, known only in hindsight; ties go to the smaller."""
+        return self.play(np.stack([s.seconds for s in self.sums]).argmin(axis=0), REQUEST_ORACLE)
+
+    def play(self, gammas: IntArray, name: str) -> Sums:
+        """Sums of a constant for each request.
+
+        Args:
+            gammas: Shape [prompts, compressions].
+            name: Shown in tables.
+        """
+        rows, columns = np.indices(gammas.shape)
 
         def pick(field: str) -> NDArray[np.float64]:
-            return np.stack([getattr(s, field)[:, k] for k, s in enumerate(chosen)], axis=1)
+            picked: NDArray[np.float64] = np.stack([getattr(s, field) for s in self.sums])[gammas, rows, columns]
+            return picked
 
-        return Sums(
-            name=name,
-            tokens=pick("tokens"),
-            seconds=pick("seconds"),
-            steps=pick("steps"),
-            drafted=pick("drafted"),
-            accepted=pick("accepted"),
-            tested=pick("tested"),
-            gammas=pick("gammas"),
-        )
+        return Sums(name=name, **{f.name: pick(f.name) for f in fields(Sums) if f.name != "name"})
 
 
 def fixed_name(gamma: int) -> str:

@@ -3,7 +3,7 @@
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 
 from speckv.cost import CompiledCost, CostTable
 from speckv.errors import ConfigError, TraceError
-from speckv.evaluation.baselines import AUTOREGRESSIVE, BEST_FIXED, CLAIRVOYANT, FixedSweep, sweep_fixed
+from speckv.evaluation.baselines import (
+    AUTOREGRESSIVE,
+    BEST_FIXED,
+    CLAIRVOYANT,
+    REQUEST_ORACLE,
+    TASK_ORACLE,
+    FixedSweep,
+    sweep_fixed,
+)
 from speckv.evaluation.bootstrap import resample_counts
 from speckv.evaluation.metrics import Grid, Group, References, Row, Sums, groups_of, measure
 from speckv.observation import SCHEMA, observe_draft
@@ -22,7 +30,7 @@ from speckv.types import Controller, FloatArray, OnlineLearner, StoppingControll
 NUM_RESAMPLES = 10_000
 STREAM_SEED = 20_260_101
 """Of the order in which online learners meet the prompts."""
-RESERVED_NAMES = (BEST_FIXED, CLAIRVOYANT, AUTOREGRESSIVE)
+RESERVED_NAMES = (BEST_FIXED, TASK_ORACLE, REQUEST_ORACLE, CLAIRVOYANT, AUTOREGRESSIVE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,9 +111,9 @@ def compare(
     controllers: Sequence[Controller],
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
-    best_fixed_gammas: Mapping[str, int] | None = None,
+    train_sweep: FixedSweep | None = None,
 ) -> Comparison:
-    """Compares controllers with plain decoding, every fixed gamma, the best of them, and the clairvoyant bound.
+    """Compares controllers with plain decoding, every fixed gamma, the best of them, oracles and the clairvoyant bound.
 
     Args:
         train: Where the best fixed gamma is tuned.
@@ -114,14 +122,15 @@ def compare(
         controllers: Under test; their names must differ from one another and from the baselines'.
         num_resamples: Bootstrap resamples of the test prompts.
         seed: Of the bootstrap; nothing else here is random but what controllers draw from generators of their own.
-        best_fixed_gammas: What `tune_fixed(train, cost).best()` gives, if it is known already.
+        train_sweep: What `tune_fixed(train, cost)` gives, if it is known already.
 
     Returns:
         The same result for the same arguments.
     """
     _check(train, test, controllers)
     cost.require(test.compressions)
-    gammas = dict(best_fixed_gammas) if best_fixed_gammas is not None else tune_fixed(train, cost).best()
+    tuned = train_sweep or tune_fixed(train, cost)
+    gammas = tuned.best()
     compiled, compiled_cost = compile_pair(test, cost)
     sweep = sweep_fixed(compiled, compiled_cost, gamma_max=test.metadata.gamma_max)
     grid = sweep.grid
@@ -129,7 +138,7 @@ def compare(
     bound = grid.sums(CLAIRVOYANT, clairvoyant(compiled, compiled_cost))
     best = sweep.combine(gammas)
     references = References(autoregressive=sweep.sums[0], best_fixed=best, clairvoyant=bound)
-    sums = (*sweep.sums, best, *tested, bound)
+    sums = (*sweep.sums, best, sweep.task_oracle(tuned), sweep.request_oracle(), *tested, bound)
     counts = resample_counts(grid.tasks, num_resamples, seed)
     groups = tuple(
         GroupResult(group=group, rows=tuple(measure(s, group, references, counts) for s in sums))

@@ -3,7 +3,14 @@
 
 from collections.abc import Sequence
 
-from speckv.evaluation.baselines import AUTOREGRESSIVE, BEST_FIXED, CLAIRVOYANT, fixed_name
+from speckv.evaluation.baselines import (
+    AUTOREGRESSIVE,
+    BEST_FIXED,
+    CLAIRVOYANT,
+    REQUEST_ORACLE,
+    TASK_ORACLE,
+    fixed_name,
+)
 from speckv.evaluation.bootstrap import Interval
 from speckv.evaluation.compare import Comparison, DecisionTime, GroupResult
 from speckv.evaluation.metrics import ALL, Row
@@ -57,7 +64,15 @@ def shown_controllers(comparison: Comparison) -> tuple[str, ...]:
     """Controllers that a table lists, baselines first and the bound last."""
     deepest = comparison.sums[0].gammas.shape[-1] - 1
     constants = [fixed_name(g) for g in SHOWN_GAMMAS if g <= deepest]
-    return (AUTOREGRESSIVE, *constants, BEST_FIXED, *comparison.controllers, CLAIRVOYANT)
+    return (
+        AUTOREGRESSIVE,
+        *constants,
+        BEST_FIXED,
+        TASK_ORACLE,
+        REQUEST_ORACLE,
+        *comparison.controllers,
+        CLAIRVOYANT,
+    )
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -132,7 +147,9 @@ def render_comparison(comparison: Comparison, times: Sequence[DecisionTime] = ()
     sections.append(_task_section(comparison))
     sections.append(
         f"Brackets: 95 % paired bootstrap intervals, whole prompts resampled {setting.num_resamples} times. "
-        "Headroom: share of the room\nbetween the best fixed gamma and the clairvoyant bound."
+        "Headroom: share of the room\nbetween the best fixed gamma and the clairvoyant bound. "
+        "task-oracle: the best fixed gamma of each task, tuned on\ntrain prompts; "
+        "request-oracle: that of each test prompt, in hindsight."
     )
     sections.extend(
         f"decision time of {t.controller}: p50 {t.p50_us:.1f} us, p99 {t.p99_us:.1f} us (measured now)" for t in times

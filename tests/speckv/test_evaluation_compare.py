@@ -8,8 +8,8 @@ from agents.best_fixed import BestFixedGamma
 from agents.fixed import FixedGamma
 from speckv.cost import CostEntry, CostTable
 from speckv.errors import ConfigError, CostTableError, TraceError
-from speckv.evaluation.baselines import AUTOREGRESSIVE, BEST_FIXED, CLAIRVOYANT
-from speckv.evaluation.compare import Comparison, compare, compile_pair, sample_observations, time_decisions
+from speckv.evaluation.baselines import AUTOREGRESSIVE, BEST_FIXED, CLAIRVOYANT, REQUEST_ORACLE, TASK_ORACLE
+from speckv.evaluation.compare import Comparison, compare, compile_pair, sample_observations, time_decisions, tune_fixed
 from speckv.evaluation.metrics import ALL
 from speckv.runtime.constant import ConstantGamma
 from speckv.traces import TraceSet
@@ -116,8 +116,31 @@ def test_groups_cover_compressions_and_tasks_and_all_of_them() -> None:
 def test_every_constant_is_there() -> None:
     result = small_comparison().group("nf4", ALL)
     names = [row.controller for row in result.rows]
-    assert names == [AUTOREGRESSIVE, *(f"fixed-{g}" for g in range(1, 17)), BEST_FIXED, "three", CLAIRVOYANT]
+    oracles = [TASK_ORACLE, REQUEST_ORACLE]
+    assert names == [AUTOREGRESSIVE, *(f"fixed-{g}" for g in range(1, 17)), BEST_FIXED, *oracles, "three", CLAIRVOYANT]
     assert result.row("fixed-3").throughput == result.row("three").throughput
+
+
+def test_oracles_play_the_best_constant_of_a_task_or_of_a_request() -> None:
+    """At fp16 gamma 7 decodes the good prompt's eight tokens in one step, 7 + 4 = 11 s; the bad one wants none, 32 s.
+
+    Code was seen in training, where the draft is perfect, so the task oracle plays 7 there; chat was not, so it plays
+    the compression's best, which is 7 too: 7 + 6 + 5 + 4 + 3 + 2 + 1 = 28 drafts and eight passes, 60 s.
+    """
+    result = small_comparison().group("fp16", ALL)
+    assert result.row(REQUEST_ORACLE).throughput == pytest.approx(16 / (11 + 32))
+    assert result.row(TASK_ORACLE).throughput == pytest.approx(16 / (11 + 60))
+
+
+def test_the_task_oracle_tells_tasks_apart() -> None:
+    train = make_traces(
+        [
+            make_sequence(PERFECT, prompt_id="a", task="code", split="train", compression="fp16"),
+            make_sequence(HOPELESS, prompt_id="b", task="chat", split="train", compression="fp16"),
+        ],
+        max_new_tokens=9,
+    )
+    assert tune_fixed(train, flat_costs()).best_by_task() == {("code", "fp16"): 7, ("chat", "fp16"): 0}
 
 
 def test_only_a_controller_that_decides_pays_for_deciding() -> None:

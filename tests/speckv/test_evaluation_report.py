@@ -63,7 +63,7 @@ def test_json_says_what_was_compared_and_what_came_out(comparison: Comparison) -
     assert len(content["groups"]) == 3 * 4
     (group,) = [g for g in content["groups"] if (g["compression"], g["task"]) == ("nf4", ALL)]
     assert group["num_prompts"] == 6
-    assert len(group["rows"]) == 17 + 3
+    assert len(group["rows"]) == 17 + 5
     (row,) = [r for r in group["rows"] if r["controller"] == AGENT.name]
     expected = comparison.group("nf4", ALL).row(AGENT.name)
     assert row["throughput_tokens_per_s"] == pytest.approx(expected.throughput, rel=1e-5)
