@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from agents.console import Console
 from agents.evaluating import evaluate
+from agents.reproducing import reproduce
 from agents.settings import EvaluateSettings, build_settings
 from speckv.commands.app import CONFIGS, plain, prepare, run_explained
 
@@ -33,7 +34,11 @@ def job(config: DictConfig) -> None:
     """Runs one evaluation; Hydra calls it once a combination of settings."""
 
     def action() -> None:
-        evaluate(settings_from(config), Console())
+        settings = settings_from(config)
+        if settings.paper is not None:
+            reproduce(settings.paper, settings, Console())
+        else:
+            evaluate(settings, Console())
 
     run_explained(action)
 

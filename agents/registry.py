@@ -27,6 +27,8 @@ from agents.rules.svip import Svip, SvipSettings
 from agents.rules.transformers_confidence import TransformersConfidence, TransformersConfidenceSettings
 from agents.rules.transformers_heuristic import TransformersHeuristic, TransformersHeuristicSettings
 from agents.settings import build_settings
+from agents.speckv_mlp.controllers import SpecKVMlp, SpecKVMlpCost
+from agents.speckv_mlp.settings import SpecKVMlpCostSettings, SpecKVMlpSettings
 from agents.survival.controllers import SurvivalGamma, SurvivalStopping
 from agents.survival.settings import SurvivalSettings
 from speckv.cost import CostTable
@@ -103,6 +105,18 @@ def _fit_survival_stopping(settings: SurvivalSettings, lesson: Lesson) -> Contro
     return fit_survival_stopping(lesson.train, lesson.cost, settings, seed=lesson.seed)
 
 
+def _fit_speckv_mlp(settings: SpecKVMlpSettings, lesson: Lesson) -> Controller:
+    from agents.speckv_mlp.train import fit_speckv_mlp
+
+    return fit_speckv_mlp(lesson.train, lesson.cost, settings, seed=lesson.seed)
+
+
+def _fit_speckv_mlp_cost(settings: SpecKVMlpCostSettings, lesson: Lesson) -> Controller:
+    from agents.speckv_mlp.train import fit_speckv_mlp_cost
+
+    return fit_speckv_mlp_cost(lesson.train, lesson.cost, settings, seed=lesson.seed)
+
+
 def _bandit(settings: type[Any], kind: Callable[..., Bandit], *, contextual: bool) -> Agent:
     """An online learner: made, it has seen the train prompts once, in a random order."""
 
@@ -166,6 +180,18 @@ AGENTS: Mapping[str, Agent] = {
     ),
     "ppo": Agent(settings=PPOSettings),
     "sglang_ema": _rule(SglangEmaSettings, SglangEma),
+    "speckv_mlp": Agent(
+        settings=SpecKVMlpSettings,
+        make=_fit_speckv_mlp,
+        restore=lambda s, parts: SpecKVMlp(parts.network("acceptance"), s.gammas),
+        parts=lambda c: Parts(networks={"acceptance": c.acceptance}),
+    ),
+    "speckv_mlp_cost": Agent(
+        settings=SpecKVMlpCostSettings,
+        make=_fit_speckv_mlp_cost,
+        restore=lambda s, parts: SpecKVMlpCost(SpecKVMlp(parts.network("acceptance"), s.gammas), parts.needed_times()),
+        parts=lambda c: Parts(networks={"acceptance": c.paper.acceptance}, times=c.times),
+    ),
     "survival": Agent(
         settings=SurvivalSettings,
         make=_fit_survival,

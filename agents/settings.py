@@ -141,6 +141,23 @@ class TrainSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PaperSettings:
+    """Of the SpecKV paper's study.
+
+    Attributes:
+        folder: Holds the paper's result files.
+        num_seeds: Splits and networks to average over.
+    """
+
+    folder: str
+    num_seeds: int = 5
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        _require(self.num_seeds >= 1, "paper.num_seeds", "1 or more", self.num_seeds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateSettings:
     """Everything that decides an evaluation.
 
@@ -154,6 +171,7 @@ class EvaluateSettings:
         num_resamples: Of the bootstrap.
         runs_dir: Where run folders are looked for.
         output: Where results go; None means the run folder, or `runs_dir/evaluate-<cost>` without one.
+        paper: Asks for the SpecKV paper's study in place of a comparison.
     """
 
     data: DataSettings
@@ -165,6 +183,7 @@ class EvaluateSettings:
     num_resamples: int = 10_000
     runs_dir: str = "runs"
     output: str | None = None
+    paper: PaperSettings | None = None
 
     def __post_init__(self) -> None:
         """Checks ranges."""

@@ -14,12 +14,14 @@ import evaluate as program
 from agents import controllers
 from agents.evaluating import evaluate
 from agents.fixed import FixedGamma
-from agents.settings import CostSettings, DataSettings, EvaluateSettings
+from agents.reproducing import reproduce
+from agents.settings import CostSettings, DataSettings, EvaluateSettings, PaperSettings
 from agents.training.session import train
 from speckv.commands.app import compose_checked, prepare
-from speckv.errors import CheckpointError, CostTableError, SchemaError, SpecKVError, TraceError
+from speckv.errors import CheckpointError, CostTableError, DataError, SchemaError, SpecKVError, TraceError
 from speckv.evaluation import report
 from speckv.runtime.stored import save_rule
+from tests.fakes_paper import write_paper
 from tests.fakes_runs import CapturedConsole, save_toy, toy_settings
 from tests.speckv.test_runtime_policy import random_policy
 
@@ -163,3 +165,19 @@ def test_the_program_ends_with_one_line_of_json(settings: EvaluateSettings, tmp_
     assert json.loads(outcome.stdout.splitlines()[-1])["cost"] == "fake"
     assert (tmp_path / "results" / "speedup.png").is_file()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["results", "toy.json", "toy.parquet"]
+
+
+def test_the_papers_study_takes_the_place_of_a_comparison(settings: EvaluateSettings, tmp_path: Path) -> None:
+    paper = PaperSettings(folder=str(write_paper(tmp_path / "paper")), num_seeds=1)
+    console = CapturedConsole()
+    reproduce(paper, settings, console)
+    last = json.loads(console.text.splitlines()[-1])
+    assert last["published"]["SpecKV-fast"] == 4.5
+    saved = json.loads((tmp_path / "runs" / "speckv-paper" / "results.json").read_text())
+    assert [c["split"] for c in saved["conditions"]] == ["none", "steps", "prompts", "prompts"]
+    with pytest.raises(DataError, match=r"name yours with paper\.folder"):
+        reproduce(PaperSettings(folder=str(tmp_path / "nothing")), replace(settings, output="x"), console)
+    composed = program.settings_from(
+        compose_checked(program.NAME, ["experiment=speckv_paper", "paper.folder=elsewhere"])
+    )
+    assert composed.paper == PaperSettings(folder="elsewhere")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fits a small network to yes-or-no outcomes, with PyTorch; what comes out is NumPy."""
+"""Fits a small network to outcomes between no and yes, with PyTorch; what comes out is NumPy."""
 
 import itertools
 import math
@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from agents.survival.samples import Samples
-from agents.survival.settings import SurvivalSettings
+from agents.survival.settings import FitOptions
 from speckv.runtime.network import Network, fold
 from speckv.types import FloatArray
 
 MIN_STD = 1e-3
 
 
-def fit_probabilities(samples: Samples, settings: SurvivalSettings, *, seed: int) -> Network:
+def fit_probabilities(samples: Samples, settings: FitOptions, *, seed: int) -> Network:
     """Fits the log-odds of each outcome by maximum likelihood.
 
     Args:

@@ -55,7 +55,7 @@ class Samples:
 
     Attributes:
         inputs: Shape [M, features].
-        labels: Shape [M, outputs]; 0 or 1.
+        labels: Shape [M, outputs]; 0 or 1, or a share between.
         known: Shape [M, outputs]; 0 where an outcome is unknown, because the text or the budget ended before.
     """
 

@@ -2,8 +2,39 @@
 """Hyper-parameters of the survival models, checked."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from speckv.errors import ConfigError
+
+
+class FitOptions(Protocol):
+    """What `fit_probabilities` needs to know; see `SurvivalSettings` for the meaning."""
+
+    @property
+    def hidden(self) -> tuple[int, ...]: ...  # noqa: D102
+    @property
+    def epochs(self) -> int: ...  # noqa: D102
+    @property
+    def batch_size(self) -> int: ...  # noqa: D102
+    @property
+    def learning_rate(self) -> float: ...  # noqa: D102
+    @property
+    def weight_decay(self) -> float: ...  # noqa: D102
+
+
+def check_fit_options(options: FitOptions) -> None:
+    """Passes if every option is in its range.
+
+    Raises:
+        ConfigError: naming the first that is not.
+    """
+    if not options.hidden or min(options.hidden) < 1:
+        raise ConfigError(f"Expected agent.hidden to list at least one layer of 1 unit or more, got {options.hidden}.")
+    for name in ("epochs", "batch_size"):
+        if getattr(options, name) < 1:
+            raise ConfigError(f"Expected agent.{name} 1 or more, got {getattr(options, name)}.")
+    if options.learning_rate <= 0 or options.weight_decay < 0:
+        raise ConfigError("Expected agent.learning_rate above 0 and agent.weight_decay 0 or more.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,10 +59,6 @@ class SurvivalSettings:
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        if not self.hidden or min(self.hidden) < 1:
-            raise ConfigError(f"Expected agent.hidden to list at least one layer of 1 unit or more, got {self.hidden}.")
-        for name in ("epochs", "batch_size", "rounds"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"Expected agent.{name} 1 or more, got {getattr(self, name)}.")
-        if self.learning_rate <= 0 or self.weight_decay < 0:
-            raise ConfigError("Expected agent.learning_rate above 0 and agent.weight_decay 0 or more.")
+        check_fit_options(self)
+        if self.rounds < 1:
+            raise ConfigError(f"Expected agent.rounds 1 or more, got {self.rounds}.")

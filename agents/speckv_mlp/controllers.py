@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""gamma = argmax of predicted acceptance rate times gamma plus one: the paper's rule, and the same over time.
+
+Source:
+    SpecKV, arXiv:2605.02888. There the rule reads signals of the very tokens whose number it decides on, which exist
+    only once they are drafted; here it reads those of the last drafting step. Its network ends in a logistic function,
+    with tanh inside, where theirs has ReLU and clips; inputs and outputs mean the same otherwise.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from agents.rules.base import Rule
+from agents.survival.controllers import logistic
+from speckv.cost.times import StepTimes
+from speckv.observation import SCHEMA
+from speckv.runtime.network import Network
+from speckv.types import FloatArray, IntArray
+
+Float64 = NDArray[np.float64]
+
+FEATURES = (
+    "draft_entropy_mean",
+    "draft_confidence_mean",
+    "draft_entropy_max",
+    "draft_confidence_min",
+    "bits_per_weight",
+)
+"""What the rule reads of an observation: the paper's five features, of the last drafting step."""
+
+GAMMA_SCALE = 16.0
+_COLUMNS = [SCHEMA.index(name) for name in FEATURES]
+
+
+def acceptance_inputs(observations: FloatArray, gammas: ArrayLike) -> FloatArray:
+    """Shape [N, 6]; the features of each observation and the gamma it is asked about.
+
+    Args:
+        observations: Shape [N, features].
+        gammas: Shape [N], in tokens.
+    """
+    scaled = np.asarray(gammas, np.float32) / np.float32(GAMMA_SCALE)
+    inputs: FloatArray = np.column_stack([observations[:, _COLUMNS], scaled]).astype(np.float32, copy=False)
+    return inputs
+
+
+class SpecKVMlp(Rule):
+    """gamma = argmax (acceptance(features, gamma) * gamma + 1): most expected tokens a step, whatever they cost.
+
+    With nothing to pay for a rejected token, a larger gamma expects more tokens nearly always.
+
+    Args:
+        acceptance: `acceptance_inputs` -> log-odds of the share of a draft that is accepted.
+        gammas: On offer.
+        name: Shown in tables.
+
+    Source:
+        SpecKV, arXiv:2605.02888, "SpecKV-fast", with the features of the step before.
+    """
+
+    def __init__(self, acceptance: Network, gammas: Sequence[int], *, name: str = "speckv-mlp") -> None:
+        super().__init__(name)
+        self.acceptance = acceptance
+        self.gammas = np.array(gammas, np.int64)
+
+    def expected_tokens(self, observations: FloatArray) -> Float64:
+        """Shape [N, gammas]; tokens that a step is expected to emit at each gamma on offer."""
+        rows = np.repeat(observations, len(self.gammas), axis=0)
+        inputs = acceptance_inputs(rows, np.tile(self.gammas, len(observations)))
+        rates = logistic(self.acceptance.batch(inputs)[:, 0]).reshape(len(observations), -1)
+        return rates * self.gammas + 1.0
+
+    def act_batch(self, observations: FloatArray) -> IntArray:
+        """Returns the gamma of most expected tokens."""
+        chosen: IntArray = self.gammas[self.expected_tokens(observations).argmax(axis=1)]
+        return chosen
+
+
+class SpecKVMlpCost(Rule):
+    """gamma = argmax (acceptance(features, gamma) * gamma + 1) / seconds(gamma): the paper's network, with a price.
+
+    A choice of 0 drafts nothing, so none of the features changes and draft lag only adds to the price: where 0 is on
+    offer and chosen once, the request is decoded plainly to its end.
+
+    Args:
+        paper: The rule without a price.
+        times: What steps take.
+        name: Shown in tables.
+
+    Source:
+        Ours; the network is that of SpecKV, arXiv:2605.02888.
+    """
+
+    def __init__(self, paper: SpecKVMlp, times: StepTimes, *, name: str = "speckv-mlp-cost") -> None:
+        super().__init__(name)
+        self.paper, self.times = paper, times
+
+    def act_batch(self, observations: FloatArray) -> IntArray:
+        """Returns the gamma of most expected tokens a second."""
+        gammas = self.paper.gammas
+        rates = self.paper.expected_tokens(observations) / self.times.step_s(observations)[:, gammas]
+        chosen: IntArray = gammas[rates.argmax(axis=1)]
+        return chosen

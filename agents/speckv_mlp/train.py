@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fits the acceptance rate of a draft to what runs at constant gammas meet."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from agents.speckv_mlp.controllers import SpecKVMlp, SpecKVMlpCost, acceptance_inputs
+from agents.speckv_mlp.settings import SpecKVMlpSettings
+from agents.survival.fit import fit_probabilities
+from agents.survival.samples import Samples, collect
+from speckv.cost import CostTable
+from speckv.cost.times import StepTimes
+from speckv.evaluation.compare import compile_pair
+from speckv.replay import VisitedStates
+from speckv.runtime.constant import ConstantGamma
+from speckv.traces import TraceSet
+
+
+def acceptance_samples(states: VisitedStates, gammas: Sequence[int], rng: np.random.Generator) -> Samples:
+    """One sample a state: the share of a draft of some gamma that is accepted.
+
+    The paper logged each state at the gamma of its run alone. Replay knows the outcome of every gamma, so one is drawn
+    for each state, blind to the outcome, and gamma says nothing about which state it is.
+
+    Args:
+        states: Where steps began.
+        gammas: Drawn from; 0 among them is left out.
+        rng: Of the draws.
+    """
+    drafted = rng.choice([gamma for gamma in gammas if gamma > 0], size=len(states.accepted))
+    share = np.minimum(states.accepted, drafted) / drafted
+    # A draft that was rejected before it had to end has its outcome, however little was left of the text.
+    known = (states.limits >= drafted) | (states.accepted < states.limits)
+    return Samples(
+        inputs=acceptance_inputs(states.observations, drafted),
+        labels=share.astype(np.float32)[:, np.newaxis],
+        known=known.astype(np.float32)[:, np.newaxis],
+    )
+
+
+def fit_speckv_mlp(train: TraceSet, cost: CostTable, settings: SpecKVMlpSettings, *, seed: int) -> SpecKVMlp:
+    """Fits the paper's rule, on the states that its gammas meet as constants."""
+    compiled, compiled_cost = compile_pair(train, cost)
+    constants = [ConstantGamma(gamma) for gamma in settings.gammas if gamma > 0]
+    states = collect(compiled, compiled_cost, constants)
+    samples = acceptance_samples(states, settings.gammas, np.random.default_rng(seed))
+    return SpecKVMlp(fit_probabilities(samples, settings, seed=seed), settings.gammas)
+
+
+def fit_speckv_mlp_cost(train: TraceSet, cost: CostTable, settings: SpecKVMlpSettings, *, seed: int) -> SpecKVMlpCost:
+    """Fits the same network, and weighs its tokens against the times of a cost table."""
+    paper = fit_speckv_mlp(train, cost, settings, seed=seed)
+    return SpecKVMlpCost(paper, StepTimes.of(cost, train.compressions, gamma_max=train.metadata.gamma_max))
