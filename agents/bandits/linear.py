@@ -93,7 +93,8 @@ class RidgeBank:
             inverse = inverse / share[:, None, None]
             self.sums[rows] *= share[:, None]
         along = inverse @ x
-        inverse = inverse - along[:, :, None] * (along / (1.0 + along @ x)[:, None])[:, None, :]
+        # The product first: symmetric to the last bit. What rounding adds to one side, forgetting would blow up.
+        inverse = inverse - along[:, :, None] * along[:, None, :] / (1.0 + along @ x)[:, None, None]
         self.inverse[rows] = inverse
         self.sums[rows] += y[:, None] * x
         self.weights[rows] = np.einsum("kij,kj->ki", inverse, self.sums[rows])

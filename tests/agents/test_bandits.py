@@ -117,6 +117,21 @@ def test_forgetting_stays_sane_where_inputs_never_vary(forget: float) -> None:
     assert bank.predict(np.array([1.0, 1.0]))[0][0] == pytest.approx(1.0, abs=0.05)
 
 
+def test_forgetting_stays_exact_for_long() -> None:
+    """What rounding leaves in the matrix grows by 1 / forget an update: 0.995 ** -12000 is 1e26."""
+    rng, forget, number = np.random.default_rng(0), 0.995, 12_000
+    bank = RidgeBank(1, 3, ridge=1.0, forget=forget)
+    inputs, truth = rng.normal(size=(number, 3)), np.array([1.0, -2.0, 0.5])
+    targets = inputs @ truth + rng.normal(size=number)
+    for x, y in zip(inputs, targets, strict=True):
+        bank.update(np.array([0]), x, np.array([y]))
+    np.testing.assert_array_equal(bank.inverse[0], bank.inverse[0].T)
+    weights = forget ** np.arange(number - 1, -1, -1.0)
+    precision = (inputs * weights[:, None]).T @ inputs + forget**number * np.eye(3)
+    expected = np.linalg.solve(precision, inputs.T @ (weights * targets))
+    np.testing.assert_allclose(bank.weights[0], expected, rtol=1e-8)
+
+
 def test_what_a_step_reveals() -> None:
     arms = np.array([0, 1, 3, 8])
     assert revealed(arms, 2, outcome(3, 1), "none") == [2]
