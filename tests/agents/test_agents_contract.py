@@ -22,6 +22,7 @@ from tests.fakes_traces import compile_both, make_cost_table, make_sequence, mak
 NAMES = sorted(name for name, agent in AGENTS.items() if agent.make is not None)
 OPTIONS: dict[str, dict[str, object]] = {
     "fixed": {"gamma": 3},
+    "neural_linear": {"epochs": 2, "rounds": 1, "hidden": [8]},
     "survival": {"epochs": 2, "rounds": 1, "hidden": [8]},
     "survival_stopping": {"epochs": 2, "rounds": 1, "hidden": [8]},
     # Random recordings are short: everything that moves has to move at once.
