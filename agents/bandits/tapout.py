@@ -33,12 +33,12 @@ class TapOut(Bandit):
         means: The same shape; their mean reward.
 
     Source:
-        Sridhar et al. 2025, arXiv:2511.02017. Verified in public copies of abstract and summaries of it: a
-        multi-armed bandit over training-free stopping rules, of which a margin is one; UCB1 at sequence level and
-        Thompson sampling; feedback from each drafting round; a reward that blends accepted length and rate; nothing
-        tuned. Not verified, our reading: the weights 0.5, the thresholds 0.8 (confidence), 0.2 (entropy difference) and
-        0.2 (margin), the constants of SVIP and AdaEDL (their own papers'), one bandit for each compression, and what a
-        sequence is: a request here; `level: step` chooses anew for every drafted sequence.
+        Sridhar et al. 2025, arXiv:2511.02017. Verified in its abstract and in public summaries: a bandit that selects
+        among training-free stopping rules, a margin among them; UCB1 at sequence level, and other bandits; feedback
+        from each drafting round; a reward that blends accepted length and rate; nothing tuned. Not verified, our
+        reading: the other four rules, the weights 0.5, the thresholds 0.8 (confidence), 0.2 (entropy difference) and
+        0.2 (margin), the constants of SVIP and AdaEDL (those of their own sources), one bandit for each compression,
+        and what a sequence is: a request here; `level: step` chooses anew for every drafted sequence.
     """
 
     learned = ("counts", "means")
