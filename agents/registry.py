@@ -5,13 +5,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from agents.bandits import making
 from agents.bandits.arms import Exp3Spec, GaussianThompson, Ucb1, UcbSpec
 from agents.bandits.base import Bandit
-from agents.bandits.hazard import HazardThompson
-from agents.bandits.linear import LinThompson, LinUcb, Scaling, measure_scaling
-from agents.bandits.settings import ArmsSettings, HazardSettings, LinearSettings, UcbSettings
+from agents.bandits.calibrated import CalibratedSettings, CalibratedStopping
+from agents.bandits.hazard import DiscountedHazardThompson, HazardThompson
+from agents.bandits.linear import LinThompson, LinUcb
+from agents.bandits.neural import NeuralLinear
+from agents.bandits.settings import (
+    ArmsSettings,
+    DiscountedHazardSettings,
+    HazardSettings,
+    LinearSettings,
+    NeuralLinearSettings,
+    TapOutSettings,
+    UcbSettings,
+)
+from agents.bandits.tapout import TapOut
 from agents.best_fixed import BestFixedGamma
 from agents.fixed import FixedGamma
 from agents.parts import Parts
@@ -33,9 +43,7 @@ from agents.survival.controllers import SurvivalGamma, SurvivalStopping
 from agents.survival.settings import SurvivalSettings
 from speckv.cost import CostTable
 from speckv.cost.times import StepTimes
-from speckv.errors import CheckpointError, ConfigError, nearest
-from speckv.evaluation.compare import compile_pair
-from speckv.replay import replay_stream
+from speckv.errors import ConfigError, nearest
 from speckv.traces import TraceSet
 from speckv.types import Controller
 
@@ -74,12 +82,14 @@ class Agent:
     Attributes:
         settings: Class of its settings.
         make: Settings and lesson -> controller; None if it learns in an environment, step by step.
+        begin: As `make`, but an online learner before it has seen any request; None if it does not learn online.
         restore: Settings and stored parts -> the same controller; None if it is stored by other means.
         parts: What `restore` needs of a controller besides its settings.
     """
 
     settings: type[Any]
     make: Callable[[Any, Lesson], Controller] | None = None
+    begin: Callable[[Any, Lesson], Controller] | None = None
     restore: Callable[[Any, Parts], Controller] | None = None
     parts: Callable[[Any], Parts] = lambda _: Parts()
 
@@ -117,37 +127,24 @@ def _fit_speckv_mlp_cost(settings: SpecKVMlpCostSettings, lesson: Lesson) -> Con
     return fit_speckv_mlp_cost(lesson.train, lesson.cost, settings, seed=lesson.seed)
 
 
-def _bandit(settings: type[Any], kind: Callable[..., Bandit], *, contextual: bool) -> Agent:
+def _bandit(settings: type[Any], kind: Callable[..., Bandit], context: str = "none") -> Agent:
     """An online learner: made, it has seen the train prompts once, in a random order."""
 
-    def build(s: Any, times: StepTimes, scaling: Scaling | None, seed: int) -> Bandit:
-        return kind(s, times, scaling, seed) if contextual else kind(s, times, seed)
+    def begin(s: Any, lesson: Lesson) -> Bandit:
+        return making.begin(kind, context, s, lesson.train, lesson.cost, lesson.seed)
 
     def make(s: Any, lesson: Lesson) -> Controller:
-        compiled, cost = compile_pair(lesson.train, lesson.cost)
-        bandit = build(s, _times(lesson), measure_scaling(compiled, cost) if contextual else None, lesson.seed)
-        order = np.random.default_rng(lesson.seed).permutation(len(compiled)).tolist()
-        replay_stream(bandit, compiled, cost, order=order)
-        bandit.reseed(lesson.seed)
+        bandit = begin(s, lesson)
+        making.show(bandit, lesson.train, lesson.cost, lesson.seed)
         return bandit
 
-    def restore(s: Any, parts: Parts) -> Controller:
-        try:
-            scaling = Scaling(mean=parts.arrays["mean"], std=parts.arrays["std"]) if contextual else None
-            bandit = build(s, parts.needed_times(), scaling, 0)
-            bandit.set_arrays(parts.arrays)
-            bandit.reseed(int(parts.arrays["seed"]))
-        except KeyError as error:
-            raise CheckpointError(f"Expected an array {error} of a bandit, found none. Train again.") from error
-        return bandit
-
-    def parts(bandit: Any) -> Parts:
-        arrays = bandit.get_arrays() | {"seed": np.array(bandit.seed)}
-        if contextual:
-            arrays |= {"mean": bandit.scaling.mean, "std": bandit.scaling.std}
-        return Parts(times=bandit.times, arrays=arrays)
-
-    return Agent(settings=settings, make=make, restore=restore, parts=parts)
+    return Agent(
+        settings=settings,
+        make=make,
+        begin=begin,
+        restore=lambda s, parts: making.put_together(kind, context, s, parts),
+        parts=lambda c: making.take_apart(c, context),
+    )
 
 
 AGENTS: Mapping[str, Agent] = {
@@ -155,7 +152,8 @@ AGENTS: Mapping[str, Agent] = {
     "best_fixed": Agent(
         settings=BestFixedSettings, make=lambda _, lesson: BestFixedGamma.tune(lesson.train, lesson.cost)
     ),
-    "exp3spec": _bandit(ArmsSettings, Exp3Spec, contextual=False),
+    "calibrated_stopping": _bandit(CalibratedSettings, CalibratedStopping),
+    "exp3spec": _bandit(ArmsSettings, Exp3Spec),
     "fixed": Agent(settings=FixedSettings, make=lambda s, _: FixedGamma(s.gamma)),
     "gammatune": _rule(GammaTuneSettings, make_gammatune),
     "goodput": Agent(
@@ -164,10 +162,11 @@ AGENTS: Mapping[str, Agent] = {
         restore=lambda s, parts: Goodput(s, parts.needed_times()),
         parts=lambda c: Parts(times=c.times),
     ),
-    "hazard_thompson": _bandit(HazardSettings, HazardThompson, contextual=True),
+    "hazard_thompson": _bandit(HazardSettings, HazardThompson, "scaled"),
+    "hazard_thompson_discounted": _bandit(DiscountedHazardSettings, DiscountedHazardThompson, "scaled"),
     "kangaroo": _rule(KangarooSettings, Kangaroo),
-    "lints": _bandit(LinearSettings, LinThompson, contextual=True),
-    "linucb": _bandit(LinearSettings, LinUcb, contextual=True),
+    "lints": _bandit(LinearSettings, LinThompson, "scaled"),
+    "linucb": _bandit(LinearSettings, LinUcb, "scaled"),
     "llama_cpp": _rule(LlamaCppSettings, LlamaCpp),
     "per_request": Agent(
         settings=PerRequestSettings,
@@ -178,6 +177,7 @@ AGENTS: Mapping[str, Agent] = {
         ),
         parts=lambda c: Parts(times=c.controller.times, arrays=c.controller.arrays()),
     ),
+    "neural_linear": _bandit(NeuralLinearSettings, NeuralLinear, "network"),
     "ppo": Agent(settings=PPOSettings),
     "sglang_ema": _rule(SglangEmaSettings, SglangEma),
     "speckv_mlp": Agent(
@@ -217,11 +217,12 @@ AGENTS: Mapping[str, Agent] = {
         ),
     ),
     "svip": _rule(SvipSettings, Svip),
-    "thompson": _bandit(ArmsSettings, GaussianThompson, contextual=False),
+    "tapout": _bandit(TapOutSettings, TapOut),
+    "thompson": _bandit(ArmsSettings, GaussianThompson),
     "transformers_confidence": _rule(TransformersConfidenceSettings, TransformersConfidence),
     "transformers_heuristic": _rule(TransformersHeuristicSettings, TransformersHeuristic),
-    "ucb1": _bandit(UcbSettings, Ucb1, contextual=False),
-    "ucbspec": _bandit(UcbSettings, UcbSpec, contextual=False),
+    "ucb1": _bandit(UcbSettings, Ucb1),
+    "ucbspec": _bandit(UcbSettings, UcbSpec),
 }
 
 
@@ -261,3 +262,16 @@ def make_controller(name: str, settings: Any, lesson: Lesson) -> Controller:
     make = AGENTS[name].make
     assert make is not None
     return make(settings, lesson)
+
+
+def begin_learner(name: str, settings: Any, lesson: Lesson) -> Controller:
+    """Makes an online learner that has seen no request; how it sees observations comes from the train prompts.
+
+    Raises:
+        ConfigError: if the agent does not learn online.
+    """
+    begin = AGENTS[name].begin
+    if begin is None:
+        known = sorted(other for other, agent in AGENTS.items() if agent.begin is not None)
+        raise ConfigError(f"Expected an agent that learns online, of {known}, got {name!r}.{nearest(name, known)}")
+    return begin(settings, lesson)

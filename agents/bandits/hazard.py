@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.bandits.base import Bandit
-from agents.bandits.linear import RidgeBank, Scaling
+from agents.bandits.linear import Features, RidgeBank
 from agents.bandits.settings import HazardSettings
 from speckv.cost.times import StepTimes
 from speckv.types import FloatArray, StepOutcome
@@ -29,16 +29,15 @@ class HazardThompson(Bandit):
         Ours: discrete-time survival with linear hazards; posterior draws as in linear Thompson sampling.
     """
 
-    def __init__(self, settings: HazardSettings, times: StepTimes, scaling: Scaling, seed: int) -> None:
+    def __init__(self, settings: HazardSettings, times: StepTimes, features: Features, seed: int) -> None:
         super().__init__("hazard-thompson", tuple(range(settings.gamma_max + 1)), times, seed=seed)
-        self.settings, self.scaling = settings, scaling
-        dimension = len(scaling.mean) + 1
-        self.bank = RidgeBank(settings.gamma_max, dimension, ridge=settings.ridge, forget=settings.forget)
+        self.settings, self.features = settings, features
+        self.bank = RidgeBank(settings.gamma_max, features.dimension, ridge=settings.ridge, forget=settings.forget)
 
     def choose(self, compression: int, observation: FloatArray) -> int:
         """Draws hazards and weighs tokens against time; now and then it looks where plain decoding seems best."""
         del compression
-        mean, spread = self.bank.predict(self.scaling.features(observation))
+        mean, spread = self.bank.predict(self.features.features(observation))
         drawn = 0.5 + mean + self.settings.width * spread * self.rng.standard_normal(len(mean))
         survival = np.cumprod(np.clip(drawn, LEAST, MOST))
         tokens = np.concatenate([[1.0], 1.0 + np.cumsum(survival)])
@@ -62,4 +61,17 @@ class HazardThompson(Bandit):
         depths = np.arange(outcome.num_tested)
         if len(depths):
             accepted = (depths < outcome.num_accepted).astype(np.float64)
-            self.bank.update(depths, self.scaling.features(observation), accepted - 0.5)
+            self.bank.update(depths, self.features.features(observation), accepted - 0.5)
+
+
+class DiscountedHazardThompson(HazardThompson):
+    """The same, forgetting: every update of a regression first weakens what it learned before.
+
+    Source:
+        Discounting as in Russac, Vernade and Cappe 2019, arXiv:1909.09146 (D-LinUCB), on the hazards; `RidgeBank` keeps
+        the variance of directions that are not visited within bounds.
+    """
+
+    def __init__(self, settings: HazardSettings, times: StepTimes, features: Features, seed: int) -> None:
+        super().__init__(settings, times, features, seed)
+        self.name = "hazard-thompson-discounted"

@@ -3,7 +3,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,17 @@ MAX_VARIANCE = 1e3
 forgets nothing until what it sees has brought it down again."""
 
 
+class Features(Protocol):
+    """Turns an observation into the input of a linear model."""
+
+    @property
+    def dimension(self) -> int:
+        """Number of features."""
+
+    def features(self, observation: FloatArray) -> Float64:
+        """Shape [dimension]."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scaling:
     """How an observation becomes the features of a linear model, a constant feature last.
@@ -37,8 +48,13 @@ class Scaling:
     mean: FloatArray
     std: FloatArray
 
+    @property
+    def dimension(self) -> int:
+        """Number of features."""
+        return len(self.mean) + 1
+
     def features(self, observation: FloatArray) -> Float64:
-        """Shape [features + 1]."""
+        """Shape [dimension]."""
         return np.append((observation - self.mean) / self.std, 1.0).astype(np.float64)
 
 
@@ -93,7 +109,8 @@ class RidgeBank:
             inverse = inverse / share[:, None, None]
             self.sums[rows] *= share[:, None]
         along = inverse @ x
-        inverse = inverse - along[:, :, None] * (along / (1.0 + along @ x)[:, None])[:, None, :]
+        # The product first: symmetric to the last bit. What rounding adds to one side, forgetting would blow up.
+        inverse = inverse - along[:, :, None] * along[:, None, :] / (1.0 + along @ x)[:, None, None]
         self.inverse[rows] = inverse
         self.sums[rows] += y[:, None] * x
         self.weights[rows] = np.einsum("kij,kj->ki", inverse, self.sums[rows])
@@ -102,11 +119,10 @@ class RidgeBank:
 class _Linear(Bandit):
     """A regression of the step's speed-up for each arm, compressions told apart by the observation alone."""
 
-    def __init__(self, name: str, settings: LinearSettings, times: StepTimes, scaling: Scaling, seed: int) -> None:
+    def __init__(self, name: str, settings: LinearSettings, times: StepTimes, features: Features, seed: int) -> None:
         super().__init__(name, settings.arms, times, seed=seed)
-        self.settings, self.scaling = settings, scaling
-        dimension = len(scaling.mean) + 1
-        self.bank = RidgeBank(len(self.arms), dimension, ridge=settings.ridge, forget=settings.forget)
+        self.settings, self.features = settings, features
+        self.bank = RidgeBank(len(self.arms), features.dimension, ridge=settings.ridge, forget=settings.forget)
 
     def get_arrays(self) -> dict[str, NDArray[Any]]:
         """Copies out what was learned."""
@@ -124,7 +140,7 @@ class _Linear(Bandit):
         seconds = self.times.step_s(observation[np.newaxis])[0, played] - self.times.controller_s
         rewards = (accepted + 1) * self.times.verify_s[compression, 0] / seconds
         rewards[rows == arm] = self.speedup(compression, outcome)
-        self.bank.update(rows, self.scaling.features(observation), rewards)
+        self.bank.update(rows, self.features.features(observation), rewards)
 
 
 def revealed(arms: NDArray[np.int64], arm: int, outcome: StepOutcome, side_information: str) -> list[int]:
@@ -154,13 +170,13 @@ class LinUcb(_Linear):
         Li et al. 2010, arXiv:1003.0146 (LinUCB with disjoint models).
     """
 
-    def __init__(self, settings: LinearSettings, times: StepTimes, scaling: Scaling, seed: int) -> None:
-        super().__init__("linucb", settings, times, scaling, seed)
+    def __init__(self, settings: LinearSettings, times: StepTimes, features: Features, seed: int) -> None:
+        super().__init__("linucb", settings, times, features, seed)
 
     def choose(self, compression: int, observation: FloatArray) -> int:
         """Follows the bound."""
         del compression
-        mean, spread = self.bank.predict(self.scaling.features(observation))
+        mean, spread = self.bank.predict(self.features.features(observation))
         return int((mean + self.settings.width * spread).argmax())
 
 
@@ -171,11 +187,11 @@ class LinThompson(_Linear):
         Agrawal and Goyal 2013, arXiv:1209.3352; drawn in the space of values, which has the same marginals.
     """
 
-    def __init__(self, settings: LinearSettings, times: StepTimes, scaling: Scaling, seed: int) -> None:
-        super().__init__("lints", settings, times, scaling, seed)
+    def __init__(self, settings: LinearSettings, times: StepTimes, features: Features, seed: int) -> None:
+        super().__init__("lints", settings, times, features, seed)
 
     def choose(self, compression: int, observation: FloatArray) -> int:
         """Draws."""
         del compression
-        mean, spread = self.bank.predict(self.scaling.features(observation))
+        mean, spread = self.bank.predict(self.features.features(observation))
         return int((mean + self.settings.width * spread * self.rng.standard_normal(len(mean))).argmax())

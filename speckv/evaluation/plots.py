@@ -37,7 +37,8 @@ class TimelineStep:
     num_emitted: int
 
 
-def _tidy(ax: Axes) -> None:
+def tidy(ax: Axes) -> None:
+    """Leaves out what frames a plot without saying anything."""
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
     ax.tick_params(colors=INK)
@@ -67,7 +68,7 @@ def speedup_dots(ax: Axes, speedups: Mapping[str, Interval], setting: str) -> Ax
     ax.set_title(setting, fontsize=10, loc="left")
     ax.set_xlabel("speed-up over plain decoding (×)", fontsize=9)
     ax.grid(axis="y", color="#E4E4E4", linewidth=0.6)
-    _tidy(ax)
+    tidy(ax)
     return ax
 
 
@@ -117,7 +118,7 @@ def speedup_bars(ax: Axes, speedups: Mapping[str, Sequence[Interval]], settings:
     ax.set_ylim(0, top * 1.16)
     ax.grid(axis="y", color="#E3E3E3", linewidth=0.8)
     ax.legend(loc="upper left", ncols=min(4, len(speedups)), frameon=False, fontsize=9)
-    _tidy(ax)
+    tidy(ax)
     return ax
 
 
@@ -152,7 +153,7 @@ def gamma_histogram(
     ax.set_ylim(0, peak * 1.15)
     ax.grid(axis="y", color="#E3E3E3", linewidth=0.8)
     ax.legend(handles, labels, facecolor="white", edgecolor="none", framealpha=1, fontsize=9)
-    _tidy(ax)
+    tidy(ax)
     return ax
 
 
@@ -190,5 +191,5 @@ def timeline(ax: Axes, steps: Sequence[TimelineStep], title: str = "") -> Axes:
     ax.grid(axis="y", color="#E3E3E3", linewidth=0.8)
     if title:
         ax.set_title(title, fontsize=10, loc="left")
-    _tidy(ax)
+    tidy(ax)
     return ax

@@ -3,15 +3,13 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from speckv.cost import CompiledCost
-from speckv.errors import ConfigError
 from speckv.replay.batch import ReplayBatch
 from speckv.replay.compiled import CompiledTraces
+from speckv.replay.control import decide
 from speckv.replay.record import ReplayRecord
 from speckv.replay.runs import Choice, run_to_end
-from speckv.types import BoolArray, Controller, DecodedSteps, StepOutcome, StoppingController
+from speckv.types import BoolArray, Controller, DecodedSteps, StepOutcome
 
 
 def replay_stream(
@@ -26,7 +24,8 @@ def replay_stream(
     """Lets a controller decode sequences in turn, telling it the outcome of every step.
 
     Args:
-        controller: Decides once a step, and learns from step to step and from request to request.
+        controller: Decides once a step, or also inside steps (`StoppingController`); it may learn from step to step and
+            from request to request.
         compiled: The recordings.
         cost: The times.
         order: Sequence indices in the order in which they come; as recorded by default.
@@ -35,20 +34,12 @@ def replay_stream(
 
     Returns:
         One row a sequence, in the order given.
-
-    Raises:
-        ConfigError: for a controller that also decides inside steps: it would not be asked there.
     """
-    if isinstance(controller, StoppingController):
-        raise ConfigError(
-            f"Expected a controller that decides once a step, got {controller.name}, which decides inside steps too. "
-            "Use replay_controller."
-        )
     charge = controller_s if controller_s is not None else cost.controller_s if controller.charges_decision else 0.0
     batch = ReplayBatch(compiled, cost, 1, controller_s=charge)
 
     def choose(batch: ReplayBatch) -> Choice:
-        return Choice(gammas=np.array([controller.act(batch.observe()[0])]))
+        return decide(batch, controller)
 
     def tell(step: DecodedSteps, where: BoolArray) -> None:
         del where  # the only slot always makes the step
@@ -74,6 +65,7 @@ def _outcome(step: DecodedSteps, batch: ReplayBatch) -> StepOutcome:
         draft_signals=step.draft_signals[0, :drafted],
         target_entropy=entropy,
         target_confidence=confidence,
-        seconds=float(step.seconds[0]) - batch.controller_s,  # live, deciding is not part of a step's time either
+        # As live: the decision before a step is not part of the step's time, decisions inside it are.
+        seconds=float(step.seconds[0]) - batch.controller_s,
         finish=None if batch.running[0] else "eos" if batch.ends_text[0] else "length",
     )

@@ -24,6 +24,7 @@ OPTIONS: dict[str, dict[str, object]] = {
     "fixed": {"gamma": 3},
     "speckv_mlp": {"epochs": 2},
     "speckv_mlp_cost": {"epochs": 2},
+    "neural_linear": {"epochs": 2, "rounds": 1, "hidden": [8]},
     "survival": {"epochs": 2, "rounds": 1, "hidden": [8]},
     "survival_stopping": {"epochs": 2, "rounds": 1, "hidden": [8]},
     # Random recordings are short: everything that moves has to move at once.

@@ -2,6 +2,7 @@
 """Bandits: formulas by hand, regressions against the closed form, and learning where there is something to learn."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,19 @@ import pytest
 
 from agents.bandits.arms import Exp3Spec, GaussianThompson, Ucb1, UcbSpec
 from agents.bandits.linear import RidgeBank, revealed
-from agents.bandits.settings import ArmsSettings, HazardSettings, LinearSettings, UcbSettings
-from agents.registry import Lesson, agent_settings, make_controller
+from agents.bandits.neural import LastHidden, NeuralLinear
+from agents.bandits.settings import (
+    ArmsSettings,
+    HazardSettings,
+    LinearSettings,
+    NeuralLinearSettings,
+    TapOutSettings,
+    UcbSettings,
+)
+from agents.registry import Lesson, agent_settings, begin_learner, make_controller
+from agents.rules.adaedl import AdaEdl, AdaEdlSettings
+from agents.rules.base import StoppingRule
+from agents.rules.svip import Svip, SvipSettings
 from agents.settings import build_settings
 from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError
@@ -18,6 +30,7 @@ from speckv.evaluation.compare import controller_sums, tune_fixed
 from speckv.observation import SCHEMA
 from speckv.replay import replay_controller, replay_stream
 from speckv.runtime.constant import ConstantGamma
+from speckv.runtime.network import Network
 from speckv.types import OnlineLearner, StepOutcome
 from tests.fakes_runs import toy_traces
 from tests.fakes_traces import compile_both, make_cost_table, random_traces
@@ -117,6 +130,21 @@ def test_forgetting_stays_sane_where_inputs_never_vary(forget: float) -> None:
     assert bank.predict(np.array([1.0, 1.0]))[0][0] == pytest.approx(1.0, abs=0.05)
 
 
+def test_forgetting_stays_exact_for_long() -> None:
+    """What rounding leaves in the matrix grows by 1 / forget an update: 0.995 ** -12000 is 1e26."""
+    rng, forget, number = np.random.default_rng(0), 0.995, 12_000
+    bank = RidgeBank(1, 3, ridge=1.0, forget=forget)
+    inputs, truth = rng.normal(size=(number, 3)), np.array([1.0, -2.0, 0.5])
+    targets = inputs @ truth + rng.normal(size=number)
+    for x, y in zip(inputs, targets, strict=True):
+        bank.update(np.array([0]), x, np.array([y]))
+    np.testing.assert_array_equal(bank.inverse[0], bank.inverse[0].T)
+    weights = forget ** np.arange(number - 1, -1, -1.0)
+    precision = (inputs * weights[:, None]).T @ inputs + forget**number * np.eye(3)
+    expected = np.linalg.solve(precision, inputs.T @ (weights * targets))
+    np.testing.assert_allclose(bank.weights[0], expected, rtol=1e-8)
+
+
 def test_what_a_step_reveals() -> None:
     arms = np.array([0, 1, 3, 8])
     assert revealed(arms, 2, outcome(3, 1), "none") == [2]
@@ -150,6 +178,16 @@ def test_a_stream_of_one_kind_of_request_equals_requests_side_by_side() -> None:
     together = replay_controller(ConstantGamma(3), compiled, cost)
     np.testing.assert_array_equal(stream.seconds, together.seconds)
     assert stream.prompt_ids == together.prompt_ids
+
+
+@pytest.mark.parametrize("rule", [Svip(SvipSettings()), AdaEdl(AdaEdlSettings(threshold=0.3))])
+def test_a_stream_asks_inside_steps_as_often_as_requests_side_by_side_are_asked(rule: StoppingRule) -> None:
+    table = replace(make_cost_table(), controller_s=0.125)
+    compiled, cost = compile_both(random_traces(num_prompts=6, seed=4), table)
+    stream, together = replay_stream(rule, compiled, cost), replay_controller(rule, compiled, cost)
+    np.testing.assert_array_equal(stream.seconds, together.seconds)
+    np.testing.assert_array_equal(stream.gamma_counts, together.gamma_counts)
+    assert len(set(np.flatnonzero(stream.gamma_counts.sum(axis=0)))) > 3
 
 
 def speedup(name: str, options: dict[str, object]) -> float:
@@ -186,6 +224,11 @@ def test_bandits_without_context_come_near_the_best_constant(name: str) -> None:
         (LinearSettings, {"forget": 0.0}),
         (HazardSettings, {"gamma_max": 17}),
         (HazardSettings, {"probe": 1.5}),
+        (NeuralLinearSettings, {"forget": 1.5}),
+        (NeuralLinearSettings, {"hidden": []}),
+        (TapOutSettings, {"level": "token"}),
+        (TapOutSettings, {"gamma_max": 17}),
+        (TapOutSettings, {"margin": 1.5}),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: type[object], options: dict[str, object]) -> None:
@@ -197,3 +240,26 @@ def test_settings_out_of_range_are_refused(settings: type[object], options: dict
 def test_arms_out_of_range_are_refused(arms: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match="ascending from 0 to 16"):
         Ucb1(UcbSettings(arms=arms), TIMES, 0)
+
+
+def test_neural_linear_regresses_on_the_last_hidden_layer() -> None:
+    rng = np.random.default_rng(0)
+    weights = [rng.normal(size=shape).astype(np.float32) for shape in ((5, SCHEMA.size), (3, 5), (16, 3))]
+    biases = [rng.normal(size=len(w)).astype(np.float32) for w in weights]
+    features = LastHidden(Network(weights, biases))
+    hidden = np.tanh(weights[1] @ np.tanh(weights[0] @ FP16 + biases[0]) + biases[1])
+    np.testing.assert_allclose(features.features(FP16), [*hidden, 1.0], rtol=1e-5)
+    bandit = NeuralLinear(NeuralLinearSettings(arms=(0, 2)), TIMES, features, 0)
+    assert bandit.act(FP16) in (0, 2)
+    bandit.learn(outcome(0, 0))
+    assert bandit.bank.inverse.shape == (2, 4, 4)
+    np.testing.assert_array_equal(features.features(FP16)[:3], bandit.features.features(FP16)[:3])
+
+
+def test_a_learner_begins_knowing_nothing() -> None:
+    lesson = Lesson(train=random_traces(num_prompts=8).select(split="train"), cost=make_cost_table(), seed=0)
+    fresh = begin_learner("ucb1", UcbSettings(), lesson)
+    assert isinstance(fresh, Ucb1)
+    assert not fresh.counts.any()
+    with pytest.raises(ConfigError, match="learns online"):
+        begin_learner("survival", None, lesson)

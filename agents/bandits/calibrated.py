@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Throughput-optimal stopping from a model of acceptance that is calibrated online.
+
+A draft's confidence is not its chance of acceptance. A logistic regression on it, with an offset for each depth, makes
+it one; refitted every so often on the tokens that the target has tested, it follows the text and needs no training.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.bandits.base import Bandit, Float64
+from agents.rules.base import CONFIDENCE
+from agents.survival.controllers import DEPTH_SCALE, logistic
+from speckv.cost.times import StepTimes
+from speckv.errors import ConfigError
+from speckv.observation import STOPPING_SCHEMA
+from speckv.types import BoolArray, FloatArray, IntArray, StepOutcome
+
+_DEPTH = STOPPING_SCHEMA.index("depth")
+_CLAMP = 40.0
+_EDGE = 1e-9
+FIRST_MEAN_LOGIT = 2.0
+"""Of a draft that is 0.88 sure."""
+_MAX_MOVE = 2.0
+"""Far from the optimum a whole Newton step may overshoot."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibratedSettings:
+    """Hyper-parameters; those of the regression are vLLM's.
+
+    Attributes:
+        gamma_max: Most tokens of a draft.
+        slope: First weight of the logit of the draft's confidence.
+        offset: First offset at every depth.
+        refit_every: Steps between refits.
+        ridge: Penalty of a refit on the distance from the present weights.
+        damping: A refit on n tokens goes n / (n + damping) of the way.
+        memory: Tested tokens that a refit looks at, the newest ones.
+        decay: Share of a request's mean logit that survives a drafted token.
+    """
+
+    gamma_max: int = 16
+    slope: float = 0.5
+    offset: float = -0.2
+    refit_every: int = 100
+    ridge: float = 1e-3
+    damping: float = 50.0
+    memory: int = 2000
+    decay: float = 0.9
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        if not 1 <= self.gamma_max <= 16 or self.refit_every < 1 or self.memory < 1:
+            raise ConfigError(
+                f"Expected agent.gamma_max from 1 to 16, agent.refit_every and agent.memory of at least 1, got {self}."
+            )
+        if self.slope < 0 or self.ridge <= 0 or self.damping < 0 or not 0 < self.decay < 1:
+            raise ConfigError(
+                "Expected agent.slope and agent.damping from 0 up, agent.ridge above 0 and agent.decay in (0, 1), "
+                f"got {self}."
+            )
+
+
+def logit(probabilities: NDArray[np.floating]) -> Float64:
+    """log(p / (1 - p)), within 40 of zero.
+
+    >>> logit(np.array([0.5, 1.0])).round(3).tolist()
+    [0.0, 20.723]
+    """
+    p = np.clip(np.asarray(probabilities, np.float64), _EDGE, 1.0 - _EDGE)
+    clipped: Float64 = np.clip(np.log(p) - np.log1p(-p), -_CLAMP, _CLAMP)
+    return clipped
+
+
+def refit(
+    weights: Float64, logits: Float64, depths: IntArray, accepted: BoolArray, ridge: float, damping: float
+) -> Float64:
+    """One damped Newton step of a logistic regression towards some tested tokens.
+
+    Args:
+        weights: Shape [1 + depths]; slope, then an offset for each depth.
+        logits: Shape [n]; of the draft's confidence in each token.
+        depths: Shape [n]; of each token in its draft, from 0.
+        accepted: Shape [n].
+        ridge: Penalty on the distance from `weights`, a token.
+        damping: The step is scaled by n / (n + damping), and no weight moves by more than 2.
+
+    Returns:
+        New weights; the slope stays at least 0.
+
+    Source:
+        vLLM's adaptive verification, as read in its code (Apache-2.0): Newton steps, ridge 1e-3, damping 50.
+    """
+    design = np.zeros((len(logits), len(weights)))
+    design[:, 0] = logits
+    design[np.arange(len(logits)), 1 + depths] = 1.0
+    new = _newton(weights, design, accepted, ridge, damping)
+    if new[0] < 0.0:
+        # The slope stays at its bound, and the offsets alone follow the text.
+        new = np.concatenate([[0.0], weights[1:]])
+        new[1:] = _newton(weights[1:], design[:, 1:], accepted, ridge, damping)
+    return new
+
+
+def _newton(weights: Float64, design: Float64, accepted: BoolArray, ridge: float, damping: float) -> Float64:
+    number = len(design)
+    chance = logistic(design @ weights)
+    gradient = design.T @ (accepted - chance)
+    hessian = design.T @ (design * (chance * (1.0 - chance))[:, None]) + ridge * number * np.eye(len(weights))
+    step = np.linalg.solve(hessian, gradient) * number / (number + damping)
+    moved: Float64 = weights + np.clip(step, -_MAX_MOVE, _MAX_MOVE)
+    return moved
+
+
+class CalibratedStopping(Bandit):
+    """Drafts on while the draft's survival, times the next token's chance, is worth the time of one token more.
+
+    With c_k = sigmoid(w logit(confidence_k) + b_k) the chance that the k-th token is accepted if those before it are,
+    and c'_k the same at the request's mean logit, for tokens yet to come:
+
+    - a second is worth lambda = max over g of (1 + c'_1 + c'_1 c'_2 + ...) / T(g); no draft where that is at g = 0;
+    - behind d tokens, go on while c_1 ... c_d c'_(d+1) >= lambda (T(d + 1) - T(d)).
+
+    Attributes:
+        weights: Shape [compressions, 1 + gamma_max]; w, then b_1, b_2, ...
+        mean_logit: Shape [compressions]; what a request's mean logit begins at.
+        tested: Shape [compressions, memory, 3]; logit, depth and acceptance of the newest tested tokens, in a ring.
+        num_tested: Shape [compressions]; tokens ever tested.
+        num_steps: Shape [compressions]; steps ever made.
+
+    Source:
+        The model is that of vLLM's adaptive verification (0.32) and the rule DSpark's, most tokens a second; both draft
+        to the end and choose how much of it to verify across a batch. Here, with one request, the choice is made while
+        drafting, so that what is not worth verifying is not drafted either.
+    """
+
+    learned = ("weights", "mean_logit", "tested", "num_tested", "num_steps")
+
+    def __init__(self, settings: CalibratedSettings, times: StepTimes, seed: int) -> None:
+        super().__init__("calibrated-stopping", (0, settings.gamma_max), times, seed=seed)
+        self.settings = settings
+        count, depth = len(times.compressions), settings.gamma_max
+        self.weights: Float64 = np.tile([settings.slope, *[settings.offset] * depth], (count, 1))
+        self.mean_logit: Float64 = np.full(count, FIRST_MEAN_LOGIT)
+        self.tested: Float64 = np.zeros((count, settings.memory, 3))
+        self.num_tested, self.num_steps = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        self._more_s = np.diff(times.verify_s[:, : depth + 1], axis=1) + times.draft_s[:, None] + times.controller_s
+        self._compression = 0
+        self._local: float | None = None
+        self._ahead: Float64 = np.zeros(depth)
+        self._price = 0.0
+        self._survival = [1.0]
+
+    def reset(self) -> None:
+        """Forgets the request; what was learned stays."""
+        super().reset()
+        self._local = None
+
+    def choose(self, compression: int, observation: FloatArray) -> int:
+        """Returns 1 to draft and 0 where no draft is expected to pay; notes what a second is worth."""
+        self._compression = compression
+        local = self.mean_logit[compression] if self._local is None else self._local
+        self._ahead = logistic(self.weights[compression, 0] * local + self.weights[compression, 1:])
+        tokens = np.concatenate([[1.0], 1.0 + np.cumsum(np.cumprod(self._ahead))])
+        rates = tokens / self.times.step_s(observation[np.newaxis])[0, : len(tokens)]
+        self._price = float(rates.max())
+        self._survival = [1.0]
+        return int(rates.argmax() > 0)
+
+    def go_on(self, observation: FloatArray) -> bool:
+        """Returns whether to draft another token; asked behind every drafted token, one after the other."""
+        which, most = self._compression, self.settings.gamma_max
+        depth = min(max(round(float(observation[_DEPTH]) * DEPTH_SCALE), 1), most)
+        if depth == most:
+            return False
+        weights = self.weights[which]
+        chance = logistic(weights[0] * logit(observation[CONFIDENCE : CONFIDENCE + 1]) + weights[depth])
+        del self._survival[depth:]
+        self._survival.append(self._survival[-1] * float(chance[0]))
+        return bool(self._survival[-1] * self._ahead[depth] >= self._price * self._more_s[which, depth])
+
+    def go_on_batch(self, observations: FloatArray) -> BoolArray:
+        """Returns the same for each row, all of the request that was decided on last."""
+        return np.array([self.go_on(row) for row in observations], np.bool_)
+
+    def update(self, compression: int, arm: int, observation: FloatArray, outcome: StepOutcome) -> None:
+        """Remembers what the target has tested; refits now and then."""
+        del arm, observation
+        settings = self.settings
+        for depth, value in enumerate(logit(outcome.draft_signals[: outcome.num_tested, 1]).tolist()):
+            before = self.mean_logit[compression] if self._local is None else self._local
+            self._local = settings.decay * before + (1 - settings.decay) * value
+            self.mean_logit[compression] += (value - self.mean_logit[compression]) / settings.memory
+            slot = self.num_tested[compression] % settings.memory
+            self.tested[compression, slot] = value, depth, depth < outcome.num_accepted
+            self.num_tested[compression] += 1
+        self.num_steps[compression] += 1
+        if self.num_steps[compression] % settings.refit_every == 0 and self.num_tested[compression]:
+            self._refit(compression)
+
+    def _refit(self, compression: int) -> None:
+        settings = self.settings
+        logits, depths, accepted = self.tested[compression, : self.num_tested[compression]].T
+        self.weights[compression] = refit(
+            self.weights[compression],
+            logits,
+            depths.astype(np.int64),
+            accepted > 0,
+            settings.ridge,
+            settings.damping,
+        )
