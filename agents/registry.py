@@ -15,7 +15,7 @@ from agents.bandits.settings import ArmsSettings, HazardSettings, LinearSettings
 from agents.best_fixed import BestFixedGamma
 from agents.fixed import FixedGamma
 from agents.parts import Parts
-from agents.ppo_settings import PPOSettings
+from agents.rl.settings import A2CSettings, DQNSettings, PPOSettings, QRDQNSettings, RecurrentPPOSettings
 from agents.rules.adaedl import AdaEdl, AdaEdlSettings
 from agents.rules.gammatune import GammaTuneSettings, make_gammatune
 from agents.rules.goodput import Goodput, GoodputSettings
@@ -136,10 +136,12 @@ def _bandit(settings: type[Any], kind: Callable[..., Bandit], *, contextual: boo
 
 
 AGENTS: Mapping[str, Agent] = {
+    "a2c": Agent(settings=A2CSettings),
     "adaedl": _rule(AdaEdlSettings, AdaEdl),
     "best_fixed": Agent(
         settings=BestFixedSettings, make=lambda _, lesson: BestFixedGamma.tune(lesson.train, lesson.cost)
     ),
+    "dqn": Agent(settings=DQNSettings),
     "exp3spec": _bandit(ArmsSettings, Exp3Spec, contextual=False),
     "fixed": Agent(settings=FixedSettings, make=lambda s, _: FixedGamma(s.gamma)),
     "gammatune": _rule(GammaTuneSettings, make_gammatune),
@@ -155,6 +157,8 @@ AGENTS: Mapping[str, Agent] = {
     "linucb": _bandit(LinearSettings, LinUcb, contextual=True),
     "llama_cpp": _rule(LlamaCppSettings, LlamaCpp),
     "ppo": Agent(settings=PPOSettings),
+    "qr_dqn": Agent(settings=QRDQNSettings),
+    "recurrent_ppo": Agent(settings=RecurrentPPOSettings),
     "sglang_ema": _rule(SglangEmaSettings, SglangEma),
     "survival": Agent(
         settings=SurvivalSettings,
