@@ -27,6 +27,7 @@ from speckv.types import Controller
 
 REWARDS_WITH_LAMBDA = ("lambda_throughput", "tokens_minus_cost")
 _NEVER = 10**12
+"""More episodes than any run has."""
 
 
 def make_environment(
