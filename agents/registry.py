@@ -26,7 +26,7 @@ from agents.best_fixed import BestFixedGamma
 from agents.fixed import FixedGamma
 from agents.parts import Parts
 from agents.per_request import PerRequest, PerRequestSettings, RequestTimes, fit_per_request
-from agents.ppo_settings import PPOSettings
+from agents.rl.settings import A2CSettings, DQNSettings, PPOSettings, QRDQNSettings, RecurrentPPOSettings
 from agents.rules.adaedl import AdaEdl, AdaEdlSettings
 from agents.rules.gammatune import GammaTuneSettings, make_gammatune
 from agents.rules.goodput import Goodput, GoodputSettings
@@ -148,11 +148,13 @@ def _bandit(settings: type[Any], kind: Callable[..., Bandit], context: str = "no
 
 
 AGENTS: Mapping[str, Agent] = {
+    "a2c": Agent(settings=A2CSettings),
     "adaedl": _rule(AdaEdlSettings, AdaEdl),
     "best_fixed": Agent(
         settings=BestFixedSettings, make=lambda _, lesson: BestFixedGamma.tune(lesson.train, lesson.cost)
     ),
     "calibrated_stopping": _bandit(CalibratedSettings, CalibratedStopping),
+    "dqn": Agent(settings=DQNSettings),
     "exp3spec": _bandit(ArmsSettings, Exp3Spec),
     "fixed": Agent(settings=FixedSettings, make=lambda s, _: FixedGamma(s.gamma)),
     "gammatune": _rule(GammaTuneSettings, make_gammatune),
@@ -179,6 +181,8 @@ AGENTS: Mapping[str, Agent] = {
     ),
     "neural_linear": _bandit(NeuralLinearSettings, NeuralLinear, "network"),
     "ppo": Agent(settings=PPOSettings),
+    "qr_dqn": Agent(settings=QRDQNSettings),
+    "recurrent_ppo": Agent(settings=RecurrentPPOSettings),
     "sglang_ema": _rule(SglangEmaSettings, SglangEma),
     "speckv_mlp": Agent(
         settings=SpecKVMlpSettings,

@@ -26,6 +26,16 @@ TINY_PPO: dict[str, object] = {
     "normalisation_steps": 256,
 }
 
+_TINY = {"total_steps": 1024, "num_envs": 8, "num_steps": 16, "hidden": [16], "normalisation_steps": 256}
+_TINY_Q = {"gradient_steps": 2, "batch_size": 64, "buffer_size": 512, "learning_starts": 128, "target_interval": 64}
+TINY_LEARNERS: dict[str, dict[str, object]] = {
+    "a2c": {"name": "a2c", **_TINY},
+    "dqn": {"name": "dqn", **_TINY, **_TINY_Q, "return_steps": 3},
+    "ppo": TINY_PPO,
+    "qr_dqn": {"name": "qr_dqn", **_TINY, **_TINY_Q, "num_quantiles": 5},
+    "recurrent_ppo": {**TINY_PPO, "name": "recurrent_ppo", "lstm_hidden": 8},
+}
+
 
 def easy_or_hard(number: int, compression: str, *, length: int = 40) -> TraceSequence:
     """One recording: even prompts are drafted right nearly always, odd ones hardly ever, and the signals tell."""

@@ -22,9 +22,12 @@ from agents.training.tensorboard import HYPERPARAMETERS
 from speckv.errors import CheckpointError, ConfigError, CostTableError, SpecKVError, TraceError
 from speckv.evaluation import report
 from speckv.runtime import PolicyController
+from speckv.runtime.stored import load_controller
 from speckv.traces import TraceSet
-from tests.fakes_runs import TINY_PPO, CapturedConsole, save_toy, toy_settings
+from speckv.types import StoppingController
+from tests.fakes_runs import TINY_LEARNERS, TINY_PPO, CapturedConsole, save_toy, toy_settings
 
+TIME = RewardSettings(name="time")
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -208,6 +211,45 @@ def test_a_resumed_run_equals_one_that_never_stopped(tmp_path: Path, change: dic
         assert (tmp_path / "straight" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()
 
 
+@pytest.mark.parametrize("name", ["a2c", "dqn", "qr_dqn", "recurrent_ppo"])
+def test_every_learner_resumes_as_if_it_had_not_stopped(tmp_path: Path, name: str) -> None:
+    """With truncated episodes and a discount, so that the values behind them matter; with the memory half full."""
+    agent = {**TINY_LEARNERS[name], "total_steps": 640, "discount": 0.9}
+    straight, stopped = (
+        replace(toy_settings(tmp_path, tmp_path / n, agent=agent), env=EnvSettings(budget=30))
+        for n in ("straight", "stopped")
+    )
+    run(straight)
+    stop_and_resume(stopped, 384)
+    assert_same(*(read_checkpoint(s.output) for s in (straight, stopped)))
+    for file in ("eval.csv", "policy/policy.npz", "evaluation/results.json"):
+        assert (tmp_path / "straight" / file).read_bytes() == (tmp_path / "stopped" / file).read_bytes()
+    assert load_controller(tmp_path / "stopped").name == name.replace("_", "-")
+
+
+@pytest.mark.parametrize("name", ["a2c", "dqn", "qr_dqn"])
+def test_every_learner_without_a_memory_trains_token_by_token(tmp_path: Path, name: str) -> None:
+    agent = {**TINY_LEARNERS[name], "total_steps": 384, "discount": 0.97}
+    settings = replace(
+        toy_settings(tmp_path, tmp_path / "run", agent=agent),
+        env=EnvSettings(decides="per_token"),
+        reward=RewardSettings(name="lambda_throughput"),
+    )
+    run(settings)
+    controller = load_controller(tmp_path / "run")
+    assert controller.name == f"{name.replace('_', '-')}-stopping"
+    assert isinstance(controller, StoppingController)
+
+
+def test_a_learner_that_replays_logs_once_a_collection(tmp_path: Path) -> None:
+    run(toy_settings(tmp_path, tmp_path / "run", agent=TINY_LEARNERS["dqn"]))
+    events = EventAccumulator(str(tmp_path / "run" / "tb"))
+    events.Reload()
+    steps = [e.step for e in events.Scalars("rollout/ep_rew_mean")]
+    assert steps == [128 * k for k in range(1, 9)]
+    assert {"train/loss", "rollout/exploration_rate", "rollout/lambda"} <= set(events.Tags()["scalars"])
+
+
 def test_a_resumed_run_forgets_rows_behind_its_checkpoint(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     header = "step,prompt_id,task,compression,tokens,seconds,steps,drafted,accepted,tested\n"
@@ -279,6 +321,11 @@ def test_an_existing_folder_is_never_written_over(tmp_path: Path) -> None:
         ({"agent": {"name": "pop"}}, ConfigError, "Did you mean 'ppo'"),
         ({"reward": RewardSettings(name="speed")}, ConfigError, "reward"),
         ({"env": EnvSettings(budget=1)}, ConfigError, "budget"),
+        (
+            {"agent": TINY_LEARNERS["recurrent_ppo"], "env": EnvSettings(decides="per_token"), "reward": TIME},
+            ConfigError,
+            "per_step for a policy with a memory",
+        ),
         ({"cost": "missing.json"}, CostTableError, "missing.json"),
         ({"traces": "missing.parquet"}, TraceError, "missing.parquet"),
         ({"tasks": ("poetry",)}, TraceError, "poetry"),

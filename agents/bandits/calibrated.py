@@ -115,13 +115,20 @@ def _newton(weights: Float64, design: Float64, accepted: BoolArray, ridge: float
     return moved
 
 
+def _rates(chances: Float64, seconds: Float64) -> Float64:
+    """Shape [gamma_max + 1]; expected tokens a second of drafting each number of tokens."""
+    rates: Float64 = np.append(1.0, 1.0 + np.cumsum(np.cumprod(chances))) / seconds[: len(chances) + 1]
+    return rates
+
+
 class CalibratedStopping(Bandit):
     """Drafts on while the draft's survival, times the next token's chance, is worth the time of one token more.
 
     With c_k = sigmoid(w logit(confidence_k) + b_k) the chance that the k-th token is accepted if those before it are,
     and c'_k the same at the request's mean logit, for tokens yet to come:
 
-    - a second is worth lambda = max over g of (1 + c'_1 + c'_1 c'_2 + ...) / T(g); no draft where that is at g = 0;
+    - a second is worth lambda = max over g of (1 + c'_1 + c'_1 c'_2 + ...) / T(g); where that is at g = 0 at the mean
+      logit of all requests, nothing is drafted, the steps before the first refit excepted;
     - behind d tokens, go on while c_1 ... c_d c'_(d+1) >= lambda (T(d + 1) - T(d)).
 
     Attributes:
@@ -160,15 +167,22 @@ class CalibratedStopping(Bandit):
         self._local = None
 
     def choose(self, compression: int, observation: FloatArray) -> int:
-        """Returns 1 to draft and 0 where no draft is expected to pay; notes what a second is worth."""
+        """Returns 1 to draft and 0 where no draft is expected to pay; notes what a second is worth.
+
+        Whether to draft at all is asked of requests at large: one that decodes plainly shows nothing of its draft.
+        """
         self._compression = compression
-        local = self.mean_logit[compression] if self._local is None else self._local
-        self._ahead = logistic(self.weights[compression, 0] * local + self.weights[compression, 1:])
-        tokens = np.concatenate([[1.0], 1.0 + np.cumsum(np.cumprod(self._ahead))])
-        rates = tokens / self.times.step_s(observation[np.newaxis])[0, : len(tokens)]
-        self._price = float(rates.max())
+        at_large, seconds = self.mean_logit[compression], self.times.step_s(observation[np.newaxis])[0]
+        self._ahead = self._chances(at_large if self._local is None else self._local)
+        self._price = float(_rates(self._ahead, seconds).max())
         self._survival = [1.0]
-        return int(rates.argmax() > 0)
+        learning = self.num_steps[compression] < self.settings.refit_every
+        return int(learning or _rates(self._chances(at_large), seconds).argmax() > 0)
+
+    def _chances(self, mean_logit: float) -> Float64:
+        """Shape [gamma_max]; c' at each depth."""
+        weights = self.weights[self._compression]
+        return logistic(weights[0] * mean_logit + weights[1:])
 
     def go_on(self, observation: FloatArray) -> bool:
         """Returns whether to draft another token; asked behind every drafted token, one after the other."""

@@ -10,8 +10,6 @@ import io
 import json
 import pickle
 import random
-from collections import deque
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypedDict, cast
@@ -19,9 +17,10 @@ from typing import TypedDict, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from stable_baselines3 import PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor
 
+from agents.rl.state import get_arrays, get_counters, set_state
 from envs.vector import ReplayVectorEnv
 from speckv.errors import CheckpointError
 from speckv.files import write_atomically
@@ -61,16 +60,23 @@ class Progress:
     rates: dict[str, float]
 
 
-def save(path: Path, model: PPO, env: ReplayVectorEnv, progress: Progress) -> None:
-    """Writes the whole state between two rollouts, or leaves the file as it was."""
+def save(
+    path: Path, model: BaseAlgorithm, env: ReplayVectorEnv, progress: Progress, *, with_replay: bool = True
+) -> None:
+    """Writes the whole state between two rollouts, or leaves the file as it was.
+
+    Args:
+        path: Of the file.
+        model: The learner.
+        env: Its environments.
+        progress: Of the run.
+        with_replay: Whether a learner that replays saves its memory too; without it the file continues no run.
+    """
     arrays, generators = env.get_state()
-    assert isinstance(model._last_obs, np.ndarray)
-    arrays |= {"last_obs": model._last_obs, "last_episode_starts": np.asarray(model._last_episode_starts)}
+    arrays |= get_arrays(model, with_replay=with_replay)
     name, keys, *rest = cast(tuple[str, Uint32, int, int, float], np.random.get_state(legacy=True))  # noqa: NPY002
     state = {
-        "num_timesteps": model.num_timesteps,
-        "n_updates": model._n_updates,
-        "episodes": [_plain(episode) for episode in model.ep_info_buffer or ()],
+        **get_counters(model),
         "generators": generators,
         "python": random.getstate(),
         "numpy": [name, keys.tolist(), *rest],
@@ -90,7 +96,7 @@ def save(path: Path, model: PPO, env: ReplayVectorEnv, progress: Progress) -> No
     write_atomically(path, buffer.getvalue())
 
 
-def load(path: Path, model: PPO, env: ReplayVectorEnv) -> Progress:
+def load(path: Path, model: BaseAlgorithm, env: ReplayVectorEnv) -> Progress:
     """Puts a saved state into a freshly built learner and its freshly built environments.
 
     The learner's settings, the recordings and the clock must be those it was saved with: the caller checks that.
@@ -104,11 +110,7 @@ def load(path: Path, model: PPO, env: ReplayVectorEnv) -> Progress:
         model.policy.optimizer.load_state_dict(content["optimizer"])
         arrays = {name: tensor.numpy() for name, tensor in content["arrays"].items()}
         state = json.loads(content["state"])
-        model._last_obs = arrays.pop("last_obs")
-        model._last_episode_starts = arrays.pop("last_episode_starts")
-        model.num_timesteps, model._n_updates = state["num_timesteps"], state["n_updates"]
-        model.ep_info_buffer = deque(state["episodes"], maxlen=model._stats_window_size)
-        model.ep_success_buffer = deque(maxlen=model._stats_window_size)
+        set_state(model, arrays, state)
         env.set_state(arrays, state["generators"])
         progress = Progress(**state["progress"])
         # Last, because building a learner and resetting environments draws from or reseeds these.
@@ -125,21 +127,17 @@ def load(path: Path, model: PPO, env: ReplayVectorEnv) -> Progress:
     return progress
 
 
-def _plain(episode: Mapping[str, float]) -> dict[str, float]:
-    return {name: value.item() if isinstance(value, np.generic) else value for name, value in episode.items()}
-
-
 def _read(path: Path) -> _Content:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"Expected a checkpoint at {path}, found none. Name a run folder of `agent=ppo`."
+            f"Expected a checkpoint at {path}, found none. Name a run folder of a learner such as ppo."
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{path} is no readable checkpoint: it is damaged. Start a new run.") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: expected a SpecKV checkpoint. Name a run folder of `agent=ppo`.")
+        raise CheckpointError(f"{path}: expected a SpecKV checkpoint. Name a run folder of a learner such as ppo.")
     if content.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"{path}: expected checkpoint format version {FORMAT_VERSION}, got {content.get('format_version')}. "

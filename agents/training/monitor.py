@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens between PPO's updates: evaluation, checkpoints, lambda, logs, and the answer to a signal.
+"""What happens between a learner's updates: evaluation, checkpoints, lambda, logs, and the answer to a signal.
 
 Everything is done where a rollout is about to begin, after an update and before the next step: there the whole state
 is small, and a run continued from it cannot be told from one that never stopped.
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from agents.console import ProgressBar
-from agents.ppo import export_policy
+from agents.rl.export import export_policy
 from agents.training import checkpoint
 from agents.training.checkpoint import Progress
 from agents.training.interrupts import InterruptedTraining, StopRequest
@@ -23,7 +23,7 @@ from agents.training.tensorboard import RunWriter
 from agents.training.validation import Score, Validator
 from envs.sb3_bridge import SB3VecEnv
 from speckv.evaluation.table import format_rate
-from speckv.runtime import PolicyController
+from speckv.runtime.stored import controller_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +81,8 @@ class TrainingMonitor(BaseCallback):
         self._chosen = np.zeros(env.envs.core.gamma_max + 1)
 
     def _on_rollout_start(self) -> None:
+        if isinstance(self.model, OffPolicyAlgorithm):
+            self._write_log()
         self._act_between_updates(final=False)
         self._tokens[:], self._seconds[:], self._chosen[:] = 0.0, 0.0, 0.0
         self._comp_index = self._batch.comp_index.copy()
@@ -111,15 +113,21 @@ class TrainingMonitor(BaseCallback):
         self._bar.update(self.num_timesteps, self._note())
 
     def _on_training_end(self) -> None:
-        self.logger.dump(self.num_timesteps)
+        self._write_log()
         self._act_between_updates(final=True)
+
+    def _write_log(self) -> None:
+        if isinstance(self.model, OffPolicyAlgorithm):
+            # Left to itself it would log every few episodes, which with many environments is at every step.
+            self.model.dump_logs()
+        self.logger.dump(self.num_timesteps)
 
     def _act_between_updates(self, *, final: bool) -> None:
         due = self.num_timesteps >= self.progress.next_evaluation
         if due or final:
             self._evaluate()
         if due or final or self._request.signum is not None:
-            checkpoint.save(self._folder / LAST, self._ppo, self._env.envs, self.progress)
+            checkpoint.save(self._folder / LAST, self.model, self._env.envs, self.progress)
         if self._request.signum is not None and not final:
             self.logger.dump(self.num_timesteps)
             raise InterruptedTraining(self._request.signum)
@@ -129,11 +137,11 @@ class TrainingMonitor(BaseCallback):
         every = self._settings.every_steps
         progress.next_evaluation = (step // every + 1) * every
         policy = export_policy(
-            self._ppo,
+            self.model,
             provenance={**self._settings.provenance, "step": step},
             gamma_max=self._env.envs.core.gamma_max,
         )
-        score = self._validator.score(PolicyController.of(policy))
+        score = self._validator.score(controller_of(policy))
         self.last_score = score
         self._folder.append_evaluation(step, self._validator.grid, score.sums)
         self._writer.scalars(score.scalars(), step)
@@ -141,14 +149,9 @@ class TrainingMonitor(BaseCallback):
         if progress.best_score is None or score.speedup_vs_best_fixed > progress.best_score:
             progress.best_score, progress.best_step = score.speedup_vs_best_fixed, step
             policy.save(self._folder / POLICY)
-            checkpoint.save(self._folder / BEST, self._ppo, self._env.envs, progress)
+            checkpoint.save(self._folder / BEST, self.model, self._env.envs, progress, with_replay=False)
         self._bar.update(step, self._note())
         self._bar.milestone(self._line(score))
-
-    @property
-    def _ppo(self) -> PPO:
-        assert isinstance(self.model, PPO)
-        return self.model
 
     def _note(self) -> str:
         if self.last_score is None:

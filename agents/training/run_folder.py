@@ -38,7 +38,7 @@ EVAL_COLUMNS = (
     "accepted",
     "tested",
 )
-_PACKAGES = ("gymnasium", "hydra-core", "numpy", "speckv", "stable-baselines3", "torch")
+_PACKAGES = ("gymnasium", "hydra-core", "numpy", "sb3-contrib", "speckv", "stable-baselines3", "torch")
 
 
 def default_name(agent: str, cost: str, seed: int) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 
 from agents.console import Console
 from agents.evaluating import evaluate_controllers
-from agents.ppo_settings import PPOSettings
 from agents.registry import Lesson, agent_settings, make_controller
+from agents.rl.settings import LearnerSettings
 from agents.settings import TrainSettings, hyperparameters
 from agents.stored import save_controller
 from agents.training.run_folder import EVENTS, RunFolder, commit, default_name, machine, versions
@@ -43,7 +43,7 @@ def train(settings: TrainSettings, console: Console, *, config: str, overrides: 
     """
     name, agent = agent_settings(settings.agent)
     task = load_task(settings.data, settings.cost)
-    if isinstance(agent, PPOSettings):
+    if isinstance(agent, LearnerSettings):
         return _train_learner(name, agent, settings, task, console, config=config, overrides=overrides)
     return _train_rule(name, agent, settings, task, console, config=config, overrides=overrides)
 
@@ -87,7 +87,7 @@ def _train_rule(
 
 def _train_learner(
     name: str,
-    agent: PPOSettings,
+    agent: LearnerSettings,
     settings: TrainSettings,
     task: Task,
     console: Console,
@@ -96,8 +96,9 @@ def _train_learner(
     overrides: Sequence[str],
 ) -> Comparison:
     # Late, because PyTorch takes seconds to import and a wrong setting should not.
-    from agents.training.ppo_run import make_environment, train_ppo
+    from agents.training.learner_run import make_environment, train_learner
 
+    agent.check_environment(settings.env.decides)
     env = make_environment(task.learning, task.cost, settings.env, settings.reward, agent.num_envs)
     facts = _facts(settings, name, task)
     if settings.resume is not None:
@@ -112,7 +113,7 @@ def _train_learner(
         f"{settings.threads} thread{'s' if settings.threads > 1 else ''}; run folder {folder.path}"
     )
     validator = Validator(task.validation, task.cost, task.best_fixed_gammas)
-    controller = train_ppo(
+    controller = train_learner(
         agent,
         settings,
         env,

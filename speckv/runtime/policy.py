@@ -6,12 +6,9 @@ where it came from. `policy.npz` holds the weights and the normalisation of the 
 policy: no PyTorch, no Stable-Baselines3, no pickle.
 """
 
-import hashlib
-import io
 import itertools
 import json
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -19,15 +16,13 @@ from typing import cast
 import numpy as np
 
 from speckv.errors import CheckpointError, SchemaError
-from speckv.files import canonical_json, write_atomically
 from speckv.observation import SCHEMA, STOPPING_SCHEMA, ObservationSchema, observe_draft, summarise_draft
+from speckv.runtime.card import CARD, CARD_KEYS, WEIGHTS, read_card, read_weights, write_policy
 from speckv.runtime.network import Network, fold
 from speckv.types import NUM_SIGNALS, BoolArray, FloatArray, IntArray, StepOutcome
 
 FORMAT = "speckv-policy"
 FORMAT_VERSION = 1
-CARD = "policy.json"
-WEIGHTS = "policy.npz"
 SHIPPED = Path(__file__).resolve().parents[1] / "assets" / "policies"
 """Folders of the policies that come with SpecKV, by cost table."""
 STEP_ENVIRONMENT = "SpecKV/GammaSelection-v0"
@@ -35,18 +30,6 @@ STOPPING_ENVIRONMENT = "SpecKV/DraftStopping-v0"
 SCHEMAS = {STEP_ENVIRONMENT: SCHEMA, STOPPING_ENVIRONMENT: STOPPING_SCHEMA}
 """What a policy of each environment reads."""
 NOT_FINITE = "Expected a finite observation, got NaN. Check the signals it was computed from."
-_CARD_KEYS = {
-    "format",
-    "format_version",
-    "name",
-    "environment",
-    "activation",
-    "gammas",
-    "layers",
-    "observation_schema",
-    "provenance",
-    "weights_sha256",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -102,9 +85,6 @@ class MlpPolicy:
         arrays = {"mean": self.mean, "std": self.std}
         for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             arrays |= {f"weight_{index}": weight, f"bias_{index}": bias}
-        buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **{name: a.astype(np.float32) for name, a in arrays.items()})
-        data = buffer.getvalue()
         card = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -115,10 +95,8 @@ class MlpPolicy:
             "layers": [list(w.shape) for w in self.weights],
             "observation_schema": json.loads(self.schema.to_json()),
             "provenance": dict(self.provenance),
-            "weights_sha256": hashlib.sha256(data).hexdigest(),
         }
-        write_atomically(Path(folder) / WEIGHTS, data)
-        write_atomically(Path(folder) / CARD, canonical_json(card))
+        write_policy(Path(folder), card, arrays)
 
     @staticmethod
     def load(folder: Path | str, *, schema: ObservationSchema | None = None) -> "MlpPolicy":
@@ -133,7 +111,7 @@ class MlpPolicy:
             SchemaError: naming the first difference, if the policy reads another observation.
         """
         folder = Path(folder)
-        card = _read_card(folder / CARD)
+        card = read_card(folder / CARD, FORMAT, FORMAT_VERSION, CARD_KEYS)
         trained_on = ObservationSchema.from_json(json.dumps(card["observation_schema"]))
         environment = str(card["environment"])
         if schema is None and environment not in SCHEMAS:
@@ -143,7 +121,7 @@ class MlpPolicy:
             )
         schema = schema or SCHEMAS[environment]
         schema.require_same(trained_on)
-        arrays = _read_weights(folder / WEIGHTS, str(card["weights_sha256"]))
+        arrays = read_weights(folder / WEIGHTS, str(card["weights_sha256"]))
         depth = len(cast(list[object], card["layers"]))
         try:
             return MlpPolicy(
@@ -257,51 +235,3 @@ class StoppingPolicyController(PolicyController):
         """Returns the same for each row."""
         goes_on: BoolArray = super().act_batch(observations) > 0
         return goes_on
-
-
-def _read_card(path: Path) -> dict[str, object]:
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"Expected an exported policy at {path}, found none. Name a run folder or train one: `python train.py`."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not readable JSON ({error}). Export the policy again.") from error
-    if not isinstance(card, dict) or card.get("format") != FORMAT:
-        raise CheckpointError(f'{path}: expected a policy card ("format": "{FORMAT}"). Export the policy again.')
-    if card.get("format_version") != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path}: expected policy format version {FORMAT_VERSION}, got {card.get('format_version')}. "
-            "Export it again with this version of SpecKV."
-        )
-    if set(card) != _CARD_KEYS:
-        raise CheckpointError(f"{path}: fields differ from the format: {sorted(set(card) ^ _CARD_KEYS)}. Export again.")
-    _check_card(card, path)
-    return card
-
-
-def _check_card(card: Mapping[str, object], path: Path) -> None:
-    gammas = card["gammas"]
-    if not isinstance(gammas, list) or not gammas or any(type(g) is not int or g < 0 for g in gammas):
-        raise CheckpointError(f"{path}: expected gammas to list counts of tokens, got {gammas!r}. Export again.")
-    if not isinstance(card["layers"], Sequence) or not isinstance(card["provenance"], Mapping):
-        raise CheckpointError(f"{path}: layers or provenance are malformed. Export again.")
-    if card["activation"] != "tanh":
-        raise CheckpointError(f"{path}: expected activation 'tanh', got {card['activation']!r}. Export again.")
-
-
-def _read_weights(path: Path, expected_sha256: str) -> dict[str, FloatArray]:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(
-            f"Expected the policy's weights at {path}, found none. Export the policy again."
-        ) from error
-    if hashlib.sha256(data).hexdigest() != expected_sha256:
-        raise CheckpointError(f"{path} is not the file that its card describes (SHA-256 differs). Export both again.")
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            return {name: archive[name].astype(np.float32) for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path} holds no plain arrays ({error}). Export the policy again.") from error

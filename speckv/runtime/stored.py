@@ -7,8 +7,11 @@ from pathlib import Path
 
 from speckv.errors import CheckpointError
 from speckv.files import canonical_json, write_atomically
+from speckv.runtime import recurrent
+from speckv.runtime.card import CARD, read_format
 from speckv.runtime.constant import ConstantGamma, ConstantPerCompression
-from speckv.runtime.policy import CARD, PolicyController
+from speckv.runtime.policy import MlpPolicy, PolicyController
+from speckv.runtime.recurrent import LstmController, LstmPolicy
 from speckv.types import Controller
 
 POLICY = "policy"
@@ -20,6 +23,14 @@ FORMAT = "speckv-controller"
 FORMAT_VERSION = 1
 
 Rule = ConstantGamma | ConstantPerCompression
+Policy = MlpPolicy | LstmPolicy
+
+
+def controller_of(policy: Policy, *, name: str | None = None) -> Controller:
+    """The controller that decides with an exported policy."""
+    if isinstance(policy, LstmPolicy):
+        return LstmController(policy, name=name)
+    return PolicyController.of(policy, name=name)
 
 
 def save_rule(folder: Path, controller: Rule) -> None:
@@ -54,14 +65,15 @@ def load_controller(path: Path | str, *, name: str | None = None) -> Controller:
     if folder is None and (path / AGENT).is_file():
         raise CheckpointError(
             f"{path} holds an agent that only replays can run so far. Compare it with "
-            f"`python evaluate.py controllers=[{path}]`; live, constants and PPO policies decide."
+            f"`python evaluate.py controllers=[{path}]`; live, constants and policies of learners such as PPO decide."
         )
     if folder is None:
         raise CheckpointError(
             f"Expected a run folder or an exported policy at {path}, found neither {POLICY}/{CARD}, {CARD} nor {RULE}. "
             "Train one with `python train.py agent=ppo`."
         )
-    return PolicyController.load(folder, name=name)
+    remembers = read_format(folder / CARD) == recurrent.FORMAT
+    return controller_of(LstmPolicy.load(folder) if remembers else MlpPolicy.load(folder), name=name)
 
 
 def _policy_folder(path: Path) -> Path | None:

@@ -79,6 +79,8 @@ def test_it_decodes_plainly_where_no_draft_pays() -> None:
     """With chances of 1 in 10 a draft of one gives 1.1 tokens in 9.25 s; plain decoding one in 8 s."""
     rule = CalibratedStopping(CalibratedSettings(slope=0.0, offset=float(logit(np.array([0.1]))[0])), TIMES, 0)
     rule.reset()
+    assert rule.act(observation(0, 0.5)[: SCHEMA.size]) == 16  # it has seen nothing yet
+    rule.num_steps[0] = rule.settings.refit_every
     assert rule.act(observation(0, 0.5)[: SCHEMA.size]) == 0
 
 

@@ -7,18 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.ppo import WithoutBootstrap, build_ppo, export_policy, measure_normalisation
-from agents.ppo_settings import PPOSettings
+from agents.rl.export import export_policy
+from agents.rl.learners import WithoutBootstrap, build_learner, make_learner
+from agents.rl.normalisation import measure_normalisation
+from agents.rl.settings import PPOSettings
 from agents.settings import EnvSettings, RewardSettings
-from agents.training.ppo_run import build_learner, make_environment
+from agents.training.learner_run import make_environment
 from agents.training.validation import Validator
 from envs.sb3_bridge import SB3VecEnv
 from speckv.errors import SchemaError
 from speckv.evaluation.compare import tune_fixed
 from speckv.observation import SCHEMA, STOPPING_SCHEMA
-from speckv.runtime import PolicyController
+from speckv.runtime import MlpPolicy, PolicyController
+from speckv.runtime.stored import controller_of
 from speckv.types import StoppingController
 from tests.fakes_runs import toy_traces
 from tests.fakes_traces import make_cost_table
@@ -40,9 +44,9 @@ def test_ppo_beats_the_best_constant_where_signals_tell_easy_from_hard() -> None
     env = make_environment(train, cost, EnvSettings(), RewardSettings(), settings.num_envs)
     model = build_learner(settings, env, seed=0)
     validator = Validator(test, cost, tune_fixed(train, cost).best())
-    before = validator.score(PolicyController(export_policy(model, provenance={})))
+    before = validator.score(controller_of(export_policy(model, provenance={})))
     model.learn(25_000)
-    after = validator.score(PolicyController(export_policy(model, provenance={})))
+    after = validator.score(controller_of(export_policy(model, provenance={})))
     assert after.speedup_vs_best_fixed > 1.15 > before.speedup_vs_best_fixed
     assert after.speedup_vs_ar > 1.3
 
@@ -61,7 +65,7 @@ def test_ppo_learns_to_stop_token_by_token() -> None:
     # Tokens a second, near what is achieved: a lambda twice as high makes time so dear that drafting never pays.
     env.envs.set_lambda({"fp16": 0.17, "nf4": 0.27})
     model.learn(40_000)
-    controller = PolicyController.of(export_policy(model, provenance={}))
+    controller = controller_of(export_policy(model, provenance={}))
     assert isinstance(controller, StoppingController)
     score = validator.score(controller)
     assert score.speedup_vs_best_fixed > 1.1
@@ -77,6 +81,7 @@ def test_a_stopping_policy_survives_the_disk_and_answers_alone_as_among_others(t
         8,
     )
     policy = export_policy(build_learner(TINY, env, seed=2), provenance={}, gamma_max=9)
+    assert isinstance(policy, MlpPolicy)
     assert policy.environment == "SpecKV/DraftStopping-v0"
     policy.save(tmp_path)
     controller = PolicyController.load(tmp_path)
@@ -96,10 +101,12 @@ def test_export_decides_as_the_learner_does() -> None:
     """10,000 random observations; only scores that agree to rounding may be told apart differently."""
     model = build_learner(TINY, toy_env(), seed=1)
     model.learn(256)
-    controller = PolicyController(export_policy(model, provenance={}))
+    controller = controller_of(export_policy(model, provenance={}))
+    assert isinstance(controller, PolicyController)
     rng = np.random.default_rng(0)
     rows = (SCHEMA.low + rng.random((10_000, SCHEMA.size)) * (SCHEMA.high - SCHEMA.low)).astype(np.float32)
     chosen = controller.act_batch(rows)
+    assert isinstance(model.policy, ActorCriticPolicy)
     with torch.no_grad():
         distribution = model.policy.get_distribution(torch.from_numpy(rows)).distribution
         assert isinstance(distribution, torch.distributions.Categorical)
@@ -145,7 +152,7 @@ def test_same_seed_same_parameters() -> None:
 def test_hiding_truncation_changes_nothing_at_discount_zero() -> None:
     def parameters(env: VecEnv, *, hide: bool) -> list[np.ndarray]:
         mean, std = measure_normalisation(env, 256, seed=9)
-        model = build_ppo(TINY, env, seed=0, mean=mean, std=std)
+        model = make_learner(TINY, env, seed=0, mean=mean, std=std)
         if not hide:
             assert isinstance(model.env, WithoutBootstrap)
             model.env = model.env.venv
@@ -158,5 +165,5 @@ def test_hiding_truncation_changes_nothing_at_discount_zero() -> None:
 
 def test_truncation_reaches_a_learner_that_looks_ahead() -> None:
     mean, std = np.zeros(SCHEMA.size, np.float32), np.ones(SCHEMA.size, np.float32)
-    model = build_ppo(replace(TINY, discount=1.0), toy_env(), seed=0, mean=mean, std=std)
+    model = make_learner(replace(TINY, discount=1.0), toy_env(), seed=0, mean=mean, std=std)
     assert isinstance(model.env, SB3VecEnv)

@@ -1,32 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One PPO run: environments, learner, monitor, from the first step or from a checkpoint."""
+"""One run of a learner: environments, learner, monitor, from the first step or from a checkpoint."""
 
 from collections.abc import Mapping
 
 import torch
-from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from agents.console import Console
-from agents.ppo import build_ppo, measure_normalisation
-from agents.ppo_settings import PPOSettings
+from agents.rl.learners import build_learner
+from agents.rl.settings import LearnerSettings
 from agents.settings import EnvSettings, RewardSettings, TrainSettings
 from agents.training import checkpoint
 from agents.training.checkpoint import Progress
 from agents.training.interrupts import catch_signals
 from agents.training.monitor import MonitorSettings, TrainingMonitor
-from agents.training.run_folder import EVENTS, LAST, POLICY, RunFolder
+from agents.training.run_folder import EVENTS, LAST, RunFolder
 from agents.training.tensorboard import RunWriter
 from agents.training.validation import Validator
 from envs.sb3_bridge import SB3VecEnv
 from envs.vector import DraftStoppingVectorEnv, GammaSelectionVectorEnv
 from speckv.cost import CostTable
-from speckv.runtime import PolicyController
+from speckv.runtime.stored import load_controller
 from speckv.traces import TraceSet
+from speckv.types import Controller
 
 REWARDS_WITH_LAMBDA = ("lambda_throughput", "tokens_minus_cost")
-_NORMALISATION_SEED = 1_000_003
-"""Added to the run's seed, so that the random policy's episodes are not the first that the learner meets."""
+_NEVER = 10**12
+"""More episodes than any run has."""
 
 
 def make_environment(
@@ -54,15 +55,8 @@ def make_environment(
     )
 
 
-def build_learner(agent: PPOSettings, env: SB3VecEnv, seed: int) -> PPO:
-    """Measures the normalisation with a random policy, then makes the learner and seeds its environments."""
-    mean, std = measure_normalisation(env, agent.normalisation_steps, seed + _NORMALISATION_SEED)
-    # Seeds the environments too: environment k gets seed + k at the learner's first reset.
-    return build_ppo(agent, env, seed=seed, mean=mean, std=std)
-
-
-def train_ppo(
-    agent: PPOSettings,
+def train_learner(
+    agent: LearnerSettings,
     settings: TrainSettings,
     env: SB3VecEnv,
     folder: RunFolder,
@@ -71,7 +65,7 @@ def train_ppo(
     *,
     provenance: Mapping[str, str | int | float],
     resume: bool,
-) -> PolicyController:
+) -> Controller:
     """Trains to the end, saving as it goes.
 
     Args:
@@ -125,7 +119,9 @@ def train_ppo(
                 progress=progress,
             )
             try:
-                model.learn(left, callback=monitor, reset_num_timesteps=not resume)
+                # The monitor writes the log of a learner that counts episodes for it, not rollouts.
+                every = _NEVER if isinstance(model, OffPolicyAlgorithm) else 1
+                model.learn(left, callback=monitor, log_interval=every, reset_num_timesteps=not resume)
             finally:
                 writer.close()
-    return PolicyController.load(folder / POLICY)
+    return load_controller(folder.path)

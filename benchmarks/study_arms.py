@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One arm of a study: a `train.py` command line, trained in a folder that is thrown away, and evaluated."""
+
+import csv
+import io
+import math
+import tempfile
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import train as program
+from agents.console import Console
+from agents.registry import agent_settings
+from agents.training.learner_run import make_environment, train_learner
+from agents.training.run_folder import EVAL, RunFolder
+from agents.training.task import Task, load_task
+from agents.training.validation import Validator
+from benchmarks.study_store import Record
+from speckv.commands.app import compose_checked
+from speckv.errors import SpecKVError
+from speckv.evaluation.bootstrap import Interval
+from speckv.evaluation.compare import compare
+from speckv.evaluation.metrics import ALL
+from speckv.types import Controller
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """One thing to train.
+
+    Attributes:
+        name: Key of its records.
+        overrides: What `train.py` is told.
+    """
+
+    name: str
+    overrides: tuple[str, ...]
+
+
+def curve_of(path: Path, validator: Validator) -> list[dict[str, float]]:
+    """Validation figures by environment step, from a run's rows."""
+    sums: dict[int, dict[str, np.ndarray]] = defaultdict(lambda: defaultdict(lambda: np.zeros(4)))
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            values = [float(row[key]) for key in ("tokens", "seconds", "steps", "drafted")]
+            sums[int(row["step"])][row["compression"]] += values
+    best_s = dict(zip(validator.grid.compressions, validator.best_fixed.seconds.sum(axis=0).tolist(), strict=True))
+    curve = []
+    for step, by_compression in sorted(sums.items()):
+        ratios = {name: best_s[name] / float(total[1]) for name, total in by_compression.items()}
+        _, _, steps, drafted = np.sum(list(by_compression.values()), axis=0)
+        mean = math.exp(sum(map(math.log, ratios.values())) / len(ratios))
+        point = {"step": float(step), "vs_best_fixed": mean, "drafted_per_step": float(drafted / steps)}
+        curve.append(point | {f"vs_best_fixed_{name}": ratio for name, ratio in ratios.items()})
+    return curve
+
+
+def on_test(task: Task, controller: Controller, num_resamples: int) -> dict[str, Record]:
+    """Speed-up over the best fixed gamma on test prompts, by compression and as geometric mean over them."""
+    comparison = compare(
+        train=task.train,
+        test=task.test,
+        cost=task.cost,
+        controllers=[controller],
+        num_resamples=num_resamples,
+        train_sweep=task.sweep,
+    )
+    rows = {name: comparison.group(name, ALL).row(controller.name) for name in (*task.test.compressions, ALL)}
+    return {
+        name: interval(row.geomean_vs_best_fixed if name == ALL else row.speedup_vs_best_fixed)
+        for name, row in rows.items()
+    }
+
+
+def interval(value: Interval) -> Record:
+    """As JSON."""
+    return {"estimate": value.estimate, "low": value.low, "high": value.high}
+
+
+def run_arm(arm: Arm, *, cost: str, steps: int, seed: int, evaluations: int, num_resamples: int) -> Record:
+    """Trains one arm in a folder that is thrown away, and evaluates it."""
+    overrides = [
+        *arm.overrides,
+        f"cost={cost}",
+        f"seed={seed}",
+        f"agent.total_steps={steps}",
+        f"eval.every_steps={max(steps // evaluations, 1)}",
+    ]
+    record: Record = {"command": " ".join(["python train.py", *overrides])}
+    began = time.monotonic()
+    try:
+        settings = program.settings_from(compose_checked(program.NAME, overrides))
+        _, agent = agent_settings(settings.agent)
+        task = load_task(settings.data, settings.cost)
+        env = make_environment(task.learning, task.cost, settings.env, settings.reward, agent.num_envs)
+        validator = Validator(task.validation, task.cost, task.best_fixed_gammas)
+        with tempfile.TemporaryDirectory() as folder:
+            run, silent = RunFolder(Path(folder)), Console(io.StringIO())
+            best = train_learner(agent, settings, env, run, validator, silent, provenance={}, resume=False)
+            curve = curve_of(run / EVAL, validator)
+    except SpecKVError as error:
+        return record | {"error": str(error)}
+    record["train_s"] = round(time.monotonic() - began, 1)
+    record |= {"validation": curve, "last": curve[-1], "best": max(curve, key=lambda point: point["vs_best_fixed"])}
+    return record | {"test": on_test(task, best, num_resamples)}
