@@ -136,8 +136,7 @@ def recovery(
     level = float(theirs[-tail:].sum() / ours[-tail:].sum())
     pace = _window_sums(theirs, window) / _window_sums(ours, window)
     # The tail's best window is at least as fast as the whole of it, but for rounding.
-    there = np.flatnonzero(pace >= (1.0 - tolerance) * level * (1.0 - 1e-12))
-    requests = int(there[0])
+    requests = int((pace >= (1.0 - tolerance) * level * (1.0 - 1e-12)).argmax())
     return Recovery(requests=requests, steps=float(steps[:, :requests].sum(axis=1).mean()), level=level)
 
 

@@ -43,14 +43,10 @@ def regret_lines(
         labels: Learner -> what stands behind the end of its line.
     """
     number = len(kept)
-    requests = np.arange(number + 1)
     for name, values in curves.items():
-        line = np.concatenate([np.zeros((len(values), 1)), values], axis=1)
-        style = styles[name]
-        ax.fill_between(requests, line.min(axis=0), line.max(axis=0), color=style.color, alpha=0.1, linewidth=0)
-        ax.plot(requests, line.mean(axis=0), color=style.color, linestyle=style.dashes, linewidth=1.5)
+        _band(ax, values, styles[name])
     ax.axhline(0.0, color=INK, linewidth=1.0)
-    ax.plot(requests, np.concatenate([[0.0], kept]), color=INK, linestyle=":", linewidth=1.6)
+    ax.plot(np.concatenate([[0.0], kept]), color=INK, linestyle=":", linewidth=1.6)
     ax.axvline(change, color=INK, linestyle="--", linewidth=1.0)
     ax.set_xlim(0, number)
     top = ax.get_ylim()[1]
@@ -64,6 +60,13 @@ def regret_lines(
     ax.grid(axis="y", color="#E4E4E4", linewidth=0.6)
     tidy(ax)
     return ax
+
+
+def _band(ax: Axes, values: Float64, style: LineStyle) -> None:
+    lines = np.concatenate([np.zeros((len(values), 1)), values], axis=1)
+    requests = np.arange(lines.shape[1])
+    ax.fill_between(requests, lines.min(axis=0), lines.max(axis=0), color=style.color, alpha=0.1, linewidth=0)
+    ax.plot(requests, lines.mean(axis=0), color=style.color, linestyle=style.dashes, linewidth=1.5)
 
 
 def _label_ends(

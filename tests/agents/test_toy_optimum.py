@@ -7,7 +7,8 @@ drafts just the right tokens emits the target's own in place of every wrong one 
 chooses among, one stops there, and the others draft on.
 
 Only learners draw, from fixed seeds, so a test that passes passes always; all of them also pass with seeds 1 to 5.
-Bonuses that theory makes wide are narrowed, or 60 short prompts would not do.
+Options make them explore enough in so little data, and no more than that: theory's bonuses are too wide for 60 short
+prompts, LinUCB's default one too narrow.
 """
 
 from dataclasses import replace
@@ -23,23 +24,32 @@ from speckv.traces import TraceSequence, TraceSet
 from tests.fakes_traces import compile_both, make_cost_table, make_sequence, make_traces
 
 TRAIN, TEST = 60, 6
+TABLE = make_cost_table(
+    entries={
+        name: replace(make_cost_table().entry(name), draft_s=(0.5, 1.5), verify_s=verify_s)
+        for name, verify_s in (("fp16", (8.0, 9.0, 12.0)), ("nf4", (4.0, 6.0, 12.0)))
+    }
+)
+"""The best gamma is also the best one for a learner that has got out of step and knows nothing of it; else there would
+be habits that confirm themselves."""
 BEST = {"fp16": 4, "nf4": 2}
 LENGTH = 61
 """The prefill's token and 60 more: 12 steps of 5, or 20 of 3."""
 ARMS: dict[str, object] = {"arms": [2, 4, 12]}
+PAIR: dict[str, object] = {"arms": [2, 4]}
 QUICK: dict[str, object] = {"hidden": [16], "epochs": 10, "batch_size": 256, "learning_rate": 0.01, "rounds": 2}
 
 LEARNERS: dict[str, tuple[dict[str, object], float]] = {
-    "exp3spec": ({"arms": [2, 4]}, 0.95),
+    "exp3spec": (PAIR, 0.95),
     "hazard_thompson": ({}, 0.98),
     "hazard_thompson_discounted": ({}, 0.98),
     "lints": (ARMS, 0.95),
-    "linucb": (ARMS, 0.95),
+    "linucb": (ARMS | {"width": 1.0}, 0.95),
     "neural_linear": (ARMS | QUICK, 0.95),
     "survival": (QUICK, 0.98),
     "survival_stopping": (QUICK | {"epochs": 4}, 0.98),
     "tapout": ({"width": 0.1}, 0.95),
-    "thompson": (ARMS, 0.95),
+    "thompson": (PAIR, 0.95),
     "ucb1": (ARMS | {"width": 0.1}, 0.95),
     "ucbspec": (ARMS | {"width": 0.1}, 0.95),
 }
@@ -73,11 +83,11 @@ def traces() -> TraceSet:
 
 def test_the_optimum_is_what_it_is_said_to_be(traces: TraceSet) -> None:
     for compression, gamma in BEST.items():
-        compiled, cost = compile_both(traces.select(compressions=[compression]))
+        compiled, cost = compile_both(traces.select(compressions=[compression]), TABLE)
         bound, best = clairvoyant(compiled, cost), replay_fixed(compiled, cost, gamma)
         np.testing.assert_allclose(best.seconds, bound.seconds, rtol=1e-12)
         others = [replay_fixed(compiled, cost, g).throughput for g in range(17) if g != gamma]
-        assert max(others) < 0.95 * best.throughput
+        assert max(others) < 0.97 * best.throughput
 
 
 def test_every_learner_is_tried() -> None:
@@ -88,9 +98,9 @@ def test_every_learner_is_tried() -> None:
 @pytest.mark.parametrize("name", LEARNERS)
 def test_it_learns_the_optimum(name: str, traces: TraceSet) -> None:
     options, least = LEARNERS[name]
-    lesson = Lesson(train=traces.select(split="train"), cost=make_cost_table(), seed=0)
+    lesson = Lesson(train=traces.select(split="train"), cost=TABLE, seed=0)
     controller = make_controller(name, agent_settings({"name": name, **options})[1], lesson)
-    compiled, cost = compile_both(traces.select(split="test"))
+    compiled, cost = compile_both(traces.select(split="test"), TABLE)
     sums = controller_sums(controller, compiled, cost)
     bound = Grid.of(compiled).sums("bound", clairvoyant(compiled, cost))
     shares = bound.seconds.sum(axis=0) / sums.seconds.sum(axis=0)
