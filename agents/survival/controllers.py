@@ -5,12 +5,14 @@ With S_d the probability that a draft survives to depth d, and T(g) the seconds 
 
 - before a step, gamma = argmax (1 + S_1 + ... + S_g) / T(g), and lambda, the value of that quotient, is what a second
   is worth here: the request's own rate, so a hard stretch is not measured by the pace of an easy one;
-- behind each drafted token, with what the draft said so far, go on while S_(d+1) tokens are worth the time that
-  drafting and verifying one more takes: S_(d+1) >= lambda (T(d+1) - T(d)). The user has no threshold to tune.
+- behind each drafted token, with what the draft said so far, go on while some k > 0 more tokens are worth the time that
+  drafting and verifying them takes: S_(d+1) + ... + S_(d+k) >= lambda (T(d+k) - T(d)). The next one's survival comes
+  from what the draft says, that of the tokens behind it falls from there as it was expected to before the step. The
+  user has no threshold to tune.
 
-Two things escape that look one token ahead, and are settled by exact replay of the train prompts, for each compression:
-plain decoding shows nothing of the draft, so it is hard to leave again and drafting one token is worth more than that
-token (`floor`); and what one more token leads on to scales its price (`price_scale`).
+Two things escape that look ahead, and are settled by exact replay of the train prompts, for each compression: plain
+decoding shows nothing of the draft, so it is hard to leave again and drafting one token is worth more than that token
+(`floor`); and a draft may be stopped in view of what it will say, which makes going on worth more (`price_scale`).
 
 Source:
     The rule that vLLM's adaptive verification and DSpark apply to a calibrated model of draft confidence, with
@@ -29,6 +31,7 @@ from speckv.types import BoolArray, FloatArray, IntArray
 Float64 = NDArray[np.float64]
 _DEPTH = STOPPING_SCHEMA.index("depth")
 DEPTH_SCALE = 16.0
+LEAST_SURVIVAL = 1e-6
 
 
 def logistic(scores: NDArray[np.floating]) -> Float64:
@@ -57,15 +60,19 @@ class SurvivalGamma(Rule):
         self.before, self.times = before, times
         self.floor = np.zeros(len(times.compressions), np.int64) if floor is None else floor
 
-    def rates(self, observations: FloatArray) -> Float64:
+    def survival(self, observations: FloatArray) -> Float64:
+        """Shape [N, gamma_max]; chance that a draft survives to each depth from 1, never rising."""
+        never_rising: Float64 = np.minimum.accumulate(logistic(self.before.batch(observations)), axis=1)
+        return never_rising
+
+    def rates(self, observations: FloatArray, survival: Float64) -> Float64:
         """Shape [N, gamma_max + 1]; expected tokens a second of a step, for each gamma from 0."""
-        survival = np.minimum.accumulate(logistic(self.before.batch(observations)), axis=1)
         tokens = np.concatenate([np.ones((len(survival), 1)), 1.0 + np.cumsum(survival, axis=1)], axis=1)
         return tokens / self.times.step_s(observations)[:, : tokens.shape[1]]
 
     def act_batch(self, observations: FloatArray) -> IntArray:
         """Returns the gamma of most expected tokens a second."""
-        chosen: IntArray = self.rates(observations).argmax(axis=1)
+        chosen: IntArray = self.rates(observations, self.survival(observations)).argmax(axis=1)
         return np.maximum(chosen, self.floor[self.times.which(observations)])
 
 
@@ -95,24 +102,54 @@ class SurvivalStopping(StoppingRule):
         self.before = SurvivalGamma(before, times, floor)
         self.inside, self.times = inside, times
         self.price_scale = np.ones(len(times.compressions)) if price_scale is None else price_scale
-        more_s = np.diff(times.verify_s, axis=1) + times.draft_s[:, None] + times.controller_s
-        self._more_s = more_s * self.price_scale[:, None]
+        self._scaled_s = summed_more_s(times, self.gamma_max) * self.price_scale[:, None]
         self._value = np.zeros(1)
         self._which = np.zeros(1, np.int64)
+        self._expected = np.ones((1, self.gamma_max))
 
     def act_batch(self, observations: FloatArray) -> IntArray:
         """Returns the most tokens to draft, or 0, and notes what a second is worth in each request."""
-        rates = self.before.rates(observations)
+        self._expected = self.before.survival(observations)
+        rates = self.before.rates(observations, self._expected)
         self._value = rates.max(axis=1)
         self._which = self.times.which(observations)
         drafts = (rates.argmax(axis=1) > 0) | (self.before.floor[self._which] > 0)
         return np.where(drafts, self.gamma_max, 0)
 
     def go_on_batch(self, observations: FloatArray) -> BoolArray:
-        """Goes on where the next token is worth its time; `act_batch` has been asked about the same steps."""
+        """Goes on where more tokens are worth their time; `act_batch` has been asked about the same steps."""
         assert len(observations) == len(self._value)
         chance = logistic(self.inside.batch(observations)[:, 0])
         depth = np.rint(observations[:, _DEPTH] * DEPTH_SCALE).astype(np.int64)
-        price = self._value * self._more_s[self._which, np.minimum(depth, self._more_s.shape[1] - 1)]
-        worth: BoolArray = chance >= price
-        return worth
+        return worth_more(chance, self._expected, depth, self._value[:, None] * self._scaled_s[self._which])
+
+
+def summed_more_s(times: StepTimes, gamma_max: int) -> Float64:
+    """Shape [compressions, gamma_max]; column k - 1: what drafting and verifying k tokens adds to plain decoding."""
+    more_s = np.diff(times.verify_s, axis=1) + times.draft_s[:, None] + times.controller_s
+    summed: Float64 = np.cumsum(more_s[:, :gamma_max], axis=1)
+    return summed
+
+
+def worth_more(chance: Float64, expected: Float64, depth: IntArray, price: Float64) -> BoolArray:
+    """Whether drafting some number of tokens more pays.
+
+    Args:
+        chance: Shape [N]; that the next token survives, with all before it.
+        expected: Shape [N, gamma_max]; survival to each depth from 1 as expected before; only its fall matters.
+        depth: Shape [N]; tokens drafted so far; nothing is worth more where that is gamma_max.
+        price: Shape [N, gamma_max]; tokens that a draft of each length from 1 has to bring.
+
+    >>> half, price = np.full((1, 2), 0.5), np.array([[0.6, 0.7]])
+    >>> [worth_more(np.array([c]), half, np.array([0]), price).tolist() for c in (0.3, 0.4)]
+    [[False], [True]]
+    """
+    rows, last = np.arange(len(depth)), expected.shape[1] - 1
+    place = np.minimum(depth, last)[:, None]
+    ahead = np.where(np.arange(last + 1) >= place, expected, 0.0)
+    next_one = np.maximum(expected[rows, place[:, 0]], LEAST_SURVIVAL)
+    tokens = chance[:, None] * np.cumsum(ahead, axis=1) / next_one[:, None]
+    paid = np.where(depth > 0, price[rows, np.minimum(depth, last + 1) - 1], 0.0)
+    gain = np.where(ahead > 0.0, tokens - (price - paid[:, None]), -np.inf)
+    worth: BoolArray = (gain.max(axis=1) >= 0.0) & (depth <= last)
+    return worth

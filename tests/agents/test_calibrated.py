@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The calibrated stop rule against sums done by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -66,13 +68,36 @@ def test_refits_come_to_the_frequencies() -> None:
 def test_it_goes_on_while_a_token_is_worth_its_time() -> None:
     """At fp16 a step of g drafts takes 8 + 1.25 g; with every chance one half, g = 2 is best: 1.75 / 10.5 = 1 / 6.
 
-    One token more costs 1.25 s, so it has to be worth 0.2083 tokens: 0.25 behind one token is, 0.125 behind two is not.
+    One token more costs 1.25 s, so it has to be worth 0.2083 tokens: 0.25 behind one token is. Behind two, a third one
+    is worth 0.125, a third and a fourth 0.1875 where 0.4167 would be needed, and so on.
     """
-    rule = CalibratedStopping(CalibratedSettings(slope=0.0, offset=0.0), TIMES, 0)
+    rule = CalibratedStopping(CalibratedSettings(slope=0.0, offset=0.0, price_scale=1.0), TIMES, 0)
     rule.reset()
     assert rule.act(observation(0, 0.5)[: SCHEMA.size]) == 16
     assert rule.go_on(observation(1, 0.9))
     assert not rule.go_on(observation(2, 0.9))
+
+
+def test_it_looks_further_ahead_than_one_token() -> None:
+    """Verifying one drafted token is free, a second one dear, further ones free again: only several are worth it.
+
+    Every chance is 0.8. Behind one token the next is worth 0.64 tokens, the next three 0.64 + 0.512 + 0.4096 = 1.56.
+    """
+    verify = np.full((1, 17), 13.0)
+    verify[0, :3] = [8.0, 8.0, 13.0]
+    times = replace(TIMES, verify_s=verify)
+    chance = float(logit(np.array([0.8]))[0])
+    rule = CalibratedStopping(CalibratedSettings(gamma_max=4, slope=0.0, offset=chance, price_scale=1.0), times, 0)
+    rule.reset()
+    rule.act(observation(0, 0.5)[: SCHEMA.size])
+    # g = 1: 1.8 / 9 = 0.2; g = 4: 3.36 / 17 = 0.198. One more costs 6 s, 1.2 tokens; three more 8 s, 1.6.
+    assert not rule.go_on(observation(1, 0.5))
+    cheaper = replace(TIMES, verify_s=np.minimum(verify, 12.0))
+    rule = CalibratedStopping(CalibratedSettings(gamma_max=4, slope=0.0, offset=chance, price_scale=1.0), cheaper, 0)
+    rule.reset()
+    rule.act(observation(0, 0.5)[: SCHEMA.size])
+    # g = 4: 3.3616 / 16 = 0.2101. One more costs 5 s, 1.05 tokens; three more 7 s, 1.47 of 1.56.
+    assert rule.go_on(observation(1, 0.5))
 
 
 def test_it_decodes_plainly_where_no_draft_pays() -> None:
@@ -99,5 +124,5 @@ def test_it_learns_that_confidence_misleads() -> None:
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match="gamma_max from 1 to 16"):
         CalibratedSettings(gamma_max=0)
-    with pytest.raises(ConfigError, match="ridge above 0"):
+    with pytest.raises(ConfigError, match="price_scale above 0"):
         CalibratedSettings(ridge=0.0)

@@ -40,6 +40,7 @@ PAIR: dict[str, object] = {"arms": [2, 4]}
 QUICK: dict[str, object] = {"hidden": [16], "epochs": 10, "batch_size": 256, "learning_rate": 0.01, "rounds": 2}
 
 LEARNERS: dict[str, tuple[dict[str, object], float]] = {
+    "calibrated_stopping": ({"refit_every": 10}, 0.95),
     "exp3spec": (PAIR, 0.95),
     "hazard_thompson": ({}, 0.98),
     "hazard_thompson_discounted": ({}, 0.98),
