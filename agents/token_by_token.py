@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plays any controller in `SpecKV/DraftStopping-v0`, where an action is to draft a token or to verify."""
+
+import numpy as np
+
+from envs.stopping_core import DRAFT, VERIFY
+from speckv.observation import SCHEMA, STOPPING_SCHEMA
+from speckv.types import Controller, FloatArray, StoppingController
+
+_DEPTH = STOPPING_SCHEMA.index("depth")
+_DEPTH_SCALE = 16.0
+
+
+class TokenByToken:
+    """Turns the answers of a controller into actions: a gamma decided on at a step's start is drafted token by token.
+
+    A stopping controller is asked behind every token as well, up to its gamma. The environment charges the time of a
+    decision for every action, so a controller that decides once a step pays more of them here than in
+    `SpecKV/GammaSelection-v0`.
+
+    Args:
+        controller: Any that remembers nothing of a request beyond what the observation tells, or plays one alone.
+    """
+
+    def __init__(self, controller: Controller) -> None:
+        self.controller = controller
+        self._gamma = 0
+
+    def reset(self) -> None:
+        """Begins an episode."""
+        self.controller.reset()
+        self._gamma = 0
+
+    def act(self, observation: FloatArray) -> np.int64:
+        """Returns 1 to draft a token or 0 to verify.
+
+        Args:
+            observation: Shape [features]; as `STOPPING_SCHEMA` lists.
+        """
+        depth = round(float(observation[_DEPTH]) * _DEPTH_SCALE)
+        if depth == 0:
+            self._gamma = self.controller.act(observation[: SCHEMA.size])
+            return np.int64(DRAFT if self._gamma > 0 else VERIFY)
+        if depth >= self._gamma:
+            return np.int64(VERIFY)
+        if isinstance(self.controller, StoppingController):
+            return np.int64(self.controller.go_on(observation))
+        return np.int64(DRAFT)
