@@ -3,7 +3,7 @@ PYTHON ?= python
 COSTS := cpu-2core rtx3090-paper
 
 .DEFAULT_GOAL := help
-.PHONY: help install format lint types contracts test check train evaluate results clean
+.PHONY: help install format lint types contracts test check train evaluate results results-t1 paper study clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,16 +37,34 @@ train: ## Train PPO on the shipped traces
 evaluate: ## Evaluate controllers on the test prompts
 	$(PYTHON) evaluate.py
 
-results: $(COSTS:%=results-%) ## Train and compare everything on both cost tables, for README's figures
+results: $(COSTS:%=results-%) results-t1 ## Train and compare everything on every clock, for README's figures
+
+# $(1): name of the result; $(2): what is overridden
+define compare
+	rm -rf runs/results-$(1)
+	$(PYTHON) train.py agent=ppo $(2) output=runs/results-$(1)/ppo
+	$(PYTHON) train.py experiment=ppo_stopping $(2) output=runs/results-$(1)/ppo-stopping
+	$(PYTHON) evaluate.py experiment=zoo $(2) output=runs/results-$(1)/zoo \
+	  controllers=[runs/results-$(1)/ppo,runs/results-$(1)/ppo-stopping]
+	cp runs/results-$(1)/zoo/results.json benchmarks/results/zoo-$(1).json
+endef
+
+results-t1:
+	$(call compare,t1,data=qwen2.5-coder-t1 cost=cpu-2core)
 
 results-%:
-	rm -rf runs/results-$*
-	$(PYTHON) train.py agent=ppo cost=$* output=runs/results-$*/ppo
-	$(PYTHON) train.py experiment=ppo_stopping cost=$* output=runs/results-$*/ppo-stopping
-	$(PYTHON) evaluate.py experiment=zoo cost=$* output=runs/results-$*/zoo \
-	  controllers=[runs/results-$*/ppo,runs/results-$*/ppo-stopping]
-	cp runs/results-$*/zoo/results.json benchmarks/results/zoo-$*.json
+	$(call compare,$*,cost=$*)
 	cp runs/results-$*/ppo/policy/policy.json runs/results-$*/ppo/policy/policy.npz speckv/assets/policies/$*/
+
+paper: ## Recompute the SpecKV paper from its released files (paper.folder=FOLDER)
+	$(PYTHON) evaluate.py experiment=speckv_paper
+	cp runs/speckv-paper/results.json benchmarks/results/speckv-paper.json
+
+study: $(COSTS:%=study-%) ## Compare rewards, discounts, granularities and algorithms, and draw learning curves
+
+study-%:
+	$(PYTHON) -m benchmarks.rl_study --cost $* --out benchmarks/results/rl-study-$*.json
+	$(PYTHON) -m benchmarks.rl_study --cost $* --learning-curves
 
 clean: ## Remove build products and tool caches; runs stay
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

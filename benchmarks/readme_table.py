@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
-COSTS = ("cpu-2core", "rtx3090-paper")
+COLUMNS = {"cpu-2core": "`cpu-2core`", "rtx3090-paper": "`rtx3090-paper`", "t1": "`cpu-2core`, temperature 1,"}
+"""Comparison -> how its columns begin."""
 SHOWN = {
     "ppo": "PPO, once a step",
     "ppo-stopping": "PPO, token by token",
     "survival": "supervised, once a step",
     "survival-stopping": "**supervised, token by token**",
-    "hazard-thompson": "bandit (hazard Thompson), online",
+    "calibrated-stopping": "logistic model refitted online, token by token",
+    "hazard-thompson": "bandit (hazard Thompson), online, once a step",
 }
 RULES = (
     "adaedl",
@@ -40,9 +42,9 @@ logger = logging.getLogger(__name__)
 Row = Mapping[str, Any]
 
 
-def load(cost: str) -> dict[str, Any]:
+def load(name: str) -> dict[str, Any]:
     """Reads one committed comparison."""
-    content: dict[str, Any] = json.loads((RESULTS / f"zoo-{cost}.json").read_text(encoding="utf-8"))
+    content: dict[str, Any] = json.loads((RESULTS / f"zoo-{name}.json").read_text(encoding="utf-8"))
     return content
 
 
@@ -93,10 +95,10 @@ def render() -> str:
         "clairvoyant bound",
     ]
     head, cells = ["x best fixed gamma [95 %]"], []
-    for cost in COSTS:
-        comparison = load(cost)
+    for name, beginning in COLUMNS.items():
+        comparison = load(name)
         for compression in comparison["best_fixed_gammas"]:
-            head.append(f"`{cost}` {compression}")
+            head.append(f"{beginning} {compression}")
             cells.append(columns(comparison, compression))
     lines = [
         head,

@@ -45,6 +45,7 @@ STYLES = {
     "hazard_thompson": LineStyle(color="#009E73"),
     "hazard_thompson_discounted": LineStyle(color="#009E73", dashes="--"),
     "tapout": LineStyle(color="#B1588C"),
+    "calibrated_stopping": LineStyle(color="#B1588C", dashes="--"),
 }
 """Learners, coloured by family: no context, linear in the observation, hazards, stopping rules."""
 
