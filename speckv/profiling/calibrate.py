@@ -133,18 +133,32 @@ def time_passes(model: CausalModel, plan: CalibrationPlan, *, last_logits_only: 
     far = _time_widths(model, anchors, plan.far_context, max(3, plan.repeats // 2 + 1), last_logits_only)
     medians = {width: float(np.median(near[width])) for width in widths}
     distance = plan.far_context - plan.reference_context
-    # An empty context must still take time, so a noisy slope is kept below half of what would use it all up.
-    rises = [
-        min(max(0.0, (float(np.median(far[w])) - medians[w]) / distance), 0.5 * medians[w] / plan.reference_context)
-        for w in anchors
-    ]
+    rises = [max(0.0, (float(np.median(far[w])) - medians[w]) / distance) for w in anchors]
     spread = {width: float(np.subtract(*np.percentile(near[width], [75, 25]))) / medians[width] for width in widths}
     return PassTimes(
         widths=widths,
         seconds=tuple(medians.values()),
-        slope_s=tuple(float(rise) for rise in np.interp(widths, anchors, rises)),
+        slope_s=_slopes(tuple(medians.values()), widths, anchors, rises, plan.reference_context),
         spread=tuple(spread.values()),
     )
+
+
+def _slopes(
+    seconds: Sequence[float],
+    widths: Sequence[int],
+    anchors: Sequence[int],
+    rises: Sequence[float],
+    reference_context: int,
+) -> tuple[float, ...]:
+    """Slopes of every width from those at a few.
+
+    An empty context must still take time, so a noisy slope is kept at or below half of what would use it all up.
+
+    >>> _slopes((1.0, 1.0, 1.0), (1, 2, 3), (1, 3), (0.01, 0.09), 10)
+    (0.01, 0.05, 0.05)
+    """
+    between = np.interp(widths, anchors, rises)
+    return tuple(np.minimum(between, 0.5 * np.array(seconds) / reference_context).tolist())
 
 
 def _time_widths(
