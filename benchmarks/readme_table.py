@@ -55,8 +55,12 @@ def group(comparison: Mapping[str, Any], compression: str) -> Mapping[str, Row]:
 
 
 def interval(row: Row, key: str = "speedup_vs_best_fixed") -> str:
+    """Renders a row's ratio with its bounds."""
+    return show_interval(row[key])
+
+
+def show_interval(value: Row) -> str:
     """Renders a ratio with its bounds."""
-    value = row[key]
     if value["low"] is None:
         return f"{value['estimate']:.3f}"
     return f"{value['estimate']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
@@ -105,10 +109,11 @@ def render() -> str:
         ["---"] * len(head),
         *([label, *row] for label, row in zip(labels, zip(*cells, strict=True), strict=True)),
     ]
-    return "\n".join(_line(line) for line in lines)
+    return "\n".join(line(cells) for cells in lines)
 
 
-def _line(cells: Sequence[str]) -> str:
+def line(cells: Sequence[str]) -> str:
+    """A line of a table in Markdown."""
     return "| " + " | ".join(cells) + " |"
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import speckv
-from benchmarks import readme_table
+from benchmarks import readme_table, studies_page
 
 ROOT = Path(__file__).resolve().parents[1]
 SPDX = "# SPDX-License-Identifier: Apache-2.0"
@@ -87,6 +87,11 @@ def test_no_path_of_one_machine() -> None:
 
 def test_the_readmes_table_is_what_the_committed_results_give() -> None:
     assert readme_table.render() in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_studies_page_holds_what_the_committed_studies_give() -> None:
+    page = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
+    assert [heading for heading, table in studies_page.tables().items() if table not in page] == []
 
 
 def test_ci_runs_the_readmes_own_test_command() -> None:
