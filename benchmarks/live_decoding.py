@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Live decoding, three arms side by side: plain, one fixed gamma, and a trained policy.
+"""Live decoding, arms side by side: plain, one fixed gamma, and controllers.
 
-    python benchmarks/live_decoding.py --prompts test.jsonl --weights FOLDER --controller runs/my-run --gamma 3 \
+    python -m benchmarks.live_decoding --prompts test.jsonl --weights FOLDER --controllers shipped runs/mine --gamma 3 \
         --dtype float32 --out benchmarks/results/live-float32.json
 
 Every prompt is decoded by all arms in one process, in an order that rotates. Seconds are decode time: prefill left out,
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from agents.stored import load_controller
 from speckv.commands.decode import find_controller
 from speckv.cost import CostTable
 from speckv.decoding import Engine, GenerationResult, RequestContext, generate
@@ -64,7 +65,7 @@ def main() -> None:
     parser.add_argument("--prompts", nargs="+", required=True)
     parser.add_argument("--per-task", type=int, default=2)
     parser.add_argument("--weights", type=Path, required=True, help="folder with the Qwen pair's GGUF files")
-    parser.add_argument("--controller", default="shipped")
+    parser.add_argument("--controllers", nargs="+", default=["shipped"], help="run folders, or the shipped policy")
     parser.add_argument("--gamma", type=int, required=True, help="the best fixed gamma, tuned on train prompts")
     parser.add_argument("--cost", default="cpu-2core")
     parser.add_argument("--compression", default="fp16")
@@ -81,8 +82,9 @@ def main() -> None:
     )
     table = CostTable.load(arguments.cost)
     context = RequestContext(compression=arguments.compression, cost_ratio=table.cost_ratio(arguments.compression))
-    policy = find_controller(arguments.controller, table.name)
-    arms: list[Controller] = [ConstantGamma(0), ConstantGamma(arguments.gamma, name="best fixed"), policy]
+    arms: list[Controller] = [ConstantGamma(0), ConstantGamma(arguments.gamma, name="best fixed")]
+    for path in arguments.controllers:
+        arms.append(find_controller(path, table.name) if path == "shipped" else load_controller(path))
     prompts = [p for p in read_prompts(arguments.prompts) if p.split == "test"]
     prompts = first_of_each(prompts, arguments.per_task)
     engine = Engine(pair.target, pair.draft, eos_token_ids=pair.eos_token_ids)
@@ -90,7 +92,8 @@ def main() -> None:
     results: dict[str, list[GenerationResult]] = defaultdict(list)
     for number, prompt in enumerate(prompts):
         ids = pair.encode(prompt.text)
-        for arm in arms[number % 3 :] + arms[: number % 3]:
+        first = number % len(arms)
+        for arm in arms[first:] + arms[:first]:
             run = generate(engine, ids, arm, context=context, max_new_tokens=arguments.max_new_tokens)
             results[arm.name].append(run)
         logger.info(
