@@ -10,10 +10,12 @@ from envs.vector import DraftStoppingVectorEnv, GammaSelectionVectorEnv
 
 GAMMA_SELECTION = "SpecKV/GammaSelection-v0"
 DRAFT_STOPPING = "SpecKV/DraftStopping-v0"
+LIVE_DECODING = "SpecKV/LiveDecoding-v0"
 
 __all__ = [
     "DRAFT_STOPPING",
     "GAMMA_SELECTION",
+    "LIVE_DECODING",
     "DraftStoppingEnv",
     "DraftStoppingVectorEnv",
     "GammaSelectionEnv",
@@ -32,3 +34,5 @@ if GAMMA_SELECTION not in gym.registry:
         entry_point="envs.draft_stopping:DraftStoppingEnv",
         vector_entry_point="envs.vector:DraftStoppingVectorEnv",
     )
+    # Wall clocks are not repeatable; and named by text, because the module imports PyTorch.
+    gym.register(id=LIVE_DECODING, entry_point="envs.live:LiveDecodingEnv", nondeterministic=True)

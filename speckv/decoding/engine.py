@@ -2,15 +2,15 @@
 """Speculative decoding, one step at a time.
 
 `Engine.step(gamma)` is the only decode loop: `generate` drives it with a controller, a live environment with actions.
+Who decides token by token from outside takes its parts: `begin_step`, `draft_token` as often as wanted, `verify_draft`.
 Between steps the target's cache holds every token but the newest. The draft's holds what it has read; after plain steps
 and after a fully accepted draft it lags, and catches up when it next drafts.
 """
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from speckv.decoding.sampling import SamplingConfig, check_finite, choose, draw,
 from speckv.decoding.signals import signals
 from speckv.decoding.verification import Verification, verify_match, verify_rejection
 from speckv.errors import BudgetError, ConfigError
-from speckv.types import FloatArray, StepOutcome
+from speckv.types import NUM_SIGNALS, FloatArray, StepOutcome
 
 GoOn = Callable[[FloatArray], bool]
 """Signals of the tokens drafted so far, of shape [drafted, 3] -> whether to draft another one."""
@@ -42,12 +42,22 @@ class DecodeStep:
     outcome: StepOutcome
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _Draft:
-    tokens: list[int]
-    signals: FloatArray
-    probs: Tensor | None
-    stopped: bool = False
+    """A draft as it grows; `seconds` is the time spent on it."""
+
+    gamma: int
+    limit: int
+    tokens: list[int] = field(default_factory=list)
+    rows: list[Tensor] = field(default_factory=list)
+    probs: list[Tensor] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def signals(self) -> FloatArray:
+        found = torch.cat(self.rows) if self.rows else torch.zeros(0, NUM_SIGNALS)
+        check_finite(found, "draft")
+        array: FloatArray = found.cpu().numpy()
+        return array
 
 
 class Engine:
@@ -79,6 +89,7 @@ class Engine:
         self.finish: str | None = None
         self._budget = 0
         self._context: list[int] = []
+        self._draft: _Draft | None = None
 
     # -- a request ------------------------------------------------------------------------------------------------
 
@@ -115,10 +126,8 @@ class Engine:
         logits = self._target_cache.extend(prompt, num_logits=1)
         if self._draft_cache is not None:
             self._draft_cache.extend(prompt, num_logits=1)
-        verification = self._verify(_Draft(tokens=[], signals=np.zeros((0, 3), np.float32), probs=None), logits)
-        return self._emit(
-            _Draft(tokens=[], signals=np.zeros((0, 3), np.float32), probs=None), verification, logits, 0, started, 0.0
-        )
+        self._draft = None
+        return self._emit(_Draft(gamma=0, limit=0), logits, started)
 
     def step(self, gamma: int, go_on: GoOn | None = None) -> DecodeStep:
         """Drafts up to gamma tokens, verifies them in one pass, emits the accepted ones and one of the target's.
@@ -132,19 +141,88 @@ class Engine:
         Raises:
             ConfigError: if the request is finished or not started, or gamma is negative, or positive without a draft.
         """
+        self.begin_step(gamma)
+        while self.can_draft:
+            self.draft_token()
+            if go_on is None or not self.can_draft:
+                continue
+            asked = self.clock()
+            stopped = not go_on(self.draft_signals)
+            self._open.seconds += self.clock() - asked  # a decision inside a step is part of its time
+            if stopped:
+                return self.verify_draft(asked=len(self._open.tokens))
+        return self.verify_draft()
+
+    def begin_step(self, gamma: int) -> None:
+        """Opens a step; one that was open and not verified begins anew, and what it drafted is dropped.
+
+        Args:
+            gamma: Most tokens to draft.
+
+        Raises:
+            ConfigError: as `step`.
+        """
         if self.finish is not None or not self.tokens:
             raise ConfigError(
                 f"Expected a running request, got one that is {self.finish or 'not started'}. Call start first."
             )
         if gamma < 0 or (gamma > 0 and self._draft_cache is None):
             raise ConfigError(f"Expected gamma >= 0, and 0 where there is no draft, got {gamma}.")
-        started = self.clock()
-        draft = self._propose(min(gamma, self.tokens_left - 1), go_on)
-        drafted_at = self.clock()
+        if self._draft is not None and self._draft.tokens and self._draft_cache is not None:
+            self._draft_cache.truncate(len(self._context) - 1)
+        self._draft = _Draft(gamma=gamma, limit=min(gamma, self.tokens_left - 1))
+
+    @property
+    def can_draft(self) -> bool:
+        """Whether the open step can draft another token: gamma, the budget and a drafted end of text end a draft."""
+        draft = self._draft
+        if draft is None or self._draft_cache is None or len(draft.tokens) >= draft.limit:
+            return False
+        return not draft.tokens or draft.tokens[-1] not in self.eos_token_ids
+
+    @property
+    def draft_signals(self) -> FloatArray:
+        """Shape [drafted, 3]; signals of the tokens drafted so far in the open step."""
+        return self._open.signals()
+
+    def draft_token(self) -> None:
+        """Drafts one token in the open step; `can_draft` says whether that is possible."""
+        assert self.can_draft
+        assert self._draft_cache is not None
+        draft, started = self._open, self.clock()
+        unread = draft.tokens[-1:] or self._context[self._draft_cache.length :]
+        logits = self._draft_cache.extend(unread, num_logits=1)
+        draft.rows.append(signals(logits))
+        warped = warp_logits(logits, self.sampling)
+        if self.sampling.mode == "rejection":
+            draft.probs.append(warped.softmax(-1))
+            token = draw(draft.probs[-1][0], self._generator)
+        else:
+            token = int(choose(warped, self.sampling, self._noise(len(self.tokens) + len(draft.tokens), 1)))
+        draft.tokens.append(token)
+        draft.seconds += self.clock() - started
+
+    def verify_draft(self, *, asked: int | None = None) -> DecodeStep:
+        """Verifies the open step's draft in one pass, emits tokens, and closes the step.
+
+        Args:
+            asked: What the outcome gives as gamma, in tokens; what the step was begun with by default.
+        """
+        draft, started = self._open, self.clock()
         logits = self._target_cache.extend([self._context[-1], *draft.tokens])
-        verification = self._verify(draft, logits)
-        asked = len(draft.tokens) if draft.stopped else gamma
-        return self._emit(draft, verification, logits, asked, started, drafted_at - started)
+        self._draft = None
+        return self._emit(draft, logits, started, asked)
+
+    @property
+    def draft_seconds(self) -> float:
+        """Seconds spent so far on the open step's draft."""
+        return self._open.seconds
+
+    @property
+    def _open(self) -> _Draft:
+        if self._draft is None:
+            raise ConfigError("Expected an open step, got none. Call begin_step first.")
+        return self._draft
 
     @property
     def tokens_left(self) -> int:
@@ -158,49 +236,19 @@ class Engine:
 
     # -- the parts of a step --------------------------------------------------------------------------------------
 
-    def _propose(self, limit: int, go_on: GoOn | None) -> _Draft:
-        tokens: list[int] = []
-        rows: list[Tensor] = []
-        probs: list[Tensor] = []
-        stopped = False
-        while len(tokens) < limit and self._draft_cache is not None:
-            unread = self._context[self._draft_cache.length :] if not tokens else tokens[-1:]
-            logits = self._draft_cache.extend(unread, num_logits=1)
-            rows.append(signals(logits))
-            warped = warp_logits(logits, self.sampling)
-            if self.sampling.mode == "rejection":
-                probs.append(warped.softmax(-1))
-                token = draw(probs[-1][0], self._generator)
-            else:
-                token = int(choose(warped, self.sampling, self._noise(len(self.tokens) + len(tokens), 1)))
-            tokens.append(token)
-            if token in self.eos_token_ids:
-                break
-            stopped = go_on is not None and len(tokens) < limit and not go_on(torch.cat(rows).cpu().numpy())
-            if stopped:
-                break
-        found = torch.cat(rows) if rows else torch.zeros(0, 3)
-        check_finite(found, "draft")
-        return _Draft(
-            tokens=tokens,
-            signals=found.cpu().numpy(),
-            probs=torch.cat(probs) if probs else None,
-            stopped=stopped,
-        )
-
     def _verify(self, draft: _Draft, logits: Tensor) -> Verification:
         check_finite(logits, "target")
         warped = warp_logits(logits, self.sampling)
         if self.sampling.mode == "rejection":
             target_probs = warped.softmax(-1)
-            draft_probs = draft.probs if draft.probs is not None else target_probs[:0]
+            draft_probs = torch.cat(draft.probs) if draft.probs else target_probs[:0]
             return verify_rejection(draft.tokens, draft_probs.cpu(), target_probs.cpu(), generator=self._generator)
         choices = choose(warped, self.sampling, self._noise(len(self.tokens), len(logits)))
         return verify_match(draft.tokens, choices.tolist())
 
-    def _emit(
-        self, draft: _Draft, verification: Verification, logits: Tensor, gamma: int, started: float, draft_s: float
-    ) -> DecodeStep:
+    def _emit(self, draft: _Draft, logits: Tensor, started: float, asked: int | None = None) -> DecodeStep:
+        draft_signals = draft.signals()
+        verification = self._verify(draft, logits)
         tokens = list(verification.tokens)
         for i, token in enumerate(tokens):
             if token in self.eos_token_ids:
@@ -214,20 +262,20 @@ class Engine:
         if self._draft_cache is not None:
             self._draft_cache.truncate(len(self._context) - 1)
         target_signals = signals(logits[: len(tokens)]).cpu().numpy()
-        ended = self.clock()
+        verify_s = self.clock() - started
         num_accepted = min(verification.num_accepted, len(tokens))
         outcome = StepOutcome(
-            gamma=gamma,
+            gamma=draft.gamma if asked is None else asked,
             num_drafted=len(draft.tokens),
             num_accepted=num_accepted,
             num_tested=min(num_accepted + 1, len(draft.tokens)),
             num_emitted=len(tokens),
-            draft_signals=draft.signals,
+            draft_signals=draft_signals,
             target_entropy=float(target_signals[-1, 0]),
             target_confidence=float(target_signals[-1, 1]),
-            seconds=ended - started,
-            draft_s=draft_s,
-            verify_s=ended - started - draft_s,
+            seconds=draft.seconds + verify_s,
+            draft_s=draft.seconds,
+            verify_s=verify_s,
             finish=self.finish,
         )
         return DecodeStep(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from speckv.decoding import Engine, SamplingConfig
-from speckv.decoding.engine import GoOn, _Draft
+from speckv.decoding.engine import DecodeStep
 from speckv.decoding.verification import residual, verify_rejection
 from speckv.errors import ProbabilityError
 from tests.fakes import TableModel
@@ -22,11 +22,11 @@ QUANTILE = {1: 15.137, 8: 31.828}
 class DroppingEngine(Engine):
     """Drops the last drafted token where the draft gave it less than one half: looks harmless, is not lossless."""
 
-    def _propose(self, limit: int, go_on: GoOn | None) -> _Draft:
-        draft = super()._propose(limit, go_on)
-        if draft.tokens and draft.probs is not None and draft.probs[-1, draft.tokens[-1]] < 0.5:
-            return _Draft(tokens=draft.tokens[:-1], signals=draft.signals[:-1], probs=draft.probs[:-1])
-        return draft
+    def verify_draft(self, *, asked: int | None = None) -> DecodeStep:
+        draft = self._open
+        if draft.tokens and draft.probs[-1][0, draft.tokens[-1]] < 0.5:
+            del draft.tokens[-1], draft.rows[-1], draft.probs[-1]
+        return super().verify_draft(asked=asked)
 
 
 def chi_square(counts: np.ndarray, probs: np.ndarray) -> float:

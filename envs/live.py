@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The environment of real models: the spaces of the replay environments, tokens and seconds of the machine at hand."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.error import ResetNeeded
+
+from envs import rewards
+from envs.stopping_core import DRAFT
+from speckv.cost import CostTable
+from speckv.decoding import DecodeStep, Engine
+from speckv.errors import ConfigError
+from speckv.observation import (
+    SCHEMA,
+    STOPPING_SCHEMA,
+    History,
+    StaticContext,
+    StepBatch,
+    observe,
+    observe_draft,
+    summarise_draft,
+    update_history,
+)
+from speckv.traces import GAMMA_MAX
+from speckv.types import NUM_SIGNALS, FloatArray
+
+REWARDS = {
+    "per_step": ("throughput", "lambda_throughput", "time", "tokens"),
+    "per_token": ("lambda_throughput", "time"),
+}
+"""What a step can be worth here, the default first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LivePrompt:
+    """A prompt as token ids, with a name; name and sampling seed fix every draw."""
+
+    prompt_id: str
+    tokens: tuple[int, ...]
+
+
+class LiveDecodingEnv(gym.Env[FloatArray, np.int64]):
+    """Chooses the speculation length of a request that real models decode, and is paid by the clock.
+
+    ## Description
+    What `SpecKV/GammaSelection-v0` (`decides="per_step"`) and `SpecKV/DraftStopping-v0` (`"per_token"`) replay, lived:
+    an episode is a request, a step runs the models. Observations are computed by the same functions, so a policy
+    trained in replay acts here as it is. Seconds come from the engine's clock and are not repeatable; tokens are, for
+    greedy and Gumbel-coupled sampling.
+
+    ## Action space, observation space
+    Those of the replayed environment of the same granularity.
+
+    ## Rewards
+    `throughput`, `lambda_throughput`, `time` and `tokens`, as in replay; plain decoding's seconds and the first lambda
+    are the cost table's at its reference context. Token by token `throughput` and `tokens` are not on offer: the first
+    does not add up over actions, the second pays for drafting without end.
+
+    ## Starting state
+    A prompt drawn uniformly with the environment's generator, its first token emitted by the prefill;
+    `reset(options={"prompt": index})` picks one instead.
+
+    ## Episode end
+    1. Termination: the text ends with the target's end of text.
+    2. Truncation: the token budget is used up.
+
+    A prompt whose output ends with the prefill's token leaves nothing to decide; another one is drawn in its place.
+
+    ## Info
+    `reset` gives `prompt_id`. `step` gives `num_drafted`, `num_accepted`, `num_emitted` and `seconds` of the action.
+
+    ## Version history
+    * v0: first release.
+
+    Args:
+        engine: Holds the models, the sampling and the clock.
+        prompts: What to decode, at least one.
+        cost: Cost ratio in the observation, plain decoding's seconds in the reward.
+        compression: Of the target.
+        max_new_tokens: Token budget of an episode, at least 2.
+        decides: "per_step" or "per_token".
+        gamma_max: Most tokens of a draft.
+        reward: One of `REWARDS[decides]`; the first by default.
+
+    Raises:
+        ConfigError: if a setting is out of range or there is no prompt.
+        CostTableError: if the table lacks the compression.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 (declared so by Gymnasium)
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        prompts: Sequence[LivePrompt],
+        cost: CostTable,
+        compression: str = "fp16",
+        max_new_tokens: int = 128,
+        decides: str = "per_step",
+        gamma_max: int = GAMMA_MAX,
+        reward: str | None = None,
+    ) -> None:
+        if decides not in REWARDS:
+            raise ConfigError(f"Expected decides to be one of {sorted(REWARDS)}, got {decides!r}.")
+        known = REWARDS[decides]
+        if reward is not None and reward not in known:
+            raise ConfigError(f"Expected a reward of {list(known)} where {decides} is decided, got {reward!r}.")
+        if not prompts or max_new_tokens < 2 or not 1 <= gamma_max <= GAMMA_MAX:
+            raise ConfigError(
+                f"Expected at least one prompt, max_new_tokens of at least 2 and gamma_max from 1 to {GAMMA_MAX}, got "
+                f"{len(prompts)}, {max_new_tokens} and {gamma_max}."
+            )
+        self.engine, self.prompts, self.reward = engine, tuple(prompts), reward or known[0]
+        self.max_new_tokens, self.gamma_max, self.per_token = max_new_tokens, gamma_max, decides == "per_token"
+        entry = cost.entry(compression)
+        self.plain_s = float(entry.verify_pass_s(np.array([1]), entry.reference_context)[0])
+        self.rate = 1.0 / self.plain_s
+        schema = STOPPING_SCHEMA if self.per_token else SCHEMA
+        self.observation_space = spaces.Box(schema.low, schema.high, dtype=np.float32)
+        self.action_space = spaces.Discrete(2 if self.per_token else gamma_max + 1)
+        ratios = {compression: cost.cost_ratio(compression)}
+        self._static = StaticContext.of([compression], ratios, [max_new_tokens])
+        self._before = np.zeros((1, SCHEMA.size), np.float32)
+        self._running = False
+
+    def set_lambda(self, tokens_per_second: float) -> None:
+        """Sets the throughput that `lambda_throughput` compares with."""
+        self.rate = tokens_per_second
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[FloatArray, dict[str, Any]]:
+        """Prefills a prompt.
+
+        Args:
+            seed: Of the environment's generator; None goes on with the present one.
+            options: {"prompt": index} picks the prompt.
+
+        Raises:
+            ConfigError: if the index is none, or no prompt leaves anything to decide.
+        """
+        super().reset(seed=seed)
+        chosen = (options or {}).get("prompt")
+        if chosen is not None and not 0 <= int(chosen) < len(self.prompts):
+            raise ConfigError(f"Expected the index of one of {len(self.prompts)} prompts, got {chosen!r}.")
+        order = [int(chosen)] if chosen is not None else self.np_random.permutation(len(self.prompts)).tolist()
+        for index in order:
+            prompt = self.prompts[index]
+            first = self.engine.start(prompt.tokens, max_new_tokens=self.max_new_tokens, request=prompt.prompt_id)
+            if self.engine.finish is None:
+                break
+        else:
+            raise ConfigError("Expected a prompt whose output has more than one token, found none. Use other prompts.")
+        self._history = History.start(1, first.outcome.target_entropy, first.outcome.target_confidence)
+        self._running = True
+        return self._begin(), {"prompt_id": prompt.prompt_id}
+
+    def step(self, action: np.int64) -> tuple[FloatArray, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Runs the models; see the class for what an action is.
+
+        Raises:
+            ResetNeeded: if the episode has ended.
+            ConfigError: if the action is none.
+        """
+        if not self._running:
+            raise ResetNeeded("Expected a running episode: call reset() first, and again after an episode has ended.")
+        if not self.action_space.contains(action):
+            raise ConfigError(f"Expected an action in {self.action_space}, got {action!r}.")
+        if not self.per_token:
+            return self._verified(self.engine.step(int(action)), 0.0)
+        already_s = self.engine.draft_seconds
+        if action == DRAFT and self.engine.can_draft:
+            self.engine.draft_token()
+            if self.engine.can_draft:
+                seconds = self.engine.draft_seconds - already_s
+                info = {"num_drafted": 1, "num_accepted": 0, "num_emitted": 0, "seconds": seconds}
+                return self._observe_draft(), self._worth(0, seconds), False, False, info
+        return self._verified(self.engine.verify_draft(), already_s)
+
+    def _begin(self) -> FloatArray:
+        """What is seen before a decode step, which is opened where it is decided on token by token."""
+        self._before = observe(self._history, self._static)
+        if not self.per_token:
+            return np.asarray(self._before[0], np.float32)
+        self.engine.begin_step(self.gamma_max)
+        return self._observe_draft()
+
+    def _observe_draft(self) -> FloatArray:
+        signals = self.engine.draft_signals.reshape(1, -1, NUM_SIGNALS)
+        seen: FloatArray = observe_draft(self._before, summarise_draft(signals)[:, -1])[0]
+        return seen
+
+    def _verified(
+        self, step: DecodeStep, already_s: float
+    ) -> tuple[FloatArray, SupportsFloat, bool, bool, dict[str, Any]]:
+        outcome = step.outcome
+        self._history = update_history(self._history, StepBatch.from_outcome(outcome))
+        terminated, truncated = outcome.finish == "eos", outcome.finish == "length"
+        self._running = outcome.finish is None
+        seconds = outcome.seconds - already_s
+        info = {
+            "num_drafted": outcome.num_drafted,
+            "num_accepted": outcome.num_accepted,
+            "num_emitted": outcome.num_emitted,
+            "seconds": seconds,
+        }
+        reward = self._worth(outcome.num_emitted, seconds)
+        return self._begin() if self._running else self._last(), reward, terminated, truncated, info
+
+    def _last(self) -> FloatArray:
+        """What is seen when a text has ended: nothing is decided on any more."""
+        before = observe(self._history, self._static)
+        if not self.per_token:
+            return np.asarray(before[0], np.float32)
+        nothing = np.zeros((1, 0, NUM_SIGNALS), np.float32)
+        seen: FloatArray = observe_draft(before, summarise_draft(nothing)[:, -1])[0]
+        return seen
+
+    def _worth(self, num_emitted: int, seconds: float) -> float:
+        if self.reward == "throughput":
+            return float(rewards.throughput(num_emitted, seconds, self.plain_s))
+        if self.reward == "time":
+            return float(rewards.time(seconds, self.plain_s))
+        if self.reward == "tokens":
+            return float(num_emitted)
+        return float(rewards.lambda_throughput(num_emitted, seconds, self.rate))
