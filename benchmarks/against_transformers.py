@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our decode loop beside transformers' own, plain and with the same draft, in one process.
+
+    python -m benchmarks.against_transformers --prompts test.jsonl --weights FOLDER --gamma 2 --controllers runs/mine \
+        --out benchmarks/results/against-transformers.json
+
+Every prompt is decoded by all arms, in an order that rotates. Seconds are those of whole calls, prefill and all
+bookkeeping included. Texts are compared with transformers' plain one, token by token.
+"""
+
+import argparse
+import json
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+from agents.stored import load_controller
+from speckv.cost import CostTable
+from speckv.decoding import Engine, RequestContext, generate
+from speckv.evaluation.bootstrap import ratio_interval, resample_counts
+from speckv.models import ModelPair, PairConfig, load_pair
+from speckv.models.dtypes import dtype_name
+from speckv.profiling.machine import describe_machine
+from speckv.profiling.prompts import first_of_each, read_prompts
+from speckv.runtime.constant import ConstantGamma
+from speckv.types import Controller
+
+logger = logging.getLogger(__name__)
+THEIRS, THEIRS_ASSISTED = "transformers", "transformers, assisted"
+NUM_RESAMPLES = 10_000
+
+Decode = Callable[[Sequence[int], str], list[int]]
+
+
+def theirs(pair: ModelPair, max_new_tokens: int, **options: object) -> Decode:
+    """Transformers' `generate`, greedy."""
+
+    def decode(ids: Sequence[int], _: str) -> list[int]:
+        tokens = torch.tensor([list(ids)])
+        output = pair.target.hf.generate(  # type: ignore[operator]
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=sorted(pair.eos_token_ids),
+            pad_token_id=min(pair.eos_token_ids),
+            **options,
+        )
+        found: list[int] = output[0, len(ids) :].tolist()
+        return found
+
+    return decode
+
+
+def assisted(pair: ModelPair, max_new_tokens: int, **settings: object) -> Decode:
+    """Transformers' assisted generation with our draft; what the draft is told stands in its generation config."""
+
+    def decode(ids: Sequence[int], name: str) -> list[int]:
+        for key, value in settings.items():
+            setattr(pair.draft.hf.generation_config, key, value)
+        return theirs(pair, max_new_tokens, assistant_model=pair.draft.hf)(ids, name)
+
+    return decode
+
+
+def ours(engine: Engine, controller: Controller, context: RequestContext, max_new_tokens: int) -> Decode:
+    """Our loop."""
+
+    def decode(ids: Sequence[int], name: str) -> list[int]:
+        run = generate(engine, ids, controller, context=context, max_new_tokens=max_new_tokens, request=name)
+        return list(run.tokens)
+
+    return decode
+
+
+def make_arms(pair: ModelPair, options: argparse.Namespace) -> dict[str, Decode]:
+    """Name -> how to decode."""
+    table = CostTable.load(options.cost)
+    context = RequestContext(compression=options.compression, cost_ratio=table.cost_ratio(options.compression))
+    engine = Engine(pair.target, pair.draft, eos_token_ids=pair.eos_token_ids)
+    mine = partial(ours, engine, context=context, max_new_tokens=options.max_new_tokens)
+    alone = Engine(pair.target, None, eos_token_ids=pair.eos_token_ids)  # no draft to read the prompt with
+    constant = {"num_assistant_tokens_schedule": "constant"}
+    fixed = constant | {"num_assistant_tokens": options.gamma, "assistant_confidence_threshold": 0.0}
+    default = constant | {"num_assistant_tokens": 20, "assistant_confidence_threshold": 0.4}
+    arms = {
+        THEIRS: theirs(pair, options.max_new_tokens),
+        "ours, plain": ours(alone, ConstantGamma(0), context, options.max_new_tokens),
+        f"{THEIRS_ASSISTED}, {options.gamma}": assisted(pair, options.max_new_tokens, **fixed),
+        f"ours, {options.gamma}": mine(ConstantGamma(options.gamma)),
+        f"{THEIRS_ASSISTED}, default": assisted(pair, options.max_new_tokens, **default),
+    }
+    for path in options.controllers:
+        controller = load_controller(path)
+        arms[f"ours, {controller.name}"] = mine(controller)
+    return arms
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", nargs="+", required=True)
+    parser.add_argument("--per-task", type=int, default=3)
+    parser.add_argument("--weights", type=Path, required=True, help="folder with the Qwen pair's GGUF files")
+    parser.add_argument("--gamma", type=int, required=True, help="the best fixed gamma, tuned on train prompts")
+    parser.add_argument("--controllers", nargs="*", default=[])
+    parser.add_argument("--cost", default="cpu-2core")
+    parser.add_argument("--compression", default="fp16")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--max-new-tokens", type=int, default=32)
+    parser.add_argument("--out", type=Path)
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Runs the comparison and writes JSON."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    transformers.logging.set_verbosity_error()
+    options = parse()
+    target, draft = (str(options.weights / f"qwen2.5-coder-{s}-instruct-q4_k_m.gguf") for s in ("1.5b", "0.5b"))
+    pair = load_pair(PairConfig(target=target, draft=draft, dtype=options.dtype, compression=options.compression))
+    arms = make_arms(pair, options)
+    prompts = [p for p in read_prompts(options.prompts) if p.split == "test"]
+    prompts = first_of_each(prompts, options.per_task)
+    names = list(arms)
+    for decode in arms.values():
+        decode(pair.encode("Warm up."), "warm-up")
+    seconds: dict[str, list[float]] = defaultdict(list)
+    texts: dict[str, list[list[int]]] = defaultdict(list)
+    for number, prompt in enumerate(prompts):
+        ids, first = pair.encode(prompt.text), number % len(names)
+        for name in names[first:] + names[:first]:
+            started = time.perf_counter()
+            texts[name].append(arms[name](ids, prompt.prompt_id))
+            seconds[name].append(time.perf_counter() - started)
+        logger.info("%s: %s", prompt.prompt_id, ", ".join(f"{n} {seconds[n][-1]:.2f} s" for n in names))
+    counts = resample_counts([p.task for p in prompts], NUM_RESAMPLES, 0)
+    reference = np.array(seconds[THEIRS])
+    report = {
+        "what": "whole calls, prefill included, arms interleaved in one process",
+        "pair": "Qwen2.5-Coder-1.5B-Instruct with 0.5B draft",
+        "compression": options.compression,
+        "dtype": dtype_name(pair.target.dtype),
+        "max_new_tokens": options.max_new_tokens,
+        "prompts": [p.prompt_id for p in prompts],
+        "arms": {
+            name: {
+                "tokens_per_s": sum(map(len, texts[name])) / sum(seconds[name]),
+                "seconds": seconds[name],
+                "prompts_with_another_text": sum(a != b for a, b in zip(texts[name], texts[THEIRS], strict=True)),
+                "speedup_over_transformers_plain": as_ratio(reference, np.array(seconds[name]), counts),
+            }
+            for name in names
+        },
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "machine": describe_machine(),
+    }
+    text = json.dumps(report, indent=1)
+    logger.info(text)
+    if options.out:
+        options.out.write_text(text + "\n", encoding="utf-8")
+
+
+def as_ratio(reference: np.ndarray, mine: np.ndarray, counts: np.ndarray) -> dict[str, float | None]:
+    """A ratio of total seconds with its paired 95 % interval."""
+    found = ratio_interval(reference, mine, counts)
+    return {"estimate": found.estimate, "low": found.low, "high": found.high}
+
+
+if __name__ == "__main__":
+    main()
