@@ -72,7 +72,8 @@ class LiveDecodingEnv(gym.Env[FloatArray, np.int64]):
     A prompt whose output ends with the prefill's token leaves nothing to decide; another one is drawn in its place.
 
     ## Info
-    `reset` gives `prompt_id`. `step` gives `num_drafted`, `num_accepted`, `num_emitted` and `seconds` of the action.
+    `reset` gives `prompt_id`. `step` gives `num_drafted`, `num_accepted`, `num_emitted` and `seconds` of the action,
+    and `outcome` where it verified: what a controller that learns online is told.
 
     ## Version history
     * v0: first release.
@@ -209,6 +210,7 @@ class LiveDecodingEnv(gym.Env[FloatArray, np.int64]):
             "num_accepted": outcome.num_accepted,
             "num_emitted": outcome.num_emitted,
             "seconds": seconds,
+            "outcome": outcome,
         }
         reward = self._worth(outcome.num_emitted, seconds)
         return self._begin() if self._running else self._last(), reward, terminated, truncated, info

@@ -81,6 +81,7 @@ def test_steps_are_those_of_generate(mode: str, index: int) -> None:
         controller.learn(step.outcome)
         assert info["num_emitted"] == step.outcome.num_emitted
         assert info["seconds"] == step.outcome.seconds
+        np.testing.assert_array_equal(info["outcome"].draft_signals, step.outcome.draft_signals)
         assert reward == pytest.approx(step.outcome.num_emitted * env.plain_s / step.outcome.seconds)
     assert (terminated, truncated) == (lived.finish == "eos", lived.finish == "length")
     assert tuple(env.engine.tokens) == lived.tokens

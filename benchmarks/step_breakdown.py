@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a decode step's time goes: draft, verify, signals, choosing, cutting caches, controller, the rest.
+
+    python -m benchmarks.step_breakdown --weights FOLDER --gammas 0 2 4 --out benchmarks/results/step-breakdown.json
+
+One prompt is decoded with each gamma. The parts are timed by wrapping the models and the loop's functions, which costs
+some microseconds a call; what no part accounts for is the loop's own bookkeeping.
+"""
+
+import argparse
+import json
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from speckv.decoding import Engine, RequestContext, engine, generate
+from speckv.decoding.protocols import CachedTokens, LanguageModel
+from speckv.evaluation.table import render_table
+from speckv.models import PairConfig, load_pair
+from speckv.models.dtypes import dtype_name
+from speckv.profiling.machine import describe_machine
+from speckv.runtime.constant import ConstantGamma
+
+logger = logging.getLogger(__name__)
+PROMPT = "Write a Python function that returns the longest word of a text, with a docstring and two examples."
+FUNCTIONS = {
+    "signals": "signals",
+    "warp_logits": "choosing",
+    "choose": "choosing",
+    "verify_match": "choosing",
+    "check_finite": "checking",
+}
+"""Functions of the loop -> the part that their time belongs to."""
+PARTS = ("draft", "verify", "signals", "choosing", "checking", "cutting", "controller", "rest")
+
+Totals = dict[str, float]
+
+
+class TimedSequence:
+    """A cached sequence whose calls are timed."""
+
+    def __init__(self, inner: CachedTokens, part: str, totals: Totals) -> None:
+        self._inner, self._part, self._totals = inner, part, totals
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache."""
+        return self._inner.length
+
+    def extend(self, tokens: Sequence[int], *, num_logits: int | None = None) -> Tensor:
+        """Appends tokens."""
+        started = time.perf_counter()
+        logits = self._inner.extend(tokens, num_logits=num_logits)
+        self._totals[self._part] += time.perf_counter() - started
+        return logits
+
+    def truncate(self, length: int) -> None:
+        """Cuts the cache."""
+        started = time.perf_counter()
+        self._inner.truncate(length)
+        self._totals["cutting"] += time.perf_counter() - started
+
+
+class TimedModel:
+    """A model whose sequences are timed."""
+
+    def __init__(self, inner: LanguageModel, part: str, totals: Totals) -> None:
+        self._inner, self._part, self._totals = inner, part, totals
+
+    @property
+    def context_limit(self) -> int:
+        """Longest sequence it takes, in tokens."""
+        return self._inner.context_limit
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens it scores."""
+        return self._inner.vocab_size
+
+    def sequence(self) -> TimedSequence:
+        """Starts an empty sequence."""
+        return TimedSequence(self._inner.sequence(), self._part, self._totals)
+
+
+@contextmanager
+def timed_functions(totals: Totals) -> Iterator[None]:
+    """Times the loop's own functions while it lasts."""
+    loop = engine
+    originals = {name: getattr(loop, name) for name in FUNCTIONS}
+
+    def wrap(call: Callable[..., Any], part: str) -> Callable[..., Any]:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                totals[part] += time.perf_counter() - started
+
+        return timed
+
+    try:
+        for name, part in FUNCTIONS.items():
+            setattr(loop, name, wrap(originals[name], part))
+        yield
+    finally:
+        for name, call in originals.items():
+            setattr(loop, name, call)
+
+
+def break_down(
+    target: LanguageModel, draft: LanguageModel, prompt: Sequence[int], gamma: int, max_new_tokens: int
+) -> dict[str, float]:
+    """Milliseconds a step of each part, for one constant gamma; the prefill is left out."""
+    totals: Totals = defaultdict(float)
+    loop = Engine(TimedModel(target, "verify", totals), TimedModel(draft, "draft", totals))
+    context = RequestContext(compression="fp16", cost_ratio=0.5)
+    with timed_functions(totals):
+        run = generate(
+            loop,
+            prompt,
+            ConstantGamma(gamma),
+            context=context,
+            max_new_tokens=max_new_tokens,
+            on_step=lambda _: totals.clear() if len(loop.tokens) == 1 else None,
+        )
+    totals["controller"] = run.controller_s
+    totals["rest"] = run.decode_s - sum(totals.values())
+    steps = len(run.steps)
+    return {part: 1e3 * totals[part] / steps for part in PARTS} | {"step": 1e3 * run.decode_s / steps, "steps": steps}
+
+
+def main() -> None:
+    """Prints a table and writes JSON."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", type=Path, required=True, help="folder with the Qwen pair's GGUF files")
+    parser.add_argument("--gammas", type=int, nargs="+", default=[0, 2, 4, 8])
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--max-new-tokens", type=int, default=48)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    target, draft = (str(options.weights / f"qwen2.5-coder-{s}-instruct-q4_k_m.gguf") for s in ("1.5b", "0.5b"))
+    pair = load_pair(PairConfig(target=target, draft=draft, dtype=options.dtype))
+    ids = pair.encode(PROMPT)
+    break_down(pair.target, pair.draft, ids, 2, 8)  # warm-up
+    found = {
+        str(gamma): break_down(pair.target, pair.draft, ids, gamma, options.max_new_tokens) for gamma in options.gammas
+    }
+    rows = [(gamma, *(f"{parts[p]:.2f}" for p in PARTS), f"{parts['step']:.1f}") for gamma, parts in found.items()]
+    logger.info("milliseconds a step\n%s", render_table(("gamma", *PARTS, "step"), rows))
+    if options.out:
+        report = {
+            "what": "milliseconds a decode step, by part; prefill left out",
+            "pair": "Qwen2.5-Coder-1.5B-Instruct with 0.5B draft",
+            "dtype": dtype_name(pair.target.dtype),
+            "max_new_tokens": options.max_new_tokens,
+            "gammas": found,
+            "machine": describe_machine(),
+        }
+        options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real models in a Gymnasium environment: a stop rule that calibrates itself while it decodes three prompts.
+
+    python examples/live_environment.py GGUF_FOLDER
+
+The folder holds the official GGUF files of Qwen2.5-Coder-1.5B-Instruct and 0.5B-Instruct. Some minutes on two cores.
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+
+import envs
+from agents.bandits.calibrated import CalibratedSettings, CalibratedStopping
+from agents.token_by_token import TokenByToken
+from envs.live import LivePrompt
+from speckv.cost import CostTable
+from speckv.cost.times import StepTimes
+from speckv.decoding import Engine
+from speckv.models import PairConfig, load_pair
+from speckv.profiling.prompts import read_prompts
+
+MAX_NEW_TOKENS = 48
+logger = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Decodes, and says how fast."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    folder = Path(sys.argv[1])
+    target, draft = (str(folder / f"qwen2.5-coder-{size}-instruct-q4_k_m.gguf") for size in ("1.5b", "0.5b"))
+    pair = load_pair(PairConfig(target=target, draft=draft))
+    read = read_prompts([Path(__file__).with_name("prompts.jsonl")])[:3]
+    prompts = [LivePrompt(prompt_id=p.prompt_id, tokens=tuple(pair.encode(p.text))) for p in read]
+    cost = CostTable.load("cpu-2core")
+    env = gym.make(
+        envs.LIVE_DECODING,
+        engine=Engine(pair.target, pair.draft, eos_token_ids=pair.eos_token_ids),
+        prompts=prompts,
+        cost=cost,
+        max_new_tokens=MAX_NEW_TOKENS,
+        decides="per_token",
+    )
+    player = TokenByToken(CalibratedStopping(CalibratedSettings(), StepTimes.of(cost, ["fp16"]), 0))
+    for index in range(len(prompts)):
+        observation, info = env.reset(seed=0, options={"prompt": index})
+        player.reset()
+        ended, tokens, seconds = False, 0, 0.0
+        while not ended:
+            observation, _, terminated, truncated, step = env.step(player.act(observation))
+            tokens, seconds, ended = tokens + step["num_emitted"], seconds + step["seconds"], terminated or truncated
+            if step["num_emitted"]:
+                player.controller.learn(step["outcome"])
+        logger.info("%s: %d tokens in %.1f s, %.2f tokens/s", info["prompt_id"], tokens, seconds, tokens / seconds)
+
+
+if __name__ == "__main__":
+    main()
