@@ -4,11 +4,8 @@
 import numpy as np
 
 from envs.stopping_core import DRAFT, VERIFY
-from speckv.observation import SCHEMA, STOPPING_SCHEMA
+from speckv.observation import SCHEMA, drafted_so_far
 from speckv.types import Controller, FloatArray, StoppingController
-
-_DEPTH = STOPPING_SCHEMA.index("depth")
-_DEPTH_SCALE = 16.0
 
 
 class TokenByToken:
@@ -37,7 +34,7 @@ class TokenByToken:
         Args:
             observation: Shape [features]; as `STOPPING_SCHEMA` lists.
         """
-        depth = round(float(observation[_DEPTH]) * _DEPTH_SCALE)
+        depth = int(drafted_so_far(observation))
         if depth == 0:
             self._gamma = self.controller.act(observation[: SCHEMA.size])
             return np.int64(DRAFT if self._gamma > 0 else VERIFY)

@@ -22,10 +22,11 @@ import torch
 import transformers
 
 from agents.stored import load_controller
+from benchmarks import qwen
 from speckv.cost import CostTable
 from speckv.decoding import Engine, RequestContext, generate
 from speckv.evaluation.bootstrap import ratio_interval, resample_counts
-from speckv.models import ModelPair, PairConfig, load_pair
+from speckv.models import ModelPair
 from speckv.models.dtypes import dtype_name
 from speckv.profiling.machine import describe_machine
 from speckv.profiling.prompts import first_of_each, read_prompts
@@ -124,8 +125,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     transformers.logging.set_verbosity_error()
     options = parse()
-    target, draft = (str(options.weights / f"qwen2.5-coder-{s}-instruct-q4_k_m.gguf") for s in ("1.5b", "0.5b"))
-    pair = load_pair(PairConfig(target=target, draft=draft, dtype=options.dtype, compression=options.compression))
+    pair = qwen.load_qwen(options.weights, dtype=options.dtype, compression=options.compression)
     arms = make_arms(pair, options)
     prompts = [p for p in read_prompts(options.prompts) if p.split == "test"]
     prompts = first_of_each(prompts, options.per_task)
@@ -145,7 +145,7 @@ def main() -> None:
     reference = np.array(seconds[THEIRS])
     report = {
         "what": "whole calls, prefill included, arms interleaved in one process",
-        "pair": "Qwen2.5-Coder-1.5B-Instruct with 0.5B draft",
+        "pair": qwen.NAME,
         "compression": options.compression,
         "dtype": dtype_name(pair.target.dtype),
         "max_new_tokens": options.max_new_tokens,

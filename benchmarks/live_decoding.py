@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 
 from agents.stored import load_controller
+from benchmarks import qwen
 from speckv.commands.decode import find_controller
 from speckv.cost import CostTable
 from speckv.decoding import Engine, GenerationResult, RequestContext, generate
-from speckv.models import PairConfig, load_pair
 from speckv.models.dtypes import dtype_name
 from speckv.profiling.machine import describe_machine
 from speckv.profiling.prompts import first_of_each, read_prompts
@@ -76,10 +76,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    target, draft = (arguments.weights / f"qwen2.5-coder-{s}-instruct-q4_k_m.gguf" for s in ("1.5b", "0.5b"))
-    pair = load_pair(
-        PairConfig(target=str(target), draft=str(draft), dtype=arguments.dtype, compression=arguments.compression)
-    )
+    pair = qwen.load_qwen(arguments.weights, dtype=arguments.dtype, compression=arguments.compression)
     table = CostTable.load(arguments.cost)
     context = RequestContext(compression=arguments.compression, cost_ratio=table.cost_ratio(arguments.compression))
     arms: list[Controller] = [ConstantGamma(0), ConstantGamma(arguments.gamma, name="best fixed")]
@@ -105,7 +102,7 @@ def main() -> None:
     plain = summary[PLAIN]["tokens_per_s"]
     report = {
         "what": "live decoding, decode time only, arms interleaved in one process",
-        "pair": "Qwen2.5-Coder-1.5B-Instruct with 0.5B draft",
+        "pair": qwen.NAME,
         "compression": arguments.compression,
         "dtype": dtype_name(pair.target.dtype),
         "max_new_tokens": arguments.max_new_tokens,

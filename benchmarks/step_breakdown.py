@@ -19,10 +19,10 @@ from typing import Any
 
 from torch import Tensor
 
+from benchmarks import qwen
 from speckv.decoding import Engine, RequestContext, engine, generate
 from speckv.decoding.protocols import CachedTokens, LanguageModel
 from speckv.evaluation.table import render_table
-from speckv.models import PairConfig, load_pair
 from speckv.models.dtypes import dtype_name
 from speckv.profiling.machine import describe_machine
 from speckv.runtime.constant import ConstantGamma
@@ -145,8 +145,7 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=48)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    target, draft = (str(options.weights / f"qwen2.5-coder-{s}-instruct-q4_k_m.gguf") for s in ("1.5b", "0.5b"))
-    pair = load_pair(PairConfig(target=target, draft=draft, dtype=options.dtype))
+    pair = qwen.load_qwen(options.weights, dtype=options.dtype)
     ids = pair.encode(PROMPT)
     break_down(pair.target, pair.draft, ids, 2, 8)  # warm-up
     found = {
@@ -157,7 +156,7 @@ def main() -> None:
     if options.out:
         report = {
             "what": "milliseconds a decode step, by part; prefill left out",
-            "pair": "Qwen2.5-Coder-1.5B-Instruct with 0.5B draft",
+            "pair": qwen.NAME,
             "dtype": dtype_name(pair.target.dtype),
             "max_new_tokens": options.max_new_tokens,
             "gammas": found,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from speckv.cost import CompiledCost, CostEntry, CostTable
 from speckv.replay import CompiledTraces, ReplayBatch
 from speckv.traces import GAMMA_MAX, ROLLOUT_LENGTH, TraceMetadata, TraceSequence, TraceSet, accepted_lengths
+from speckv.types import StepOutcome
 
 EOS = 1
 VOCAB_SIZE = 50
@@ -200,3 +201,18 @@ def one_slot(sequence: TraceSequence, max_new_tokens: int, budget: int | None = 
     batch = ReplayBatch(*compile_both(make_traces([sequence], max_new_tokens=max_new_tokens)), 1, budget=budget)
     batch.assign([0], [0])
     return batch
+
+
+def outcome(drafted: int, accepted: int, seconds: float = 8.0) -> StepOutcome:
+    """Builds what a step came to, as an online learner is told."""
+    return StepOutcome(
+        gamma=drafted,
+        num_drafted=drafted,
+        num_accepted=accepted,
+        num_tested=min(accepted + 1, drafted),
+        num_emitted=accepted + 1,
+        draft_signals=np.zeros((drafted, 3), np.float32),
+        target_entropy=0.0,
+        target_confidence=1.0,
+        seconds=seconds,
+    )

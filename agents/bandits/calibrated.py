@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 
 from agents.bandits.base import Bandit, Float64
 from agents.rules.base import CONFIDENCE
-from agents.survival.controllers import DEPTH_SCALE, logistic, summed_more_s, worth_more
+from agents.survival.controllers import logistic, summed_more_s, worth_more
 from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError
-from speckv.observation import STOPPING_SCHEMA
+from speckv.observation import drafted_so_far
 from speckv.types import BoolArray, FloatArray, IntArray, StepOutcome
 
-_DEPTH = STOPPING_SCHEMA.index("depth")
 _CLAMP = 40.0
 _EDGE = 1e-9
 FIRST_MEAN_LOGIT = 2.0
@@ -191,7 +190,7 @@ class CalibratedStopping(Bandit):
     def go_on(self, observation: FloatArray) -> bool:
         """Returns whether to draft another token; asked behind every drafted token, one after the other."""
         which, most = self._compression, self.settings.gamma_max
-        depth = min(max(round(float(observation[_DEPTH]) * DEPTH_SCALE), 1), most)
+        depth = min(max(int(drafted_so_far(observation)), 1), most)
         if depth == most:
             return False
         weights = self.weights[which]

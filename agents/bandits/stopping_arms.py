@@ -8,13 +8,10 @@ from agents.rules.adaedl import AdaEdl, AdaEdlSettings
 from agents.rules.base import ENTROPY, StoppingRule
 from agents.rules.llama_cpp import LlamaCpp, LlamaCppSettings
 from agents.rules.svip import Svip, SvipSettings
-from speckv.observation import STOPPING_SCHEMA
+from speckv.observation import STOPPING_SCHEMA, drafted_so_far
 from speckv.types import BoolArray, FloatArray
 
-_DEPTH = STOPPING_SCHEMA.index("depth")
 _MARGIN = STOPPING_SCHEMA.index("token_margin")
-_FIRST = 1.5 / 16.0
-"""Depths below this one are those of a step's first token."""
 
 
 class EntropyRise(StoppingRule):
@@ -40,7 +37,7 @@ class EntropyRise(StoppingRule):
     def go_on_batch(self, observations: FloatArray) -> BoolArray:
         """Goes on where entropy has not risen; it is asked behind every drafted token, one after the other."""
         root = np.sqrt(observations[:, ENTROPY])
-        calm: BoolArray = (observations[:, _DEPTH] < _FIRST) | (root - self._before <= self.rise)
+        calm: BoolArray = (drafted_so_far(observations) <= 1) | (root - self._before <= self.rise)
         self._before = root
         return calm
 

@@ -24,13 +24,11 @@ from numpy.typing import NDArray
 
 from agents.rules.base import Rule, StoppingRule
 from speckv.cost.times import StepTimes
-from speckv.observation import STOPPING_SCHEMA
+from speckv.observation import drafted_so_far
 from speckv.runtime.network import Network
 from speckv.types import BoolArray, FloatArray, IntArray
 
 Float64 = NDArray[np.float64]
-_DEPTH = STOPPING_SCHEMA.index("depth")
-DEPTH_SCALE = 16.0
 LEAST_SURVIVAL = 1e-6
 
 
@@ -120,8 +118,9 @@ class SurvivalStopping(StoppingRule):
         """Goes on where more tokens are worth their time; `act_batch` has been asked about the same steps."""
         assert len(observations) == len(self._value)
         chance = logistic(self.inside.batch(observations)[:, 0])
-        depth = np.rint(observations[:, _DEPTH] * DEPTH_SCALE).astype(np.int64)
-        return worth_more(chance, self._expected, depth, self._value[:, None] * self._scaled_s[self._which])
+        return worth_more(
+            chance, self._expected, drafted_so_far(observations), self._value[:, None] * self._scaled_s[self._which]
+        )
 
 
 def summed_more_s(times: StepTimes, gamma_max: int) -> Float64:

@@ -9,10 +9,10 @@ from agents.survival.controllers import SurvivalGamma, SurvivalStopping
 from agents.survival.fit import fit_probabilities
 from agents.survival.samples import RandomGamma, before_steps, collect, inside_steps
 from agents.survival.settings import SurvivalSettings
-from speckv.cost import CostTable
+from speckv.cost import CompiledCost, CostTable
 from speckv.cost.times import StepTimes
 from speckv.evaluation.compare import compile_pair
-from speckv.replay import replay_controller
+from speckv.replay import CompiledTraces, replay_controller
 from speckv.runtime.constant import ConstantGamma
 from speckv.traces import TraceSet
 from speckv.types import Controller, IntArray
@@ -26,42 +26,49 @@ PRICE_SCALES = (1.0, 0.95, 1.05, 0.9, 1.1, 0.85, 1.15, 0.8, 1.2)
 
 def fit_survival(train: TraceSet, cost: CostTable, settings: SurvivalSettings, *, seed: int) -> SurvivalGamma:
     """Fits the controller that decides before steps."""
-    fitted, _ = _fit(train, cost, settings, seed=seed, inside=False)
-    floors = [np.full(len(fitted.times.compressions), floor) for floor in (0, 1)]
-    trials = [SurvivalGamma(fitted.before, fitted.times, floor) for floor in floors]
-    best = _best_of(trials, train, cost, fitted.times)
-    return SurvivalGamma(fitted.before, fitted.times, best)
+    pair = compile_pair(train, cost)
+    times = StepTimes.of(cost, train.compressions, gamma_max=train.metadata.gamma_max)
+    fitted, _ = _fit(*pair, times, settings, seed=seed, inside=False)
+    floors = [np.full(len(times.compressions), floor) for floor in (0, 1)]
+    trials = [SurvivalGamma(fitted.before, times, floor) for floor in floors]
+    return SurvivalGamma(fitted.before, times, _best_of(trials, *pair, times))
 
 
 def fit_survival_stopping(
     train: TraceSet, cost: CostTable, settings: SurvivalSettings, *, seed: int
 ) -> SurvivalStopping:
     """Fits the controller that also decides inside steps."""
-    _, fitted = _fit(train, cost, settings, seed=seed, inside=True)
+    pair = compile_pair(train, cost)
+    times = StepTimes.of(cost, train.compressions, gamma_max=train.metadata.gamma_max)
+    _, fitted = _fit(*pair, times, settings, seed=seed, inside=True)
     assert fitted is not None
-    before, inside, times = fitted.before.before, fitted.inside, fitted.times
+    before, inside = fitted.before.before, fitted.inside
     ones = np.ones(len(times.compressions))
 
     def with_(floor: IntArray, scale: float) -> SurvivalStopping:
         return SurvivalStopping(before, inside, times, floor, scale * ones)
 
-    floor = _best_of([with_(ones.astype(np.int64) * value, 1.0) for value in (0, 1)], train, cost, times)
-    scale = _best_of([with_(floor, value) for value in PRICE_SCALES], train, cost, times)
+    floor = _best_of([with_(ones.astype(np.int64) * value, 1.0) for value in (0, 1)], *pair, times)
+    scale = _best_of([with_(floor, value) for value in PRICE_SCALES], *pair, times)
     return SurvivalStopping(before, inside, times, floor, np.array(PRICE_SCALES)[scale])
 
 
 def _fit(
-    train: TraceSet, cost: CostTable, settings: SurvivalSettings, *, seed: int, inside: bool
+    compiled: CompiledTraces,
+    cost: CompiledCost,
+    times: StepTimes,
+    settings: SurvivalSettings,
+    *,
+    seed: int,
+    inside: bool,
 ) -> tuple[SurvivalGamma, SurvivalStopping | None]:
-    compiled, compiled_cost = compile_pair(train, cost)
-    times = StepTimes.of(cost, train.compressions, gamma_max=compiled.gamma_max)
     rng = np.random.default_rng(seed)
     met: list[Controller] = [
         RandomGamma(rng, compiled.gamma_max),
         *(ConstantGamma(gamma) for gamma in EVERYDAY_GAMMAS),
     ]
     for number in range(settings.rounds):
-        states = collect(compiled, compiled_cost, met)
+        states = collect(compiled, cost, met)
         before = fit_probabilities(before_steps(states, compiled.gamma_max), settings, seed=seed + number)
         chooser, stopper = SurvivalGamma(before, times), None
         if inside:
@@ -71,12 +78,11 @@ def _fit(
     return chooser, stopper
 
 
-def _best_of(trials: Sequence[Controller], train: TraceSet, cost: CostTable, times: StepTimes) -> IntArray:
+def _best_of(trials: Sequence[Controller], compiled: CompiledTraces, cost: CompiledCost, times: StepTimes) -> IntArray:
     """Shape [compressions], in the order of `times`; the trial that decodes the train prompts in the least time."""
-    compiled, compiled_cost = compile_pair(train, cost)
     which = np.array([times.compressions.index(name) for name in compiled.compressions])
     seconds = [
-        np.bincount(which, replay_controller(trial, compiled, compiled_cost).seconds, len(times.compressions))
+        np.bincount(which, replay_controller(trial, compiled, cost).seconds, len(times.compressions))
         for trial in trials
     ]
     best: IntArray = np.stack(seconds).argmin(axis=0)

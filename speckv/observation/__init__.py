@@ -10,7 +10,14 @@ The life of an observation: `History.start` when the prefill has emitted the fir
 so far. Everything works on `N` requests at once; a live request is `N = 1`.
 """
 
-from speckv.observation.draft import DRAFT_FIELDS, DRAFT_SIGNALS, STOPPING_SCHEMA, observe_draft, summarise_draft
+from speckv.observation.draft import (
+    DRAFT_FIELDS,
+    DRAFT_SIGNALS,
+    STOPPING_SCHEMA,
+    drafted_so_far,
+    observe_draft,
+    summarise_draft,
+)
 from speckv.observation.features import StaticContext, observe
 from speckv.observation.history import History, next_draft_lag, update_history
 from speckv.observation.schema import SCHEMA, ObservationField, ObservationSchema
@@ -27,6 +34,7 @@ __all__ = [
     "ObservationSchema",
     "StaticContext",
     "StepBatch",
+    "drafted_so_far",
     "next_draft_lag",
     "observe",
     "observe_draft",

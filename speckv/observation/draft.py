@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from speckv.observation.features import GAMMA_SCALE
 from speckv.observation.schema import SCHEMA, ObservationField, ObservationSchema
-from speckv.types import FloatArray
+from speckv.types import FloatArray, IntArray
 
 DRAFT_FIELDS = (
     ObservationField("depth", "1", 0.0, 1.0, "Tokens drafted so far in this step, over 16"),
@@ -33,6 +33,7 @@ DRAFT_SIGNALS = slice(1, 4)
 _LOW = np.array([f.low for f in DRAFT_FIELDS], np.float32)
 _HIGH = np.array([f.high for f in DRAFT_FIELDS], np.float32)
 _LEAST_PROBABILITY = 1e-9
+_DEPTH = STOPPING_SCHEMA.index("depth")
 
 
 def summarise_draft(signals: NDArray[np.floating]) -> FloatArray:
@@ -61,6 +62,19 @@ def summarise_draft(signals: NDArray[np.floating]) -> FloatArray:
     out[:, 1:, 6] = np.minimum.accumulate(confidence, axis=1)
     out[:, 1:, 7] = np.cumsum(np.log(np.maximum(confidence, _LEAST_PROBABILITY)), axis=1, dtype=np.float64)
     return np.minimum(np.maximum(out, _LOW, out=out), _HIGH, out=out)
+
+
+def drafted_so_far(observations: FloatArray) -> IntArray:
+    """Tokens drafted in the present step, read off observations as `STOPPING_SCHEMA` lists them.
+
+    Args:
+        observations: Shape [..., features].
+
+    Returns:
+        Shape [...].
+    """
+    depth: IntArray = np.rint(observations[..., _DEPTH] * GAMMA_SCALE).astype(np.int64)
+    return depth
 
 
 def observe_draft(observations: FloatArray, draft: FloatArray) -> FloatArray:

@@ -7,6 +7,7 @@ import json
 import zipfile
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -31,6 +32,87 @@ CARD_KEYS = frozenset(
     }
 )
 """What every card holds."""
+
+
+class Stored(Protocol):
+    """What every policy has that is stored."""
+
+    @property
+    def name(self) -> str:
+        """Shown in tables."""
+
+    @property
+    def gammas(self) -> tuple[int, ...]:
+        """Speculation length that each output stands for."""
+
+    @property
+    def weights(self) -> tuple[FloatArray, ...]:
+        """One matrix a layer."""
+
+    @property
+    def biases(self) -> tuple[FloatArray, ...]:
+        """One vector a layer."""
+
+    @property
+    def provenance(self) -> Mapping[str, str | int | float]:
+        """Where it came from."""
+
+
+def save_policy(
+    folder: Path, policy: Stored, single: Sequence[str], *, kind: str, version: int, environment: str, schema: str
+) -> None:
+    """Writes a policy's two files.
+
+    Args:
+        folder: Where to.
+        policy: What is stored.
+        single: Names of its arrays besides the layers.
+        kind: Format.
+        version: Format version.
+        environment: Id of the environment that it decides in.
+        schema: What it reads, as JSON.
+    """
+    arrays: dict[str, FloatArray] = {name: getattr(policy, name) for name in single}
+    for index, (weight, bias) in enumerate(zip(policy.weights, policy.biases, strict=True)):
+        arrays |= {f"weight_{index}": weight, f"bias_{index}": bias}
+    card = {
+        "format": kind,
+        "format_version": version,
+        "name": policy.name,
+        "environment": environment,
+        "activation": "tanh",
+        "gammas": list(policy.gammas),
+        "layers": [list(weight.shape) for weight in policy.weights],
+        "observation_schema": json.loads(schema),
+        "provenance": dict(policy.provenance),
+    }
+    write_policy(folder, card, arrays)
+
+
+def read_fields(folder: Path, card: Mapping[str, object], single: Sequence[str]) -> dict[str, Any]:
+    """Everything that `save_policy` was given of a policy, by name of its field.
+
+    Args:
+        folder: Holds the weights.
+        card: From `read_card`.
+        single: Names of its arrays besides the layers.
+
+    Raises:
+        CheckpointError: if the weights are missing, damaged or not those of the card.
+    """
+    arrays = read_weights(folder / WEIGHTS, str(card["weights_sha256"]))
+    depth = range(len(cast(Sequence[object], card["layers"])))
+    try:
+        return {
+            "name": str(card["name"]),
+            "gammas": tuple(cast(Sequence[int], card["gammas"])),
+            "weights": tuple(arrays[f"weight_{index}"] for index in depth),
+            "biases": tuple(arrays[f"bias_{index}"] for index in depth),
+            "provenance": card["provenance"],
+            **{name: arrays[name] for name in single},
+        }
+    except KeyError as error:
+        raise CheckpointError(f"{folder / WEIGHTS}: expected an array {error}, found none. Export again.") from error
 
 
 def write_policy(folder: Path, card: Mapping[str, object], arrays: Mapping[str, FloatArray]) -> None:

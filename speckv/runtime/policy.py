@@ -11,13 +11,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
 from speckv.errors import CheckpointError, SchemaError
 from speckv.observation import SCHEMA, STOPPING_SCHEMA, ObservationSchema, observe_draft, summarise_draft
-from speckv.runtime.card import CARD, CARD_KEYS, WEIGHTS, read_card, read_weights, write_policy
+from speckv.runtime.card import CARD, CARD_KEYS, read_card, read_fields, save_policy
 from speckv.runtime.network import Network, fold
 from speckv.types import NUM_SIGNALS, BoolArray, FloatArray, IntArray, StepOutcome
 
@@ -82,21 +81,15 @@ class MlpPolicy:
 
     def save(self, folder: Path | str) -> None:
         """Writes the two files, each atomically; the card last, so that it never describes weights to come."""
-        arrays = {"mean": self.mean, "std": self.std}
-        for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            arrays |= {f"weight_{index}": weight, f"bias_{index}": bias}
-        card = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "name": self.name,
-            "environment": self.environment,
-            "activation": "tanh",
-            "gammas": list(self.gammas),
-            "layers": [list(w.shape) for w in self.weights],
-            "observation_schema": json.loads(self.schema.to_json()),
-            "provenance": dict(self.provenance),
-        }
-        write_policy(Path(folder), card, arrays)
+        save_policy(
+            Path(folder),
+            self,
+            _SINGLE,
+            kind=FORMAT,
+            version=FORMAT_VERSION,
+            environment=self.environment,
+            schema=self.schema.to_json(),
+        )
 
     @staticmethod
     def load(folder: Path | str, *, schema: ObservationSchema | None = None) -> "MlpPolicy":
@@ -121,24 +114,10 @@ class MlpPolicy:
             )
         schema = schema or SCHEMAS[environment]
         schema.require_same(trained_on)
-        arrays = read_weights(folder / WEIGHTS, str(card["weights_sha256"]))
-        depth = len(cast(list[object], card["layers"]))
-        try:
-            return MlpPolicy(
-                name=str(card["name"]),
-                schema=trained_on,
-                gammas=tuple(cast(list[int], card["gammas"])),
-                mean=arrays["mean"],
-                std=arrays["std"],
-                weights=tuple(arrays[f"weight_{index}"] for index in range(depth)),
-                biases=tuple(arrays[f"bias_{index}"] for index in range(depth)),
-                environment=environment,
-                provenance=cast(dict[str, str | int | float], card["provenance"]),
-            )
-        except KeyError as error:
-            raise CheckpointError(
-                f"{folder / WEIGHTS}: expected an array {error}, found none. Export again."
-            ) from error
+        return MlpPolicy(schema=trained_on, environment=environment, **read_fields(folder, card, _SINGLE))
+
+
+_SINGLE = ("mean", "std")
 
 
 class PolicyController:

@@ -9,13 +9,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
 from speckv.errors import CheckpointError, SchemaError
 from speckv.observation import SCHEMA, ObservationSchema
-from speckv.runtime.card import CARD, CARD_KEYS, WEIGHTS, read_card, read_weights, write_policy
+from speckv.runtime.card import CARD, CARD_KEYS, read_card, read_fields, save_policy
 from speckv.runtime.network import Network, fold
 from speckv.runtime.policy import NOT_FINITE, STEP_ENVIRONMENT
 from speckv.types import BoolArray, DecodedSteps, FloatArray, IntArray, StepOutcome
@@ -72,21 +71,15 @@ class LstmPolicy:
 
     def save(self, folder: Path | str) -> None:
         """Writes the two files, each atomically, the card last."""
-        arrays = {name: getattr(self, name) for name in _SINGLE}
-        for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            arrays |= {f"weight_{index}": weight, f"bias_{index}": bias}
-        card = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "name": self.name,
-            "environment": STEP_ENVIRONMENT,
-            "activation": "tanh",
-            "gammas": list(self.gammas),
-            "layers": [list(w.shape) for w in self.weights],
-            "observation_schema": json.loads(self.schema.to_json()),
-            "provenance": dict(self.provenance),
-        }
-        write_policy(Path(folder), card, arrays)
+        save_policy(
+            Path(folder),
+            self,
+            _SINGLE,
+            kind=FORMAT,
+            version=FORMAT_VERSION,
+            environment=STEP_ENVIRONMENT,
+            schema=self.schema.to_json(),
+        )
 
     @staticmethod
     def load(folder: Path | str) -> "LstmPolicy":
@@ -100,22 +93,7 @@ class LstmPolicy:
         card = read_card(folder / CARD, FORMAT, FORMAT_VERSION, CARD_KEYS)
         schema = ObservationSchema.from_json(json.dumps(card["observation_schema"]))
         SCHEMA.require_same(schema)
-        arrays = read_weights(folder / WEIGHTS, str(card["weights_sha256"]))
-        depth = len(cast(list[object], card["layers"]))
-        try:
-            return LstmPolicy(
-                name=str(card["name"]),
-                schema=schema,
-                gammas=tuple(cast(list[int], card["gammas"])),
-                weights=tuple(arrays[f"weight_{index}"] for index in range(depth)),
-                biases=tuple(arrays[f"bias_{index}"] for index in range(depth)),
-                provenance=cast(dict[str, str | int | float], card["provenance"]),
-                **{name: arrays[name] for name in _SINGLE},
-            )
-        except KeyError as error:
-            raise CheckpointError(
-                f"{folder / WEIGHTS}: expected an array {error}, found none. Export again."
-            ) from error
+        return LstmPolicy(schema=schema, **read_fields(folder, card, _SINGLE))
 
 
 _SINGLE = ("mean", "std", "input_weight", "state_weight", "gate_bias")

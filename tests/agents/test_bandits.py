@@ -31,27 +31,13 @@ from speckv.observation import SCHEMA
 from speckv.replay import replay_controller, replay_stream
 from speckv.runtime.constant import ConstantGamma
 from speckv.runtime.network import Network
-from speckv.types import OnlineLearner, StepOutcome
+from speckv.types import OnlineLearner
 from tests.fakes_runs import toy_traces
-from tests.fakes_traces import compile_both, make_cost_table, random_traces
+from tests.fakes_traces import compile_both, make_cost_table, outcome, random_traces
 
 TIMES = StepTimes.of(make_cost_table())
 FP16 = np.zeros(SCHEMA.size, np.float32)
 FP16[SCHEMA.index("bits_per_weight")] = 1.0
-
-
-def outcome(drafted: int, accepted: int, seconds: float = 8.0) -> StepOutcome:
-    return StepOutcome(
-        gamma=drafted,
-        num_drafted=drafted,
-        num_accepted=accepted,
-        num_tested=min(accepted + 1, drafted),
-        num_emitted=accepted + 1,
-        draft_signals=np.zeros((drafted, 3), np.float32),
-        target_entropy=0.0,
-        target_confidence=1.0,
-        seconds=seconds,
-    )
 
 
 def test_rewards_are_speedups_over_plain_decoding() -> None:

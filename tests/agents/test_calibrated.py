@@ -11,7 +11,7 @@ from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError
 from speckv.observation import SCHEMA, STOPPING_SCHEMA
 from speckv.types import StepOutcome
-from tests.fakes_traces import make_cost_table
+from tests.fakes_traces import make_cost_table, outcome
 
 TIMES = StepTimes.of(make_cost_table(controller_s=0.0), ["fp16"])
 
@@ -24,21 +24,10 @@ def observation(depth: int, confidence: float) -> np.ndarray:
     return row
 
 
-def outcome(confidences: list[float], num_accepted: int) -> StepOutcome:
-    drafted = len(confidences)
-    signals = np.zeros((drafted, 3), np.float32)
+def told(confidences: list[float], num_accepted: int) -> StepOutcome:
+    signals = np.zeros((len(confidences), 3), np.float32)
     signals[:, 1] = confidences
-    return StepOutcome(
-        gamma=drafted,
-        num_drafted=drafted,
-        num_accepted=num_accepted,
-        num_tested=min(num_accepted + 1, drafted),
-        num_emitted=num_accepted + 1,
-        draft_signals=signals,
-        target_entropy=0.0,
-        target_confidence=1.0,
-        seconds=1.0,
-    )
+    return replace(outcome(len(confidences), num_accepted), draft_signals=signals)
 
 
 def test_a_refit_is_one_damped_newton_step() -> None:
@@ -117,7 +106,7 @@ def test_it_learns_that_confidence_misleads() -> None:
     assert rule.act(before) == 16
     for _ in range(300):
         if rule.act(before):
-            rule.learn(outcome([0.99, 0.99], 0))
+            rule.learn(told([0.99, 0.99], 0))
     assert rule.act(before) == 0
 
 

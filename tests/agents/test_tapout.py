@@ -12,8 +12,8 @@ from agents.bandits.tapout import TapOut
 from speckv.cost.times import StepTimes
 from speckv.evaluation.compare import controller_sums
 from speckv.observation import SCHEMA, STOPPING_SCHEMA
-from speckv.types import FloatArray, OnlineLearner, StepOutcome, StoppingController
-from tests.fakes_traces import compile_both, make_cost_table, random_traces
+from speckv.types import FloatArray, OnlineLearner, StoppingController
+from tests.fakes_traces import compile_both, make_cost_table, outcome, random_traces
 
 TIMES = StepTimes.of(make_cost_table())
 FP16 = np.zeros(SCHEMA.size, np.float32)
@@ -27,20 +27,6 @@ def seen(depth: int, *, entropy: float = 0.0, confidence: float = 1.0, margin: f
     for name, value in values.items():
         observation[STOPPING_SCHEMA.index(name)] = value
     return observation
-
-
-def outcome(drafted: int, accepted: int) -> StepOutcome:
-    return StepOutcome(
-        gamma=drafted,
-        num_drafted=drafted,
-        num_accepted=accepted,
-        num_tested=min(accepted + 1, drafted),
-        num_emitted=accepted + 1,
-        draft_signals=np.zeros((drafted, 3), np.float32),
-        target_entropy=0.0,
-        target_confidence=1.0,
-        seconds=8.0,
-    )
 
 
 def test_the_entropy_difference_looks_at_two_tokens_of_one_step() -> None:
