@@ -61,7 +61,7 @@ class Stored(Protocol):
 def save_policy(
     folder: Path, policy: Stored, single: Sequence[str], *, kind: str, version: int, environment: str, schema: str
 ) -> None:
-    """Writes a policy's two files.
+    """Writes a policy's two files, each atomically; the card last, so that it never describes weights to come.
 
     Args:
         folder: Where to.
@@ -86,7 +86,11 @@ def save_policy(
         "observation_schema": json.loads(schema),
         "provenance": dict(policy.provenance),
     }
-    write_policy(folder, card, arrays)
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **{name: a.astype(np.float32) for name, a in arrays.items()})
+    data = buffer.getvalue()
+    write_atomically(folder / WEIGHTS, data)
+    write_atomically(folder / CARD, canonical_json({**card, "weights_sha256": hashlib.sha256(data).hexdigest()}))
 
 
 def read_fields(folder: Path, card: Mapping[str, object], single: Sequence[str]) -> dict[str, Any]:
@@ -113,15 +117,6 @@ def read_fields(folder: Path, card: Mapping[str, object], single: Sequence[str])
         }
     except KeyError as error:
         raise CheckpointError(f"{folder / WEIGHTS}: expected an array {error}, found none. Export again.") from error
-
-
-def write_policy(folder: Path, card: Mapping[str, object], arrays: Mapping[str, FloatArray]) -> None:
-    """Writes the two files, each atomically; the card last, so that it never describes weights to come."""
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **{name: a.astype(np.float32) for name, a in arrays.items()})
-    data = buffer.getvalue()
-    write_atomically(folder / WEIGHTS, data)
-    write_atomically(folder / CARD, canonical_json({**card, "weights_sha256": hashlib.sha256(data).hexdigest()}))
 
 
 def read_format(path: Path) -> object:
