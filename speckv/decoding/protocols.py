@@ -2,7 +2,7 @@
 """The seams of the decode loop: what a model and a clock must offer."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -37,7 +37,7 @@ class LanguageModel(Protocol):
 
 
 class Clock(Protocol):
-    """Returns seconds from an arbitrary origin, with all work of the device done."""
+    """Reads instants, whose difference is in seconds: floats of the host, or events of a device (`decoding.clock`)."""
 
-    def __call__(self) -> float:
-        """Reads the clock."""
+    def __call__(self) -> Any:
+        """An instant; `later - earlier` is a float, in seconds, with the device's work in between done."""
