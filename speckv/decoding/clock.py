@@ -38,7 +38,7 @@ class CudaClock:
 
     def __call__(self) -> CudaInstant:
         """Records an event in the device's current stream."""
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(self._device))
         return CudaInstant(event)
 
