@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a decode step's time goes: draft, verify, signals, choosing, cutting caches, controller, the rest.
+"""Where a decode step's time goes: draft, verify, signals, choosing, fetching, cutting caches, controller, the rest.
 
     python -m benchmarks.step_breakdown --weights FOLDER --gammas 0 2 4 --out benchmarks/results/step-breakdown.json
 
@@ -17,33 +17,47 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from benchmarks import qwen
-from speckv.decoding import Engine, RequestContext, engine, generate
+from speckv.decoding import Engine, RequestContext, engine, generate, open_draft
+from speckv.decoding.draws import Draws
 from speckv.decoding.protocols import CachedTokens, LanguageModel
 from speckv.evaluation.table import render_table
 from speckv.models.dtypes import dtype_name
+from speckv.models.signals import ScoredTokens, Scores
 from speckv.profiling.machine import describe_machine
 from speckv.runtime.constant import ConstantGamma
 
 logger = logging.getLogger(__name__)
 PROMPT = "Write a Python function that returns the longest word of a text, with a docstring and two examples."
-FUNCTIONS = {
-    "signals": "signals",
-    "warp_logits": "choosing",
-    "choose": "choosing",
-    "verify_match": "choosing",
-    "check_finite": "checking",
-}
-"""Functions of the loop -> the part that their time belongs to."""
-PARTS = ("draft", "verify", "signals", "choosing", "checking", "cutting", "controller", "rest")
+FUNCTIONS: tuple[tuple[Any, str, str], ...] = (
+    (Draws, "propose", "choosing"),
+    (Draws, "verify", "choosing"),
+    (engine, "to_host", "fetching"),
+    (open_draft, "to_host", "fetching"),
+)
+"""Functions of the loop, by where they are looked up, and the part that their time belongs to."""
+PARTS = ("draft", "verify", "signals", "choosing", "fetching", "cutting", "controller", "rest")
 
 Totals = dict[str, float]
 
 
+@contextmanager
+def timed(part: str, totals: Totals) -> Iterator[None]:
+    """Adds the time that its block takes, on host and device, to a part."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        totals[part] += time.perf_counter() - started
+
+
 class TimedSequence:
-    """A cached sequence whose calls are timed."""
+    """A cached sequence whose calls are timed, the device waited for."""
 
     def __init__(self, inner: CachedTokens, part: str, totals: Totals) -> None:
         self._inner, self._part, self._totals = inner, part, totals
@@ -53,18 +67,19 @@ class TimedSequence:
         """Tokens in the cache."""
         return self._inner.length
 
-    def extend(self, tokens: Sequence[int], *, num_logits: int | None = None) -> Tensor:
-        """Appends tokens."""
-        started = time.perf_counter()
-        logits = self._inner.extend(tokens, num_logits=num_logits)
-        self._totals[self._part] += time.perf_counter() - started
-        return logits
+    def score(self, tokens: Sequence[int] | Tensor, *, num_logits: int | None = None) -> Scores:
+        """Appends tokens; the signals count apart, but where a captured graph computes them with the pass."""
+        with timed(self._part, self._totals):
+            if not isinstance(self._inner, ScoredTokens):
+                return self._inner.score(tokens, num_logits=num_logits)
+            logits = self._inner.extend(tokens, num_logits=num_logits)
+        with timed("signals", self._totals):
+            return Scores.of(logits)
 
     def truncate(self, length: int) -> None:
         """Cuts the cache."""
-        started = time.perf_counter()
-        self._inner.truncate(length)
-        self._totals["cutting"] += time.perf_counter() - started
+        with timed("cutting", self._totals):
+            self._inner.truncate(length)
 
 
 class TimedModel:
@@ -91,26 +106,22 @@ class TimedModel:
 @contextmanager
 def timed_functions(totals: Totals) -> Iterator[None]:
     """Times the loop's own functions while it lasts."""
-    loop = engine
-    originals = {name: getattr(loop, name) for name in FUNCTIONS}
+    originals = [(owner, name, getattr(owner, name), part) for owner, name, part in FUNCTIONS]
 
     def wrap(call: Callable[..., Any], part: str) -> Callable[..., Any]:
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            started = time.perf_counter()
-            try:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            with timed(part, totals):
                 return call(*args, **kwargs)
-            finally:
-                totals[part] += time.perf_counter() - started
 
-        return timed
+        return wrapped
 
     try:
-        for name, part in FUNCTIONS.items():
-            setattr(loop, name, wrap(originals[name], part))
+        for owner, name, call, part in originals:
+            setattr(owner, name, wrap(call, part))
         yield
     finally:
-        for name, call in originals.items():
-            setattr(loop, name, call)
+        for owner, name, call, _ in originals:
+            setattr(owner, name, call)
 
 
 def break_down(

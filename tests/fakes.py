@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from speckv.models import CausalModel
+from speckv.models.signals import ScoredTokens
 
 VOCAB = 24
 
@@ -44,7 +45,7 @@ class TableModel:
         return TableSequence(self)
 
 
-class TableSequence:
+class TableSequence(ScoredTokens):
     def __init__(self, model: TableModel) -> None:
         self.model = model
         self.tokens: list[int] = []
@@ -53,7 +54,8 @@ class TableSequence:
     def length(self) -> int:
         return len(self.tokens)
 
-    def extend(self, tokens: Sequence[int], *, num_logits: int | None = None) -> Tensor:
+    def extend(self, tokens: Sequence[int] | Tensor, *, num_logits: int | None = None) -> Tensor:
+        tokens = tokens.tolist() if isinstance(tokens, Tensor) else tokens
         assert tokens, "a pass needs a token"
         assert len(self.tokens) + len(tokens) <= self.model.context_limit, "context overflow"
         rows = []

@@ -7,20 +7,27 @@ Between steps the target's cache holds every token but the newest. The draft's h
 and after a fully accepted draft it lags, and catches up when it next drafts.
 """
 
-import time
+import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
-from speckv.decoding.protocols import CachedTokens, Clock, LanguageModel
-from speckv.decoding.sampling import SamplingConfig, check_finite, choose, draw, gumbel_noise, request_seed, warp_logits
-from speckv.decoding.signals import signals
-from speckv.decoding.verification import Verification, verify_match, verify_rejection
+from speckv.decoding.clock import device_clock
+from speckv.decoding.draws import Draws
+from speckv.decoding.model_draft import ModelDraft
+from speckv.decoding.open_draft import OpenDraft, signal_rows, to_host
+from speckv.decoding.protocols import CachedTokens, Clock, Drafter, DraftSource, LanguageModel
+from speckv.decoding.sampling import SamplingConfig, check_finite
 from speckv.errors import BudgetError, ConfigError
+from speckv.models.signals import Scores
+from speckv.models.transfer import token_tensor
 from speckv.types import NUM_SIGNALS, FloatArray, StepOutcome
 
+P = ParamSpec("P")
+R = TypeVar("R")
 GoOn = Callable[[FloatArray], bool]
 """Signals of the tokens drafted so far, of shape [drafted, 3] -> whether to draft another one."""
 
@@ -42,22 +49,21 @@ class DecodeStep:
     outcome: StepOutcome
 
 
-@dataclass(slots=True, kw_only=True)
-class _Draft:
-    """A draft as it grows; `seconds` is the time spent on it."""
+def _fails_with_its_step(method: Callable[P, R]) -> Callable[P, R]:
+    """Ends the request where a part of a step raises: its caches may hold half of what they should."""
 
-    gamma: int
-    limit: int
-    tokens: list[int] = field(default_factory=list)
-    rows: list[Tensor] = field(default_factory=list)
-    probs: list[Tensor] = field(default_factory=list)
-    seconds: float = 0.0
+    @functools.wraps(method)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(*args, **kwargs)
+        except (BudgetError, ConfigError):
+            raise  # refused before anything was touched
+        except BaseException:
+            engine: Any = args[0]
+            engine.finish, engine._draft = "failed", None
+            raise
 
-    def signals(self) -> FloatArray:
-        found = torch.cat(self.rows) if self.rows else torch.zeros(0, NUM_SIGNALS)
-        check_finite(found, "draft")
-        array: FloatArray = found.cpu().numpy()
-        return array
+    return guarded
 
 
 class Engine:
@@ -65,34 +71,41 @@ class Engine:
 
     Args:
         target: The model whose text is kept.
-        draft: The model that proposes; None allows gamma 0 alone.
+        draft: What proposes: a model, or another source of drafts such as `PromptLookup`; None allows gamma 0 alone.
         eos_token_ids: Tokens that end the text.
         sampling: How tokens are chosen.
-        clock: Seconds; `time.perf_counter` by default. Pass one that synchronises on an accelerator.
+        clock: Tells instants; that of the device by default.
+
+    On a CPU the host sees each drafted token at once. Elsewhere nothing waits for the device until a step ends, or
+    until someone looks at `draft_signals`: a draft may then run on behind a drafted end of text, and is cut afterwards.
     """
 
     def __init__(
         self,
         target: LanguageModel,
-        draft: LanguageModel | None,
+        draft: LanguageModel | DraftSource | None,
         *,
         eos_token_ids: frozenset[int] = frozenset(),
         sampling: SamplingConfig | None = None,
-        clock: Clock = time.perf_counter,
+        clock: Clock | None = None,
     ) -> None:
-        self.target, self.draft = target, draft
+        self.target = target
+        self.draft = draft if draft is None or isinstance(draft, DraftSource) else ModelDraft(draft)
         self.eos_token_ids = eos_token_ids
         self.sampling = sampling or SamplingConfig()
-        self.clock = clock
+        device = getattr(target, "device", torch.device("cpu"))
+        self.clock = clock or device_clock(device)
+        self._sees_each = device.type == "cpu" or getattr(self.draft, "on_host", False)
         self.prompt_len = 0
         self.tokens: list[int] = []
         self.finish: str | None = None
         self._budget = 0
         self._context: list[int] = []
-        self._draft: _Draft | None = None
+        self._draft: OpenDraft | None = None
 
     # -- a request ------------------------------------------------------------------------------------------------
 
+    @_fails_with_its_step
     def start(self, prompt: Sequence[int], *, max_new_tokens: int, request: str = "") -> DecodeStep:
         """Reads the prompt with both models and emits the first token, which comes from the target's prefill.
 
@@ -118,16 +131,15 @@ class Engine:
         # The newest token needs no room in the cache, so the text may be one longer than the context.
         self._budget = min(max_new_tokens, limit + 1 - len(prompt))
         self._context = list(prompt)
-        self._seed = request_seed(self.sampling.seed, request)
-        self._generator = torch.Generator().manual_seed(request_seed(self._seed, "draws"))
+        self._draws = Draws(self.sampling, request=request, vocab_size=self.target.vocab_size)
         self._target_cache: CachedTokens = self.target.sequence()
-        self._draft_cache: CachedTokens | None = self.draft.sequence() if self.draft else None
-        started = self.clock()
-        logits = self._target_cache.extend(prompt, num_logits=1)
-        if self._draft_cache is not None:
-            self._draft_cache.extend(prompt, num_logits=1)
+        self._drafter: Drafter | None = self.draft.open(self._draws) if self.draft else None
         self._draft = None
-        return self._emit(_Draft(gamma=0, limit=0), logits, started)
+        started = self.clock()
+        scores = self._target_cache.score(prompt, num_logits=1)
+        if self._drafter is not None:
+            self._drafter.read(prompt)
+        return self._emit(OpenDraft(gamma=0, limit=0), scores, started)
 
     def step(self, gamma: int, go_on: GoOn | None = None) -> DecodeStep:
         """Drafts up to gamma tokens, verifies them in one pass, emits the accepted ones and one of the target's.
@@ -146,9 +158,9 @@ class Engine:
             self.draft_token()
             if go_on is None or not self.can_draft:
                 continue
-            asked = self.clock()
-            stopped = not go_on(self.draft_signals)
-            self._open.seconds += self.clock() - asked  # a decision inside a step is part of its time
+            signals, asked = self.draft_signals, self.clock()
+            stopped = not go_on(signals)
+            self._open.spans.append((asked, self.clock()))  # a decision inside a step is part of its time
             if stopped:
                 return self.verify_draft(asked=len(self._open.tokens))
         return self.verify_draft()
@@ -166,42 +178,46 @@ class Engine:
             raise ConfigError(
                 f"Expected a running request, got one that is {self.finish or 'not started'}. Call start first."
             )
-        if gamma < 0 or (gamma > 0 and self._draft_cache is None):
+        if gamma < 0 or (gamma > 0 and self._drafter is None):
             raise ConfigError(f"Expected gamma >= 0, and 0 where there is no draft, got {gamma}.")
-        if self._draft is not None and self._draft.tokens and self._draft_cache is not None:
-            self._draft_cache.truncate(len(self._context) - 1)
-        self._draft = _Draft(gamma=gamma, limit=min(gamma, self.tokens_left - 1))
+        if self._draft is not None and self._draft.proposals and self._drafter is not None:
+            self._drafter.truncate(len(self._context) - 1)
+        self._draft = OpenDraft(gamma=gamma, limit=min(gamma, self.tokens_left - 1))
 
     @property
     def can_draft(self) -> bool:
         """Whether the open step can draft another token: gamma, the budget and a drafted end of text end a draft."""
         draft = self._draft
-        if draft is None or self._draft_cache is None or len(draft.tokens) >= draft.limit:
+        if draft is None or self._drafter is None or len(draft.proposals) >= draft.limit:
             return False
-        return not draft.tokens or draft.tokens[-1] not in self.eos_token_ids
+        if len(draft.tokens) < len(draft.proposals):
+            return True  # not seen yet
+        if draft.tokens and draft.tokens[-1] in self.eos_token_ids:
+            return False
+        return self._drafter.can_propose(draft.tokens[-1:] or self._context[self._drafter.length :])
 
     @property
     def draft_signals(self) -> FloatArray:
-        """Shape [drafted, 3]; signals of the tokens drafted so far in the open step."""
-        return self._open.signals()
+        """Shape [drafted, 3]; signals of the tokens drafted so far in the open step. Waits for the device."""
+        draft, started = self._open, self.clock()
+        if len(draft.tokens) < len(draft.proposals):
+            draft.fetch()
+            draft.spans.append((started, self.clock()))
+        return draft.found
 
+    @_fails_with_its_step
     def draft_token(self) -> None:
         """Drafts one token in the open step; `can_draft` says whether that is possible."""
         assert self.can_draft
-        assert self._draft_cache is not None
+        assert self._drafter is not None
         draft, started = self._open, self.clock()
-        unread = draft.tokens[-1:] or self._context[self._draft_cache.length :]
-        logits = self._draft_cache.extend(unread, num_logits=1)
-        draft.rows.append(signals(logits))
-        warped = warp_logits(logits, self.sampling)
-        if self.sampling.mode == "rejection":
-            draft.probs.append(warped.softmax(-1))
-            token = draw(draft.probs[-1][0], self._generator)
-        else:
-            token = int(choose(warped, self.sampling, self._noise(len(self.tokens) + len(draft.tokens), 1)))
-        draft.tokens.append(token)
-        draft.seconds += self.clock() - started
+        unread = draft.proposals[-1].token if draft.proposals else self._context[self._drafter.length :]
+        draft.proposals.append(self._drafter.propose(unread, len(self.tokens) + len(draft.proposals)))
+        if self._sees_each:
+            draft.fetch()
+        draft.spans.append((started, self.clock()))
 
+    @_fails_with_its_step
     def verify_draft(self, *, asked: int | None = None) -> DecodeStep:
         """Verifies the open step's draft in one pass, emits tokens, and closes the step.
 
@@ -209,17 +225,22 @@ class Engine:
             asked: What the outcome gives as gamma, in tokens; what the step was begun with by default.
         """
         draft, started = self._open, self.clock()
-        logits = self._target_cache.extend([self._context[-1], *draft.tokens])
         self._draft = None
-        return self._emit(draft, logits, started, asked)
+        newest = self._context[-1:]
+        if len(draft.tokens) == len(draft.proposals):
+            unread: list[int] | Tensor = [*newest, *draft.tokens]
+        else:
+            tokens = [proposal.token for proposal in draft.proposals]
+            unread = torch.cat([token_tensor(newest, tokens[0].device), *tokens])
+        return self._emit(draft, self._target_cache.score(unread), started, asked)
 
     @property
     def draft_seconds(self) -> float:
-        """Seconds spent so far on the open step's draft."""
+        """Seconds spent so far on the open step's draft; waits for the device."""
         return self._open.seconds
 
     @property
-    def _open(self) -> _Draft:
+    def _open(self) -> OpenDraft:
         if self._draft is None:
             raise ConfigError("Expected an open step, got none. Call begin_step first.")
         return self._draft
@@ -232,24 +253,22 @@ class Engine:
     @property
     def draft_lag(self) -> int:
         """Emitted tokens that the draft has not read, the newest one not counted."""
-        return len(self._context) - 1 - (self._draft_cache.length if self._draft_cache else 0)
+        return len(self._context) - 1 - (self._drafter.length if self._drafter else 0)
 
     # -- the parts of a step --------------------------------------------------------------------------------------
 
-    def _verify(self, draft: _Draft, logits: Tensor) -> Verification:
-        check_finite(logits, "target")
-        warped = warp_logits(logits, self.sampling)
-        if self.sampling.mode == "rejection":
-            target_probs = warped.softmax(-1)
-            draft_probs = torch.cat(draft.probs) if draft.probs else target_probs[:0]
-            return verify_rejection(draft.tokens, draft_probs.cpu(), target_probs.cpu(), generator=self._generator)
-        choices = choose(warped, self.sampling, self._noise(len(self.tokens), len(logits)))
-        return verify_match(draft.tokens, choices.tolist())
-
-    def _emit(self, draft: _Draft, logits: Tensor, started: float, asked: int | None = None) -> DecodeStep:
-        draft_signals = draft.signals()
-        verification = self._verify(draft, logits)
-        tokens = list(verification.tokens)
+    def _emit(self, draft: OpenDraft, scores: Scores, started: Any, asked: int | None = None) -> DecodeStep:
+        verdict = self._draws.verify(draft.proposals, scores, len(self.tokens))
+        # All that the host wants to know comes in one transfer. Token ids are exact in float32 below 2**24.
+        rows = [*draft.unknown(), signal_rows(scores.signals, verdict.tokens)]
+        count = verdict.num_accepted.float().expand(1, NUM_SIGNALS + 1)
+        told = to_host([*rows, count])
+        width = len(scores.signals)
+        draft.take(told[: -1 - width])
+        draft.cut(self.eos_token_ids)
+        found, num_accepted = told[-1 - width : -1], int(told[-1, 0])
+        check_finite(torch.from_numpy(found), "target")
+        tokens = found[: num_accepted + 1, NUM_SIGNALS].astype(int).tolist()
         for i, token in enumerate(tokens):
             if token in self.eos_token_ids:
                 tokens, self.finish = tokens[: i + 1], "eos"
@@ -259,34 +278,29 @@ class Engine:
         if self.finish is None and self.tokens_left == 0:
             self.finish = "length"
         self._target_cache.truncate(len(self._context) - 1)
-        if self._draft_cache is not None:
-            self._draft_cache.truncate(len(self._context) - 1)
-        target_signals = signals(logits[: len(tokens)]).cpu().numpy()
-        verify_s = self.clock() - started
-        num_accepted = min(verification.num_accepted, len(tokens))
+        if self._drafter is not None:
+            self._drafter.truncate(len(self._context) - 1)
+        target_signals = found[: len(tokens), :NUM_SIGNALS]
+        verify_s = float(self.clock() - started)
+        draft_s = draft.seconds
+        num_accepted = min(num_accepted, len(tokens))
         outcome = StepOutcome(
             gamma=draft.gamma if asked is None else asked,
             num_drafted=len(draft.tokens),
             num_accepted=num_accepted,
             num_tested=min(num_accepted + 1, len(draft.tokens)),
             num_emitted=len(tokens),
-            draft_signals=draft_signals,
+            draft_signals=draft.found,
             target_entropy=float(target_signals[-1, 0]),
             target_confidence=float(target_signals[-1, 1]),
-            seconds=draft.seconds + verify_s,
-            draft_s=draft.seconds,
+            seconds=draft_s + verify_s,
+            draft_s=draft_s,
             verify_s=verify_s,
             finish=self.finish,
         )
         return DecodeStep(
             tokens=tuple(tokens), drafted=tuple(draft.tokens), target_signals=target_signals, outcome=outcome
         )
-
-    def _noise(self, position: int, rows: int) -> Tensor | None:
-        if self.sampling.mode != "gumbel":
-            return None
-        vocab_size = self.target.vocab_size
-        return torch.stack([gumbel_noise(self._seed, position + i, vocab_size) for i in range(rows)])
 
     def _context_limit(self) -> int:
         return min(self.target.context_limit, self.draft.context_limit if self.draft else self.target.context_limit)

@@ -119,9 +119,19 @@ def choose(warped: Tensor, config: SamplingConfig, noise: Tensor | None) -> Tens
     return (warped.log_softmax(-1) + noise.to(warped.device)).argmax(-1)
 
 
-def draw(probabilities: Tensor, generator: torch.Generator) -> int:
-    """Draws one token from probabilities of shape [vocab]; see `check_finite` for bad input."""
-    return int(torch.multinomial(probabilities, 1, generator=generator))
+def draw(probabilities: Tensor, generator: torch.Generator) -> Tensor:
+    """Draws one token a row, without waiting for the device.
+
+    Args:
+        probabilities: Shape [rows, vocab].
+        generator: On their device.
+
+    Returns:
+        Token ids of shape [rows]; token x wins the race of exponential clocks with probability proportional to its
+        own, and one of probability zero never does.
+    """
+    waits = torch.empty_like(probabilities).exponential_(generator=generator)
+    return (probabilities / waits).argmax(-1)
 
 
 def check_finite(values: Tensor, who: str) -> None:

@@ -14,6 +14,8 @@ from transformers import PreTrainedModel
 
 from speckv.errors import BudgetError
 from speckv.models.cache import growing_cache
+from speckv.models.signals import ScoredTokens
+from speckv.models.transfer import token_tensor
 
 
 def cache_keyword(model: nn.Module) -> str:
@@ -21,7 +23,7 @@ def cache_keyword(model: nn.Module) -> str:
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
-class CachedSequence:
+class CachedSequence(ScoredTokens):
     """A token sequence inside one model, with its key-value cache kept between calls.
 
     The cache never holds more than what was extended and not truncated; `length` is the number of tokens in it.
@@ -34,11 +36,11 @@ class CachedSequence:
         self.length = 0
 
     @torch.inference_mode()
-    def extend(self, tokens: Sequence[int], *, num_logits: int | None = None) -> Tensor:
+    def extend(self, tokens: Sequence[int] | Tensor, *, num_logits: int | None = None) -> Tensor:
         """Appends tokens and returns the logits after the last `num_logits` of them.
 
         Args:
-            tokens: At least one token id.
+            tokens: At least one token id; a tensor of shape [tokens] is taken as it is.
             num_logits: Rows wanted, at most len(tokens); all of them by default.
 
         Returns:
@@ -52,7 +54,7 @@ class CachedSequence:
                 f"{self._model.name}: expected at most {self._model.context_limit} tokens of context, got "
                 f"{self.length + len(tokens)}. Shorten the prompt or the token budget."
             )
-        ids = torch.tensor([list(tokens)], device=self._model.device)
+        ids = token_tensor(tokens, self._model.device)[None]
         wanted = num_logits if num_logits is not None else len(tokens)
         output = self._model.hf(input_ids=ids, use_cache=True, logits_to_keep=wanted, **self._cache_argument)
         self.length += len(tokens)

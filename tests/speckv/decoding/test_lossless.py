@@ -24,8 +24,10 @@ class DroppingEngine(Engine):
 
     def verify_draft(self, *, asked: int | None = None) -> DecodeStep:
         draft = self._open
-        if draft.tokens and draft.probs[-1][0, draft.tokens[-1]] < 0.5:
-            del draft.tokens[-1], draft.rows[-1], draft.probs[-1]
+        probs = draft.proposals[-1].probs if draft.proposals else None
+        if probs is not None and probs[0, draft.tokens[-1]] < 0.5:
+            del draft.tokens[-1], draft.proposals[-1]
+            draft.found = draft.found[:-1]
         return super().verify_draft(asked=asked)
 
 
@@ -87,7 +89,7 @@ def test_acceptance_plus_residual_is_the_target_exactly() -> None:
 def test_a_token_the_draft_could_not_draw_is_refused() -> None:
     probs = torch.tensor([[1.0, 0.0]])
     with pytest.raises(ProbabilityError, match="draft probability 0"):
-        verify_rejection([1], probs, probs.repeat(2, 1), generator=torch.Generator())
+        verify_rejection(torch.tensor([1]), probs, probs.repeat(2, 1), generator=torch.Generator())
 
 
 def test_equal_models_accept_everything() -> None:
