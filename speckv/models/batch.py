@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from speckv.models.cache import growing_cache
-from speckv.models.causal import CausalModel, cache_keyword
+from speckv.models.cache import cache_keyword, growing_cache
+from speckv.models.causal import CausalModel
 
 LOGITS_ROWS = 128
 """Rows of logits that exist at one time; 128 x 152k float32 are 78 MB."""

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A key-value cache that appends in place: transformers' own copies everything it holds at every pass."""
 
+import inspect
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer
 
@@ -43,6 +44,11 @@ def _append(room: Tensor | None, held: Tensor, used: int, new: Tensor) -> tuple[
             room[..., :used, :] = held
     room[..., used:needed, :] = new
     return room, room[..., :needed, :]
+
+
+def cache_keyword(model: nn.Module) -> str:
+    """What a model calls its key-value cache: `cache` since transformers 5.24, `past_key_values` before."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def growing_cache(config: PretrainedConfig) -> DynamicCache:

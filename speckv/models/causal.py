@@ -2,25 +2,20 @@
 """One causal language model and its cached sequences: extend by tokens, cut back on rejection."""
 
 import hashlib
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from speckv.errors import BudgetError
-from speckv.models.cache import growing_cache
+from speckv.models.cache import cache_keyword, growing_cache
 from speckv.models.signals import ScoredTokens
+from speckv.models.static import StaticSequence
 from speckv.models.transfer import token_tensor
-
-
-def cache_keyword(model: nn.Module) -> str:
-    """What a model calls its key-value cache: `cache` since transformers 5.24, `past_key_values` before."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 class CachedSequence(ScoredTokens):
@@ -82,6 +77,9 @@ class CausalModel:
         vocab_size: Tokens it scores.
         context_limit: Longest sequence it takes, in tokens.
         source: Folder with its weights, if on disk.
+        static: Whether sequences live in fixed buffers (`speckv.models.static`), as CUDA graphs want it.
+        captures_graphs: Whether its kernels can be captured; only asked where it is static, on CUDA.
+        spare_rooms: Buffers of static sequences that are gone.
     """
 
     name: str
@@ -92,11 +90,14 @@ class CausalModel:
     vocab_size: int
     context_limit: int
     source: Path | None = None
+    static: bool = False
+    captures_graphs: bool = True
+    spare_rooms: list[Any] = field(default_factory=list, repr=False)
     _digest: dict[str, str] = field(default_factory=dict)
 
-    def sequence(self) -> CachedSequence:
+    def sequence(self) -> CachedSequence | StaticSequence:
         """Starts an empty cached sequence."""
-        return CachedSequence(self)
+        return StaticSequence(self) if self.static else CachedSequence(self)
 
     def sha256(self) -> str:
         """Hash of the weight files, or "" for a model that is not on disk; computed once (seconds a gigabyte)."""

@@ -23,12 +23,14 @@ class Compression:
         bits_per_weight: Nominal storage.
         quantization_config: Builds what `from_pretrained` takes, from the compute dtype; None means unquantised.
         devices: Device types it runs on.
+        captures_graphs: Whether CUDA graphs can hold its kernels; one that looks at its data on the host cannot be.
     """
 
     name: str
     bits_per_weight: float
     quantization_config: Callable[[torch.dtype], Any] | None
     devices: tuple[str, ...] = ("cpu", "cuda")
+    captures_graphs: bool = True
 
 
 def _int8(dtype: torch.dtype) -> BitsAndBytesConfig:
@@ -42,7 +44,7 @@ def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
 
 COMPRESSION_KINDS: dict[str, Compression] = {
     "fp16": Compression(name="fp16", bits_per_weight=16.0, quantization_config=None),
-    "int8": Compression(name="int8", bits_per_weight=8.0, quantization_config=_int8),
+    "int8": Compression(name="int8", bits_per_weight=8.0, quantization_config=_int8, captures_graphs=False),
     "nf4": Compression(name="nf4", bits_per_weight=4.0, quantization_config=_nf4),
 }
 

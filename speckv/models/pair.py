@@ -20,6 +20,7 @@ from speckv.models.compression import get_compression, silence_int8_cast_notice
 from speckv.models.dtypes import resolve_dtype
 from speckv.models.gguf import converted_folder
 from speckv.models.linear import use_narrow_linear
+from speckv.models.static import has_plain_cache
 
 logger = logging.getLogger(__name__)
 END_OF_TEXT_WORDS = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>")
@@ -39,6 +40,8 @@ class PairConfig:
         device: "auto", "cpu", "cuda", "cuda:1".
         draft_layers: Layers of a "self" draft.
         chat_template: Whether prompts are wrapped as a user's turn.
+        static_cache: Whether caches stay in fixed buffers, and on CUDA whole passes are captured as graphs; None
+            means on CUDA, where the model's attention allows it.
     """
 
     target: str
@@ -50,6 +53,7 @@ class PairConfig:
     device: str = "auto"
     draft_layers: int = 0
     chat_template: bool = True
+    static_cache: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,12 +104,13 @@ def load_pair(config: PairConfig) -> ModelPair:
     silence_int8_cast_notice()
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
-    target = load_model(config.target, compression=config.compression, dtype=dtype, device=device)
+    where: dict[str, Any] = {"dtype": dtype, "device": device, "static_cache": config.static_cache}
+    target = load_model(config.target, compression=config.compression, **where)
     tokenizer = _load_tokenizer(target)
     if config.draft == "self":
         draft = first_layers(target, config.draft_layers)
     else:
-        draft = load_model(config.draft, compression=config.draft_compression, dtype=dtype, device=device)
+        draft = load_model(config.draft, compression=config.draft_compression, **where)
         _check_same_vocabulary(target, draft, tokenizer, _load_tokenizer(draft))
     return ModelPair(
         config=config, target=target, draft=draft, tokenizer=tokenizer, eos_token_ids=_end_of_text(target, tokenizer)
@@ -131,7 +136,9 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def load_model(source: str, *, compression: str, dtype: torch.dtype, device: torch.device) -> CausalModel:
+def load_model(
+    source: str, *, compression: str, dtype: torch.dtype, device: torch.device, static_cache: bool | None = None
+) -> CausalModel:
     """Loads one model from a hub id, a folder or a GGUF file; see `load_pair` for errors."""
     kind = get_compression(compression, device)
     location = _locate(source)
@@ -157,6 +164,8 @@ def load_model(source: str, *, compression: str, dtype: torch.dtype, device: tor
         vocab_size=int(model.config.vocab_size),
         context_limit=int(model.config.max_position_embeddings),
         source=folder if folder.is_dir() else None,
+        static=_is_static(model, static_cache, device),
+        captures_graphs=kind.captures_graphs,
     )
 
 
@@ -195,7 +204,18 @@ def first_layers(target: CausalModel, layers: int) -> CausalModel:
         vocab_size=target.vocab_size,
         context_limit=target.context_limit,
         source=target.source,
+        static=target.static,
+        captures_graphs=target.captures_graphs,
     )
+
+
+def _is_static(model: PreTrainedModel, wanted: bool | None, device: torch.device) -> bool:
+    if wanted and not has_plain_cache(model):
+        raise ConfigError(
+            "Expected a model whose layers all attend to the whole context for static_cache=true, got one with "
+            "windows. Leave static_cache out."
+        )
+    return wanted if wanted is not None else device.type == "cuda" and has_plain_cache(model)
 
 
 def _locate(source: str) -> str:
