@@ -267,7 +267,7 @@ class Engine:
         draft.take(told[: -1 - width])
         draft.cut(self.eos_token_ids)
         found, num_accepted = told[-1 - width : -1], int(told[-1, 0])
-        check_finite(torch.from_numpy(found), "target")
+        check_finite(found, "target")
         tokens = found[: num_accepted + 1, NUM_SIGNALS].astype(int).tolist()
         for i, token in enumerate(tokens):
             if token in self.eos_token_ids:

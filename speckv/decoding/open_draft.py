@@ -43,7 +43,7 @@ class OpenDraft:
 
     def take(self, rows: FloatArray) -> None:
         """Notes rows of `unknown` that came to the host."""
-        check_finite(torch.from_numpy(rows), "draft")
+        check_finite(rows, "draft")
         self.found = np.concatenate([self.found, rows[:, :NUM_SIGNALS]])
         self.tokens += rows[:, NUM_SIGNALS].astype(int).tolist()
 

@@ -10,10 +10,12 @@ import functools
 import hashlib
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from speckv.errors import ConfigError, ProbabilityError, nearest
+from speckv.types import FloatArray
 
 MODES = ("greedy", "gumbel", "rejection")
 
@@ -134,14 +136,14 @@ def draw(probabilities: Tensor, generator: torch.Generator) -> Tensor:
     return (probabilities / waits).argmax(-1)
 
 
-def check_finite(values: Tensor, who: str) -> None:
+def check_finite(values: Tensor | FloatArray, who: str) -> None:
     """Raises ProbabilityError if a model's scores are not numbers.
 
     Args:
-        values: Signals or logits, any shape; -inf is no error in logits.
+        values: Signals or logits, any shape; -inf is no error in logits. Those of a device are waited for.
         who: The model's role, for the message.
     """
-    if bool(torch.isnan(values).any()):
+    if bool(np.isnan(values).any() if isinstance(values, np.ndarray) else torch.isnan(values).any()):
         raise ProbabilityError(
             f"The {who} returned NaN. Its weights or this dtype are unusable here: "
             "try dtype=float32 or another compression."
