@@ -2,12 +2,20 @@
 """Which arithmetic a pair runs in: named by the user, or what measures fastest."""
 
 import functools
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from speckv.errors import ConfigError, nearest
-from speckv.models.linear import median_seconds, transposed_product, widest_narrow_product
+from speckv.models.linear import (
+    fewest_widened_rows,
+    median_seconds,
+    transposed_product,
+    widened_product,
+    widest_narrow_product,
+)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 VERIFY_ROWS = 5
@@ -47,5 +55,9 @@ def fastest_cpu_dtype() -> torch.dtype:
 def _verify_seconds(dtype: torch.dtype) -> float:
     weights = [torch.randn(6144, 1536).to(dtype) for _ in range(3)]
     x = torch.randn(VERIFY_ROWS, 1536).to(dtype)
-    narrow = dtype == torch.float32 and widest_narrow_product() >= VERIFY_ROWS
-    return median_seconds(transposed_product if narrow else F.linear, weights, x)
+    product: Callable[[Tensor, Tensor], Tensor] = F.linear
+    if dtype == torch.float32 and widest_narrow_product() >= VERIFY_ROWS:
+        product = transposed_product
+    if dtype == torch.bfloat16 and (fewest_widened_rows() or VERIFY_ROWS + 1) <= VERIFY_ROWS:
+        product = widened_product
+    return median_seconds(product, weights, x)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from speckv.models.linear import use_narrow_linear
+from speckv.models.linear import use_fast_linear
 
 INT8_STEPS = 127.0
 ROWS_AT_ONCE = 512
@@ -97,7 +97,7 @@ def expand_compressed(model: nn.Module, dtype: torch.dtype) -> int:
             else:
                 continue
             count += 1
-    use_narrow_linear(model)
+    use_fast_linear(model)
     return count
 
 

@@ -19,7 +19,7 @@ from speckv.models.causal import CausalModel
 from speckv.models.compression import get_compression, silence_int8_cast_notice
 from speckv.models.dtypes import resolve_dtype
 from speckv.models.gguf import converted_folder
-from speckv.models.linear import use_narrow_linear
+from speckv.models.linear import use_fast_linear
 from speckv.models.static import has_plain_cache
 
 logger = logging.getLogger(__name__)
@@ -249,7 +249,7 @@ def _freeze(model: PreTrainedModel) -> PreTrainedModel:
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    use_narrow_linear(model)
+    use_fast_linear(model)
     head = model.get_output_embeddings()
     if head is not None:
         head.register_forward_pre_hook(_plain_strides)

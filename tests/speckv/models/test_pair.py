@@ -5,13 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from speckv.errors import CompressionError, ConfigError, ModelError
-from speckv.models import PairConfig, linear, load_pair
+from speckv.models import PairConfig, load_pair
 from speckv.models.compression import get_compression
 from speckv.models.dtypes import fastest_cpu_dtype, resolve_dtype
-from speckv.models.linear import PROBED_ROWS, NarrowLinear
 from tests.fakes import save_tiny, tiny_qwen
 
 
@@ -104,20 +102,6 @@ def test_cuda_without_cuda(folder: Path) -> None:
 
 def test_the_fastest_dtype_is_one_that_was_measured() -> None:
     assert fastest_cpu_dtype() in (torch.float32, torch.bfloat16)
-
-
-@pytest.mark.parametrize("rows", [1, 2, 17, 18])
-@pytest.mark.parametrize("bias", [False, True])
-def test_the_narrow_product_is_the_same_product(rows: int, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "widest_narrow_product", lambda: 17)
-    layer = NarrowLinear(48, 80, bias=bias)
-    x = torch.randn(1, rows, 48)
-    torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
-    assert layer(x).is_contiguous()
-
-
-def test_the_widest_narrow_product_is_one_that_was_timed() -> None:
-    assert linear.widest_narrow_product() in (0, *PROBED_ROWS)
 
 
 def test_the_head_is_given_rows_with_plain_strides(folder: Path) -> None:
