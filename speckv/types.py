@@ -15,7 +15,7 @@ COMPRESSIONS = ("fp16", "int8", "nf4")
 """The compressions of the SpecKV paper; `fp16` means unquantised, whatever dtype really ran."""
 
 BITS_PER_WEIGHT = {"fp16": 16.0, "int8": 8.0, "nf4": 4.0}
-"""Nominal bits stored per weight, quantisation constants left out."""
+"""Nominal bits stored per weight, quantisation constants left out; `speckv.models.register_compression` adds to it."""
 
 NUM_SIGNALS = 3
 """Entropy (nats), confidence (top-1 probability), margin (top-1 minus top-2 probability), in this order."""

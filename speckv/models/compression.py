@@ -10,6 +10,7 @@ import torch
 from transformers import BitsAndBytesConfig
 
 from speckv.errors import CompressionError, nearest
+from speckv.types import BITS_PER_WEIGHT
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +51,18 @@ COMPRESSION_KINDS: dict[str, Compression] = {
 
 
 def register_compression(kind: Compression) -> None:
-    """Adds a compression under its name; an existing name is replaced."""
+    """Adds a compression under its name, for loading and for what controllers see; an existing name is replaced.
+
+    Anything that `from_pretrained` takes as `quantization_config` will do: FP8, torchao, HQQ. For a checkpoint that is
+    stored quantised, AWQ or GPTQ, it is None: what the checkpoint says of itself is what is loaded.
+
+    >>> register_compression(Compression(name="awq", bits_per_weight=4.0, quantization_config=None, devices=("cuda",)))
+    >>> "awq" in COMPRESSION_KINDS
+    True
+    >>> del COMPRESSION_KINDS["awq"], BITS_PER_WEIGHT["awq"]
+    """
     COMPRESSION_KINDS[kind.name] = kind
+    BITS_PER_WEIGHT[kind.name] = kind.bits_per_weight
 
 
 def get_compression(name: str, device: torch.device) -> Compression:

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loading: what fits is loaded, what does not is refused with the mend named."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from speckv.errors import CompressionError, ConfigError, ModelError
-from speckv.models import PairConfig, load_pair
+from speckv.models import PairConfig, compression, load_pair
 from speckv.models.compression import get_compression
 from speckv.models.dtypes import fastest_cpu_dtype, resolve_dtype
+from speckv.observation import StaticContext
+from speckv.types import BITS_PER_WEIGHT
 from tests.fakes import save_tiny, tiny_qwen
 
 
@@ -115,3 +118,17 @@ def test_the_head_is_given_rows_with_plain_strides(folder: Path) -> None:
     sequence.extend([4, 5], num_logits=1)
     sequence.extend([6, 7, 8])
     assert seen == [(32, 32, 1), (32, 32, 1), (96, 32, 1)]
+
+
+def test_a_compression_of_ones_own_is_loaded_and_seen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compression, "COMPRESSION_KINDS", dict(compression.COMPRESSION_KINDS))
+    monkeypatch.delitem(BITS_PER_WEIGHT, "mine", raising=False)
+    monkeypatch.setitem(BITS_PER_WEIGHT, "mine", 0.0)  # taken back after the test
+    asked: list[torch.dtype] = []
+    compression.register_compression(
+        compression.Compression(name="mine", bits_per_weight=6.0, quantization_config=asked.append)
+    )
+    pair = load_pair(replace(config(folder, folder), compression="mine"))
+    assert pair.target.compression == "mine"
+    assert asked == [pair.target.dtype]
+    assert StaticContext.of(["mine"], {"mine": 0.5}, [8]).bits_per_weight.tolist() == [6.0]
