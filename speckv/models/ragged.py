@@ -121,7 +121,7 @@ class RaggedRows:
     def remove(self, row: int) -> None:
         """Forgets a row; the last one takes its place."""
         last = len(self._lengths) - 1
-        if row != last:
+        if row != last and self._lengths[last]:  # an empty row may have no place in the buffers yet
             for layer in self._layers:
                 layer.move(last, row, self._lengths[last])
         self._lengths[row] = self._lengths[last]

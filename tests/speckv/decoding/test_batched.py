@@ -11,14 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speckv.decoding import DecodeStep, Engine, SamplingConfig
-from speckv.decoding.batched import BatchEngine
+from speckv.decoding import BatchEngine, DecodeStep, Engine, SamplingConfig
 from speckv.decoding.batched_draft import BatchDraft, Drafter, GoOnRows
 from speckv.decoding.clock import device_clock
 from speckv.decoding.rows import Row
 from speckv.errors import BudgetError, ConfigError, ProbabilityError
-from speckv.models import CausalModel
-from speckv.models.ragged import RaggedModel
+from speckv.models import CausalModel, RaggedModel
 from speckv.types import BoolArray, FloatArray, IntArray
 from tests.fakes import BatchTableModel, TableModel, as_causal, tiny_qwen
 

@@ -11,9 +11,7 @@ from agents.bandits.base import Bandit
 from agents.registry import Lesson, agent_settings, make_controller
 from agents.rules.gammatune import GammaTune, GammaTunePlus, GammaTuneSettings
 from agents.rules.llama_cpp import LlamaCpp, LlamaCppSettings
-from speckv.decoding import Engine, RequestContext, SamplingConfig, generate
-from speckv.decoding.batched import BatchEngine
-from speckv.decoding.batched_generation import generate_batch
+from speckv.decoding import BatchEngine, Engine, RequestContext, SamplingConfig, generate, generate_batch
 from speckv.errors import ConfigError
 from speckv.observation import SCHEMA
 from speckv.runtime.constant import ConstantGamma
