@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A controller decides for a request in a batch as for the request alone, and totals count every step once."""
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from speckv.runtime.constant import ConstantGamma
 from speckv.runtime.policy import SHIPPED, PolicyController
 from speckv.runtime.recurrent import LstmController
 from speckv.types import Controller, FloatArray, IntArray, OnlineLearner
-from tests.fakes import BatchTableModel, TableModel
+from tests.fakes import BatchTableModel, TableModel, save_tiny, tiny_qwen
 from tests.fakes_traces import make_cost_table, random_traces
 from tests.speckv.test_runtime_recurrent import random_lstm
 
@@ -140,3 +142,20 @@ def test_a_single_request_is_a_batch_of_one() -> None:
     batch = generate_batch(batch_engine(), PROMPTS[:1], ConstantGamma(2), context=CONTEXT, max_new_tokens=20)
     assert batch.mean_gamma == 2.0
     assert np.all(np.array(batch.running) == 1)
+
+
+def test_the_documented_example_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hf = tiny_qwen(0).float()
+    save_tiny(tmp_path / "target", hf)
+    save_tiny(tmp_path / "draft", hf)
+    page = (Path(__file__).parents[3] / "docs" / "batches.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    for role in ("target", "draft"):
+        assert f'"{role}.gguf"' in code
+        code = code.replace(f'"{role}.gguf"', repr(str(tmp_path / role)))
+    scope: dict[str, Any] = {"texts": ["abc", "d", "ef"]}
+    exec(compile(code, "docs/batches.md", "exec"), scope)
+    assert len(scope["batch"].results) == 3
+    # The draft is the target: three tokens a step, until the budget cuts the last one.
+    assert scope["batch"].results[0].block_efficiency > 2.8
+    assert capsys.readouterr().out
