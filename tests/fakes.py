@@ -68,6 +68,50 @@ class TableSequence(ScoredTokens):
         del self.tokens[length:]
 
 
+class BatchTableModel:
+    """A table model for many rows; pads nothing, so that wrong counts show."""
+
+    def __init__(self, model: TableModel) -> None:
+        self.model = model
+        self.vocab_size, self.context_limit = model.vocab_size, model.context_limit
+        self.device = torch.device("cpu")
+        self.passes: list[list[int]] = []
+
+    def rows(self) -> "TableRows":
+        return TableRows(self)
+
+
+class TableRows:
+    """Rows of a table model; notes the rows of every pass."""
+
+    def __init__(self, owner: BatchTableModel) -> None:
+        self.owner = owner
+        self.sequences: list[TableSequence] = []
+
+    @property
+    def lengths(self) -> list[int]:
+        return [sequence.length for sequence in self.sequences]
+
+    def add(self, count: int) -> None:
+        self.sequences += [self.owner.model.sequence() for _ in range(count)]
+
+    def remove(self, row: int) -> None:
+        self.sequences[row] = self.sequences[-1]
+        self.sequences.pop()
+
+    def truncate(self, row: int, length: int) -> None:
+        self.sequences[row].truncate(length)
+
+    def extend(self, rows: Sequence[int], tokens: Tensor, counts: Sequence[int], *, last_only: bool = False) -> Tensor:
+        assert tokens.shape == (len(rows), max(counts))
+        assert len(set(rows)) == len(rows)
+        self.owner.passes.append(list(rows))
+        found = []
+        for row, ids, count in zip(rows, tokens.tolist(), counts, strict=True):
+            found.append(self.sequences[row].extend(ids[:count], num_logits=1 if last_only else count))
+        return torch.cat(found)
+
+
 def tiny_qwen(seed: int, *, like: Qwen2ForCausalLM | None = None, noise: float = 0.0) -> Qwen2ForCausalLM:
     """A random two-layer Qwen2 in float64; `like` a given one plus noise, so that they often agree."""
     torch.manual_seed(seed)

@@ -1,8 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one decode loop: draft, verify, emit."""
 
+from speckv.decoding.batched import BatchEngine
+from speckv.decoding.batched_generation import BatchResult, generate_batch
 from speckv.decoding.engine import DecodeStep, Engine
 from speckv.decoding.generation import GenerationResult, RequestContext, generate
 from speckv.decoding.sampling import SamplingConfig
 
-__all__ = ["DecodeStep", "Engine", "GenerationResult", "RequestContext", "SamplingConfig", "generate"]
+__all__ = [
+    "BatchEngine",
+    "BatchResult",
+    "DecodeStep",
+    "Engine",
+    "GenerationResult",
+    "RequestContext",
+    "SamplingConfig",
+    "generate",
+    "generate_batch",
+]

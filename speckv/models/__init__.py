@@ -4,6 +4,7 @@
 from speckv.models.causal import CachedSequence, CausalModel
 from speckv.models.compression import COMPRESSION_KINDS, register_compression
 from speckv.models.pair import ModelPair, PairConfig, load_pair
+from speckv.models.ragged import RaggedModel
 
 __all__ = [
     "COMPRESSION_KINDS",
@@ -11,6 +12,7 @@ __all__ = [
     "CausalModel",
     "ModelPair",
     "PairConfig",
+    "RaggedModel",
     "load_pair",
     "register_compression",
 ]

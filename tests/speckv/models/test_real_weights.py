@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from speckv.decoding import Engine, SamplingConfig
-from speckv.models import ModelPair, PairConfig, load_pair
+from speckv.decoding import BatchEngine, Engine, SamplingConfig
+from speckv.models import ModelPair, PairConfig, RaggedModel, load_pair
 from speckv.profiling.prompts import Prompt
 from speckv.profiling.record import Recorder
 
@@ -82,6 +82,23 @@ def test_smol_gumbel_text_does_not_depend_on_gamma(smol: ModelPair) -> None:
     engine = Engine(smol.target, smol.draft, eos_token_ids=smol.eos_token_ids, sampling=sampling)
     prompt = smol.encode(PROMPTS[2])
     assert decode(engine, prompt, random_gammas(2)) == decode(engine, prompt, itertools.repeat(0))
+
+
+def test_smol_rows_of_a_batch_are_requests_alone(smol: ModelPair) -> None:
+    sampling, eos = SamplingConfig(mode="gumbel", temperature=0.8, seed=3), smol.eos_token_ids
+    alone = Engine(smol.target, smol.draft, eos_token_ids=eos, sampling=sampling)
+    batch = BatchEngine(RaggedModel(smol.target), RaggedModel(smol.draft), eos_token_ids=eos, sampling=sampling)
+    prompts, gammas = [smol.encode(text) for text in PROMPTS], random_gammas(7)
+    batch.start(prompts[:3], max_new_tokens=[BUDGET, 5, BUDGET], requests=["r"] * 3)
+    rows = list(batch.running)
+    while batch.running:
+        batch.step([next(gammas) for _ in batch.running])
+        if len(rows) == 3 and len(batch.running) == 2:  # the second row has ended: another one takes its place
+            batch.admit(prompts[3:], max_new_tokens=BUDGET, requests=["r"])
+            rows += batch.running[2:]
+    for row, prompt in zip(rows, prompts, strict=True):
+        expected = decode(alone, prompt, itertools.repeat(2))
+        assert row.tokens == expected[: row.budget]
 
 
 @pytest.mark.parametrize("mode", ["greedy", "gumbel"])

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many sequences in one model, each of its own length: what decoding a batch needs.
+
+Every row has a place for each position in one buffer a layer, so the place of a token is its position. Cutting a row
+back changes its length and moves nothing: what lies past the end is hidden by the mask until it is written over.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from speckv.errors import BudgetError, ModelError
+from speckv.models.cache import cache_keyword
+from speckv.models.causal import CausalModel
+from speckv.models.transfer import token_tensor
+
+SPARE_TOKENS = 64
+"""Least room that is added whenever the buffers must grow."""
+
+ALIGNMENT = 8
+"""Passes read a multiple of this many places: CUDA's attention kernels copy masks of other widths first."""
+
+TOKENS_AT_ONCE = 4096
+"""Tokens, padding included, of one pass; rows beyond that are read by another one."""
+
+
+@dataclass(slots=True)
+class _Pass:
+    """Where the pass at hand writes and reads, the same in every layer.
+
+    Attributes:
+        num_rows: Rows that the buffers must have.
+        capacity: Places that each row must have.
+        rows: Shape [batch]; rows that take part.
+        positions: Shape [batch, width]; where their tokens go.
+        span: Places that are read.
+        leading: Whether the rows are the first ones in order, so that a view shows them.
+    """
+
+    num_rows: int
+    capacity: int
+    rows: Tensor
+    positions: Tensor
+    span: int
+    leading: bool
+
+
+class RaggedLayer(DynamicLayer):
+    """Keys and values of one layer: buffers of shape [rows, heads, capacity, dim], written at any row and place."""
+
+    current: _Pass
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Writes states of shape [batch, heads, width, dim] and returns all places that the pass reads."""
+        del args, kwargs
+        self.is_initialized = True
+        self.keys, keys = self._write(self.keys, key_states)
+        self.values, values = self._write(self.values, value_states)
+        return keys, values
+
+    def _write(self, room: Tensor | None, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the buffer, a larger one if it was too small, and what is read of it."""
+        now = self.current
+        if room is None or room.shape[0] < now.num_rows or room.shape[2] < now.capacity:
+            # Zeros, because weights of zero still multiply what is hidden, and memory may hold NaN.
+            larger = states.new_zeros(now.num_rows, states.shape[1], now.capacity, states.shape[3])
+            if room is not None:
+                larger[: room.shape[0], :, : room.shape[2]] = room
+            room = larger
+        room[now.rows[:, None], :, now.positions] = states.transpose(1, 2)
+        held = room[:, :, : now.span]
+        return room, held[: len(now.rows)] if now.leading else held.index_select(0, now.rows)
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copies the first `length` places of one row over another row's."""
+        for room in (self.keys, self.values):
+            if room is not None:
+                room[target, :, :length] = room[source, :, :length]
+
+
+class RaggedRows:
+    """Rows of cached tokens inside one model, extended and cut back each by itself."""
+
+    def __init__(self, model: CausalModel) -> None:
+        self._model = model
+        cache = DynamicCache(config=model.hf.config)
+        unknown = sorted({type(layer).__name__ for layer in cache.layers if type(layer) is not DynamicLayer})
+        if unknown:
+            raise ModelError(
+                f"{model.name}: expected a cache that holds every token in every layer, got {', '.join(unknown)}. "
+                "Decode one request at a time with Engine."
+            )
+        self._layers = [RaggedLayer() for _ in cache.layers]  # type: ignore[no-untyped-call]
+        cache.layers = list(self._layers)
+        self._cache: dict[str, Any] = {cache_keyword(model.hf.model): cache}
+        self._lengths: list[int] = []
+        self._num_rows = self._capacity = 0
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Tokens of each row."""
+        return self._lengths
+
+    def add(self, count: int) -> None:
+        """Adds empty rows behind the others."""
+        self._lengths += [0] * count
+        self._num_rows = max(self._num_rows, len(self._lengths))
+
+    @torch.inference_mode()
+    def remove(self, row: int) -> None:
+        """Forgets a row; the last one takes its place."""
+        last = len(self._lengths) - 1
+        if row != last and self._lengths[last]:  # an empty row may have no place in the buffers yet
+            for layer in self._layers:
+                layer.move(last, row, self._lengths[last])
+        self._lengths[row] = self._lengths[last]
+        self._lengths.pop()
+
+    def truncate(self, row: int, length: int) -> None:
+        """Forgets every token of a row past `length`; a no-op if there is none."""
+        self._lengths[row] = min(self._lengths[row], length)
+
+    @torch.inference_mode()
+    def extend(self, rows: Sequence[int], tokens: Tensor, counts: Sequence[int], *, last_only: bool = False) -> Tensor:
+        """Appends tokens to some rows in one pass, padded to the longest piece, and scores what comes after them.
+
+        Args:
+            rows: Which, each at most once; quickest if they are the first ones in order.
+            tokens: Shape [rows, width], ids on the model's device; what stands behind a row's count is padding.
+            counts: Tokens of each row, 1 to width.
+            last_only: Whether only the last token of each row is scored.
+
+        Returns:
+            Logits after each token, of shape [sum(counts), vocab], or [rows, vocab]: row after row, without padding.
+
+        Raises:
+            BudgetError: if a row would outgrow the model's context.
+        """
+        width = tokens.shape[1]
+        share = max(1, TOKENS_AT_ONCE // width)
+        if len(rows) > share:
+            parts = [slice(begin, begin + share) for begin in range(0, len(rows), share)]
+            return torch.cat([self.extend(rows[p], tokens[p], counts[p], last_only=last_only) for p in parts])
+        device = self._model.device
+        starts = [self._lengths[row] for row in rows]
+        self._reserve(starts, counts, width)
+        positions = token_tensor(starts, device)[:, None] + torch.arange(width, device=device)
+        now = _Pass(
+            num_rows=self._num_rows,
+            capacity=self._capacity,
+            rows=token_tensor(rows, device),
+            positions=positions,
+            span=_aligned(max(starts) + width),
+            leading=list(rows) == list(range(len(rows))),
+        )
+        for layer in self._layers:
+            layer.current = now
+        hf: Any = self._model.hf
+        output = hf.model(
+            input_ids=tokens,
+            attention_mask=self._mask(positions, now.span),
+            position_ids=positions.clamp(max=self._model.context_limit - 1),  # of padding alone
+            use_cache=True,
+            **self._cache,
+        )
+        for row, start, count in zip(rows, starts, counts, strict=True):
+            self._lengths[row] = start + count
+        logits: Tensor = hf.get_output_embeddings()(_scored(output.last_hidden_state, counts, last_only=last_only))
+        return logits
+
+    def _reserve(self, starts: Sequence[int], counts: Sequence[int], width: int) -> None:
+        longest = max(start + count for start, count in zip(starts, counts, strict=True))
+        if longest > self._model.context_limit:
+            raise BudgetError(
+                f"{self._model.name}: expected at most {self._model.context_limit} tokens of context, got {longest}. "
+                "Shorten the prompt or the token budget."
+            )
+        end = max(starts) + width
+        if end > self._capacity:
+            self._capacity = _aligned(end + max(SPARE_TOKENS, end // 4))
+
+    def _mask(self, positions: Tensor, span: int) -> Tensor:
+        """What is added to attention scores, of shape [batch, 1, width, span]: every place past a token is hidden."""
+        dtype = self._model.dtype
+        hidden = torch.arange(span, device=positions.device) > positions[:, None, :, None]
+        return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, torch.finfo(dtype).min)
+
+
+@dataclass(frozen=True, slots=True)
+class RaggedModel:
+    """A loaded model as a batch drives it.
+
+    Attributes:
+        model: The model; keys and values of every token must be kept in every layer, so no sliding windows.
+    """
+
+    model: CausalModel
+
+    @property
+    def context_limit(self) -> int:
+        """Longest sequence it takes, in tokens."""
+        return self.model.context_limit
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens it scores."""
+        return self.model.vocab_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.model.device
+
+    def rows(self) -> RaggedRows:
+        """Starts with no rows.
+
+        Raises:
+            ModelError: if the model keeps another kind of cache.
+        """
+        return RaggedRows(self.model)
+
+
+def _aligned(count: int) -> int:
+    return -(-count // ALIGNMENT) * ALIGNMENT
+
+
+def _scored(hidden: Tensor, counts: Sequence[int], *, last_only: bool) -> Tensor:
+    """The hidden states that are scored, of shape [scored, hidden], out of [batch, width, hidden]."""
+    width, flat = hidden.shape[1], hidden.flatten(0, 1)
+    if last_only:
+        picks = [row * width + count - 1 for row, count in enumerate(counts)]
+    else:
+        picks = [row * width + place for row, count in enumerate(counts) for place in range(count)]
+    return flat if len(picks) == len(flat) else flat[token_tensor(picks, hidden.device)]

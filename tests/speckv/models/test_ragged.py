@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows of unequal length in one cache are sequences of their own."""
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from speckv.errors import BudgetError, ModelError
+from speckv.models import CausalModel, ragged
+from speckv.models.ragged import RaggedModel, RaggedRows
+from tests.fakes import VOCAB, as_causal, tiny_qwen
+
+
+def tiny_llama(seed: int) -> CausalModel:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        max_position_embeddings=128,
+        initializer_range=0.25,
+        pad_token_id=0,
+    )
+    hf: Any = LlamaForCausalLM(config).eval().double()
+    return as_causal(hf)
+
+
+MODELS = {"qwen": lambda: as_causal(tiny_qwen(0)), "llama": lambda: tiny_llama(0)}
+
+
+class Mirror:
+    """The same rows as token lists, each read from its beginning whenever logits are wanted."""
+
+    def __init__(self, model: CausalModel) -> None:
+        self.model = model
+        self.rows: list[list[int]] = []
+
+    def extend(self, rows: list[int], pieces: list[list[int]], *, last_only: bool) -> Tensor:
+        found = []
+        for row, piece in zip(rows, pieces, strict=True):
+            self.rows[row] += piece
+            found.append(self.model.sequence().extend(self.rows[row], num_logits=1 if last_only else len(piece)))
+        return torch.cat(found)
+
+
+def some_tokens(rng: random.Random, most: int) -> list[int]:
+    return [rng.randrange(VOCAB) for _ in range(rng.randint(1, most))]
+
+
+@pytest.mark.parametrize("at_once", [4, 10_000])
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_are_sequences(name: str, at_once: int, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ragged, "SPARE_TOKENS", 1)  # so that buffers grow all the time
+    monkeypatch.setattr(ragged, "TOKENS_AT_ONCE", at_once)
+    model, rng = MODELS[name](), random.Random(seed)
+    cache, mirror = RaggedModel(model).rows(), Mirror(model)
+    for _ in range(30):
+        action = rng.choice(["add", "extend", "extend", "truncate", "remove"]) if mirror.rows else "add"
+        row = rng.randrange(len(mirror.rows)) if mirror.rows else 0
+        if action == "add":
+            count = rng.randint(1, 2)
+            cache.add(count)
+            mirror.rows += [[] for _ in range(count)]
+        elif action == "remove":
+            cache.remove(row)
+            mirror.rows[row] = mirror.rows[-1]
+            mirror.rows.pop()
+        elif action == "truncate":
+            length = rng.randint(0, len(mirror.rows[row]))
+            cache.truncate(row, length)
+            del mirror.rows[row][length:]
+        else:
+            rows = sorted(rng.sample(range(len(mirror.rows)), rng.randint(1, len(mirror.rows))))
+            check_extend(cache, mirror, rows, [some_tokens(rng, 6) for _ in rows], last_only=rng.random() < 0.5)
+        assert list(cache.lengths) == list(map(len, mirror.rows))
+
+
+def check_extend(
+    cache: RaggedRows, mirror: Mirror, rows: list[int], pieces: list[list[int]], *, last_only: bool
+) -> None:
+    width = max(map(len, pieces))
+    # Padding that is not a token's own: it must change nothing.
+    tokens = torch.tensor([[*piece, *[VOCAB - 1] * (width - len(piece))] for piece in pieces])
+    logits = cache.extend(rows, tokens, list(map(len, pieces)), last_only=last_only)
+    torch.testing.assert_close(logits, mirror.extend(rows, pieces, last_only=last_only))
+
+
+def test_a_context_that_would_overflow_is_refused_and_padding_does_not_count() -> None:
+    cache = RaggedModel(as_causal(tiny_qwen(0))).rows()
+    cache.add(2)
+    cache.extend([0, 1], torch.zeros(2, 126, dtype=torch.long), [126, 3], last_only=True)
+    cache.extend([0, 1], torch.zeros(2, 9, dtype=torch.long), [2, 9], last_only=True)
+    assert list(cache.lengths) == [128, 12]
+    with pytest.raises(BudgetError, match="at most 128 tokens of context, got 129"):
+        cache.extend([0], torch.zeros(1, 1, dtype=torch.long), [1])
+
+
+def test_what_is_hidden_may_be_anything() -> None:
+    model = as_causal(tiny_qwen(0))
+    cache = RaggedModel(model).rows()
+    cache.add(1)
+    tokens = torch.tensor([[1, 2, 3, 4, 5, 6]])
+    cache.extend([0], tokens, [6])
+    cache.truncate(0, 2)
+    alone = model.sequence().extend([1, 2, 9])[-1:]
+    torch.testing.assert_close(cache.extend([0], torch.tensor([[9]]), [1]), alone)
+
+
+def test_a_sliding_window_is_refused() -> None:
+    hf = tiny_qwen(0)
+    hf.config.layer_types = ["full_attention", "sliding_attention"]
+    hf.config.sliding_window = 16
+    with pytest.raises(ModelError, match="DynamicSlidingWindowLayer"):
+        RaggedModel(as_causal(hf)).rows()
