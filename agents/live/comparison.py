@@ -96,11 +96,11 @@ class LiveComparison:
         header = ("arm", "tokens/s", "x plain", "x best fixed", "tokens a step", "drafted a step", "other texts")
         count = len(self.prompt_ids)
         return (
-            f"Wall clock on {count} held-out prompt{'s' if count > 1 else ''}, up to {self.max_new_tokens} tokens each; "
-            "all arms in turn, decode time, prefill left out\n"
+            f"Wall clock on {count} held-out prompt{'s' if count > 1 else ''}, up to {self.max_new_tokens} tokens "
+            "each; all arms in turn, decode time, prefill left out\n"
             f"{render_table(header, rows)}\n"
-            f"* the best of {len(self.arms) - 1} fixed gammas, 0 among them, in hindsight and on these very prompts, which "
-            "favours it. Few prompts and one repetition: no interval, a difference of some per cent is noise."
+            f"* the best of {len(self.arms) - 1} fixed gammas, 0 among them, in hindsight and on these very prompts, "
+            "which favours it. Few prompts and one repetition: no interval, a difference of some per cent is noise."
         )
 
 

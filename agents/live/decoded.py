@@ -97,14 +97,15 @@ class DecodedLog:
     """Appends whole lines to a file.
 
     Args:
-        path: Of the file; made at the first line.
+        path: Of the file; made at the first line, and to be said until then.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None = None) -> None:
         self.path = path
 
     def append(self, record: Mapping[str, object]) -> None:
         """Adds a line in one write, so that no reader and no interruption finds half of it."""
+        assert self.path is not None
         line = json.dumps(record, sort_keys=True, allow_nan=False) + "\n"
         file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
@@ -114,7 +115,7 @@ class DecodedLog:
 
     def read(self) -> list[dict[str, object]]:
         """Reads every whole line; what a crash of the machine left of a last one is no line."""
-        if not self.path.is_file():
+        if self.path is None or not self.path.is_file():
             return []
         found = []
         for line in self.path.read_text(encoding="utf-8").splitlines(keepends=True):
@@ -128,7 +129,7 @@ class DecodedLog:
         Args:
             number: Of the first request to drop.
         """
-        if not self.path.is_file():
+        if self.path is None or not self.path.is_file():
             return
         kept = [r for r in self.read() if r["phase"] != COMPARE and int(str(r["request"])) < number]
         write_atomically(self.path, "".join(json.dumps(r, sort_keys=True) + "\n" for r in kept))

@@ -5,12 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents.console import Console
-from agents.live.decoded import LEARN, MEASURE, Decoded, DecodedLog
+from agents.live.decoded import LEARN, MEASURE, DecodedLog
 from agents.live.environment import RecordedRequests
 from agents.live.monitor import LiveMonitor
 from agents.live.starting import start_learner
@@ -46,7 +45,7 @@ def make_live_environment(task: LiveTask, settings: TrainSettings) -> LiveDecodi
 
 
 class LiveLearner:
-    """A learner and its environment.
+    """A learner and its environment; `begin` comes before `learn`.
 
     Args:
         name: Of the agent.
@@ -55,10 +54,10 @@ class LiveLearner:
         env: From `make_live_environment`.
         log: Takes a line a request.
         source: What to begin with, or None.
-        resume: Folder whose checkpoint to continue, or None.
 
     Raises:
-        CheckpointError: if the source or the checkpoint does not fit.
+        CheckpointError: if the source does not fit.
+        SchemaError: if it reads another observation.
     """
 
     def __init__(
@@ -70,35 +69,42 @@ class LiveLearner:
         log: DecodedLog,
         *,
         source: Path | None,
-        resume: RunFolder | None,
     ) -> None:
-        self._agent, self._settings = agent, settings
+        self._agent, self._settings, self._log = agent, settings, log
         self.env = RecordedRequests(env, log, name)
         self._vec = DummyVecEnv([lambda: self.env])
         self.progress = Progress(next_evaluation=0, best_score=None, best_step=0, rates={})
-        self.started_from = "a random policy's observations, untrained"
-        self.recent: list[Decoded] = []
-        if resume is None and source is None:
+        # Parameters and the observations' scale come from what is stored, or from `begin`.
+        zeros: FloatArray = np.zeros(env.observation_space.shape or (), np.float32)
+        self.model = make_learner(agent, self._vec, seed=settings.seed, mean=zeros, std=zeros + 1)
+        self._measures = source is None
+        self.begun_with = "nothing" if source is None else start_learner(self.model, source, env.gamma_max)
+
+    def begin(self, resume: RunFolder | None) -> None:
+        """Continues a checkpoint; without one, and without a source, measures the observations with random actions.
+
+        Args:
+            resume: Folder of the run to continue, or None.
+
+        Raises:
+            CheckpointError: if there is nothing to continue, or it does not fit.
+            SpecKVError: as the environment.
+        """
+        if resume is not None:
+            self.progress = checkpoint.load(resume / LAST, self.model, self.env)
+            # The request that was being decoded begins anew: neither caches nor clocks can be brought back.
+            self.model._last_obs = None
+            self._vec._reset_seeds()
+            for rate in self.progress.rates.values():
+                self.env.live.set_lambda(rate)
+            self._log.forget_from(self.env.number)
+            self.begun_with = f"step {self.done:,}"
+        elif self._measures:
             self.env.phase = MEASURE
-            self.model: BaseAlgorithm = build_learner(agent, self._vec, settings.seed)
+            self.model = build_learner(self._agent, self._vec, self._settings.seed)
             self.env.cut_off()
             self.env.phase = LEARN
             self.env.finished.clear()
-            return
-        # Scale and parameters come from what is stored.
-        zeros: FloatArray = np.zeros(env.observation_space.shape or (), np.float32)
-        self.model = make_learner(agent, self._vec, seed=settings.seed, mean=zeros, std=zeros + 1)
-        if resume is None:
-            assert source is not None
-            self.started_from = start_learner(self.model, source, env.gamma_max)
-            return
-        self.progress = checkpoint.load(resume / LAST, self.model, self.env)
-        # The request that was being decoded begins anew: neither caches nor clocks can be brought back.
-        self.model._last_obs = None
-        self._vec._reset_seeds()
-        for rate in self.progress.rates.values():
-            env.set_lambda(rate)
-        log.forget_from(self.env.number)
 
     @property
     def done(self) -> int:

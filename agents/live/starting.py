@@ -128,8 +128,8 @@ def _require_same_build(model: BaseAlgorithm, policy: Policy, source: Path, gamm
     if _environment(policy) != _environment(fresh) or policy.gammas != fresh.gammas:
         raise CheckpointError(
             f"Expected init_from to hold a policy of {_environment(fresh)} with gammas {list(fresh.gammas)}, got "
-            f"one of {_environment(policy)} with {list(policy.gammas)} in {source}. Choose env=live or env=live_stopping and "
-            "env.gamma_max as it was trained."
+            f"one of {_environment(policy)} with {list(policy.gammas)} in {source}. Choose env=live or "
+            "env=live_stopping and env.gamma_max as it was trained."
         )
     shapes, wanted = ([w.shape for w in p.weights] for p in (policy, fresh))
     if shapes != wanted:
