@@ -74,6 +74,7 @@ class LiveLearner:
         self.env = RecordedRequests(env, log, name)
         self._vec = DummyVecEnv([lambda: self.env])
         self.progress = Progress(next_evaluation=0, best_score=None, best_step=0, rates={})
+        self.recent: list[Decoded] = []
         # Parameters and the observations' scale come from what is stored, or from `begin`.
         zeros: FloatArray = np.zeros(env.observation_space.shape or (), np.float32)
         self.model = make_learner(agent, self._vec, seed=settings.seed, mean=zeros, std=zeros + 1)

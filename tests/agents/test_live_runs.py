@@ -129,23 +129,43 @@ def test_a_learner_learns_live(tmp_path: Path, name: str, decides: str) -> None:
     assert wanted <= tags(settings)
 
 
-def test_a_resumed_bandit_equals_one_that_never_stopped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["calibrated_stopping", "exp3spec", "hazard_thompson", "linucb", "lints", "thompson"])
+def test_a_resumed_bandit_equals_one_that_never_stopped(tmp_path: Path, name: str) -> None:
     """On a clock that ticks; the machine's own would make rewards differ."""
-    for name in ("linucb", "hazard_thompson"):
-        straight, stopped = (live_settings(tmp_path, f"{name}-{n}", {"name": name}) for n in ("straight", "stopped"))
-        run_live(straight)
-        with pytest.raises(InterruptedTraining):
-            run_live(stopped, CapturedConsole({2: interrupt}))
-        assert [line["request"] for line in lines(stopped)] == [0, 1]
-        with (Path(str(stopped.output)) / "decoded.jsonl").open("a") as file:
-            file.write('{"request": 2, "pha')  # what a crash of the machine may leave
-        run_live(replace(stopped, resume=stopped.output))
-        assert [line["tokens"] for line in lines(straight)] == [line["tokens"] for line in lines(stopped)]
-        first, second = (Path(str(s.output)) for s in (straight, stopped))
-        assert (first / "agent.npz").read_bytes() == (second / "agent.npz").read_bytes()
-        _, agent = agent_settings({"name": name})
-        generators = [load_stream(folder / CHECKPOINT, name, agent)[0].rng for folder in (first, second)]
-        assert generators[0].random() == generators[1].random()
+    straight, stopped = (live_settings(tmp_path, n, {"name": name}, heldout=0) for n in ("straight", "stopped"))
+    run_live(straight)
+    with pytest.raises(InterruptedTraining):
+        run_live(stopped, CapturedConsole({2: interrupt}))
+    assert [line["request"] for line in lines(stopped)] == [0, 1]
+    with (tmp_path / "stopped" / "decoded.jsonl").open("a") as file:
+        file.write('{"request": 2, "pha')  # what a crash of the machine may leave
+    run_live(replace(stopped, resume=stopped.output))
+    assert [line["tokens"] for line in lines(straight)] == [line["tokens"] for line in lines(stopped)]
+    first, second = tmp_path / "straight", tmp_path / "stopped"
+    assert (first / "agent.npz").read_bytes() == (second / "agent.npz").read_bytes()
+    _, agent = agent_settings({"name": name})
+    generators = [load_stream(folder / CHECKPOINT, name, agent)[0].rng for folder in (first, second)]
+    assert generators[0].random() == generators[1].random()
+
+
+@pytest.mark.parametrize("agent", [{"name": "ucb1"}, TINY_LIVE_PPO], ids=["ucb1", "ppo"])
+def test_a_comparison_that_was_stopped_is_made_when_the_run_goes_on(tmp_path: Path, agent: dict[str, object]) -> None:
+    settings = live_settings(tmp_path, "run", agent)
+    last = 64 if agent["name"] == "ppo" else 4
+    with pytest.raises(InterruptedTraining):
+        run_live(settings, CapturedConsole({last: interrupt}))
+    learned = [line for line in lines(settings) if line["phase"] != "compare"]
+    report = run_live(replace(settings, resume=settings.output))
+    assert "comparison" in report
+    found = lines(settings)
+    assert [line["arm"] for line in found if line["phase"] == "compare"] == [
+        "plain",
+        "fixed-1",
+        "fixed-2",
+        agent["name"],
+    ]
+    again = [line for line in found if line["phase"] != "compare"]
+    assert again == [line for line in learned if line["finish"] or line["phase"] == "measure"]
 
 
 def test_a_learner_stops_at_an_update_and_goes_on_there(tmp_path: Path) -> None:
