@@ -9,7 +9,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents.console import Console
-from agents.live.decoded import LEARN, MEASURE, DecodedLog
+from agents.live.decoded import LEARN, MEASURE, Decoded, DecodedLog
 from agents.live.environment import RecordedRequests
 from agents.live.monitor import LiveMonitor
 from agents.live.starting import start_learner
