@@ -66,7 +66,13 @@ def job(config: DictConfig) -> None:
     def action() -> None:
         chosen = resumed(config, overrides)
         settings = settings_from(chosen)
-        train(settings, Console(), config=OmegaConf.to_yaml(chosen, resolve=True), overrides=overrides)
+        text = OmegaConf.to_yaml(chosen, resolve=True)
+        if settings.live is None:
+            train(settings, Console(), config=text, overrides=overrides)
+            return
+        from agents.live.session import train_live  # late, because PyTorch takes seconds to import
+
+        train_live(settings, Console(), config=text, overrides=overrides)
 
     try:
         run_explained(action)

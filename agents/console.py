@@ -37,23 +37,32 @@ class Console:
         self._stream.flush()
 
     @contextmanager
-    def progress(self, total: int, completed: int = 0) -> Iterator[ProgressBar]:
-        """Shows progress towards `total` environment steps while the block runs."""
+    def progress(self, total: int, completed: int = 0, unit: str = "step") -> Iterator[ProgressBar]:
+        """Shows progress towards `total` environment steps, or other units, while the block runs."""
         if not self._stream.isatty():
-            yield _PlainProgress(self, total, completed)
+            yield _PlainProgress(self, total, completed, unit)
             return
         columns = (
             TextColumn("training"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]:,.0f} steps/s"),
+            TextColumn(f"{{task.fields[rate]}} {unit}s/s"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )
         rich = RichConsole(file=self._stream)
         with Progress(*columns, console=rich, refresh_per_second=4, expand=True) as bar:
-            task = bar.add_task("training", total=total, completed=completed, note="", rate=0.0)
+            task = bar.add_task("training", total=total, completed=completed, note="", rate=_rate(0.0))
             yield _RichProgress(bar, task, completed)
+
+
+def _rate(per_second: float) -> str:
+    """Whole numbers, but for slow units.
+
+    >>> _rate(12345.6), _rate(0.123)
+    ('12,346', '0.12')
+    """
+    return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2f}"
 
 
 class _RichProgress:
@@ -65,7 +74,7 @@ class _RichProgress:
 
     def update(self, completed: int, note: str) -> None:
         elapsed = max(time.monotonic() - self._start, 1e-9)
-        self._bar.update(self._task, completed=completed, note=note, rate=(completed - self._first) / elapsed)
+        self._bar.update(self._task, completed=completed, note=note, rate=_rate((completed - self._first) / elapsed))
 
     def milestone(self, text: str) -> None:
         self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -74,8 +83,8 @@ class _RichProgress:
 class _PlainProgress:
     """One line a milestone: logs stay short and greppable."""
 
-    def __init__(self, console: Console, total: int, completed: int) -> None:
-        self._console, self._total, self._completed = console, total, completed
+    def __init__(self, console: Console, total: int, completed: int, unit: str) -> None:
+        self._console, self._total, self._completed, self._unit = console, total, completed, unit
         self._first, self._start = completed, time.monotonic()
 
     def update(self, completed: int, note: str) -> None:  # noqa: ARG002
@@ -84,4 +93,5 @@ class _PlainProgress:
     def milestone(self, text: str) -> None:
         elapsed = max(time.monotonic() - self._start, 1e-9)
         rate = (self._completed - self._first) / elapsed
-        self._console.write(f"step {self._completed:>9,} of {self._total:,}  {rate:>8,.0f} steps/s  {text}")
+        where = f"{self._unit} {self._completed:>9,} of {self._total:,}"
+        self._console.write(f"{where}  {_rate(rate):>8} {self._unit}s/s  {text}")

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from agents.live.settings import LiveSettings
 from speckv.errors import ConfigError, nearest
 
 T = TypeVar("T")
@@ -120,6 +121,9 @@ class TrainSettings:
         runs_dir: Where run folders go.
         output: The run folder itself; None names one after agent, cost table, date and seed.
         resume: Run folder to continue.
+        live: Given, real models decode in place of recordings.
+        model: The pair that decodes live; checked where it is loaded.
+        init_from: Run folder, or name of a shipped policy, that live learning begins with.
     """
 
     agent: Mapping[str, object]
@@ -133,11 +137,20 @@ class TrainSettings:
     runs_dir: str = "runs"
     output: str | None = None
     resume: str | None = None
+    live: LiveSettings | None = None
+    model: Mapping[str, object] | None = None
+    init_from: str | None = None
 
     def __post_init__(self) -> None:
-        """Checks ranges."""
+        """Checks ranges, and that nothing is asked of a replay that live decoding alone can do."""
         _require(self.seed >= 0, "seed", "0 or more", self.seed)
         _require(self.threads >= 1, "threads", "1 or more", self.threads)
+        if self.live is None:
+            for name in ("model", "init_from"):
+                _require(getattr(self, name) is None, name, "null without env=live", getattr(self, name))
+        else:
+            _require(self.model is not None, "model", "to name a pair with env=live", self.model)
+            _require((self.env.budget or 0) >= 2, "env.budget", "2 tokens or more with env=live", self.env.budget)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -263,6 +276,9 @@ def _convert(hint: object, value: object, where: str) -> object:
 def _convert_union(options: tuple[object, ...], value: object, where: str) -> object:
     if value is None and type(None) in options:
         return None
+    groups = [option for option in options if dataclasses.is_dataclass(option)]
+    if isinstance(value, Mapping) and len(groups) == 1:
+        return _convert(groups[0], value, where)  # its own error says more
     problems: list[ConfigError] = []
     for option in options:
         try:

@@ -67,6 +67,21 @@ def load_controller(path: Path | str, *, name: str | None = None) -> Controller:
     path = Path(path)
     if not (path / CARD).is_file():
         return stored.load_controller(path, name=name)
+    kind, settings, parts = read_agent(path)
+    restore = AGENTS[kind].restore
+    if restore is None:
+        raise CheckpointError(f"{path / CARD}: an agent {kind!r} is not stored this way. Train again.")
+    controller = restore(settings, parts)
+    controller.name = name or controller.name
+    return controller
+
+
+def read_agent(path: Path) -> tuple[str, Any, Parts]:
+    """Reads what `save_controller` wrote of an agent: its name, its settings, and what it learned or was told.
+
+    Raises:
+        CheckpointError: if the folder holds none, or it is damaged or was trained on another observation.
+    """
     card = _read_card(path / CARD)
     try:
         data = (path / ARRAYS).read_bytes()
@@ -80,17 +95,14 @@ def load_controller(path: Path | str, *, name: str | None = None) -> Controller:
         kind, settings = agent_settings(card["agent"])
     except ConfigError as error:
         raise CheckpointError(f"{path / CARD}: {error} Train again.") from error
-    restore = AGENTS[kind].restore
-    if restore is None:
-        raise CheckpointError(f"{path / CARD}: an agent {kind!r} is not stored this way. Train again.")
-    controller = restore(settings, Parts.from_bytes(data))
-    controller.name = name or controller.name
-    return controller
+    return kind, settings, Parts.from_bytes(data)
 
 
 def _read_card(path: Path) -> Mapping[str, Any]:
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"Expected a run folder with an agent's {CARD} at {path.parent}, found none.") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not readable JSON ({error}). Train again.") from error
     if not isinstance(card, dict) or (card.get("format"), card.get("format_version")) != (FORMAT, FORMAT_VERSION):

@@ -14,7 +14,7 @@ from envs import rewards
 from envs.stopping_core import DRAFT
 from speckv.cost import CostTable
 from speckv.decoding import DecodeStep, Engine
-from speckv.errors import ConfigError
+from speckv.errors import ConfigError, device_errors_explained
 from speckv.observation import (
     SCHEMA,
     STOPPING_SCHEMA,
@@ -134,6 +134,7 @@ class LiveDecodingEnv(gym.Env[FloatArray, np.int64]):
         """Sets the throughput that `lambda_throughput` compares with."""
         self.rate = tokens_per_second
 
+    @device_errors_explained()
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[FloatArray, dict[str, Any]]:
@@ -145,6 +146,7 @@ class LiveDecodingEnv(gym.Env[FloatArray, np.int64]):
 
         Raises:
             ConfigError: if the index is none, or no prompt leaves anything to decide.
+            DeviceError: if a device runs out of memory or is lost.
         """
         super().reset(seed=seed)
         chosen = (options or {}).get("prompt")
@@ -162,12 +164,14 @@ class LiveDecodingEnv(gym.Env[FloatArray, np.int64]):
         self._running = True
         return self._begin(), {"prompt_id": prompt.prompt_id}
 
+    @device_errors_explained()
     def step(self, action: np.int64) -> tuple[FloatArray, SupportsFloat, bool, bool, dict[str, Any]]:
         """Runs the models; see the class for what an action is.
 
         Raises:
             ResetNeeded: if the episode has ended.
             ConfigError: if the action is none.
+            DeviceError: as `reset`.
         """
         if not self._running:
             raise ResetNeeded("Expected a running episode: call reset() first, and again after an episode has ended.")

@@ -20,7 +20,7 @@ from speckv.cost import CostTable
 from speckv.cost.times import StepTimes
 from speckv.decoding import Engine
 from speckv.models import PairConfig, load_pair
-from speckv.profiling.prompts import read_prompts
+from speckv.profiling.prompts import EXAMPLES, read_prompts
 
 MAX_NEW_TOKENS = 48
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     target, draft = (str(folder / f"qwen2.5-coder-{size}-instruct-q4_k_m.gguf") for size in ("1.5b", "0.5b"))
     pair = load_pair(PairConfig(target=target, draft=draft))
-    read = read_prompts([Path(__file__).with_name("prompts.jsonl")])[:3]
+    read = read_prompts([EXAMPLES])[:3]
     prompts = [LivePrompt(prompt_id=p.prompt_id, tokens=tuple(pair.encode(p.text))) for p in read]
     cost = CostTable.load("cpu-2core")
     env = gym.make(

@@ -6,6 +6,8 @@ caller would have expected, so `except ValueError` keeps working.
 """
 
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class SpecKVError(Exception):
@@ -50,6 +52,55 @@ class ModelError(SpecKVError, OSError):
 
 class CompressionError(SpecKVError, RuntimeError):
     """A compression is unknown or cannot run on this device."""
+
+
+class DeviceError(SpecKVError, RuntimeError):
+    """A device ran out of memory, or was lost, while models ran on it."""
+
+
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+_LOST = ("CUDA error", "CUDA driver error", "HIP error")
+
+
+def device_error(error: BaseException) -> DeviceError | None:
+    """What an error of a device means and what to do about it, or None for any other error.
+
+    It is told by its text, which is the same in all releases of PyTorch, so that no PyTorch is needed to tell.
+
+    >>> str(device_error(RuntimeError("CUDA error: unspecified launch failure"))).partition(" It")[0]
+    'The device failed (CUDA error: unspecified launch failure).'
+    >>> device_error(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+    True
+    """
+    text = " ".join(str(error).split())[:200]
+    if isinstance(error, MemoryError) or any(word in text for word in _OUT_OF_MEMORY):
+        return DeviceError(
+            f"The device ran out of memory ({text or 'no details'}). Expected both models, their caches and one pass "
+            "to fit: shorten prompts or the token budget, compress the target (model.compression=int8 or nf4), take a "
+            "smaller dtype or pair, or free memory that other programs hold."
+        )
+    if any(word in text for word in _LOST):
+        return DeviceError(
+            f"The device failed ({text}). It does not work on in this process: start again, with "
+            "CUDA_LAUNCH_BLOCKING=1 to see where, or with model.device=cpu; look at nvidia-smi if it is gone."
+        )
+    return None
+
+
+@contextmanager
+def device_errors_explained() -> Iterator[None]:
+    """Around whatever runs models: what PyTorch raises where a device is out of memory or lost becomes a `DeviceError`.
+
+    Raises:
+        DeviceError: from the error that came.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        explained = None if isinstance(error, SpecKVError) else device_error(error)
+        if explained is None:
+            raise
+        raise explained from error
 
 
 def nearest(name: str, known: list[str]) -> str:

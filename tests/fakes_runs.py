@@ -101,8 +101,8 @@ class CapturedConsole(Console):
         return self.buffer.getvalue()
 
     @contextmanager
-    def progress(self, total: int, completed: int = 0) -> Iterator[ProgressBar]:
-        with super().progress(total, completed) as bar:
+    def progress(self, total: int, completed: int = 0, unit: str = "step") -> Iterator[ProgressBar]:
+        with super().progress(total, completed, unit) as bar:
             yield _Watched(bar, self._on_update)
 
 
@@ -123,4 +123,4 @@ class _Watched:
 
 def without_clock(text: str) -> str:
     """Blanks rates that differ between two equal runs."""
-    return re.sub(r"[\d,]+ steps/s", "", text)
+    return re.sub(r"[\d,.]+ steps/s", "", text)

@@ -27,7 +27,14 @@ ROOT = Path(__file__).resolve().parents[1]
         (["cost=rtx3090"], "Did you mean 'rtx3090-paper'"),
         (["agent.totl_steps=5"], "Did you mean 'agent.total_steps'"),
         (["+agent.speed=5"], "Unknown setting 'agent.speed'"),
-        (["model=llama3"], "Unknown setting 'model'"),
+        (["model=llama3"], "model null without env=live"),
+        (["init_from=shipped"], "init_from null without env=live"),
+        (["model.dtype=float32"], "Unknown setting 'model.dtype'"),
+        (["env=live", "model=lama3"], "Did you mean 'llama3'"),
+        (["env=live", "env.budget=1"], "env.budget 2 tokens or more"),
+        (["env=live", "live.heldout=-1"], "live.heldout 0 or more"),
+        (["env=live", "live.request=3"], "Did you mean 'live.requests'"),
+        (["env_agent=live_ppo"], "Unknown setting 'env_agent'"),
         (["sed=1"], "Did you mean 'seed'"),
         (["agent=fixed", "agent.total_steps=5"], "Unknown setting 'agent.total_steps'"),
         (["seed=zero"], "seed to be of type int"),
@@ -64,6 +71,19 @@ def test_every_config_composes_into_settings(group: str) -> None:
                 assert settings.paper is not None
         else:
             program.settings_from(compose_checked(program.NAME, [f"{group}={name}"]))
+
+
+@pytest.mark.parametrize("agent", ["ppo", "a2c"])
+@pytest.mark.parametrize("env", ["live", "live_stopping"])
+def test_a_learner_is_made_small_where_steps_are_slow_unless_told_otherwise(env: str, agent: str) -> None:
+    settings = program.settings_from(compose_checked(program.NAME, [f"agent={agent}", f"env={env}"]))
+    assert settings.agent["num_envs"] == 1
+    assert int(str(settings.agent["total_steps"])) <= 4096
+    assert settings.model is not None
+    assert settings.model["name"] == "qwen2.5-coder"
+    assert settings.env.decides == ("per_step" if env == "live" else "per_token")
+    told = compose_checked(program.NAME, [f"agent={agent}", f"env={env}", "model=smollm2", "agent.total_steps=7"])
+    assert (told.agent.total_steps, told.model.name) == (7, "smollm2")
 
 
 def test_resume_takes_nothing_else(tmp_path: Path) -> None:

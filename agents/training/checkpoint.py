@@ -10,9 +10,10 @@ import io
 import json
 import pickle
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import Any, Protocol, TypedDict, cast
 
 import numpy as np
 import torch
@@ -21,7 +22,6 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor
 
 from agents.rl.state import get_arrays, get_counters, set_state
-from envs.vector import ReplayVectorEnv
 from speckv.errors import CheckpointError
 from speckv.files import write_atomically
 
@@ -43,6 +43,16 @@ class _Content(TypedDict):
     state: str
 
 
+class Resumable(Protocol):
+    """Environments whose future a few arrays and generator states hold."""
+
+    def get_state(self) -> tuple[dict[str, NDArray[Any]], list[dict[str, Any]]]:
+        """Copies it out: arrays by name, and what JSON can hold."""
+
+    def set_state(self, arrays: Mapping[str, NDArray[Any]], generators: Sequence[Mapping[str, Any]]) -> None:
+        """Puts it back."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Progress:
     """What a run remembers beside the learner and its environments.
@@ -60,9 +70,7 @@ class Progress:
     rates: dict[str, float]
 
 
-def save(
-    path: Path, model: BaseAlgorithm, env: ReplayVectorEnv, progress: Progress, *, with_replay: bool = True
-) -> None:
+def save(path: Path, model: BaseAlgorithm, env: Resumable, progress: Progress, *, with_replay: bool = True) -> None:
     """Writes the whole state between two rollouts, or leaves the file as it was.
 
     Args:
@@ -96,7 +104,7 @@ def save(
     write_atomically(path, buffer.getvalue())
 
 
-def load(path: Path, model: BaseAlgorithm, env: ReplayVectorEnv) -> Progress:
+def load(path: Path, model: BaseAlgorithm, env: Resumable) -> Progress:
     """Puts a saved state into a freshly built learner and its freshly built environments.
 
     The learner's settings, the recordings and the clock must be those it was saved with: the caller checks that.
@@ -125,6 +133,20 @@ def load(path: Path, model: BaseAlgorithm, env: ReplayVectorEnv) -> Progress:
         text = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{path} does not fit this run ({text}). Start a new run.") from error
     return progress
+
+
+def load_policy(path: Path, model: BaseAlgorithm) -> None:
+    """Puts the network of a saved learner, normalisation included, into a freshly built one, and nothing else.
+
+    Raises:
+        CheckpointError: if there is no checkpoint, or it is damaged or its network is another.
+    """
+    content = _read(path)
+    try:
+        model.policy.load_state_dict(content["policy"])
+    except (KeyError, RuntimeError) as error:
+        text = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{path} does not fit this learner ({text}). Give it the same agent settings.") from error
 
 
 def _read(path: Path) -> _Content:

@@ -141,6 +141,26 @@ class RunFolder:
         write_atomically(path, buffer.getvalue())
 
 
+def require_same(folder: RunFolder, facts: Mapping[str, object], keys: Sequence[str]) -> None:
+    """Passes if a run began on the same terms.
+
+    Args:
+        folder: Of the run.
+        facts: Of its continuation.
+        keys: Which of them have to agree.
+
+    Raises:
+        CheckpointError: naming the first that differs.
+    """
+    before = folder.read_facts()
+    for key in keys:
+        if before.get(key) != facts[key]:
+            raise CheckpointError(
+                f"Expected to continue {folder.path} with the same {key}, {json.dumps(before.get(key))}, "
+                f"got {json.dumps(facts[key])}. Restore it, or start a new run."
+            )
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a result; "absent" where a package is not installed."""
     found = {"python": platform.python_version()}

@@ -13,10 +13,9 @@ from agents.registry import Lesson, agent_settings, make_controller
 from agents.rl.settings import LearnerSettings
 from agents.settings import TrainSettings, hyperparameters
 from agents.stored import save_controller
-from agents.training.run_folder import EVENTS, RunFolder, commit, default_name, machine, versions
+from agents.training.run_folder import EVENTS, RunFolder, commit, default_name, machine, require_same, versions
 from agents.training.task import Task, describe, load_task
 from agents.training.validation import Validator
-from speckv.errors import CheckpointError
 from speckv.evaluation.compare import Comparison
 from speckv.evaluation.metrics import ALL
 from speckv.evaluation.results import headline
@@ -103,7 +102,7 @@ def _train_learner(
     facts = _facts(settings, name, task)
     if settings.resume is not None:
         folder = RunFolder(Path(settings.resume))
-        _require_same_run(folder, facts)
+        require_same(folder, facts, ("agent", "cost", "traces", "seed"))
     console.write(describe(task))
     if settings.resume is None:
         folder = RunFolder.create(settings.output, settings.runs_dir, default_name(name, task.cost.name, settings.seed))
@@ -134,16 +133,6 @@ def _train_learner(
     return _finish(
         name, hyperparameters(agent), scalars, agent.total_steps, controller, settings, task, folder, console
     )
-
-
-def _require_same_run(folder: RunFolder, facts: Mapping[str, object]) -> None:
-    before = folder.read_facts()
-    for key in ("agent", "cost", "traces", "seed"):
-        if before.get(key) != facts[key]:
-            raise CheckpointError(
-                f"Expected to continue {folder.path} with the same {key}, {json.dumps(before.get(key))}, "
-                f"got {json.dumps(facts[key])}. Restore it, or start a new run."
-            )
 
 
 def _finish(

@@ -44,7 +44,12 @@ class Task:
     @property
     def cost_sha256(self) -> str:
         """Hash of the cost table's content."""
-        return hashlib.sha256(canonical_json(self.cost.to_dict()).encode()).hexdigest()
+        return hash_cost(self.cost)
+
+
+def hash_cost(cost: CostTable) -> str:
+    """Hash of a cost table's content."""
+    return hashlib.sha256(canonical_json(cost.to_dict()).encode()).hexdigest()
 
 
 def load_splits(settings: DataSettings) -> tuple[TraceSet, TraceSet]:

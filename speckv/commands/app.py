@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from speckv.errors import ConfigError, SpecKVError, nearest
+from speckv.errors import ConfigError, SpecKVError, device_errors_explained, nearest
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 EXPLAINED = 2
@@ -91,8 +91,13 @@ def _compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
 
 @cache
 def _offered(config_name: str) -> tuple[str, ...]:
-    """Names at the top of a config, its groups among them."""
-    return (*map(str, _compose(config_name, [])), "experiment")
+    """Names at the top of a config, and its groups, those too that nothing is chosen from by default."""
+    primary = OmegaConf.load(CONFIGS / f"{config_name}.yaml")
+    assert isinstance(primary, DictConfig)
+    entries = [entry for entry in primary.get("defaults", ()) if isinstance(entry, DictConfig)]
+    # A group whose choice follows from others is none to choose from.
+    groups = [str(key).split()[-1] for entry in entries for key in entry if "@" not in str(key)]
+    return (*map(str, _compose(config_name, [])), *groups)
 
 
 def _split(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -155,7 +160,8 @@ def _one_line(error: BaseException) -> str:
 def run_explained(action: Callable[[], None]) -> None:
     """Runs an action; a deliberate error becomes one line and an exit status, Ctrl-C the usual one."""
     try:
-        action()
+        with device_errors_explained():
+            action()
     except SpecKVError as error:
         sys.stderr.write(f"speckv: {_one_line(error)}\n")
         sys.exit(EXPLAINED)

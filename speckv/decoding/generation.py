@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from speckv.decoding.engine import DecodeStep, Engine, GoOn
+from speckv.errors import device_errors_explained
 from speckv.observation import (
     History,
     StaticContext,
@@ -67,6 +68,7 @@ class GenerationResult:
         return sum(step.outcome.num_emitted for step in self.steps) / max(len(self.steps), 1)
 
 
+@device_errors_explained()
 def generate(
     engine: Engine,
     prompt: Sequence[int],
@@ -90,6 +92,8 @@ def generate(
 
     Raises:
         BudgetError: if the prompt does not fit.
+        ProbabilityError: if a model's scores are no numbers.
+        DeviceError: if a device runs out of memory or is lost.
     """
     controller.reset()
     prefill = engine.start(prompt, max_new_tokens=max_new_tokens, request=request)

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from speckv.errors import ConfigError, ModelError
+from speckv.errors import ConfigError, ModelError, device_error, device_errors_explained
 from speckv.models.causal import CausalModel
 from speckv.models.compression import get_compression, silence_int8_cast_notice
 from speckv.models.dtypes import resolve_dtype
@@ -93,6 +93,7 @@ class ModelPair:
         return _vocabulary_hash(self.tokenizer)
 
 
+@device_errors_explained()
 def load_pair(config: PairConfig) -> ModelPair:
     """Loads both models and checks that they fit.
 
@@ -100,6 +101,7 @@ def load_pair(config: PairConfig) -> ModelPair:
         ModelError: if one is missing, gated or damaged, or their vocabularies differ.
         CompressionError: if the device cannot run the compression.
         ConfigError: for an unknown device or dtype.
+        DeviceError: if a device runs out of memory.
     """
     silence_int8_cast_notice()
     device = resolve_device(config.device)
@@ -150,7 +152,7 @@ def load_model(
     try:
         model = AutoModelForCausalLM.from_pretrained(location, **arguments)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
-        raise _load_error(source, error) from error
+        raise device_error(error) or _load_error(source, error) from error
     if kind.quantization_config is None:
         model = model.to(device)
     model = _freeze(model)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from speckv.errors import DataError
 
+EXAMPLES = Path(__file__).resolve().parents[1] / "assets" / "prompts" / "examples.jsonl"
+"""Eight prompts of our own, two of each task, three of them test prompts."""
 REQUIRED = ("id", "task", "prompt")
 
 

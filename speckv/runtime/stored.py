@@ -2,7 +2,8 @@
 """Controllers on disk: a network's two files, or one small file for a controller that is a handful of numbers."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from speckv.errors import CheckpointError
@@ -18,7 +19,9 @@ POLICY = "policy"
 """Folder of an exported network inside a run folder."""
 RULE = "controller.json"
 AGENT = "agent.json"
-"""What `agents` writes for controllers that this room does not know."""
+"""Card of a controller that another package knows how to load; its `format` names the loader."""
+LOADERS = "speckv.controllers"
+"""Entry points by which a package offers loaders: the name is a card's format, the object a `load_controller`."""
 FORMAT = "speckv-controller"
 FORMAT_VERSION = 1
 
@@ -53,7 +56,7 @@ def load_controller(path: Path | str, *, name: str | None = None) -> Controller:
         name: Shown in tables in place of the controller's own.
 
     Raises:
-        CheckpointError: if there is none or it is damaged.
+        CheckpointError: if there is none, it is damaged, or no installed package loads its kind.
         SchemaError: if it was trained on another observation.
     """
     path = Path(path)
@@ -63,10 +66,7 @@ def load_controller(path: Path | str, *, name: str | None = None) -> Controller:
         return rule
     folder = _policy_folder(path)
     if folder is None and (path / AGENT).is_file():
-        raise CheckpointError(
-            f"{path} holds an agent that only replays can run so far. Compare it with "
-            f"`python evaluate.py controllers=[{path}]`; live, constants and policies of learners such as PPO decide."
-        )
+        return _offered_loader(path / AGENT)(path, name=name)
     if folder is None:
         raise CheckpointError(
             f"Expected a run folder or an exported policy at {path}, found neither {POLICY}/{CARD}, {CARD} nor {RULE}. "
@@ -74,6 +74,19 @@ def load_controller(path: Path | str, *, name: str | None = None) -> Controller:
         )
     remembers = read_format(folder / CARD) == recurrent.FORMAT
     return controller_of(LstmPolicy.load(folder) if remembers else MlpPolicy.load(folder), name=name)
+
+
+def _offered_loader(card: Path) -> Callable[..., Controller]:
+    """What loads a controller of a card's format: an installed package offers it."""
+    kind = read_format(card)
+    found = [point for point in entry_points(group=LOADERS) if point.name == kind]
+    if not found:
+        raise CheckpointError(
+            f"{card}: expected an installed package that offers to load {kind!r} (entry point group {LOADERS!r}), "
+            "found none. SpecKV's own agents offer it once installed: `pip install -e .` in the checkout."
+        )
+    load: Callable[..., Controller] = found[0].load()
+    return load
 
 
 def _policy_folder(path: Path) -> Path | None:

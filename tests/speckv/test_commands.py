@@ -2,15 +2,28 @@
 """The command line on a tiny pair: what works, and one line with status 2 for what does not."""
 
 import json
+import tomllib
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 
+from agents.bandits.arms import Ucb1
+from agents.registry import Lesson, agent_settings, make_controller
+from agents.stored import save_controller
 from speckv.commands.decode import overrides
 from speckv.commands.main import main
 from speckv.cost import CostTable
+from speckv.cost.times import StepTimes
+from speckv.errors import CheckpointError
+from speckv.runtime import stored
 from speckv.traces import TraceSet
+from speckv.types import Controller
 from tests.fakes import save_tiny, tiny_qwen
+from tests.fakes_runs import toy_traces
+from tests.fakes_traces import make_cost_table
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +66,47 @@ def test_profile_merge_calibrate_decode(
     assert main(["decode", "abc", *model, f"cost.table={table}", "controller=3", "max_new_tokens=12"]) == 0
     streamed = capsys.readouterr().out
     assert len("".join(streamed.split())) >= 12
+
+
+def agent_run(folder: Path, name: str) -> Path:
+    """What `train.py agent=NAME` leaves of a controller."""
+    _, settings = agent_settings({"name": name})
+    if name == "ucb1":
+        controller: Controller = Ucb1(settings, StepTimes.of(make_cost_table()), 0)
+    else:
+        controller = make_controller(name, settings, Lesson(train=toy_traces(4), cost=make_cost_table(), seed=0))
+    save_controller(folder, name, settings, controller)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["kangaroo", "sglang_ema", "ucb1"])
+def test_decode_runs_agents_that_an_installed_package_loads(
+    name: str,
+    model: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As the checkout declares it: an installation made before it did would not know."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    offered = [EntryPoint(n, v, stored.LOADERS) for n, v in project["entry-points"][stored.LOADERS].items()]
+    monkeypatch.setattr(stored, "entry_points", lambda group: [point for point in offered if point.group == group])
+    run = agent_run(tmp_path / "run", name)
+    cost = tmp_path / "fake.json"
+    make_cost_table().save(cost)
+    caplog.set_level("INFO")
+    assert main(["decode", "abc", *model, f"cost.table={cost}", f"controller={run}", "max_new_tokens=12"]) == 0
+    title = name.replace("_", "-")
+    assert any(message.startswith(f"{title},") for message in caplog.messages)
+    assert "the same text" in caplog.text
+
+
+def test_decode_says_what_is_missing_where_no_package_loads_an_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored, "entry_points", lambda group: [])  # noqa: ARG005
+    with pytest.raises(CheckpointError, match=r"offers to load 'speckv-agent'.*pip install"):
+        stored.load_controller(agent_run(tmp_path / "run", "kangaroo"))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from speckv.errors import DataError
-from speckv.profiling.prompts import first_of_each, read_prompts
+from speckv.profiling.prompts import EXAMPLES, first_of_each, read_prompts
 
 
 def write(path: Path, *records: object) -> Path:
@@ -59,3 +59,9 @@ def test_missing_files_and_other_encodings(tmp_path: Path) -> None:
     (tmp_path / "latin.jsonl").write_bytes('{"id": "é"}'.encode("latin-1"))
     with pytest.raises(DataError, match="UTF-8"):
         read_prompts([tmp_path / "latin.jsonl"])
+
+
+def test_the_shipped_examples_are_enough_to_learn_from_and_to_compare_on() -> None:
+    prompts = read_prompts([EXAMPLES])
+    assert [sum(p.split == split for p in prompts) for split in ("train", "test")] == [5, 3]
+    assert len({p.task for p in prompts}) == 4

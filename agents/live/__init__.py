@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Learning while real models decode: requests, records of them, bandits and learners, and the comparison at the end."""
