@@ -19,6 +19,7 @@ from speckv.models.causal import CausalModel
 from speckv.models.compression import get_compression, silence_int8_cast_notice
 from speckv.models.dtypes import resolve_dtype
 from speckv.models.gguf import converted_folder
+from speckv.models.kernels import warn_if_slow
 from speckv.models.linear import use_narrow_linear
 
 logger = logging.getLogger(__name__)
@@ -147,6 +148,7 @@ def load_model(source: str, *, compression: str, dtype: torch.dtype, device: tor
     if kind.quantization_config is None:
         model = model.to(device)
     model = _freeze(model)
+    warn_if_slow(compression, dtype, device)
     folder = Path(location)
     return CausalModel(
         name=source,
