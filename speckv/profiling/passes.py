@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Times single passes of one model, of one sequence or of several together.
+
+A pass is timed as the engine runs it: the model, the choice of tokens, the signals, and their way to the host. Every
+width and both contexts take turns within a round, so that a slow moment of the machine, or a slow hour, falls on all of
+them alike; medians are kept, and their spread.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from speckv.decoding.clock import device_clock
+from speckv.decoding.protocols import Clock
+from speckv.decoding.sampling import SamplingConfig, check_finite, choose, warp_logits
+from speckv.decoding.signals import signals
+from speckv.errors import ConfigError
+from speckv.models.cache import growing_cache
+from speckv.models.causal import CausalModel, cache_keyword
+from speckv.traces import GAMMA_MAX
+
+WIDTHS = tuple(range(1, GAMMA_MAX + 2))
+ANCHORS = (WIDTHS[0], WIDTHS[len(WIDTHS) // 4], WIDTHS[-1])
+"""Widths whose slope over the context is measured; the others' lie on the lines between them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimingPlan:
+    """How passes are timed.
+
+    Attributes:
+        reference_context: Context length at which every width is timed, in tokens.
+        far_context: Context length that gives the slope, timed at a few widths. Two lengths are enough: what a context
+            adds is attention over a cache, bytes and products in proportion to its length.
+        repeats: Timed rounds; a round times every width once.
+        warmups: Rounds before them that are dropped: first calls allocate, choose kernels and wake a clock up.
+    """
+
+    reference_context: int = 256
+    far_context: int = 1024
+    repeats: int = 7
+    warmups: int = 2
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        if not 1 <= self.reference_context < self.far_context:
+            raise ConfigError(
+                f"Expected 1 <= reference_context < far_context, got {self.reference_context} and {self.far_context}."
+            )
+        if self.repeats < 1 or self.warmups < 1:
+            raise ConfigError(f"Expected repeats and warmups of at least 1, got {self.repeats} and {self.warmups}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassTimes:
+    """Times of one model at one batch.
+
+    Attributes:
+        widths: Tokens scored of each sequence in a pass.
+        seconds: Median at the reference context, one a width.
+        slope_s: Seconds that a context token adds, one a width, at least 0.
+        spread: Interquartile range over median, one a width.
+    """
+
+    widths: tuple[int, ...]
+    seconds: tuple[float, ...]
+    slope_s: tuple[float, ...]
+    spread: tuple[float, ...]
+
+
+class Rows(Protocol):
+    """Cached sequences of one length that advance together."""
+
+    def extend(self, tokens: Tensor, num_logits: int) -> Tensor:
+        """Appends ids of shape [batch, width]; returns logits of shape [batch * num_logits, vocab]."""
+
+    def truncate(self, length: int) -> None:
+        """Forgets every token past `length`."""
+
+
+class _OneRow:
+    """The sequence that the engine itself decodes with."""
+
+    def __init__(self, model: CausalModel) -> None:
+        self._sequence = model.sequence()
+
+    def extend(self, tokens: Tensor, num_logits: int) -> Tensor:
+        return self._sequence.extend(tokens[0].tolist(), num_logits=num_logits)
+
+    def truncate(self, length: int) -> None:
+        self._sequence.truncate(length)
+
+
+class _EqualRows:
+    """Rows of equal length in one cache: no padding, so no mask."""
+
+    def __init__(self, model: CausalModel) -> None:
+        self._model = model
+        self._cache = growing_cache(model.hf.config)
+        self._cache_argument: dict[str, Any] = {cache_keyword(model.hf): self._cache}
+        self._length = 0
+
+    @torch.inference_mode()
+    def extend(self, tokens: Tensor, num_logits: int) -> Tensor:
+        ids = tokens.to(self._model.device)
+        output = self._model.hf(input_ids=ids, use_cache=True, logits_to_keep=num_logits, **self._cache_argument)
+        self._length += ids.shape[1]
+        logits: Tensor = output.logits.flatten(0, 1)
+        return logits
+
+    def truncate(self, length: int) -> None:
+        surplus = self._length - length
+        if surplus > 0:
+            self._cache.crop(-surplus)
+            self._length = length
+
+
+def open_rows(model: CausalModel, batch: int) -> Rows:
+    """Starts empty sequences: the engine's own for one, a batched cache for more."""
+    return _OneRow(model) if batch == 1 else _EqualRows(model)
+
+
+def time_passes(
+    model: CausalModel,
+    plan: TimingPlan,
+    *,
+    batch: int = 1,
+    drafting: bool,
+    clock: Clock | None = None,
+    rows: Callable[[CausalModel, int], Rows] = open_rows,
+) -> PassTimes:
+    """Times one model at widths 1 to gamma_max + 1.
+
+    Args:
+        model: Draft or target.
+        plan: Contexts and rounds.
+        batch: Sequences that pass together.
+        drafting: Whether a pass scores its last token alone, as drafting does, or all, as verification does, which
+            also cuts the cache back afterwards.
+        clock: The device's by default.
+        rows: Starts the sequences.
+
+    Raises:
+        ConfigError: if the far context does not fit the model.
+    """
+    if plan.far_context + WIDTHS[-1] > model.context_limit:
+        raise ConfigError(
+            f"Expected far_context of at most {model.context_limit - WIDTHS[-1]} for {model.name}, "
+            f"got {plan.far_context}."
+        )
+    seconds = _time_rounds(model, plan, batch, drafting, clock or device_clock(model.device), rows)
+    near = {width: seconds[plan.reference_context, width] for width in WIDTHS}
+    medians = tuple(float(np.median(times)) for times in near.values())
+    distance = plan.far_context - plan.reference_context
+    rises = [
+        max(0.0, (float(np.median(seconds[plan.far_context, width])) - float(np.median(near[width]))) / distance)
+        for width in ANCHORS
+    ]
+    quartiles = [np.percentile(times, [25, 75]) for times in near.values()]
+    return PassTimes(
+        widths=WIDTHS,
+        seconds=medians,
+        slope_s=slopes(medians, WIDTHS, ANCHORS, rises, plan.reference_context),
+        spread=tuple(float(high - low) / median for (low, high), median in zip(quartiles, medians, strict=True)),
+    )
+
+
+def _time_rounds(
+    model: CausalModel,
+    plan: TimingPlan,
+    batch: int,
+    drafting: bool,
+    clock: Clock,
+    rows: Callable[[CausalModel, int], Rows],
+) -> dict[tuple[int, int], list[float]]:
+    """Seconds of every timed pass, by context and width."""
+    generator = torch.Generator().manual_seed(0)
+    longest = plan.far_context + WIDTHS[-1]
+    tokens = torch.randint(0, min(model.vocab_size, 50_000), (batch, longest), generator=generator)
+    held = {}
+    for context in (plan.reference_context, plan.far_context):
+        held[context] = rows(model, batch)
+        held[context].extend(tokens[:, :context], 1)
+    jobs = [(plan.reference_context, w) for w in WIDTHS] + [(plan.far_context, w) for w in ANCHORS]
+    seconds: dict[tuple[int, int], list[float]] = {job: [] for job in jobs}
+    for number in range(plan.warmups + plan.repeats):
+        for context, width in jobs:
+            chosen = tokens[:, context : context + width]
+            _synchronise(model.device)
+            started = clock()
+            _use(held[context].extend(chosen, 1 if drafting else width))
+            if not drafting:
+                held[context].truncate(context)
+            taken = clock() - started
+            held[context].truncate(context)
+            if number >= plan.warmups:
+                seconds[context, width].append(taken)
+    return seconds
+
+
+def slopes(
+    seconds: Sequence[float],
+    widths: Sequence[int],
+    anchors: Sequence[int],
+    rises: Sequence[float],
+    reference_context: int,
+) -> tuple[float, ...]:
+    """Slopes of every width from those at a few.
+
+    An empty context must still take time, so a noisy slope is kept at or below half of what would use it all up.
+
+    >>> slopes((1.0, 1.0, 1.0), (1, 2, 3), (1, 3), (0.01, 0.09), 10)
+    (0.01, 0.05, 0.05)
+    """
+    between = np.interp(widths, anchors, rises)
+    return tuple(np.minimum(between, 0.5 * np.array(seconds) / reference_context).tolist())
+
+
+def _use(logits: Tensor) -> None:
+    """Does with a pass's logits what the engine does."""
+    check_finite(logits, "model")
+    config = SamplingConfig()
+    choose(warp_logits(logits, config), config, None).tolist()
+    signals(logits).cpu()
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
