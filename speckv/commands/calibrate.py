@@ -15,7 +15,7 @@ from speckv.errors import CostTableError
 from speckv.observation import SCHEMA
 from speckv.profiling.calibrate import CalibrationPlan, calibrate
 from speckv.profiling.check import CheckPlan
-from speckv.profiling.passes import TimingPlan
+from speckv.profiling.passes import WIDTHS, TimingPlan
 from speckv.profiling.prompts import first_of_each, read_prompts
 from speckv.runtime.policy import MlpPolicy, PolicyController
 from speckv.traces import GAMMA_MAX
@@ -38,6 +38,7 @@ def run(config: DictConfig) -> None:
         timing=TimingPlan(
             reference_context=config.reference_context,
             far_context=config.far_context,
+            widths=tuple(config.widths or WIDTHS),
             repeats=config.repeats,
             warmups=config.warmups,
         ),

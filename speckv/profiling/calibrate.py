@@ -24,7 +24,7 @@ from speckv.models.pair import ModelPair, PairConfig, load_pair
 from speckv.observation import SCHEMA, History, StaticContext, StepBatch, observe, update_history
 from speckv.profiling.check import CheckPlan, check_pair, encode_prompts
 from speckv.profiling.machine import describe_machine
-from speckv.profiling.passes import WIDTHS, PassTimes, TimingPlan, time_passes
+from speckv.profiling.passes import PassTimes, TimingPlan, time_passes
 from speckv.types import Controller
 
 logger = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def _time_model(
     """Times of one model at every batch."""
     found = {}
     for batch in sorted(plan.batches):
-        say(f"{name}, {dtype_name(model.dtype)}, batch {batch}: widths 1 to {WIDTHS[-1]}")
+        say(f"{name}, {dtype_name(model.dtype)}, batch {batch}: widths 1 to {plan.timing.widths[-1]}")
         found[batch] = time_passes(model, plan.timing, batch=batch, drafting=drafting)
     return found
 

@@ -24,8 +24,7 @@ from speckv.models.causal import CausalModel, cache_keyword
 from speckv.traces import GAMMA_MAX
 
 WIDTHS = tuple(range(1, GAMMA_MAX + 2))
-ANCHORS = (WIDTHS[0], WIDTHS[len(WIDTHS) // 4], WIDTHS[-1])
-"""Widths whose slope over the context is measured; the others' lie on the lines between them."""
+"""Plain decoding's to that of the deepest draft."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,12 +35,14 @@ class TimingPlan:
         reference_context: Context length at which every width is timed, in tokens.
         far_context: Context length that gives the slope, timed at a few widths. Two lengths are enough: what a context
             adds is attention over a cache, bytes and products in proportion to its length.
+        widths: Tokens scored of each sequence in a pass, ascending, the first 1; what lies between is interpolated.
         repeats: Timed rounds; a round times every width once.
         warmups: Rounds before them that are dropped: first calls allocate, choose kernels and wake a clock up.
     """
 
     reference_context: int = 256
     far_context: int = 1024
+    widths: tuple[int, ...] = WIDTHS
     repeats: int = 7
     warmups: int = 2
 
@@ -51,8 +52,16 @@ class TimingPlan:
             raise ConfigError(
                 f"Expected 1 <= reference_context < far_context, got {self.reference_context} and {self.far_context}."
             )
+        widths = self.widths
+        if len(widths) < 2 or widths[0] != 1 or list(widths) != sorted(set(widths)):
+            raise ConfigError(f"Expected at least two ascending widths, the first 1, got {list(widths)}.")
         if self.repeats < 1 or self.warmups < 1:
             raise ConfigError(f"Expected repeats and warmups of at least 1, got {self.repeats} and {self.warmups}.")
+
+    @property
+    def anchors(self) -> tuple[int, ...]:
+        """Widths whose slope over the context is measured; the others' lie on the lines between them."""
+        return tuple(sorted({self.widths[0], self.widths[len(self.widths) // 4], self.widths[-1]}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +142,7 @@ def time_passes(
     clock: Clock | None = None,
     rows: Callable[[CausalModel, int], Rows] = open_rows,
 ) -> PassTimes:
-    """Times one model at widths 1 to gamma_max + 1.
+    """Times one model at every width.
 
     Args:
         model: Draft or target.
@@ -147,24 +156,24 @@ def time_passes(
     Raises:
         ConfigError: if the far context does not fit the model.
     """
-    if plan.far_context + WIDTHS[-1] > model.context_limit:
+    if plan.far_context + plan.widths[-1] > model.context_limit:
         raise ConfigError(
-            f"Expected far_context of at most {model.context_limit - WIDTHS[-1]} for {model.name}, "
+            f"Expected far_context of at most {model.context_limit - plan.widths[-1]} for {model.name}, "
             f"got {plan.far_context}."
         )
     seconds = _time_rounds(model, plan, batch, drafting, clock or device_clock(model.device), rows)
-    near = {width: seconds[plan.reference_context, width] for width in WIDTHS}
+    near = {width: seconds[plan.reference_context, width] for width in plan.widths}
     medians = tuple(float(np.median(times)) for times in near.values())
     distance = plan.far_context - plan.reference_context
     rises = [
         max(0.0, (float(np.median(seconds[plan.far_context, width])) - float(np.median(near[width]))) / distance)
-        for width in ANCHORS
+        for width in plan.anchors
     ]
     quartiles = [np.percentile(times, [25, 75]) for times in near.values()]
     return PassTimes(
-        widths=WIDTHS,
+        widths=plan.widths,
         seconds=medians,
-        slope_s=slopes(medians, WIDTHS, ANCHORS, rises, plan.reference_context),
+        slope_s=slopes(medians, plan.widths, plan.anchors, rises, plan.reference_context),
         spread=tuple(float(high - low) / median for (low, high), median in zip(quartiles, medians, strict=True)),
     )
 
@@ -179,13 +188,14 @@ def _time_rounds(
 ) -> dict[tuple[int, int], list[float]]:
     """Seconds of every timed pass, by context and width."""
     generator = torch.Generator().manual_seed(0)
-    longest = plan.far_context + WIDTHS[-1]
+    longest = plan.far_context + plan.widths[-1]
     tokens = torch.randint(0, min(model.vocab_size, 50_000), (batch, longest), generator=generator)
     held = {}
     for context in (plan.reference_context, plan.far_context):
         held[context] = rows(model, batch)
         held[context].extend(tokens[:, :context], 1)
-    jobs = [(plan.reference_context, w) for w in WIDTHS] + [(plan.far_context, w) for w in ANCHORS]
+    jobs = [(plan.reference_context, w) for w in plan.widths]
+    jobs += [(plan.far_context, w) for w in plan.anchors]
     seconds: dict[tuple[int, int], list[float]] = {job: [] for job in jobs}
     for number in range(plan.warmups + plan.repeats):
         for context, width in jobs:

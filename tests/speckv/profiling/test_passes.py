@@ -54,6 +54,16 @@ def test_known_times_come_out(model: CausalModel, batch: int, drafting: bool) ->
     assert all(scored == (1 if drafting else width) for width, _, scored in near.asked[1:])
 
 
+def test_few_widths_are_enough(model: CausalModel) -> None:
+    clock = FakeClock()
+    made, rows = opened(clock, exact)
+    plan = replace(PLAN, widths=(1, 9))
+    times = time_passes(model, plan, drafting=True, clock=clock, rows=rows)  # type: ignore[arg-type]
+    assert times.seconds == pytest.approx([exact(1, 16), exact(9, 16)])
+    assert times.slope_s == pytest.approx([1 / 1024, 9 / 1024])
+    assert [w for w, _, _ in made[1].asked[1:]] == [1, 9] * 7
+
+
 def test_first_rounds_and_single_outliers_do_not_count(model: CausalModel) -> None:
     clock, calls = FakeClock(), itertools.count()
 
@@ -83,13 +93,15 @@ def test_a_machine_that_slows_down_does_not_bend_the_slope(model: CausalModel) -
     ("wrong", "message"),
     [
         ({"reference_context": 64}, "reference_context < far_context, got 64 and 48"),
+        ({"widths": (1,)}, r"at least two ascending widths, the first 1, got \[1\]"),
+        ({"widths": (1, 5, 5)}, r"ascending widths, the first 1, got \[1, 5, 5\]"),
         ({"repeats": 0}, "repeats and warmups of at least 1, got 0 and 2"),
         ({"warmups": 0}, "at least 1, got 5 and 0"),
     ],
 )
-def test_wrong_plans(wrong: dict[str, int], message: str) -> None:
+def test_wrong_plans(wrong: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        replace(PLAN, **wrong)
+        replace(PLAN, **wrong)  # type: ignore[arg-type]
 
 
 def test_a_context_that_does_not_fit(model: CausalModel) -> None:
