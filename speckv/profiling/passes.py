@@ -19,6 +19,7 @@ from speckv.decoding.protocols import Clock
 from speckv.decoding.sampling import SamplingConfig, check_finite, choose, warp_logits
 from speckv.decoding.signals import signals
 from speckv.errors import ConfigError
+from speckv.models.batch import TOKENS_AT_ONCE
 from speckv.models.cache import growing_cache
 from speckv.models.causal import CausalModel, cache_keyword
 from speckv.traces import GAMMA_MAX
@@ -190,10 +191,12 @@ def _time_rounds(
     generator = torch.Generator().manual_seed(0)
     longest = plan.far_context + plan.widths[-1]
     tokens = torch.randint(0, min(model.vocab_size, 50_000), (batch, longest), generator=generator)
+    piece = max(1, TOKENS_AT_ONCE // batch)  # so that what a layer holds in between stays small
     held = {}
     for context in (plan.reference_context, plan.far_context):
         held[context] = rows(model, batch)
-        held[context].extend(tokens[:, :context], 1)
+        for begin in range(0, context, piece):
+            held[context].extend(tokens[:, begin : min(begin + piece, context)], 1)
     jobs = [(plan.reference_context, w) for w in plan.widths]
     jobs += [(plan.far_context, w) for w in plan.anchors]
     seconds: dict[tuple[int, int], list[float]] = {job: [] for job in jobs}

@@ -54,6 +54,14 @@ def test_known_times_come_out(model: CausalModel, batch: int, drafting: bool) ->
     assert all(scored == (1 if drafting else width) for width, _, scored in near.asked[1:])
 
 
+def test_a_large_batch_reads_its_context_in_pieces(model: CausalModel) -> None:
+    clock = FakeClock()
+    made, rows = opened(clock, exact)
+    plan = replace(PLAN, widths=(1, 2), repeats=1, warmups=1)
+    time_passes(model, plan, batch=512, drafting=True, clock=clock, rows=rows)  # type: ignore[arg-type]
+    assert [w for w, _, _ in made[0].asked] == [8, 8, 1, 2, 1, 2]  # 512 rows of 8 tokens are 4096 at once
+
+
 def test_few_widths_are_enough(model: CausalModel) -> None:
     clock = FakeClock()
     made, rows = opened(clock, exact)
