@@ -9,7 +9,7 @@ from agents.console import Console
 from agents.controllers import latest_run, load_named, shipped_policy
 from agents.registry import AGENTS, Lesson, agent_settings, make_controller, require_agent
 from agents.settings import EvaluateSettings
-from agents.training.task import load_splits
+from agents.training.task import load_cost, load_splits
 from agents.tuning import GRIDS, tune
 from speckv.cost import CostTable
 from speckv.errors import ConfigError
@@ -75,7 +75,7 @@ def evaluate(settings: EvaluateSettings, console: Console) -> Comparison:
         SpecKVError: one clear error if anything named is missing or does not fit; nothing is written then.
     """
     train, test = load_splits(settings.data)
-    cost = CostTable.load(settings.cost.table)
+    cost = load_cost(settings.cost)
     paths = _controller_paths(settings, cost.name, train.sha256)
     require_agents(settings.agents)
     controllers = load_named(paths)

@@ -39,9 +39,19 @@ class DataSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostSettings:
-    """Which clock: name of a shipped cost table or path of one."""
+    """Which clock, at which load.
+
+    Attributes:
+        table: Name of a shipped cost table or path of one.
+        batch: Sequences that decode together; the table must cover it.
+    """
 
     table: str
+    batch: int = 1
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        _require(self.batch >= 1, "cost.batch", "1 or more", self.batch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +218,7 @@ def hyperparameters(settings: object) -> dict[str, str | int | float]:
     """An agent's settings for TensorBoard: numbers as they are, lists of them as text.
 
     >>> hyperparameters(CostSettings(table="cpu-2core"))
-    {'table': 'cpu-2core'}
+    {'table': 'cpu-2core', 'batch': 1}
     """
     assert dataclasses.is_dataclass(settings)
     values = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
@@ -236,7 +246,7 @@ def build_settings(cls: type[T], content: Mapping[str, object], where: str = "")
 
     >>> build_settings(CostSettings, {"tabel": "cpu-2core"})
     Traceback (most recent call last):
-    speckv.errors.ConfigError: Unknown setting 'tabel'; known here: ['table']. Did you mean 'table'?
+    speckv.errors.ConfigError: Unknown setting 'tabel'; known here: ['table', 'batch']. Did you mean 'table'?
     """
     prefix = f"{where}." if where else ""
     assert dataclasses.is_dataclass(cls)

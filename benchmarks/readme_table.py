@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from speckv.cost import describe_fit
+
 RESULTS = Path(__file__).resolve().parent / "results"
 COLUMNS = {"cpu-2core": "`cpu-2core`", "rtx3090-paper": "`rtx3090-paper`", "t1": "`cpu-2core`, temperature 1,"}
 """Comparison -> how its columns begin."""
@@ -66,6 +68,12 @@ def show_interval(value: Row) -> str:
     return f"{value['estimate']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
 
 
+def check(setting: Mapping[str, Any], compression: str) -> str:
+    """How well a cost table's times add up to live runs; results from before tables were checked say nothing of it."""
+    checks: Mapping[str, str] = setting.get("cost_check") or {}
+    return checks.get(compression) or describe_fit(setting["cost_kind"], None)
+
+
 def best_rule(rows: Mapping[str, Row], *, tuned: bool) -> Row:
     """The published rule of highest throughput, at its defaults or tuned."""
     names = [f"{rule}, tuned" if tuned and rule not in WITHOUT_GRID else rule for rule in RULES]
@@ -79,6 +87,7 @@ def columns(comparison: Mapping[str, Any], compression: str) -> list[str]:
     best, bound = rows["best-fixed"], rows["clairvoyant"]
     default, tuned = best_rule(rows, tuned=False), best_rule(rows, tuned=True)
     return [
+        check(comparison["setting"], compression),
         f"{comparison['setting']['cost_ratio'][compression]:.2f}",
         f"{comparison['best_fixed_gammas'][compression]}: {best['speedup_vs_ar']['estimate']:.2f} x",
         *(interval(rows[name]) for name in SHOWN),
@@ -91,6 +100,7 @@ def columns(comparison: Mapping[str, Any], compression: str) -> list[str]:
 def render() -> str:
     """The table in Markdown: a row a controller, a column a clock and compression."""
     labels = [
+        "times against live runs",
         "draft pass / target pass",
         "best fixed gamma, and its speed-up over plain decoding",
         *SHOWN.values(),

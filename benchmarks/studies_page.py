@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.readme_table import line, show_interval
+from speckv.cost import CostTable, describe_clock, describe_fit
 
 RESULTS = Path(__file__).resolve().parent / "results"
 COSTS = ("rtx3090-paper", "cpu-2core")
@@ -73,11 +74,30 @@ def _title(stream: Record) -> str:
     return f"{' → '.join(phases)} (`{stream['cost']}`)"
 
 
+def clock(setting: Record) -> str:
+    """What is known of the cost table that a study ran on.
+
+    Args:
+        setting: Of the study; the shipped table of that name was checked for it only if its times are the same.
+    """
+    table = CostTable.load(setting["cost"])
+    same = table.sha256 == setting["cost_sha256"]
+    return describe_clock(table.kind, table.checks if same else {"all": describe_fit(table.kind, None)})
+
+
+def clocks_table(studies: Mapping[str, Record]) -> str:
+    """How far each clock is to be trusted."""
+    rows = [["clock", "times"], ["---"] * 2]
+    rows += [[f"`{cost}`", clock(study["setting"])] for cost, study in studies.items()]
+    return "\n".join(line(row) for row in rows)
+
+
 def tables() -> dict[str, str]:
     """Heading -> table in Markdown."""
-    found = {}
+    studies = {cost: load(f"rl-study-{cost}") for cost in COSTS}
+    found = {"Clocks": clocks_table(studies)}
     for cost in COSTS:
-        runs = load(f"rl-study-{cost}")["runs"]
+        runs = studies[cost]["runs"]
         for decides, how in (("per_step", "once a step"), ("per_token", "token by token")):
             found[f"PPO {how}, `{cost}`"] = rewards_table(runs, decides)
         found[f"Learners at one budget, `{cost}`"] = learners_table(runs)

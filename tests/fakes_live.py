@@ -53,7 +53,7 @@ class FailingModel(TableModel):
 
 
 class _FailingSequence(TableSequence):
-    def extend(self, tokens: Sequence[int], *, num_logits: int | None = None) -> Tensor:
+    def extend(self, tokens: Sequence[int] | Tensor, *, num_logits: int | None = None) -> Tensor:
         assert isinstance(self.model, FailingModel)
         logits = super().extend(tokens, num_logits=num_logits)
         self.model.left -= 1

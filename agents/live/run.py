@@ -18,7 +18,6 @@ from agents.settings import TrainSettings, hyperparameters
 from agents.stored import load_controller
 from agents.training.interrupts import InterruptedTraining, StopRequest, catch_signals
 from agents.training.run_folder import EVENTS, RunFolder, commit, default_name, machine, require_same, versions
-from agents.training.task import hash_cost
 from agents.training.tensorboard import RunWriter
 from speckv.errors import SpecKVError
 from speckv.files import canonical_json, write_atomically
@@ -80,7 +79,7 @@ class LiveRun:
         return {
             "agent": self.name,
             "commit": commit(),
-            "cost": {"name": self.task.cost.name, "sha256": hash_cost(self.task.cost)},
+            "cost": {"name": self.task.cost.name, "sha256": self.task.cost.sha256},
             "init_from": self.settings.init_from,
             "live": self.task.facts,
             "machine": machine(),

@@ -22,7 +22,7 @@ from agents.registry import AGENTS, Lesson, agent_settings, begin_learner
 from agents.rl.settings import LearnerSettings, OnPolicySettings
 from agents.settings import TrainSettings
 from agents.stored import save_controller
-from agents.training.task import hash_cost, load_splits
+from agents.training.task import load_splits
 from speckv.errors import ConfigError, nearest
 
 
@@ -157,7 +157,7 @@ def _train_learner(run: LiveRun) -> dict[str, object]:
     provenance: dict[str, str | int | float] = {
         "agent": run.name,
         "cost": run.task.cost.name,
-        "cost_sha256": hash_cost(run.task.cost),
+        "cost_sha256": run.task.cost.sha256,
         "init_from": run.settings.init_from or "",
         "live": json.dumps(run.task.facts, sort_keys=True),
         "seed": run.settings.seed,

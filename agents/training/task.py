@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run controls: recordings by split, a clock, and the number to beat."""
 
-import hashlib
 from dataclasses import dataclass
 
 from agents.settings import CostSettings, DataSettings
-from speckv.cost import CostTable
+from speckv.cost import CostTable, describe_clock
 from speckv.errors import ConfigError, TraceError
 from speckv.evaluation.baselines import FixedSweep
 from speckv.evaluation.compare import tune_fixed
 from speckv.evaluation.table import format_rate, render_table
-from speckv.files import canonical_json
 from speckv.traces import TraceSet, find_traces, split_validation
 
 
@@ -43,13 +41,8 @@ class Task:
 
     @property
     def cost_sha256(self) -> str:
-        """Hash of the cost table's content."""
-        return hash_cost(self.cost)
-
-
-def hash_cost(cost: CostTable) -> str:
-    """Hash of a cost table's content."""
-    return hashlib.sha256(canonical_json(cost.to_dict()).encode()).hexdigest()
+        """Hash of the cost table's times."""
+        return self.cost.sha256
 
 
 def load_splits(settings: DataSettings) -> tuple[TraceSet, TraceSet]:
@@ -63,6 +56,15 @@ def load_splits(settings: DataSettings) -> tuple[TraceSet, TraceSet]:
     return chosen.select(split="train"), chosen.select(split="test")
 
 
+def load_cost(settings: CostSettings) -> CostTable:
+    """Reads the clock, at the load that the settings name.
+
+    Raises:
+        CostTableError: if there is no such table, or it does not cover the batch.
+    """
+    return CostTable.load(settings.table).at_batch(settings.batch)
+
+
 def load_task(data: DataSettings, cost: CostSettings) -> Task:
     """Reads everything that a run needs and finds the number to beat.
 
@@ -72,7 +74,7 @@ def load_task(data: DataSettings, cost: CostSettings) -> Task:
         ConfigError: if no prompt is left for learning or for validation.
     """
     train, test = load_splits(data)
-    table = CostTable.load(cost.table)
+    table = load_cost(cost)
     table.require((*train.compressions, *test.compressions))
     try:
         learning, validation = split_validation(train, data.validation_fraction)
@@ -127,7 +129,8 @@ def describe(task: Task) -> str:
         f"up to {metadata.max_new_tokens} tokens\n"
         f"prompts  {learning} to learn from, {validation} to validate on, {test} to test on; "
         f"tasks: {', '.join(task.train.tasks)}\n"
-        f"cost     {cost.name} ({cost.kind}), sha256 {task.cost_sha256[:16]}\n\n"
+        f"cost     {cost.name} ({describe_clock(cost.kind, cost.checks)}), batch {cost.batch}, "
+        f"sha256 {task.cost_sha256[:16]}\n\n"
         f"The number to beat: the best fixed gamma, tuned on the {learning + validation} train prompts\n"
         f"{render_table(header, rows)}\n"
     )

@@ -10,45 +10,81 @@ import torch
 from omegaconf import DictConfig
 
 from speckv.commands.models import pair_config
+from speckv.cost import CostEntry, CostTable
+from speckv.errors import CostTableError
 from speckv.observation import SCHEMA
 from speckv.profiling.calibrate import CalibrationPlan, calibrate
+from speckv.profiling.check import CheckPlan
+from speckv.profiling.passes import WIDTHS, TimingPlan
+from speckv.profiling.prompts import first_of_each, read_prompts
 from speckv.runtime.policy import MlpPolicy, PolicyController
 from speckv.traces import GAMMA_MAX
 
 logger = logging.getLogger(__name__)
 
 
+CHECK_PROMPTS = Path(__file__).parents[1] / "assets" / "prompts" / "check.jsonl"
+SHOWN_WIDTHS = (1, 2, 5, 9, 17)
+
+
 def run(config: DictConfig) -> None:
-    """Measures as configured and writes the table."""
+    """Measures as configured, writes the table, and says whether it may be published."""
     if config.threads:
         torch.set_num_threads(config.threads)
     plan = CalibrationPlan(
         name=config.name,
         pair=pair_config(config.model),
         compressions=tuple(config.compressions),
-        reference_context=config.reference_context,
-        far_context=config.far_context,
-        repeats=config.repeats,
+        timing=TimingPlan(
+            reference_context=config.reference_context,
+            far_context=config.far_context,
+            widths=tuple(config.widths or WIDTHS),
+            repeats=config.repeats,
+            warmups=config.warmups,
+        ),
+        batches=tuple(config.batches),
+        check=_check_plan(config) if config.check else None,
         notes=config.notes,
     )
     table = calibrate(plan, PolicyController(typical_policy()), on_progress=logger.info)
     out = Path(config.out or f"{config.name}.json")
     table.save(out)
+    for entry in (*table.entries.values(), *table.loads):
+        logger.info(_times(entry))
     for name, entry in table.entries.items():
-        times = ", ".join(
-            f"{w}: {1e3 * s:.0f}"
-            for w, s in zip(entry.verify_widths, entry.verify_s, strict=True)
-            if w in (1, 2, 5, 9, 17)
-        )
-        logger.info(
-            "%s (%s): verify ms by width %s; cost ratio %.2f; worst spread %.0f %%",
-            name,
-            entry.dtype,
-            times,
-            table.cost_ratio(name),
-            100 * max(entry.spread),
-        )
-    logger.info("decision %.0f us; wrote %s", 1e6 * table.controller_s, out)
+        logger.info("%s: cost ratio %.2f; %s; %s", name, table.cost_ratio(name), entry.kernel, table.checks[name])
+    logger.info("decision %.0f us; wrote %s: %s", 1e6 * table.controller_s, out, table.covers)
+    _say_whether_publishable(table)
+
+
+def _check_plan(config: DictConfig) -> CheckPlan:
+    prompts = read_prompts(config.check_prompts or [CHECK_PROMPTS])
+    if config.check_per_task is not None:
+        prompts = first_of_each(prompts, config.check_per_task)
+    return CheckPlan(
+        prompts=tuple(prompt.text for prompt in prompts),
+        gammas=tuple(config.check_gammas),
+        max_new_tokens=config.check_tokens,
+    )
+
+
+def _times(entry: CostEntry) -> str:
+    times = ", ".join(
+        f"{width}: {1e3 * seconds:.3g}"
+        for width, seconds in zip(entry.verify_widths, entry.verify_s, strict=True)
+        if width in SHOWN_WIDTHS
+    )
+    return (
+        f"{entry.compression} ({entry.dtype}), batch {entry.batch}: verify ms by width {times}; "
+        f"draft {1e3 * entry.draft_s[0]:.3g} ms; worst spread {100 * max(entry.spread):.0f} %"
+    )
+
+
+def _say_whether_publishable(table: CostTable) -> None:
+    try:
+        table.require_publishable()
+    except CostTableError as error:
+        logger.warning("not for publication: %s", error)
 
 
 def typical_policy(hidden: int = 64) -> MlpPolicy:

@@ -36,7 +36,7 @@ def run(config: DictConfig) -> None:
     """Decodes with the controller, then plainly, and compares."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    table = CostTable.load(config.cost.table)
+    table = CostTable.load(config.cost.table).at_batch(config.cost.batch)
     controller = find_controller(config.controller, table.name)
     compression = config.model.compression
     context = RequestContext(compression=compression, cost_ratio=table.cost_ratio(compression))

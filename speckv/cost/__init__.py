@@ -2,7 +2,8 @@
 """Time as a measured object: what a draft pass, a verify pass and a decode step cost on one machine.
 
 A cost table holds medians at a few widths (tokens scored in one pass) and one context length, and the slope over the
-context. Everything else is interpolation. A decode step that drafts `num_drafted` tokens costs
+context, for one sequence and perhaps for batches of several. Everything else is interpolation. A decode step that
+drafts `num_drafted` tokens costs
 
     draft(1 + draft_lag) + (num_drafted - 1) * draft(1) + verify(num_drafted + 1)
 
@@ -12,6 +13,21 @@ where `draft_lag` counts the emitted tokens that the draft's cache has not read 
 
 from speckv.cost.compiled import CompiledCost
 from speckv.cost.entry import CostEntry
-from speckv.cost.table import ASSETS, KINDS, SCHEMA_VERSION, CostTable, find_cost_table
+from speckv.cost.fit import MOST_ERROR, CostFit, describe_clock, describe_fit, summarise_checks
+from speckv.cost.reading import SCHEMA_VERSION
+from speckv.cost.table import ASSETS, KINDS, CostTable, find_cost_table
 
-__all__ = ["ASSETS", "KINDS", "SCHEMA_VERSION", "CompiledCost", "CostEntry", "CostTable", "find_cost_table"]
+__all__ = [
+    "ASSETS",
+    "KINDS",
+    "MOST_ERROR",
+    "SCHEMA_VERSION",
+    "CompiledCost",
+    "CostEntry",
+    "CostFit",
+    "CostTable",
+    "describe_clock",
+    "describe_fit",
+    "find_cost_table",
+    "summarise_checks",
+]

@@ -31,6 +31,11 @@ class CostEntry:
         verify_s: Seconds of a verify pass at each width.
         verify_context_slope_s: As for the draft.
         spread: Interquartile range over median of each verify time, or empty.
+        batch: Sequences that one pass scores together; widths and seconds are those of the whole pass, `batch` times
+            `width` tokens.
+        contexts: Context lengths, in tokens, that the times and slopes rest on; empty where nobody said.
+        kernel: What multiplies the target's weights, in words, a slow path named as such; empty where nobody said.
+        draft_kernel: The same of the draft.
 
     Raises:
         CostTableError: naming the field that cannot be right.
@@ -46,10 +51,19 @@ class CostEntry:
     verify_s: Sequence[float]
     verify_context_slope_s: Sequence[float] | float
     spread: Sequence[float] = ()
+    batch: int = 1
+    contexts: Sequence[int] = ()
+    kernel: str = ""
+    draft_kernel: str = ""
 
     def __post_init__(self) -> None:
         """Checks every field and stores sequences as tuples."""
         _require_count(self.reference_context, "reference_context", least=0)
+        _require_count(self.batch, "batch", least=1)
+        contexts = _as_tuple(self.contexts) or ()
+        for context in contexts:
+            _require_count(context, "contexts", least=0)
+        object.__setattr__(self, "contexts", contexts)
         for model in ("draft", "verify"):
             widths = _checked_widths(getattr(self, f"{model}_widths"), f"{model}_widths")
             seconds = checked_numbers(getattr(self, f"{model}_s"), f"{model}_s", count=len(widths), positive=True)

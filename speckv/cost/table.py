@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cost table of one machine: lookups, and its JSON file."""
 
+import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from speckv.cost.entry import CostEntry, Seconds, checked_numbers
-from speckv.errors import CostTableError, nearest
-from speckv.files import find_shipped, write_atomically
+from speckv.cost.fit import MOST_ERROR, CostFit, describe_fit, summarise_checks
+from speckv.cost.load import at_batch, check_loads
+from speckv.cost.reading import SCHEMA_VERSION, built, record, require_version, upgraded
+from speckv.errors import CostTableError
+from speckv.files import canonical_json, find_shipped, write_atomically
 
-SCHEMA_VERSION = 1
 ASSETS = Path(__file__).parents[1] / "assets" / "costs"
 KINDS = ("measured", "fitted")
 
@@ -27,11 +30,13 @@ class CostTable:
         name: Shown beside every number that rests on it.
         kind: "measured" on this machine, or "fitted" to figures that someone published.
         machine: What it ran on: processor, threads, versions.
-        entries: Compression -> its times.
+        entries: Compression -> its times, all at one batch.
         controller_s: Seconds of one decision of a learned controller; `step_seconds` leaves it out, whoever drives
             the steps adds it for controllers that charge it.
         notes: Anything a reader must know.
         source: Where the figures come from: the command, or a citation.
+        loads: Times of the same compressions at other batches, each named by its entry's `batch`.
+        fit: Compression -> predicted against measured time of whole live runs, for those that were checked.
 
     Raises:
         CostTableError: naming the field that cannot be right.
@@ -44,11 +49,13 @@ class CostTable:
     controller_s: float = 0.0
     notes: str = ""
     source: str = ""
+    loads: Sequence[CostEntry] = ()
+    fit: Mapping[str, CostFit] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
         """Checks every field."""
-        _require_version(self.schema_version)
+        require_version(self.schema_version)
         if self.kind not in KINDS:
             raise CostTableError(f"kind: expected one of {list(KINDS)}, got {self.kind!r}.")
         checked_numbers([self.controller_s], "controller_s", count=1)
@@ -57,6 +64,15 @@ class CostTable:
         for name, entry in self.entries.items():
             if entry.compression != name:
                 raise CostTableError(f"entries.{name}.compression: expected {name!r}, got {entry.compression!r}.")
+        if len({entry.batch for entry in self.entries.values()}) > 1:
+            raise CostTableError("entries: expected one batch for all of them. Put other batches into loads.")
+        object.__setattr__(self, "loads", tuple(self.loads))
+        self.require([*self.fit, *(entry.compression for entry in self.loads)])
+        for name, entry in self.entries.items():
+            try:
+                check_loads(entry, [e for e in self.loads if e.compression == name])
+            except CostTableError as error:
+                raise CostTableError(f"loads.{error}") from error
 
     @staticmethod
     def load(name_or_path: str | Path) -> "CostTable":
@@ -78,25 +94,45 @@ class CostTable:
     @staticmethod
     def from_dict(content: object) -> "CostTable":
         """Builds a table from decoded JSON; unknown, missing and mistyped fields are refused."""
-        # First, because a file of another version differs in other fields as well.
-        _require_version(_record(content, None, "").get("schema_version"))
-        data = _record(content, CostTable, "")
-        entries = _record(data["entries"], None, "entries")
-        built = {}
-        for name, entry in entries.items():
-            where = f"entries.{name}"
-            record = _record(entry, CostEntry, where)
-            try:
-                built[name] = CostEntry(**record)
-            except CostTableError as error:
-                raise CostTableError(f"{where}.{error}") from error
-        return CostTable(**{**data, "machine": _record(data["machine"], None, "machine"), "entries": built})
+        data = record(upgraded(content), CostTable, "")
+        entries = {
+            name: built(CostEntry, entry, f"entries.{name}")
+            for name, entry in record(data["entries"], None, "entries").items()
+        }
+        if not isinstance(data["loads"], Sequence) or isinstance(data["loads"], str):
+            raise CostTableError(f"loads: expected a list of entries, got {data['loads']!r}.")
+        loads = [built(CostEntry, entry, f"loads[{k}]") for k, entry in enumerate(data["loads"])]
+        fit = {name: built(CostFit, one, f"fit.{name}") for name, one in record(data["fit"], None, "fit").items()}
+        read = {"machine": record(data["machine"], None, "machine"), "entries": entries, "loads": loads, "fit": fit}
+        return CostTable(**{**data, **read})
 
     def to_dict(self) -> dict[str, Any]:
         """Renders what `from_dict` reads."""
         shallow = {f.name: getattr(self, f.name) for f in fields(self)}
-        entries = {name: asdict(entry) for name, entry in self.entries.items()}
-        return {**shallow, "machine": dict(self.machine), "entries": entries}
+        deep = {
+            "machine": dict(self.machine),
+            "entries": {name: asdict(entry) for name, entry in self.entries.items()},
+            "loads": [asdict(entry) for entry in self.loads],
+            "fit": {name: asdict(one) for name, one in self.fit.items()},
+        }
+        return shallow | deep
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the times and of what they were measured on; checking a table or describing it changes nothing.
+
+        A table of schema version 1 keeps the hash that it had.
+        """
+        content = self.to_dict() | {"schema_version": 1}
+        del content["fit"]
+        for entry in (*content["entries"].values(), *content["loads"]):
+            for name in ("contexts", "kernel", "draft_kernel"):
+                del entry[name]
+            if entry["batch"] == 1:
+                del entry["batch"]
+        if not content["loads"]:
+            del content["loads"]
+        return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
     def save(self, path: str | Path) -> None:
         """Writes the table as JSON, whole or not at all."""
@@ -106,6 +142,72 @@ class CostTable:
     def compressions(self) -> tuple[str, ...]:
         """Compressions that the table covers."""
         return tuple(self.entries)
+
+    @property
+    def batch(self) -> int:
+        """Sequences that decode together in `entries`."""
+        return next(iter(self.entries.values())).batch
+
+    def batches(self, compression: str) -> tuple[int, ...]:
+        """Batches that were measured for a compression, ascending."""
+        more = (entry.batch for entry in self.loads if entry.compression == compression)
+        return tuple(sorted((self.entry(compression).batch, *more)))
+
+    @property
+    def covers(self) -> str:
+        """What the times rest on, one line: compressions with dtype, batches, widths and contexts."""
+        parts = []
+        for name, entry in self.entries.items():
+            contexts = entry.contexts or (entry.reference_context,)
+            parts.append(
+                f"{name} in {entry.dtype}, batch {'/'.join(map(str, self.batches(name)))}, widths 1 to "
+                f"{entry.verify_widths[-1]}, contexts {'/'.join(map(str, contexts))}"
+            )
+        return "; ".join(parts)
+
+    def at_batch(self, batch: int) -> "CostTable":
+        """The same machine under load: a table whose entries are the times at a batch.
+
+        All that reads a table works on it unchanged: a step's seconds are then those of one request in a batch, which
+        takes as long as the whole batch, and `cost_ratio` tells a controller of the load. A decision stays as it is:
+        one call decides for all rows of a batch. How well the times add up was checked at batch 1 alone, so the
+        result is "not checked".
+
+        Args:
+            batch: Sequences that decode together, at least 1; between measured batches times are linear in it.
+
+        Raises:
+            CostTableError: if some compression was not measured at batches on both sides of it.
+        """
+        if batch == self.batch:
+            return self
+        entries = {
+            name: at_batch((entry, *(e for e in self.loads if e.compression == name)), batch, self.name)
+            for name, entry in self.entries.items()
+        }
+        return replace(self, name=f"{self.name}@batch{batch}", entries=entries, loads=(), fit={})
+
+    @property
+    def checks(self) -> dict[str, str]:
+        """Compression -> in a few words how well its times add up to live runs; see `describe_fit`."""
+        return {name: describe_fit(self.kind, self.fit.get(name)) for name in self.entries}
+
+    def require_publishable(self) -> None:
+        """Passes if the times of every compression were checked against live runs and found good, or are fitted ones.
+
+        Raises:
+            CostTableError: naming each compression that was not checked, or is off by more than `MOST_ERROR`.
+        """
+        bad = {
+            name: text
+            for name, text in self.checks.items()
+            if not (self.fit[name].good if name in self.fit else self.kind == "fitted")
+        }
+        if bad:
+            raise CostTableError(
+                f"Expected cost table {self.name!r} to predict the time of live runs within {MOST_ERROR:.0%}, got "
+                f"{summarise_checks(bad)} for {sorted(bad)}. Calibrate again with check=true, alone on the machine."
+            )
 
     def require(self, compressions: Iterable[str]) -> None:
         """Passes if all of these compressions are covered.
@@ -189,32 +291,3 @@ def find_cost_table(name_or_path: str | Path) -> Path:
     """
     otherwise = "Measure one with `python -m speckv calibrate`."
     return find_shipped(name_or_path, ASSETS, ".json", CostTableError, kind="cost table", otherwise=otherwise)
-
-
-def _require_version(version: object) -> None:
-    if version != SCHEMA_VERSION:
-        raise CostTableError(
-            f"schema_version: expected {SCHEMA_VERSION}, got {version!r}. "
-            "Calibrate again with this version of SpecKV, or install the version that wrote it."
-        )
-
-
-def _record(content: object, kind: type[CostTable] | type[CostEntry] | None, where: str) -> dict[str, Any]:
-    """Returns a JSON object whose keys are exactly the fields of `kind`, or any keys if it is None."""
-    at = where or "the file"
-    if not isinstance(content, Mapping):
-        raise CostTableError(f"{at}: expected a JSON object, got {type(content).__name__}.")
-    if kind is not None:
-        known = [f.name for f in fields(kind)]
-        unknown = sorted(set(content) - set(known))
-        if unknown:
-            raise CostTableError(
-                f"{at}: expected only the fields {known}, got {unknown[0]!r}. Remove it.{nearest(unknown[0], known)}"
-            )
-        missing = [name for name in known if name not in content]
-        if missing:
-            raise CostTableError(f"{at}: expected the field {missing[0]!r}, got none. Add it.")
-        texts = [f.name for f in fields(kind) if f.type is str and not isinstance(content[f.name], str)]
-        if texts:
-            raise CostTableError(f"{where}{'.' if where else ''}{texts[0]}: expected text, got {content[texts[0]]!r}.")
-    return dict(content)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from speckv.cost import CompiledCost, CostTable
+from speckv.cost import CompiledCost, CostTable, describe_clock
 from speckv.errors import ConfigError, TraceError
 from speckv.evaluation.baselines import (
     AUTOREGRESSIVE,
@@ -45,6 +45,7 @@ class Setting:
         traces_sha256: Hash of the trace file.
         cost: Name of the cost table.
         cost_kind: "measured" or "fitted".
+        cost_check: Compression -> in a few words, how well the table's times add up to live runs.
         cost_ratio: Compression -> one draft pass over one target pass.
         train_prompts: Distinct prompts the best fixed gamma was tuned on.
         test_prompts: Distinct prompts compared on.
@@ -59,11 +60,17 @@ class Setting:
     traces_sha256: str
     cost: str
     cost_kind: str
+    cost_check: dict[str, str]
     cost_ratio: dict[str, float]
     train_prompts: int
     test_prompts: int
     num_resamples: int
     seed: int
+
+    @property
+    def clock(self) -> str:
+        """The cost table's name, and what a reader must know of it."""
+        return f"{self.cost} ({describe_clock(self.cost_kind, self.cost_check)})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +160,7 @@ def compare(
         traces_sha256=test.sha256,
         cost=cost.name,
         cost_kind=cost.kind,
+        cost_check={c: cost.checks[c] for c in grid.compressions},
         cost_ratio={c: float(cost.cost_ratio(c)) for c in grid.compressions},
         train_prompts=len(train.prompt_ids),
         test_prompts=len(grid.prompt_ids),

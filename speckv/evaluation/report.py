@@ -165,7 +165,7 @@ def _caption(figure: Figure, comparison: Comparison, text: str, *, num_prompts: 
     setting = comparison.setting
     count = setting.test_prompts if num_prompts is None else num_prompts
     prompts = f"n = {count} test prompt{'s' if count > 1 else ''}"
-    whole = f"{prompts}; times from cost table {setting.cost} ({setting.cost_kind}). {text}"
+    whole = f"{prompts}; times from cost table {setting.clock}. {text}"
     figure.supxlabel(textwrap.fill(whole, int(13 * figure.get_figwidth())), fontsize=8)
 
 

@@ -138,7 +138,7 @@ def render_comparison(comparison: Comparison, times: Sequence[DecisionTime] = ()
     sections = [
         f"target  {setting.target}\ndraft   {setting.draft}\n"
         f"traces  sha256 {setting.traces_sha256[:16] or 'in memory'} ({setting.sampling})\n"
-        f"cost    {setting.cost} ({setting.cost_kind})\n"
+        f"cost    {setting.clock}\n"
         f"prompts {setting.train_prompts} train, {setting.test_prompts} test",
         *(_compression_section(comparison, result) for result in single),
     ]

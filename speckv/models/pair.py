@@ -19,6 +19,7 @@ from speckv.models.causal import CausalModel
 from speckv.models.compression import get_compression, silence_int8_cast_notice
 from speckv.models.dtypes import resolve_dtype
 from speckv.models.gguf import converted_folder
+from speckv.models.kernels import warn_if_slow
 from speckv.models.linear import use_fast_linear
 from speckv.models.static import has_plain_cache
 
@@ -156,6 +157,7 @@ def load_model(
     if kind.quantization_config is None:
         model = model.to(device)
     model = _freeze(model)
+    warn_if_slow(compression, dtype, device)
     folder = Path(location)
     return CausalModel(
         name=source,

@@ -1,34 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures what a draft pass, a verify pass and a decision cost on this machine, and writes a cost table.
 
-A pass is timed as the engine runs it: the model, the signals, the choice of tokens and their way to the host. Widths
-are interleaved, so that a slow moment of the machine does not fall on one of them; medians are kept, and their spread.
+Passes are timed at each batch and width (`passes`), a decision by itself, and the whole is then held to the wall clock
+of live runs (`check`).
 """
 
 import gc
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 
 import numpy as np
-import torch
 
-from speckv.cost import CostEntry, CostTable
+from speckv.cost import CostEntry, CostFit, CostTable, describe_fit
 from speckv.decoding.generation import RequestContext
-from speckv.decoding.sampling import SamplingConfig, check_finite, choose, warp_logits
-from speckv.decoding.signals import signals
+from speckv.errors import ConfigError
 from speckv.models.causal import CausalModel
 from speckv.models.dtypes import dtype_name
-from speckv.models.pair import PairConfig, load_pair
+from speckv.models.kernels import describe_kernel
+from speckv.models.pair import ModelPair, PairConfig, load_pair
 from speckv.observation import SCHEMA, History, StaticContext, StepBatch, observe, update_history
+from speckv.profiling.check import CheckPlan, check_pair, encode_prompts
 from speckv.profiling.machine import describe_machine
-from speckv.traces import GAMMA_MAX
+from speckv.profiling.passes import PassTimes, TimingPlan, time_passes
 from speckv.types import Controller
 
 logger = logging.getLogger(__name__)
 PACKAGES = ("torch", "transformers", "bitsandbytes", "numpy")
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,41 +40,27 @@ class CalibrationPlan:
         name: Of the table.
         pair: The models; its compression is replaced by each of `compressions`.
         compressions: Of the target.
-        reference_context: Context length at which every width is timed, in tokens.
-        far_context: Context length that gives the slope, timed at the narrowest, a middle and the widest pass.
-        repeats: Timings a width; the first of each width is dropped.
+        timing: Contexts and rounds.
+        batches: Sequences that decode together; batch 1 is always among them.
+        check: Live runs that the table is held to, or None to leave it unchecked.
         notes: Free text for the table's readers.
     """
 
     name: str
     pair: PairConfig
     compressions: tuple[str, ...]
-    reference_context: int = 256
-    far_context: int = 1024
-    repeats: int = 7
+    timing: TimingPlan = field(default_factory=TimingPlan)
+    batches: tuple[int, ...] = (1,)
+    check: CheckPlan | None = None
     notes: str = ""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PassTimes:
-    """Times of one model.
-
-    Attributes:
-        widths: Tokens scored in a pass.
-        seconds: Median at the reference context, one a width.
-        slope_s: Seconds that a context token adds, one a width, at least 0.
-        spread: Interquartile range over median, one a width.
-    """
-
-    widths: tuple[int, ...]
-    seconds: tuple[float, ...]
-    slope_s: tuple[float, ...]
-    spread: tuple[float, ...]
+    def __post_init__(self) -> None:
+        """Checks the batches."""
+        if 1 not in self.batches or min(self.batches) < 1 or len(set(self.batches)) < len(self.batches):
+            raise ConfigError(f"Expected different batches of at least 1, 1 among them, got {list(self.batches)}.")
 
 
-def calibrate(
-    plan: CalibrationPlan, controller: Controller, *, on_progress: Callable[[str], None] | None = None
-) -> CostTable:
+def calibrate(plan: CalibrationPlan, controller: Controller, *, on_progress: Say | None = None) -> CostTable:
     """Measures every compression and returns a table; run it alone on the machine.
 
     Args:
@@ -83,30 +70,28 @@ def calibrate(
     """
     say = on_progress or (lambda _: None)
     entries: dict[str, CostEntry] = {}
-    draft_times: PassTimes | None = None
+    loads: list[CostEntry] = []
+    fit: dict[str, CostFit] = {}
+    draft_times: Mapping[int, PassTimes] | None = None
     pair = None
     for compression in plan.compressions:
         say(f"{compression}: loading")
         pair = None  # free the last target before the next is loaded
         gc.collect()
         pair = load_pair(replace(plan.pair, compression=compression))
-        if draft_times is None:
-            say(f"draft, {dtype_name(pair.draft.dtype)}: widths 1 to {GAMMA_MAX + 1}")
-            draft_times = time_passes(pair.draft, plan, last_logits_only=True)
-        say(f"{compression}, {dtype_name(pair.target.dtype)}: widths 1 to {GAMMA_MAX + 1}")
-        verify = time_passes(pair.target, plan, last_logits_only=False)
-        entries[compression] = CostEntry(
-            compression=compression,
-            dtype=dtype_name(pair.target.dtype),
-            reference_context=plan.reference_context,
-            draft_widths=draft_times.widths,
-            draft_s=draft_times.seconds,
-            draft_context_slope_s=draft_times.slope_s,
-            verify_widths=verify.widths,
-            verify_s=verify.seconds,
-            verify_context_slope_s=verify.slope_s,
-            spread=verify.spread,
-        )
+        if plan.check is not None:
+            encode_prompts(pair, plan.check)
+        # A draft made of the target's own layers is compressed as the target is.
+        if draft_times is None or plan.pair.draft == "self":
+            draft_times = _time_model(pair.draft, plan, "draft", say, drafting=True)
+        verify_times = _time_model(pair.target, plan, compression, say, drafting=False)
+        by_batch = {b: _entry(plan, pair, b, draft_times[b], verify_times[b]) for b in sorted(plan.batches)}
+        entries[compression] = by_batch.pop(1)
+        loads += by_batch.values()
+        if plan.check is not None:
+            say(f"{compression}: decoding {len(plan.check.prompts)} prompts live to check the times")
+            fit[compression] = _check(plan.check, pair, entries[compression])
+            say(f"{compression}: total time {describe_fit('measured', fit[compression])}")
     versions = {f"version_{name}": version(name) for name in PACKAGES}
     return CostTable(
         name=plan.name,
@@ -115,84 +100,47 @@ def calibrate(
         entries=entries,
         controller_s=time_decision(controller),
         notes=plan.notes,
-        source=f"python -m speckv calibrate, pair {plan.pair.name or plan.pair.target}, batch 1",
+        source=f"python -m speckv calibrate, pair {plan.pair.name or plan.pair.target}, "
+        f"batch {'/'.join(map(str, sorted(plan.batches)))}",
+        loads=loads,
+        fit=fit,
     )
 
 
-def time_passes(model: CausalModel, plan: CalibrationPlan, *, last_logits_only: bool) -> PassTimes:
-    """Times one model at widths 1 to gamma_max + 1.
+def _time_model(
+    model: CausalModel, plan: CalibrationPlan, name: str, say: Say, *, drafting: bool
+) -> dict[int, PassTimes]:
+    """Times of one model at every batch."""
+    found = {}
+    for batch in sorted(plan.batches):
+        say(f"{name}, {dtype_name(model.dtype)}, batch {batch}: widths 1 to {plan.timing.widths[-1]}")
+        found[batch] = time_passes(model, plan.timing, batch=batch, drafting=drafting)
+    return found
 
-    Args:
-        model: Draft or target.
-        plan: Contexts and repeats.
-        last_logits_only: Whether a pass scores its last token alone, as drafting does.
-    """
-    widths = tuple(range(1, GAMMA_MAX + 2))
-    near = _time_widths(model, widths, plan.reference_context, plan.repeats, last_logits_only)
-    anchors = (widths[0], widths[len(widths) // 4], widths[-1])
-    far = _time_widths(model, anchors, plan.far_context, max(3, plan.repeats // 2 + 1), last_logits_only)
-    medians = {width: float(np.median(near[width])) for width in widths}
-    distance = plan.far_context - plan.reference_context
-    rises = [max(0.0, (float(np.median(far[w])) - medians[w]) / distance) for w in anchors]
-    spread = {width: float(np.subtract(*np.percentile(near[width], [75, 25]))) / medians[width] for width in widths}
-    return PassTimes(
-        widths=widths,
-        seconds=tuple(medians.values()),
-        slope_s=_slopes(tuple(medians.values()), widths, anchors, rises, plan.reference_context),
-        spread=tuple(spread.values()),
+
+def _entry(plan: CalibrationPlan, pair: ModelPair, batch: int, draft: PassTimes, verify: PassTimes) -> CostEntry:
+    target, drafter = pair.target, pair.draft
+    return CostEntry(
+        compression=target.compression,
+        dtype=dtype_name(target.dtype),
+        reference_context=plan.timing.reference_context,
+        draft_widths=draft.widths,
+        draft_s=draft.seconds,
+        draft_context_slope_s=draft.slope_s,
+        verify_widths=verify.widths,
+        verify_s=verify.seconds,
+        verify_context_slope_s=verify.slope_s,
+        spread=verify.spread,
+        batch=batch,
+        contexts=(plan.timing.reference_context, plan.timing.far_context),
+        kernel=describe_kernel(target.compression, target.dtype, target.device),
+        draft_kernel=describe_kernel(drafter.compression, drafter.dtype, drafter.device),
     )
 
 
-def _slopes(
-    seconds: Sequence[float],
-    widths: Sequence[int],
-    anchors: Sequence[int],
-    rises: Sequence[float],
-    reference_context: int,
-) -> tuple[float, ...]:
-    """Slopes of every width from those at a few.
-
-    An empty context must still take time, so a noisy slope is kept at or below half of what would use it all up.
-
-    >>> _slopes((1.0, 1.0, 1.0), (1, 2, 3), (1, 3), (0.01, 0.09), 10)
-    (0.01, 0.05, 0.05)
-    """
-    between = np.interp(widths, anchors, rises)
-    return tuple(np.minimum(between, 0.5 * np.array(seconds) / reference_context).tolist())
-
-
-def _time_widths(
-    model: CausalModel, widths: Sequence[int], context: int, repeats: int, last_logits_only: bool
-) -> dict[int, list[float]]:
-    generator = np.random.default_rng(0)
-    tokens = generator.integers(0, min(model.vocab_size, 50_000), context + GAMMA_MAX + 1).tolist()
-    sequence = model.sequence()
-    sequence.extend(tokens[:context], num_logits=1)
-    seconds: dict[int, list[float]] = {width: [] for width in widths}
-    for repeat in range(repeats + 1):
-        for width in widths:
-            _synchronise(model)
-            start = time.perf_counter()
-            logits = sequence.extend(tokens[context : context + width], num_logits=1 if last_logits_only else width)
-            _use(logits)
-            _synchronise(model)
-            if repeat > 0:
-                seconds[width].append(time.perf_counter() - start)
-            sequence.truncate(context)
-    return seconds
-
-
-def _use(logits: torch.Tensor) -> None:
-    """Does with a pass's logits what the engine does."""
-    check_finite(logits, "model")
-    config = SamplingConfig()
-    choose(warp_logits(logits, config), config, None).tolist()
-    signals(logits).cpu()
-
-
-def _synchronise(model: CausalModel) -> None:
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
+def _check(plan: CheckPlan, pair: ModelPair, entry: CostEntry) -> CostFit:
+    alone = CostTable(name="measured now", kind="measured", machine={}, entries={entry.compression: entry})
+    return check_pair(alone, pair, plan)
 
 
 def time_decision(controller: Controller, repeats: int = 500) -> float:

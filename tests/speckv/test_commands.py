@@ -59,9 +59,11 @@ def test_profile_merge_calibrate_decode(
     assert main(["merge", f"out={merged}", f"inputs=[{one},{two}]"]) == 0
     assert len(TraceSet.load(merged).sequences) == 6
     table = tmp_path / "here.json"
-    measured = ["compressions=[fp16]", "reference_context=16", "far_context=40", "repeats=1"]
+    measured = ["compressions=[fp16]", "reference_context=16", "far_context=40", "repeats=1", "warmups=1"]
+    measured += ["batches=[1,2]", "check_tokens=8", f"check_prompts=[{prompts}]"]
     assert main(["calibrate", *model, "name=here", f"out={table}", *measured]) == 0
-    assert CostTable.load(table).compressions == ("fp16",)
+    assert CostTable.load(table).covers.startswith("fp16 in float32, batch 1/2, widths 1 to 17")
+    assert CostTable.load(table).fit["fp16"].measured_s > 0
     capsys.readouterr()
     assert main(["decode", "abc", *model, f"cost.table={table}", "controller=3", "max_new_tokens=12"]) == 0
     streamed = capsys.readouterr().out

@@ -14,6 +14,15 @@ from speckv.errors import CostTableError
 from tests.fakes_traces import make_cost_table
 
 SLOPE = 2.0**-10
+GOOD_FIT = {
+    "prompts": 2,
+    "runs": 6,
+    "tokens": 60,
+    "predicted_s": 21.0,
+    "measured_s": 20.0,
+    "error": 0.05,
+    "spread": 0.01,
+}
 
 
 @pytest.fixture
@@ -126,7 +135,8 @@ def _spoil(content: dict[str, Any], path: str, value: object) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("schema_version", 2, "schema_version: expected 1, got 2"),
+        ("schema_version", 3, "schema_version: expected 1 or 2, got 3"),
+        ("schema_version", True, "schema_version: expected 1 or 2, got True"),
         ("kind", "guessed", r"kind: expected one of \['measured', 'fitted'\], got 'guessed'"),
         ("name", 3, "name: expected text, got 3"),
         ("machine", [], "machine: expected a JSON object, got list"),
@@ -149,6 +159,16 @@ def _spoil(content: dict[str, Any], path: str, value: object) -> None:
         ("entries.fp16.draft_context_slope_s", -0.1, "draft_context_slope_s: expected 2 finite numbers of at least 0"),
         ("entries.fp16.draft_context_slope_s", 0.5, "draft_context_slope_s: expected less than 0.0156 s a token"),
         ("entries.fp16.spread", [0.1], "entries.fp16.spread: expected 3 finite numbers"),
+        ("entries.fp16.batch", 0, "entries.fp16.batch: expected a whole number of at least 1, got 0"),
+        ("entries.fp16.batch", 2, "entries: expected one batch for all"),
+        ("entries.fp16.contexts", [-1], "entries.fp16.contexts: expected a whole number of at least 0, got -1"),
+        ("entries.fp16.kernel", 1, "entries.fp16.kernel: expected text, got 1"),
+        ("loads", "none", "loads: expected a list of entries, got 'none'"),
+        ("loads", [{}], r"loads\[0\]: expected the field 'compression', got none"),
+        ("fit", {"int8": GOOD_FIT}, r"cover \['int8'\]"),
+        ("fit", {"fp16": {**GOOD_FIT, "error": 0.0}}, r"fit.fp16.error: expected .* = 0.050000, got 0.0"),
+        ("fit", {"fp16": {**GOOD_FIT, "measured_s": 0.0}}, "fit.fp16.measured_s: expected a finite number"),
+        ("fit", {"fp16": {**GOOD_FIT, "tokens": 0}}, "fit.fp16.tokens: expected a whole number of at least 1"),
     ],
 )
 def test_wrong_files_name_the_field(table: CostTable, tmp_path: Path, field: str, value: object, message: str) -> None:

@@ -12,6 +12,8 @@ from speckv.decoding import SamplingConfig
 from speckv.errors import DataError, TraceError
 from speckv.models import PairConfig
 from speckv.profiling.calibrate import CalibrationPlan, calibrate
+from speckv.profiling.check import CheckPlan
+from speckv.profiling.passes import TimingPlan
 from speckv.profiling.prompts import Prompt
 from speckv.profiling.record import Recorder
 from speckv.profiling.run import ProfilePlan, Progress, record_traces
@@ -121,7 +123,12 @@ def test_parts_cover_the_whole(pair: PairConfig, tmp_path: Path) -> None:
 
 def test_calibration_covers_every_width(pair: PairConfig, tmp_path: Path) -> None:
     plan = CalibrationPlan(
-        name="here", pair=pair, compressions=("fp16",), reference_context=16, far_context=64, repeats=2
+        name="here",
+        pair=pair,
+        compressions=("fp16",),
+        timing=TimingPlan(reference_context=16, far_context=64, repeats=2, warmups=1),
+        batches=(3, 1),
+        check=CheckPlan(prompts=("abc", "bcdef"), max_new_tokens=12),
     )
     said: list[str] = []
     table = calibrate(plan, ConstantGamma(2), on_progress=said.append)
@@ -131,6 +138,11 @@ def test_calibration_covers_every_width(pair: PairConfig, tmp_path: Path) -> Non
     assert all(t > 0 for t in (*entry.verify_s, *entry.draft_s, table.controller_s))
     assert len(entry.spread) == 17
     assert any("widths" in line for line in said)
+    assert table.batches("fp16") == (1, 3)
+    assert table.at_batch(2).verify_pass_s("fp16", 5, 16) > 0
+    assert "torch product in float32" in entry.kernel
+    assert (table.fit["fp16"].prompts, table.fit["fp16"].runs) == (2, 8)  # gammas 0, 2, 5 and a random schedule
+    assert "batch 1/3, widths 1 to 17, contexts 16/64" in table.covers
     table.save(tmp_path / "here.json")
     assert CostTable.load(tmp_path / "here.json") == table
 

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which product a compressed model's layers really run, said in words: a slow path is easily taken for a slow model.
+
+What bitsandbytes does is read off its own source, release 0.50, `backends/cpu/ops.py`, `backends/cuda/ops.py`,
+`backends/default/ops.py` and `nn/modules.py`; of a release that decides elsewhere we say what we can see.
+"""
+
+import functools
+import importlib
+import logging
+import platform
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from speckv.models.dtypes import dtype_name
+
+logger = logging.getLogger(__name__)
+_NATIVE = {
+    torch.bfloat16: ("avx512_bf16", "amx_bf16"),
+    torch.float16: ("avx512_fp16", "amx_fp16"),
+}
+"""Features of an x86 CPU, by torch's names, any one of which multiplies in that dtype natively."""
+
+
+class Kernel(NamedTuple):
+    """What runs.
+
+    Attributes:
+        text: For a reader, one line.
+        remedy: What would be faster; empty where the path is the fast one.
+    """
+
+    text: str
+    remedy: str = ""
+
+
+def describe_kernel(compression: str, dtype: torch.dtype, device: torch.device) -> str:
+    """What multiplies the weights of a model under a compression, in one line; a slow path begins with "slow: ".
+
+    Args:
+        compression: "fp16", "int8", "nf4", or a registered further kind, of which only the name is known.
+        dtype: Of the arithmetic.
+        device: Where it runs.
+    """
+    kernel = find_kernel(compression, dtype, device)
+    return f"slow: {kernel.text}" if kernel.remedy else kernel.text
+
+
+def warn_if_slow(compression: str, dtype: torch.dtype, device: torch.device) -> None:
+    """Logs a warning, once a process for each case, where a compression runs on a slow path."""
+    _warn_once(compression, dtype, device.type)
+
+
+@functools.cache
+def _warn_once(compression: str, dtype: torch.dtype, device_type: str) -> None:
+    kernel = find_kernel(compression, dtype, torch.device(device_type))
+    if kernel.remedy:
+        logger.warning(
+            "%s in %s on %s takes a slow path: %s. %s",
+            compression,
+            dtype_name(dtype),
+            device_type,
+            kernel.text,
+            kernel.remedy,
+        )
+
+
+def find_kernel(compression: str, dtype: torch.dtype, device: torch.device) -> Kernel:
+    """The same as `describe_kernel`, with what would be faster."""
+    finders = {
+        ("fp16", "cpu"): _plain_cpu,
+        ("int8", "cpu"): _int8_cpu,
+        ("nf4", "cpu"): _nf4_cpu,
+        ("nf4", "cuda"): _nf4_cuda,
+    }
+    found = finders.get((compression, device.type))
+    if found is not None:
+        return found(dtype)
+    if compression == "int8":
+        return Kernel("bitsandbytes INT8 tensor-core product, outlier columns apart in float16")
+    if compression == "fp16":
+        return Kernel(f"torch product in {dtype_name(dtype)}")
+    return Kernel(f"{compression}, a registered compression: its kernel is not known")
+
+
+def _plain_cpu(dtype: torch.dtype) -> Kernel:
+    return _with_emulation(f"torch product in {dtype_name(dtype)}", dtype)
+
+
+def _int8_cpu(dtype: torch.dtype) -> Kernel:
+    del dtype  # activations are rounded to INT8 from float16, whatever they came in
+    if torch.backends.cpu.get_cpu_capability() == "AVX512":
+        return Kernel("bitsandbytes INT8: torch._int_mm, outlier columns apart")
+    return Kernel(
+        "bitsandbytes INT8 without AVX-512 casts every weight to float32 at every pass",
+        "Use fp16 here, or a CPU with AVX-512.",
+    )
+
+
+def _nf4_cpu(dtype: torch.dtype) -> Kernel:
+    if not _bitsandbytes_fuses_on_cpu():
+        text = f"bitsandbytes dequantises every 4-bit weight to {dtype_name(dtype)} at every pass"
+        return Kernel(text, "Use fp16 here, or a CPU with AVX-512 BF16.")
+    if getattr(_module("bitsandbytes.backends.cpu.ops"), "gemm_4bit_forward_kernel", None) is not None:
+        return Kernel("fused 4-bit product of the hub kernel quantization-bitsandbytes, bfloat16")
+    return Kernel(
+        "bitsandbytes' own fused 4-bit product (AVX-512 BF16), which serves one row well and more rows in proportion",
+        "`pip install kernels` lets bitsandbytes fetch its faster kernel (needs the network once).",
+    )
+
+
+def _nf4_cuda(dtype: torch.dtype) -> Kernel:
+    del dtype
+    if hasattr(_module("bitsandbytes.backends.cuda.ops"), "_gemm_4bit_kernel_impl"):
+        return Kernel("bitsandbytes fused 4-bit product; dequantises the weights where many rows make that faster")
+    return Kernel(
+        "bitsandbytes multiplies 4-bit weights by one row, and dequantises them at every pass of more rows",
+        "Upgrade bitsandbytes to 0.50 or later.",
+    )
+
+
+def _with_emulation(text: str, dtype: torch.dtype) -> Kernel:
+    if emulated_on_cpu(dtype):
+        wanted = " or ".join(_NATIVE[dtype])
+        return Kernel(f"{text}, emulated: this CPU has no {wanted}", "Use dtype=float32, or dtype=auto.")
+    return Kernel(text)
+
+
+def emulated_on_cpu(dtype: torch.dtype) -> bool:
+    """Whether an x86 CPU lacks instructions for a 16-bit dtype; False where torch cannot tell."""
+    features = _cpu_features()
+    if dtype not in _NATIVE or not features or platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    return not any(features.get(name) for name in _NATIVE[dtype])
+
+
+def _cpu_features() -> Mapping[str, Any]:
+    """What torch knows of the CPU, by feature; empty in releases that do not say."""
+    read = getattr(torch.cpu, "get_capabilities", None)
+    return dict(read()) if read is not None else {}
+
+
+def _bitsandbytes_fuses_on_cpu() -> bool:
+    """Whether bitsandbytes repacks 4-bit weights for its fused product, which it decides by the CPU alone."""
+    decide = getattr(_module("bitsandbytes.functional"), "has_avx512bf16", None)
+    return bool(decide is not None and decide())
+
+
+def _module(name: str) -> object:
+    """A module, or None where it cannot be imported."""
+    try:
+        return importlib.import_module(name)
+    except (ImportError, RuntimeError, OSError):
+        return None
