@@ -4,7 +4,8 @@
     python -m benchmarks.step_breakdown --weights FOLDER --gammas 0 2 4 --out benchmarks/results/step-breakdown.json
 
 One prompt is decoded with each gamma. The parts are timed by wrapping the models and the loop's functions, which costs
-some microseconds a call; what no part accounts for is the loop's own bookkeeping.
+some microseconds a call; what no part accounts for is the loop's own bookkeeping. On a GPU each part is waited for,
+so that its time is its own: a step then takes longer than one that is not taken apart, which stands beside it.
 """
 
 import argparse
@@ -17,12 +18,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from benchmarks import qwen
-from speckv.decoding import Engine, RequestContext, engine, generate
+from speckv.decoding import Engine, GenerationResult, RequestContext, engine, generate
 from speckv.decoding.protocols import CachedTokens, LanguageModel
 from speckv.evaluation.table import render_table
+from speckv.models import ModelPair
 from speckv.models.dtypes import dtype_name
 from speckv.profiling.machine import describe_machine
 from speckv.runtime.constant import ConstantGamma
@@ -40,13 +43,14 @@ FUNCTIONS = {
 PARTS = ("draft", "verify", "signals", "choosing", "checking", "cutting", "controller", "rest")
 
 Totals = dict[str, float]
+Now = Callable[[], float]
 
 
 class TimedSequence:
     """A cached sequence whose calls are timed."""
 
-    def __init__(self, inner: CachedTokens, part: str, totals: Totals) -> None:
-        self._inner, self._part, self._totals = inner, part, totals
+    def __init__(self, inner: CachedTokens, part: str, totals: Totals, now: Now) -> None:
+        self._inner, self._part, self._totals, self._now = inner, part, totals, now
 
     @property
     def length(self) -> int:
@@ -55,23 +59,23 @@ class TimedSequence:
 
     def extend(self, tokens: Sequence[int], *, num_logits: int | None = None) -> Tensor:
         """Appends tokens."""
-        started = time.perf_counter()
+        started = self._now()
         logits = self._inner.extend(tokens, num_logits=num_logits)
-        self._totals[self._part] += time.perf_counter() - started
+        self._totals[self._part] += self._now() - started
         return logits
 
     def truncate(self, length: int) -> None:
         """Cuts the cache."""
-        started = time.perf_counter()
+        started = self._now()
         self._inner.truncate(length)
-        self._totals["cutting"] += time.perf_counter() - started
+        self._totals["cutting"] += self._now() - started
 
 
 class TimedModel:
     """A model whose sequences are timed."""
 
-    def __init__(self, inner: LanguageModel, part: str, totals: Totals) -> None:
-        self._inner, self._part, self._totals = inner, part, totals
+    def __init__(self, inner: LanguageModel, part: str, totals: Totals, now: Now = time.perf_counter) -> None:
+        self._inner, self._part, self._totals, self._now = inner, part, totals, now
 
     @property
     def context_limit(self) -> int:
@@ -85,22 +89,22 @@ class TimedModel:
 
     def sequence(self) -> TimedSequence:
         """Starts an empty sequence."""
-        return TimedSequence(self._inner.sequence(), self._part, self._totals)
+        return TimedSequence(self._inner.sequence(), self._part, self._totals, self._now)
 
 
 @contextmanager
-def timed_functions(totals: Totals) -> Iterator[None]:
+def timed_functions(totals: Totals, now: Now = time.perf_counter) -> Iterator[None]:
     """Times the loop's own functions while it lasts."""
     loop = engine
     originals = {name: getattr(loop, name) for name in FUNCTIONS}
 
     def wrap(call: Callable[..., Any], part: str) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
-            started = time.perf_counter()
+            started = now()
             try:
                 return call(*args, **kwargs)
             finally:
-                totals[part] += time.perf_counter() - started
+                totals[part] += now() - started
 
         return timed
 
@@ -113,26 +117,83 @@ def timed_functions(totals: Totals) -> Iterator[None]:
             setattr(loop, name, call)
 
 
+def waiting_clock(device: torch.device) -> Now:
+    """Seconds, once the device has done what was asked of it."""
+
+    def now() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return now if device.type == "cuda" else time.perf_counter
+
+
 def break_down(
-    target: LanguageModel, draft: LanguageModel, prompt: Sequence[int], gamma: int, max_new_tokens: int
+    target: LanguageModel,
+    draft: LanguageModel,
+    prompt: Sequence[int],
+    gamma: int,
+    max_new_tokens: int,
+    *,
+    now: Now = time.perf_counter,
 ) -> dict[str, float]:
-    """Milliseconds a step of each part, for one constant gamma; the prefill is left out."""
+    """Milliseconds a step of each part, for one constant gamma; the prefill is left out.
+
+    Args:
+        target: The model that verifies.
+        draft: The model that drafts.
+        prompt: Token ids.
+        gamma: In tokens.
+        max_new_tokens: Budget.
+        now: Clock of the parts and of the step; see `waiting_clock`.
+    """
     totals: Totals = defaultdict(float)
-    loop = Engine(TimedModel(target, "verify", totals), TimedModel(draft, "draft", totals))
-    context = RequestContext(compression="fp16", cost_ratio=0.5)
-    with timed_functions(totals):
-        run = generate(
-            loop,
-            prompt,
-            ConstantGamma(gamma),
-            context=context,
-            max_new_tokens=max_new_tokens,
-            on_step=lambda _: totals.clear() if len(loop.tokens) == 1 else None,
-        )
+    loop = Engine(TimedModel(target, "verify", totals, now), TimedModel(draft, "draft", totals, now), clock=now)
+    with timed_functions(totals, now):
+        run = _decode(loop, prompt, gamma, max_new_tokens, totals.clear)
     totals["controller"] = run.controller_s
     totals["rest"] = run.decode_s - sum(totals.values())
     steps = len(run.steps)
     return {part: 1e3 * totals[part] / steps for part in PARTS} | {"step": 1e3 * run.decode_s / steps, "steps": steps}
+
+
+def _decode(
+    loop: Engine, prompt: Sequence[int], gamma: int, max_new_tokens: int, begin: Callable[[], None]
+) -> GenerationResult:
+    return generate(
+        loop,
+        prompt,
+        ConstantGamma(gamma),
+        context=RequestContext(compression="fp16", cost_ratio=0.5),
+        max_new_tokens=max_new_tokens,
+        on_step=lambda _: begin() if len(loop.tokens) == 1 else None,
+    )
+
+
+def break_down_all(
+    pair: ModelPair, prompt: Sequence[int], gammas: Sequence[int], max_new_tokens: int
+) -> dict[str, dict[str, float]]:
+    """Gamma -> milliseconds a step by part, and beside them of a step that is not taken apart.
+
+    Args:
+        pair: Target and draft.
+        prompt: Token ids.
+        gammas: In tokens.
+        max_new_tokens: Budget of each text.
+    """
+    now = waiting_clock(pair.target.device)
+    break_down(pair.target, pair.draft, prompt, 2, 8, now=now)  # warm-up
+    found = {}
+    for gamma in gammas:
+        parts = break_down(pair.target, pair.draft, prompt, gamma, max_new_tokens, now=now)
+        whole = Engine(pair.target, pair.draft)
+        started = [0.0]
+
+        def begin(started: list[float] = started) -> None:
+            started[0] = now()
+
+        run = _decode(whole, prompt, gamma, max_new_tokens, begin)
+        found[str(gamma)] = parts | {"step_not_taken_apart": 1e3 * (now() - started[0]) / len(run.steps)}
+    return found
 
 
 def main() -> None:
@@ -147,10 +208,7 @@ def main() -> None:
     options = parser.parse_args()
     pair = qwen.load_qwen(options.weights, dtype=options.dtype)
     ids = pair.encode(PROMPT)
-    break_down(pair.target, pair.draft, ids, 2, 8)  # warm-up
-    found = {
-        str(gamma): break_down(pair.target, pair.draft, ids, gamma, options.max_new_tokens) for gamma in options.gammas
-    }
+    found = break_down_all(pair, ids, options.gammas, options.max_new_tokens)
     rows = [(gamma, *(f"{parts[p]:.2f}" for p in PARTS), f"{parts['step']:.1f}") for gamma, parts in found.items()]
     logger.info("milliseconds a step\n%s", render_table(("gamma", *PARTS, "step"), rows))
     if options.out:

@@ -146,7 +146,7 @@ def load_model(source: str, *, compression: str, dtype: torch.dtype, device: tor
         raise _load_error(source, error) from error
     if kind.quantization_config is None:
         model = model.to(device)
-    model = _freeze(model)
+    model = freeze(model)
     folder = Path(location)
     return CausalModel(
         name=source,
@@ -225,7 +225,8 @@ def _load_error(source: str, error: Exception) -> ModelError:
     )
 
 
-def _freeze(model: PreTrainedModel) -> PreTrainedModel:
+def freeze(model: PreTrainedModel) -> PreTrainedModel:
+    """Makes a loaded model ready to decode, in place: evaluation mode, no gradients, products for few rows."""
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)

@@ -21,7 +21,7 @@ from speckv.decoding.sampling import SamplingConfig, check_finite, choose, warp_
 from speckv.decoding.signals import signals
 from speckv.models.causal import CausalModel
 from speckv.models.dtypes import dtype_name
-from speckv.models.pair import PairConfig, load_pair
+from speckv.models.pair import ModelPair, PairConfig, load_pair
 from speckv.observation import SCHEMA, History, StaticContext, StepBatch, observe, update_history
 from speckv.profiling.machine import describe_machine
 from speckv.traces import GAMMA_MAX
@@ -72,7 +72,11 @@ class PassTimes:
 
 
 def calibrate(
-    plan: CalibrationPlan, controller: Controller, *, on_progress: Callable[[str], None] | None = None
+    plan: CalibrationPlan,
+    controller: Controller,
+    *,
+    on_progress: Callable[[str], None] | None = None,
+    load: Callable[[PairConfig], ModelPair] = load_pair,
 ) -> CostTable:
     """Measures every compression and returns a table; run it alone on the machine.
 
@@ -80,6 +84,7 @@ def calibrate(
         plan: What to measure.
         controller: Whose decision is timed, with observing and remembering.
         on_progress: Called with a line of text before each measurement.
+        load: Makes the pair of a config, for models that are not on disk.
     """
     say = on_progress or (lambda _: None)
     entries: dict[str, CostEntry] = {}
@@ -89,7 +94,7 @@ def calibrate(
         say(f"{compression}: loading")
         pair = None  # free the last target before the next is loaded
         gc.collect()
-        pair = load_pair(replace(plan.pair, compression=compression))
+        pair = load(replace(plan.pair, compression=compression))
         if draft_times is None:
             say(f"draft, {dtype_name(pair.draft.dtype)}: widths 1 to {GAMMA_MAX + 1}")
             draft_times = time_passes(pair.draft, plan, last_logits_only=True)
