@@ -12,11 +12,12 @@ Exit status: 0 if every stage that ran is ok, 1 otherwise.
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.gpu.settings import Settings, slug
+from benchmarks.gpu.settings import OFFLINE, Settings, slug
 from benchmarks.gpu.stages import ROOT, STAGES, Report, Runner, Stage, in_process, isolated, run_all
 from benchmarks.gpu.work import OK
 
@@ -73,4 +74,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    os.environ.update(OFFLINE)
     sys.exit(main())

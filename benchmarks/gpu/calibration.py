@@ -18,7 +18,8 @@ from speckv.runtime.policy import PolicyController
 
 RANDOM_NOTE = (
     "Random weights in the published shapes, made on the device: what a pass takes does not depend on the values of "
-    "the weights. Texts and acceptance rates of such models mean nothing."
+    "the weights, but for the outlier columns of INT8, which a real model has more of. Texts and acceptance rates of "
+    "such models mean nothing."
 )
 LIVE = ("qwen2.5-coder", "llama-8b-own-layers")
 """Pairs that decode live, with weights and without."""
