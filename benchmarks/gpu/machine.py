@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stage `machine`: what is measured on, and what is missing. Imports torch late: its absence is a finding."""
+"""Stage `machine`: what is measured, on what, and what is missing. Imports torch late: its absence is a finding."""
 
 import importlib.util
 import subprocess
@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from benchmarks.gpu.settings import Settings
+from benchmarks.gpu.stages import ROOT
 from benchmarks.gpu.work import Work
 from speckv.errors import ConfigError
 
@@ -34,6 +35,7 @@ NEEDED = {
 def run(settings: Settings, work: Work) -> None:
     """Looks around."""
     work.piece("packages", packages)
+    work.piece("commit", commit)
     work.piece("device", lambda: device(settings))
 
 
@@ -94,14 +96,18 @@ def device_name(settings: Settings) -> str:
 
 def driver() -> str:
     """Version of the NVIDIA driver, as `nvidia-smi` tells it; "unknown" without that program."""
+    return _told(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
+
+
+def commit() -> str:
+    """The checkout's commit, with `-dirty` where files differ from it; "unknown" in a copy without its history."""
+    return _told(["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"])
+
+
+def _told(command: list[str]) -> str:
+    """First line of what a program prints; "unknown" where there is no such program, or it fails."""
     try:
-        told = subprocess.run(
-            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
-            capture_output=True,
-            check=True,
-            text=True,
-            timeout=20,
-        )
+        told = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True, timeout=20)
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return told.stdout.splitlines()[0].strip() if told.stdout.strip() else "unknown"

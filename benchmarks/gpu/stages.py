@@ -56,12 +56,12 @@ def _stage(name: str, budget_s: float, what: str) -> Stage:
 
 STAGES = (
     _stage("machine", 60, "device, driver, versions, and what is missing"),
-    _stage("weights", 240, "weights joined from their parts, verified, and converted"),
+    _stage("weights", 210, "weights joined from their parts, verified, and converted"),
     _stage("tests", 120, "tests marked gpu"),
     _stage("lossless", 210, "random gammas against plain decoding, by dtype and compression"),
     _stage("calibration", 300, "cost tables of the pairs"),
     _stage("throughput", 210, "plain, best fixed gamma, controllers and transformers' own, live"),
-    _stage("breakdown", 60, "where a step's time goes"),
+    _stage("breakdown", 90, "where a step's time goes"),
 )
 """In the order they run; their budgets add up to 20 minutes."""
 

@@ -13,6 +13,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 from benchmarks import qwen, weights
 from benchmarks.divergence import explain
 from benchmarks.gpu import __main__ as program
+from benchmarks.gpu import machine
 from benchmarks.gpu.models import RANDOM, load_random, random_model, random_pair, real_pair
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.stages import ROOT, STAGES, Stage, in_process, isolated, placeless, run_all
@@ -54,8 +55,16 @@ def test_the_whole_command_at_tiny_shapes(tmp_path: Path) -> None:
     assert live["cost_table"] == "cost-cpu-llama-8b-own-layers"
     assert {arm["prompts_with_another_text"] for arm in live["arms"].values()} == {0}
     assert {"transformers", "ours, plain", "transformers, assisted, default"} < live["arms"].keys()
-    assert found(report, "breakdown", "steps")["ms_a_step"]["2"]["draft"] > 0
+    assert found(report, "breakdown", "gamma 2")["draft"] > 0
     assert str(Path.home()) not in out.read_text(encoding="utf-8")
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert set(machine.packages()) == set(machine.NEEDED)
+    monkeypatch.setattr(machine, "NEEDED", {"numpy": "numpy", "carry-me": "no_such_module"})
+    with pytest.raises(ConfigError, match=r"missing here: carry-me\. .*pip install --no-index .* carry-me"):
+        machine.packages()
+    assert machine._told(["no-such-program"]) == "unknown"
 
 
 # -- stages: failures, the clock, and what is kept ---------------------------------------------------------------------
