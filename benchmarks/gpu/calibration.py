@@ -35,6 +35,8 @@ def pairs(settings: Settings) -> dict[str, tuple[PairConfig, tuple[str, ...]]]:
         found[LIVE[1]] = (random_pair(settings), ("fp16",))
     for draft in ("1b", "3b"):
         found[f"llama-8b-{draft}"] = (random_pair(settings, f"llama-3.2-{draft}"), compressions)
+    if settings.tiny:  # both are the same tiny pair
+        del found["llama-8b-3b"]
     return found
 
 

@@ -49,12 +49,12 @@ class LeakyModel(TableModel):
 
 
 class FatModel(TableModel):
-    """Keeps nothing but bytes: half a megabyte a sequence."""
+    """Keeps nothing but bytes: two megabytes a sequence."""
 
     kept: list[bytes]
 
     def sequence(self) -> TableSequence:
-        self.kept = [*getattr(self, "kept", []), b"\1" * 500_000]
+        self.kept = [*getattr(self, "kept", []), b"\1" * 2_000_000]
         return super().sequence()
 
 
@@ -62,7 +62,7 @@ def run(
     *,
     engine: Callable[..., Engine] = Engine,
     model: type[TableModel] = TableModel,
-    requests: int = 120,
+    requests: int = 60,
     prompts: dict[str, list[int]] | None = None,
 ) -> tuple[dict[str, Any], Traffic]:
     table = TableModel.random(0)
@@ -85,8 +85,8 @@ def test_an_engine_that_does_neither_passes() -> None:
     report, traffic = run()
     assert report["verdict"] == "ok"
     assert set(report["requests"]) == set(KINDS)
-    assert min(report["requests"].values()) > 5
-    assert report["checked_tokens"] > 500
+    assert min(report["requests"].values()) > 3
+    assert report["checked_tokens"] > 300
     assert traffic.counts == {"near_ties": 0, "divergences": 0}
     assert len(report["memory"]["samples"]) >= 6
 
@@ -107,7 +107,7 @@ def test_a_diverging_engine_is_caught_and_the_run_ends() -> None:
 def test_an_engine_that_keeps_its_caches_is_caught() -> None:
     report, _ = run(model=LeakyModel)
     assert report["verdict"] == "leaked sequences"
-    assert report["sequences"]["most"] > 100
+    assert report["sequences"]["most"] > 50
 
 
 @pytest.mark.slow
