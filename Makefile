@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 PYTHON ?= python
 COSTS := cpu-2core rtx3090-paper
+WEIGHTS ?= $(or $(SPECKV_WEIGHTS),$(wildcard $(HOME)/.cache/speckv/weights))
+MINUTES ?= 30
 
 .DEFAULT_GOAL := help
-.PHONY: help install format lint types contracts test check train evaluate results results-t1 paper study clean
+.PHONY: help install format lint types contracts test check train evaluate results results-t1 paper study gpu soak clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +67,12 @@ study: $(COSTS:%=study-%) ## Compare rewards, discounts, granularities and algor
 study-%:
 	$(PYTHON) -m benchmarks.rl_study --cost $* --out benchmarks/results/rl-study-$*.json
 	$(PYTHON) -m benchmarks.rl_study --cost $* --learning-curves
+
+gpu: ## Measure everything that wants a GPU, in 20 minutes at most (WEIGHTS=DIR, STAGES="lossless ...")
+	$(PYTHON) -m benchmarks.gpu $(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(STAGES),--stages $(STAGES))
+
+soak: ## Decode live for MINUTES=30 under random policies, looking for other text and growing memory
+	$(PYTHON) -m benchmarks.soak --minutes $(MINUTES) --out runs/soak.json
 
 clean: ## Remove build products and tool caches; runs stay
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

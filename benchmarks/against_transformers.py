@@ -13,7 +13,8 @@ import json
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -44,14 +45,14 @@ def theirs(pair: ModelPair, max_new_tokens: int, **options: object) -> Decode:
     """Transformers' `generate`, greedy."""
 
     def decode(ids: Sequence[int], _: str) -> list[int]:
-        tokens = torch.tensor([list(ids)])
+        tokens = torch.tensor([list(ids)], device=pair.target.device)
         output = pair.target.hf.generate(  # type: ignore[operator]
             tokens,
             attention_mask=torch.ones_like(tokens),
             max_new_tokens=max_new_tokens,
             do_sample=False,
             eos_token_id=sorted(pair.eos_token_ids),
-            pad_token_id=min(pair.eos_token_ids),
+            pad_token_id=min(pair.eos_token_ids, default=0),
             **options,
         )
         found: list[int] = output[0, len(ids) :].tolist()
@@ -81,6 +82,73 @@ def ours(engine: Engine, controller: Controller, context: RequestContext, max_ne
     return decode
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runs:
+    """What arms did on the same prompts.
+
+    Attributes:
+        seconds: Arm -> seconds of each whole call, in the prompts' order.
+        texts: Arm -> tokens of each call.
+    """
+
+    seconds: dict[str, list[float]]
+    texts: dict[str, list[list[int]]]
+
+    def tokens_per_s(self, name: str) -> float:
+        """Tokens of all of an arm's calls over their seconds."""
+        return sum(map(len, self.texts[name])) / sum(self.seconds[name])
+
+    def other_texts(self, name: str, reference: str) -> int:
+        """Prompts on which an arm's text differs from another arm's."""
+        return sum(a != b for a, b in zip(self.texts[name], self.texts[reference], strict=True))
+
+
+def run_arms(
+    arms: Mapping[str, Decode],
+    prompts: Mapping[str, Sequence[int]],
+    *,
+    synchronise: Callable[[], None] = lambda: None,
+    on_prompt: Callable[[str, Runs], None] = lambda *_: None,
+    go_on: Callable[[], bool] = lambda: True,
+) -> Runs:
+    """Decodes every prompt by all arms, in an order that rotates, after one warm-up call of each.
+
+    Args:
+        arms: Name -> how to decode.
+        prompts: Name -> token ids.
+        synchronise: Waits for the device; called at both ends of every call.
+        on_prompt: Called behind each prompt.
+        go_on: Asked behind each prompt; False leaves the others out.
+    """
+    names = list(arms)
+    for decode in arms.values():
+        decode(next(iter(prompts.values())), "warm-up")
+    runs = Runs(seconds=defaultdict(list), texts=defaultdict(list))
+    for number, (prompt, ids) in enumerate(prompts.items()):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            synchronise()
+            started = time.perf_counter()
+            runs.texts[name].append(arms[name](ids, prompt))
+            synchronise()
+            runs.seconds[name].append(time.perf_counter() - started)
+        on_prompt(prompt, runs)
+        if not go_on():
+            break
+    return runs
+
+
+def theirs_assisted(pair: ModelPair, gamma: int, max_new_tokens: int) -> dict[str, Decode]:
+    """Transformers' assisted generation: with a fixed draft length, and at its default."""
+    constant = {"num_assistant_tokens_schedule": "constant"}
+    fixed = constant | {"num_assistant_tokens": gamma, "assistant_confidence_threshold": 0.0}
+    default = constant | {"num_assistant_tokens": 20, "assistant_confidence_threshold": 0.4}
+    return {
+        f"{THEIRS_ASSISTED}, {gamma}": assisted(pair, max_new_tokens, **fixed),
+        f"{THEIRS_ASSISTED}, default": assisted(pair, max_new_tokens, **default),
+    }
+
+
 def make_arms(pair: ModelPair, options: argparse.Namespace) -> dict[str, Decode]:
     """Name -> how to decode."""
     table = CostTable.load(options.cost)
@@ -88,15 +156,11 @@ def make_arms(pair: ModelPair, options: argparse.Namespace) -> dict[str, Decode]
     engine = Engine(pair.target, pair.draft, eos_token_ids=pair.eos_token_ids)
     mine = partial(ours, engine, context=context, max_new_tokens=options.max_new_tokens)
     alone = Engine(pair.target, None, eos_token_ids=pair.eos_token_ids)  # no draft to read the prompt with
-    constant = {"num_assistant_tokens_schedule": "constant"}
-    fixed = constant | {"num_assistant_tokens": options.gamma, "assistant_confidence_threshold": 0.0}
-    default = constant | {"num_assistant_tokens": 20, "assistant_confidence_threshold": 0.4}
     arms = {
         THEIRS: theirs(pair, options.max_new_tokens),
         "ours, plain": ours(alone, ConstantGamma(0), context, options.max_new_tokens),
-        f"{THEIRS_ASSISTED}, {options.gamma}": assisted(pair, options.max_new_tokens, **fixed),
         f"ours, {options.gamma}": mine(ConstantGamma(options.gamma)),
-        f"{THEIRS_ASSISTED}, default": assisted(pair, options.max_new_tokens, **default),
+        **theirs_assisted(pair, options.gamma, options.max_new_tokens),
     }
     for path in options.controllers:
         controller = load_controller(path)
@@ -130,19 +194,13 @@ def main() -> None:
     prompts = [p for p in read_prompts(options.prompts) if p.split == "test"]
     prompts = first_of_each(prompts, options.per_task)
     names = list(arms)
-    for decode in arms.values():
-        decode(pair.encode("Warm up."), "warm-up")
-    seconds: dict[str, list[float]] = defaultdict(list)
-    texts: dict[str, list[list[int]]] = defaultdict(list)
-    for number, prompt in enumerate(prompts):
-        ids, first = pair.encode(prompt.text), number % len(names)
-        for name in names[first:] + names[:first]:
-            started = time.perf_counter()
-            texts[name].append(arms[name](ids, prompt.prompt_id))
-            seconds[name].append(time.perf_counter() - started)
-        logger.info("%s: %s", prompt.prompt_id, ", ".join(f"{n} {seconds[n][-1]:.2f} s" for n in names))
+
+    def tell(prompt: str, runs: Runs) -> None:
+        logger.info("%s: %s", prompt, ", ".join(f"{n} {runs.seconds[n][-1]:.2f} s" for n in names))
+
+    runs = run_arms(arms, {p.prompt_id: pair.encode(p.text) for p in prompts}, on_prompt=tell)
     counts = resample_counts([p.task for p in prompts], NUM_RESAMPLES, 0)
-    reference = np.array(seconds[THEIRS])
+    reference = np.array(runs.seconds[THEIRS])
     report = {
         "what": "whole calls, prefill included, arms interleaved in one process",
         "pair": qwen.NAME,
@@ -152,10 +210,10 @@ def main() -> None:
         "prompts": [p.prompt_id for p in prompts],
         "arms": {
             name: {
-                "tokens_per_s": sum(map(len, texts[name])) / sum(seconds[name]),
-                "seconds": seconds[name],
-                "prompts_with_another_text": sum(a != b for a, b in zip(texts[name], texts[THEIRS], strict=True)),
-                "speedup_over_transformers_plain": as_ratio(reference, np.array(seconds[name]), counts),
+                "tokens_per_s": runs.tokens_per_s(name),
+                "seconds": runs.seconds[name],
+                "prompts_with_another_text": runs.other_texts(name, THEIRS),
+                "speedup_over_transformers_plain": as_ratio(reference, np.array(runs.seconds[name]), counts),
             }
             for name in names
         },

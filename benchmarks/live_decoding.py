@@ -19,6 +19,7 @@ import torch
 
 from agents.stored import load_controller
 from benchmarks import qwen
+from benchmarks.divergence import first_difference
 from speckv.commands.decode import find_controller
 from speckv.cost import CostTable
 from speckv.decoding import Engine, GenerationResult, RequestContext, generate
@@ -49,13 +50,6 @@ def summarise(results: dict[str, list[GenerationResult]]) -> dict[str, dict[str,
             ),
         }
     return table
-
-
-def first_difference(tokens: tuple[int, ...], plain: tuple[int, ...]) -> int | None:
-    """Position of the first token that differs, or None."""
-    pairs = enumerate(zip(tokens, plain, strict=False))
-    found = next((i for i, (a, b) in pairs if a != b), None)
-    return found if found is not None or len(tokens) == len(plain) else min(len(tokens), len(plain))
 
 
 def main() -> None:

@@ -8,6 +8,12 @@ from speckv.models import ModelPair, PairConfig, load_pair
 NAME = "Qwen2.5-Coder-1.5B-Instruct with 0.5B draft"
 
 
+def files(weights: Path) -> tuple[Path, Path]:
+    """Target and draft, by the names of the official GGUF files, in a folder."""
+    target, draft = (weights / f"qwen2.5-coder-{size}-instruct-q4_k_m.gguf" for size in ("1.5b", "0.5b"))
+    return target, draft
+
+
 def load_qwen(weights: Path, *, dtype: str, compression: str = "fp16") -> ModelPair:
     """Loads the pair.
 
@@ -16,5 +22,5 @@ def load_qwen(weights: Path, *, dtype: str, compression: str = "fp16") -> ModelP
         dtype: Of the arithmetic, or "auto".
         compression: Of the target.
     """
-    target, draft = (str(weights / f"qwen2.5-coder-{size}-instruct-q4_k_m.gguf") for size in ("1.5b", "0.5b"))
-    return load_pair(PairConfig(target=target, draft=draft, dtype=dtype, compression=compression))
+    target, draft = files(weights)
+    return load_pair(PairConfig(target=str(target), draft=str(draft), dtype=dtype, compression=compression))

@@ -57,6 +57,11 @@ def run(config: DictConfig) -> None:
     _say_whether_publishable(table)
 
 
+def shipped_check() -> CheckPlan:
+    """The check on the prompts that come with SpecKV."""
+    return CheckPlan(prompts=tuple(prompt.text for prompt in read_prompts([CHECK_PROMPTS])))
+
+
 def _check_plan(config: DictConfig) -> CheckPlan:
     prompts = read_prompts(config.check_prompts or [CHECK_PROMPTS])
     if config.check_per_task is not None:

@@ -156,7 +156,7 @@ def load_model(
         raise device_error(error) or _load_error(source, error) from error
     if kind.quantization_config is None:
         model = model.to(device)
-    model = _freeze(model)
+    model = freeze(model)
     warn_if_slow(compression, dtype, device)
     folder = Path(location)
     return CausalModel(
@@ -249,7 +249,8 @@ def _load_error(source: str, error: Exception) -> ModelError:
     )
 
 
-def _freeze(model: PreTrainedModel) -> PreTrainedModel:
+def freeze(model: PreTrainedModel) -> PreTrainedModel:
+    """Makes a loaded model ready to decode, in place: evaluation mode, no gradients, products for few rows."""
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)

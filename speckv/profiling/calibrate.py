@@ -60,13 +60,20 @@ class CalibrationPlan:
             raise ConfigError(f"Expected different batches of at least 1, 1 among them, got {list(self.batches)}.")
 
 
-def calibrate(plan: CalibrationPlan, controller: Controller, *, on_progress: Say | None = None) -> CostTable:
+def calibrate(
+    plan: CalibrationPlan,
+    controller: Controller,
+    *,
+    on_progress: Say | None = None,
+    load: Callable[[PairConfig], ModelPair] = load_pair,
+) -> CostTable:
     """Measures every compression and returns a table; run it alone on the machine.
 
     Args:
         plan: What to measure.
         controller: Whose decision is timed, with observing and remembering.
         on_progress: Called with a line of text before each measurement.
+        load: Makes the pair of a config, for models that are not on disk.
     """
     say = on_progress or (lambda _: None)
     entries: dict[str, CostEntry] = {}
@@ -78,7 +85,7 @@ def calibrate(plan: CalibrationPlan, controller: Controller, *, on_progress: Say
         say(f"{compression}: loading")
         pair = None  # free the last target before the next is loaded
         gc.collect()
-        pair = load_pair(replace(plan.pair, compression=compression))
+        pair = load(replace(plan.pair, compression=compression))
         if plan.check is not None:
             encode_prompts(pair, plan.check)
         # A draft made of the target's own layers is compressed as the target is.

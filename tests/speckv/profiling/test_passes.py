@@ -124,7 +124,7 @@ def test_rows_of_a_batch_are_sequences_of_their_own(model: CausalModel, batch: i
     rows.extend(tokens[:, :6], 1)
     rows.extend(tokens[:, 2:5], 3)  # forgotten again
     rows.truncate(6)
-    scored = rows.extend(tokens[:, 6:], 2).reshape(batch, 2, -1)
+    scored = rows.extend(tokens[:, 6:], 2).logits.reshape(batch, 2, -1)
     for row, logits in zip(tokens.tolist(), scored, strict=True):
         torch.testing.assert_close(logits, model.sequence().extend(row, num_logits=2))
 
