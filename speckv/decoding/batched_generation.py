@@ -13,7 +13,7 @@ from speckv.decoding.engine import DecodeStep
 from speckv.decoding.generation import GenerationResult, RequestContext
 from speckv.errors import ConfigError
 from speckv.observation import History, StaticContext, StepBatch, observe, summarise_tested, update_history
-from speckv.types import BoolArray, Controller, FloatArray, IntArray
+from speckv.types import Controller, FloatArray, IntArray
 
 BatchContext = RequestContext | Callable[[int], RequestContext]
 """What a controller is told about every request; or number of running requests -> the same, for costs that depend on
@@ -179,8 +179,7 @@ class _Batch:
 
     def take(self, rows: Sequence[int], gammas: Sequence[int], steps: Sequence[DecodeStep]) -> None:
         """Takes in a step of the running requests, and lets those go that ended."""
-        outcome, where = _as_batch(len(self._requests), rows, steps)
-        self._history = update_history(self._history, outcome, where)
+        self._history = update_history(self._history, _as_batch(len(self._requests), rows, steps))
         for i, gamma, step in zip(rows, gammas, steps, strict=True):
             self._requests[i].steps.append(step)
             self._requests[i].gammas.append(gamma)
@@ -215,11 +214,9 @@ def _report(
             on_step(i, step)
 
 
-def _as_batch(num_requests: int, rows: Sequence[int], steps: Sequence[DecodeStep]) -> tuple[StepBatch, BoolArray]:
-    """Steps of some requests as those of all, and where they are."""
+def _as_batch(num_requests: int, rows: Sequence[int], steps: Sequence[DecodeStep]) -> StepBatch:
+    """Steps of some requests among all; the past of the others does not matter: it is over or begins when they join."""
     outcomes = [step.outcome for step in steps]
-    where = np.zeros(num_requests, np.bool_)
-    where[list(rows)] = True
 
     def spread(values: Sequence[int]) -> IntArray:
         out = np.zeros(num_requests, np.int64)
@@ -231,11 +228,10 @@ def _as_batch(num_requests: int, rows: Sequence[int], steps: Sequence[DecodeStep
     for i, outcome in zip(rows, outcomes, strict=True):
         tested[i] = summarise_tested(outcome.draft_signals[np.newaxis], [outcome.num_tested])[0]
         target[i] = outcome.target_entropy, outcome.target_confidence
-    batch = StepBatch(
+    return StepBatch(
         num_drafted=spread([o.num_drafted for o in outcomes]),
         num_accepted=spread([o.num_accepted for o in outcomes]),
         num_emitted=spread([o.num_emitted for o in outcomes]),
         tested=tested,
         target=target,
     )
-    return batch, where

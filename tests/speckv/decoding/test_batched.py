@@ -3,6 +3,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -50,9 +51,9 @@ requests = st.lists(
 )
 
 
-def stops_after(signals: FloatArray) -> bool:
-    """Some rule that depends on the draft alone."""
-    return bool(signals[-1, 1] > 0.4)
+def goes_on(request: Request, signals: FloatArray) -> bool:
+    """Some rule that depends on the request and on its draft."""
+    return bool(signals[-1, 1] > 0.2 + 0.1 * len(request.prompt))
 
 
 def run_batch(engine: BatchEngine, asked: Sequence[Request], *, stopping: bool = False) -> None:
@@ -73,9 +74,8 @@ def run_batch(engine: BatchEngine, asked: Sequence[Request], *, stopping: bool =
         rows = [by_name[row.request] for row in engine.running]
         if rows:
 
-            def go_on(which: IntArray, signals: FloatArray) -> BoolArray:
-                assert signals.shape[0] == len(which)
-                return np.array([stops_after(one) for one in signals])
+            def go_on(which: IntArray, signals: FloatArray, rows: Sequence[Request] = rows) -> BoolArray:
+                return np.array([goes_on(rows[i], one) for i, one in zip(which, signals, strict=True)])
 
             steps = engine.step([r.gamma(len(r.steps) - 1) for r in rows], go_on if stopping else None)
             for request, step in zip(rows, steps, strict=True):
@@ -89,7 +89,7 @@ def assert_as_alone(engine: Engine, asked: Sequence[Request], *, stopping: bool 
         expected = [engine.start(request.prompt, max_new_tokens=request.budget, request=str(i))]
         while engine.finish is None:
             gamma = request.gamma(len(expected) - 1)
-            expected.append(engine.step(gamma, stops_after if stopping else None))
+            expected.append(engine.step(gamma, partial(goes_on, request) if stopping else None))
         assert len(request.steps) == len(expected)
         for mine, alone in zip(request.steps, expected, strict=True):
             assert (mine.tokens, mine.drafted) == (alone.tokens, alone.drafted)
@@ -175,6 +175,16 @@ def test_rows_that_finish_leave_and_others_take_their_place() -> None:
     assert [(row.request, row.tokens) for row in engine.running] == [("b", [1, 2]), ("c", [1, 2]), ("d", [2])]
     assert [step.tokens for step in engine.step([2, 0, 3])] == [(0, 1, 2), (0,), (0, 1, 2, 0)]
     assert [row.request for row in engine.running] == ["b"]
+
+
+def test_a_step_asks_about_running_rows_wherever_the_caches_keep_them() -> None:
+    engine = BatchEngine(counting(), counting())
+    engine.start([[0], [0], [0]], max_new_tokens=[2, 20, 20], requests=["a", "b", "c"])
+    engine.step([0, 0, 0])  # "a" leaves, and "c" takes its place in the caches
+    steps = engine.step([4, 5], lambda which, _: which == 1)
+    assert [row.request for row in engine.running] == ["b", "c"]
+    assert [len(step.drafted) for step in steps] == [1, 5]
+    assert [step.outcome.gamma for step in steps] == [1, 5]
 
 
 def test_every_row_is_charged_the_whole_step() -> None:
