@@ -10,11 +10,16 @@ import torch
 from omegaconf import DictConfig
 
 from speckv.commands.models import pair_config
+from speckv.cost import CostTable
+from speckv.decoding import PromptLookup
+from speckv.errors import ConfigError
 from speckv.observation import SCHEMA
-from speckv.profiling.calibrate import CalibrationPlan, calibrate
+from speckv.profiling.calibrate import CalibrationPlan, calibrate, with_lookup_times
 from speckv.runtime.policy import MlpPolicy, PolicyController
 from speckv.traces import GAMMA_MAX
 
+TIMED_VOCABULARY = 50_000
+"""Tokens in the text that a lookup is timed on."""
 logger = logging.getLogger(__name__)
 
 
@@ -31,7 +36,10 @@ def run(config: DictConfig) -> None:
         repeats=config.repeats,
         notes=config.notes,
     )
-    table = calibrate(plan, PolicyController(typical_policy()), on_progress=logger.info)
+    if config["from"] is None:
+        table = calibrate(plan, PolicyController(typical_policy()), on_progress=logger.info)
+    else:
+        table = _with_lookup(CostTable.load(config["from"]), plan)
     out = Path(config.out or f"{config.name}.json")
     table.save(out)
     for name, entry in table.entries.items():
@@ -41,14 +49,24 @@ def run(config: DictConfig) -> None:
             if w in (1, 2, 5, 9, 17)
         )
         logger.info(
-            "%s (%s): verify ms by width %s; cost ratio %.2f; worst spread %.0f %%",
+            "%s (%s): verify ms by width %s; cost ratio %.2g; worst spread %.0f %%",
             name,
             entry.dtype,
             times,
             table.cost_ratio(name),
-            100 * max(entry.spread),
+            100 * max(entry.spread, default=0.0),
         )
     logger.info("decision %.0f us; wrote %s", 1e6 * table.controller_s, out)
+
+
+def _with_lookup(table: CostTable, plan: CalibrationPlan) -> CostTable:
+    if plan.pair.draft != "lookup":
+        raise ConfigError(
+            f"Expected model.draft=lookup to take the target's times from {table.name}, got {plan.pair.draft!r}: a "
+            "model has to be measured. Leave `from` out."
+        )
+    lookup = PromptLookup(TIMED_VOCABULARY, plan.pair.lookup_longest, plan.pair.lookup_shortest)
+    return with_lookup_times(table, lookup, plan)
 
 
 def typical_policy(hidden: int = 64) -> MlpPolicy:

@@ -3,6 +3,17 @@
 
 from speckv.decoding.engine import DecodeStep, Engine
 from speckv.decoding.generation import GenerationResult, RequestContext, generate
+from speckv.decoding.prompt_lookup import PromptLookup
 from speckv.decoding.sampling import SamplingConfig
+from speckv.decoding.sources import draft_source
 
-__all__ = ["DecodeStep", "Engine", "GenerationResult", "RequestContext", "SamplingConfig", "generate"]
+__all__ = [
+    "DecodeStep",
+    "Engine",
+    "GenerationResult",
+    "PromptLookup",
+    "RequestContext",
+    "SamplingConfig",
+    "draft_source",
+    "generate",
+]

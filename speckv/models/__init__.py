@@ -4,6 +4,7 @@
 from speckv.models.causal import CachedSequence, CausalModel
 from speckv.models.compression import COMPRESSION_KINDS, register_compression
 from speckv.models.pair import ModelPair, PairConfig, load_pair
+from speckv.models.tokenizer import encode_prompt, load_tokenizer, vocabulary_hash
 
 __all__ = [
     "COMPRESSION_KINDS",
@@ -11,6 +12,9 @@ __all__ = [
     "CausalModel",
     "ModelPair",
     "PairConfig",
+    "encode_prompt",
     "load_pair",
+    "load_tokenizer",
     "register_compression",
+    "vocabulary_hash",
 ]

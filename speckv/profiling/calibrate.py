@@ -11,18 +11,21 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from speckv.cost import CostEntry, CostTable
-from speckv.decoding.generation import RequestContext
+from speckv.decoding import PromptLookup, RequestContext, draft_source
 from speckv.decoding.sampling import SamplingConfig, check_finite, choose, warp_logits
 from speckv.decoding.signals import signals
+from speckv.errors import CostTableError
 from speckv.models.causal import CausalModel
 from speckv.models.dtypes import dtype_name
 from speckv.models.pair import PairConfig, load_pair
 from speckv.observation import SCHEMA, History, StaticContext, StepBatch, observe, update_history
+from speckv.profiling.lookup_times import time_lookup
 from speckv.profiling.machine import describe_machine
 from speckv.traces import GAMMA_MAX
 from speckv.types import Controller
@@ -91,8 +94,9 @@ def calibrate(
         gc.collect()
         pair = load_pair(replace(plan.pair, compression=compression))
         if draft_times is None:
-            say(f"draft, {dtype_name(pair.draft.dtype)}: widths 1 to {GAMMA_MAX + 1}")
-            draft_times = time_passes(pair.draft, plan, last_logits_only=True)
+            draft = draft_source(pair)
+            say(f"draft, {Path(draft.name).name}: widths 1 to {GAMMA_MAX + 1}")
+            draft_times = time_passes(draft, plan, last_logits_only=True)
         say(f"{compression}, {dtype_name(pair.target.dtype)}: widths 1 to {GAMMA_MAX + 1}")
         verify = time_passes(pair.target, plan, last_logits_only=False)
         entries[compression] = CostEntry(
@@ -119,11 +123,38 @@ def calibrate(
     )
 
 
-def time_passes(model: CausalModel, plan: CalibrationPlan, *, last_logits_only: bool) -> PassTimes:
+def with_lookup_times(table: CostTable, lookup: PromptLookup, plan: CalibrationPlan) -> CostTable:
+    """A table with a lookup in place of its draft; the target's times stay, and no model runs.
+
+    Args:
+        table: Measured with any draft, on this machine.
+        lookup: Its lengths of a match.
+        plan: Name, contexts, repeats and notes.
+
+    Raises:
+        CostTableError: if the table was not taken at the plan's reference context.
+    """
+    others = sorted({entry.reference_context for entry in table.entries.values()} - {plan.reference_context})
+    if others:
+        raise CostTableError(f"Expected times at reference_context={others[0]}, got {plan.reference_context}. Say so.")
+    times = time_passes(lookup, plan, last_logits_only=True)
+    drafts = {"draft_widths": times.widths, "draft_s": times.seconds, "draft_context_slope_s": times.slope_s}
+    return replace(
+        table,
+        name=plan.name,
+        entries={name: replace(entry, **drafts) for name, entry in table.entries.items()},
+        notes=plan.notes
+        or f"Target and decisions as in {table.name}; draft passes are those of {lookup.name}, reading and proposing "
+        f"timed alone at contexts {plan.reference_context} and {plan.far_context}, medians of {plan.repeats}.",
+        source=f"python -m speckv calibrate from={table.name} model.draft=lookup",
+    )
+
+
+def time_passes(model: CausalModel | PromptLookup, plan: CalibrationPlan, *, last_logits_only: bool) -> PassTimes:
     """Times one model at widths 1 to gamma_max + 1.
 
     Args:
-        model: Draft or target.
+        model: Draft or target, or a lookup.
         plan: Contexts and repeats.
         last_logits_only: Whether a pass scores its last token alone, as drafting does.
     """
@@ -162,8 +193,10 @@ def _slopes(
 
 
 def _time_widths(
-    model: CausalModel, widths: Sequence[int], context: int, repeats: int, last_logits_only: bool
+    model: CausalModel | PromptLookup, widths: Sequence[int], context: int, repeats: int, last_logits_only: bool
 ) -> dict[int, list[float]]:
+    if isinstance(model, PromptLookup):
+        return time_lookup(model, widths, context, repeats)
     generator = np.random.default_rng(0)
     tokens = generator.integers(0, min(model.vocab_size, 50_000), context + GAMMA_MAX + 1).tolist()
     sequence = model.sequence()
