@@ -187,7 +187,10 @@ class Engine:
 
     @property
     def can_draft(self) -> bool:
-        """Whether the open step can draft another token: gamma, the budget and a drafted end of text end a draft."""
+        """Whether the open step can draft another token: gamma, the budget and a drafted end of text end a draft.
+
+        So does a draft that has nothing to propose, which may be at once: the step is then a plain one.
+        """
         draft = self._draft
         if draft is None or self._drafter is None or len(draft.proposals) >= draft.limit:
             return False

@@ -26,8 +26,8 @@ def time_lookup(lookup: PromptLookup, widths: Sequence[int], context: int, repea
         repeats: Timings a width.
 
     Returns:
-        Width -> median seconds of one proposal, one a timing: to read, to look, to make the tensors that the engine takes,
-        and to forget it all.
+        Width -> median seconds of one proposal, one a timing: to read, to look, to make the tensors that the engine
+        takes, and to forget it all.
     """
     text = _repetitive(context + max(widths), lookup.vocab_size)
     drafter = LookupDrafter(lookup)
