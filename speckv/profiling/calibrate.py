@@ -138,11 +138,14 @@ def with_lookup_times(table: CostTable, lookup: PromptLookup, plan: CalibrationP
     if others:
         raise CostTableError(f"Expected times at reference_context={others[0]}, got {plan.reference_context}. Say so.")
     times = time_passes(lookup, plan, last_logits_only=True)
-    drafts = {"draft_widths": times.widths, "draft_s": times.seconds, "draft_context_slope_s": times.slope_s}
+    entries = {
+        name: replace(entry, draft_widths=times.widths, draft_s=times.seconds, draft_context_slope_s=times.slope_s)
+        for name, entry in table.entries.items()
+    }
     return replace(
         table,
         name=plan.name,
-        entries={name: replace(entry, **drafts) for name, entry in table.entries.items()},
+        entries=entries,
         notes=plan.notes
         or f"Target and decisions as in {table.name}; draft passes are those of {lookup.name}, reading and proposing "
         f"timed alone at contexts {plan.reference_context} and {plan.far_context}, medians of {plan.repeats}.",

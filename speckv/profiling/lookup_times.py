@@ -54,4 +54,4 @@ def _repetitive(length: int, vocab_size: int) -> list[int]:
     rng = np.random.default_rng(0)
     text = np.resize(rng.integers(0, vocab_size, PHRASE), length)
     changed = rng.random(length) < CHANGED
-    return np.where(changed, rng.integers(0, vocab_size, length), text).tolist()
+    return [int(token) for token in np.where(changed, rng.integers(0, vocab_size, length), text)]
