@@ -44,7 +44,7 @@ class LanguageModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """One drafted token, on the target's device.
+    """One drafted token, on the target's device, or on the host where its source works there.
 
     Attributes:
         token: Shape [1].
