@@ -29,6 +29,7 @@ from speckv.decoding import Engine, RequestContext, generate
 from speckv.evaluation.bootstrap import ratio_interval, resample_counts
 from speckv.models import ModelPair
 from speckv.models.dtypes import dtype_name
+from speckv.models.linear import stock_linear
 from speckv.profiling.machine import describe_machine
 from speckv.profiling.prompts import first_of_each, read_prompts
 from speckv.runtime.constant import ConstantGamma
@@ -42,19 +43,20 @@ Decode = Callable[[Sequence[int], str], list[int]]
 
 
 def theirs(pair: ModelPair, max_new_tokens: int, **options: object) -> Decode:
-    """Transformers' `generate`, greedy."""
+    """Transformers' `generate`, greedy, on the layers that it comes with."""
 
     def decode(ids: Sequence[int], _: str) -> list[int]:
         tokens = torch.tensor([list(ids)], device=pair.target.device)
-        output = pair.target.hf.generate(  # type: ignore[operator]
-            tokens,
-            attention_mask=torch.ones_like(tokens),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=sorted(pair.eos_token_ids),
-            pad_token_id=min(pair.eos_token_ids, default=0),
-            **options,
-        )
+        with stock_linear(pair.target.hf, pair.draft.hf):
+            output = pair.target.hf.generate(  # type: ignore[operator]
+                tokens,
+                attention_mask=torch.ones_like(tokens),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                eos_token_id=sorted(pair.eos_token_ids),
+                pad_token_id=min(pair.eos_token_ids, default=0),
+                **options,
+            )
         found: list[int] = output[0, len(ids) :].tolist()
         return found
 
@@ -173,7 +175,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", nargs="+", required=True)
     parser.add_argument("--per-task", type=int, default=3)
-    parser.add_argument("--weights", type=Path, required=True, help="folder with the Qwen pair's GGUF files")
+    parser.add_argument("--weights", type=Path, required=True, help="folder with the pair's GGUF files")
+    parser.add_argument("--pair", choices=["qwen", "smol"], default="qwen", help="smol drafts with its own first layers")
     parser.add_argument("--gamma", type=int, required=True, help="the best fixed gamma, tuned on train prompts")
     parser.add_argument("--controllers", nargs="*", default=[])
     parser.add_argument("--cost", default="cpu-2core")
@@ -189,7 +192,11 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     transformers.logging.set_verbosity_error()
     options = parse()
-    pair = qwen.load_qwen(options.weights, dtype=options.dtype, compression=options.compression)
+    smol = options.pair == "smol"
+    if smol:
+        pair = qwen.load_smol(options.weights, dtype=options.dtype)
+    else:
+        pair = qwen.load_qwen(options.weights, dtype=options.dtype, compression=options.compression)
     arms = make_arms(pair, options)
     prompts = [p for p in read_prompts(options.prompts) if p.split == "test"]
     prompts = first_of_each(prompts, options.per_task)
@@ -202,8 +209,8 @@ def main() -> None:
     counts = resample_counts([p.task for p in prompts], NUM_RESAMPLES, 0)
     reference = np.array(runs.seconds[THEIRS])
     report = {
-        "what": "whole calls, prefill included, arms interleaved in one process",
-        "pair": qwen.NAME,
+        "what": "whole calls, prefill included, arms interleaved in one process; transformers on the layers it comes with",
+        "pair": qwen.SMOL_NAME if smol else qwen.NAME,
         "compression": options.compression,
         "dtype": dtype_name(pair.target.dtype),
         "max_new_tokens": options.max_new_tokens,
@@ -217,6 +224,11 @@ def main() -> None:
             }
             for name in names
         },
+        "ours_over_assisted_at_the_same_gamma": as_ratio(
+            np.array(runs.seconds[f"{THEIRS_ASSISTED}, {options.gamma}"]),
+            np.array(runs.seconds[f"ours, {options.gamma}"]),
+            counts,
+        ),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "machine": describe_machine(),
     }

@@ -22,7 +22,7 @@ from benchmarks import qwen
 from benchmarks.divergence import first_difference
 from speckv.commands.decode import find_controller
 from speckv.cost import CostTable
-from speckv.decoding import Engine, GenerationResult, RequestContext, generate
+from speckv.decoding import Engine, GenerationResult, RequestContext, draft_source, generate
 from speckv.models.dtypes import dtype_name
 from speckv.profiling.machine import describe_machine
 from speckv.profiling.prompts import first_of_each, read_prompts
@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True, help="folder with the Qwen pair's GGUF files")
     parser.add_argument("--controllers", nargs="+", default=["shipped"], help="run folders, or the shipped policy")
     parser.add_argument("--gamma", type=int, required=True, help="the best fixed gamma, tuned on train prompts")
+    parser.add_argument("--draft", choices=["0.5b", "lookup"], default="0.5b", help="lookup: --cost cpu-2core-lookup")
     parser.add_argument("--cost", default="cpu-2core")
     parser.add_argument("--compression", default="fp16")
     parser.add_argument("--dtype", default="auto")
@@ -70,7 +71,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    pair = qwen.load_qwen(arguments.weights, dtype=arguments.dtype, compression=arguments.compression)
+    settings = {"dtype": arguments.dtype, "compression": arguments.compression, "draft": arguments.draft}
+    pair = qwen.load_qwen(arguments.weights, **settings)
     table = CostTable.load(arguments.cost)
     context = RequestContext(compression=arguments.compression, cost_ratio=table.cost_ratio(arguments.compression))
     arms: list[Controller] = [ConstantGamma(0), ConstantGamma(arguments.gamma, name="best fixed")]
@@ -78,7 +80,7 @@ def main() -> None:
         arms.append(find_controller(path, table.name) if path == "shipped" else load_controller(path))
     prompts = [p for p in read_prompts(arguments.prompts) if p.split == "test"]
     prompts = first_of_each(prompts, arguments.per_task)
-    engine = Engine(pair.target, pair.draft, eos_token_ids=pair.eos_token_ids)
+    engine = Engine(pair.target, draft_source(pair), eos_token_ids=pair.eos_token_ids)
     generate(engine, pair.encode("Warm up."), ConstantGamma(2), context=context, max_new_tokens=8)
     results: dict[str, list[GenerationResult]] = defaultdict(list)
     for number, prompt in enumerate(prompts):
@@ -97,6 +99,7 @@ def main() -> None:
     report = {
         "what": "live decoding, decode time only, arms interleaved in one process",
         "pair": qwen.NAME,
+        "draft": arguments.draft,
         "compression": arguments.compression,
         "dtype": dtype_name(pair.target.dtype),
         "max_new_tokens": arguments.max_new_tokens,

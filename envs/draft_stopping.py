@@ -14,7 +14,8 @@ class DraftStoppingEnv(ReplayEnv):
 
     ## Action space
     `Discrete(2)`: 0 verifies what has been drafted (plain decoding if that is nothing), 1 drafts another token. A draft
-    that can grow no further, at `gamma_max`, at a drafted end of text or at the token budget, is verified at once.
+    that can grow no further, at `gamma_max`, at a drafted end of text, at the token budget or where the draft has
+    nothing to propose, is verified at once.
 
     ## Observation space
     `Box(25,)`, float32: the 17 features of `SpecKV/GammaSelection-v0` as they were when the decode step began, then the

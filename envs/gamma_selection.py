@@ -18,7 +18,7 @@ class GammaSelectionEnv(ReplayEnv):
 
     ## Action space
     `Discrete(gamma_max + 1)`: the number of tokens to draft; 0 is plain decoding. Drafting stops early at a drafted end
-    of text, and at the token budget.
+    of text, at the token budget, and where the draft has nothing to propose.
 
     ## Observation space
     `Box(17,)`, float32; the past alone. "Tested" tokens are the accepted ones and the first rejected one.

@@ -18,7 +18,7 @@ from agents.token_by_token import TokenByToken
 from envs.live import LivePrompt
 from speckv.cost import CostTable
 from speckv.cost.times import StepTimes
-from speckv.decoding import Engine
+from speckv.decoding import Engine, draft_source
 from speckv.models import PairConfig, load_pair
 from speckv.profiling.prompts import EXAMPLES, read_prompts
 
@@ -37,7 +37,7 @@ def main() -> None:
     cost = CostTable.load("cpu-2core")
     env = gym.make(
         envs.LIVE_DECODING,
-        engine=Engine(pair.target, pair.draft, eos_token_ids=pair.eos_token_ids),
+        engine=Engine(pair.target, draft_source(pair), eos_token_ids=pair.eos_token_ids),
         prompts=prompts,
         cost=cost,
         max_new_tokens=MAX_NEW_TOKENS,

@@ -11,15 +11,18 @@ from omegaconf import DictConfig
 
 from speckv.commands.models import pair_config
 from speckv.cost import CostEntry, CostTable
-from speckv.errors import CostTableError
+from speckv.decoding import PromptLookup
+from speckv.errors import ConfigError, CostTableError
 from speckv.observation import SCHEMA
-from speckv.profiling.calibrate import CalibrationPlan, calibrate
+from speckv.profiling.calibrate import CalibrationPlan, calibrate, with_lookup_times
 from speckv.profiling.check import CheckPlan
 from speckv.profiling.passes import WIDTHS, TimingPlan
 from speckv.profiling.prompts import first_of_each, read_prompts
 from speckv.runtime.policy import MlpPolicy, PolicyController
 from speckv.traces import GAMMA_MAX
 
+TIMED_VOCABULARY = 50_000
+"""Tokens in the text that a lookup is timed on."""
 logger = logging.getLogger(__name__)
 
 
@@ -46,7 +49,10 @@ def run(config: DictConfig) -> None:
         check=_check_plan(config) if config.check else None,
         notes=config.notes,
     )
-    table = calibrate(plan, PolicyController(typical_policy()), on_progress=logger.info)
+    if config["from"] is None:
+        table = calibrate(plan, PolicyController(typical_policy()), on_progress=logger.info)
+    else:
+        table = _with_lookup(CostTable.load(config["from"]), plan)
     out = Path(config.out or f"{config.name}.json")
     table.save(out)
     for entry in (*table.entries.values(), *table.loads):
@@ -90,6 +96,16 @@ def _say_whether_publishable(table: CostTable) -> None:
         table.require_publishable()
     except CostTableError as error:
         logger.warning("not for publication: %s", error)
+
+
+def _with_lookup(table: CostTable, plan: CalibrationPlan) -> CostTable:
+    if plan.pair.draft != "lookup":
+        raise ConfigError(
+            f"Expected model.draft=lookup to take the target's times from {table.name}, got {plan.pair.draft!r}: a "
+            "model has to be measured. Leave `from` out."
+        )
+    lookup = PromptLookup(TIMED_VOCABULARY, plan.pair.lookup_longest, plan.pair.lookup_shortest)
+    return with_lookup_times(table, lookup, plan)
 
 
 def typical_policy(hidden: int = 64) -> MlpPolicy:

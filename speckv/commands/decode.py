@@ -12,7 +12,7 @@ from rich.text import Text
 
 from speckv.commands.models import pair_config
 from speckv.cost import CostTable
-from speckv.decoding import DecodeStep, Engine, GenerationResult, RequestContext, SamplingConfig, generate
+from speckv.decoding import DecodeStep, Engine, GenerationResult, RequestContext, SamplingConfig, draft_source, generate
 from speckv.errors import ConfigError
 from speckv.models import ModelPair, load_pair
 from speckv.runtime.constant import ConstantGamma
@@ -42,7 +42,7 @@ def run(config: DictConfig) -> None:
     context = RequestContext(compression=compression, cost_ratio=table.cost_ratio(compression))
     pair = load_pair(pair_config(config.model))
     engine = Engine(
-        pair.target, pair.draft, eos_token_ids=pair.eos_token_ids, sampling=SamplingConfig(**config.sampling)
+        pair.target, draft_source(pair), eos_token_ids=pair.eos_token_ids, sampling=SamplingConfig(**config.sampling)
     )
     prompt = pair.encode(config.prompt)
     stream = _Stream(pair, Console(highlight=False, soft_wrap=True), show_rejected=config.show_rejected)

@@ -12,9 +12,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from speckv.commands.models import pair_config
 from speckv.decoding import SamplingConfig
-from speckv.profiling.prompts import read_prompts
+from speckv.profiling.lookup import record_lookup, save_new
+from speckv.profiling.prompts import Prompt, read_prompts
 from speckv.profiling.run import ProfilePlan, record_traces
 from speckv.profiling.run import Progress as Standing
+from speckv.traces import TraceSet, find_traces
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +26,10 @@ def run(config: DictConfig) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     prompts = read_prompts(config.prompts)
+    if config["from"] is not None:
+        recorded = TraceSet.load(find_traces(config["from"]))
+        _tell(Path(config.out), save_new(_of_lookup(recorded, prompts, config), Path(config.out)))
+        return
     plan = ProfilePlan(
         pair=pair_config(config.model),
         compressions=tuple(config.compressions),
@@ -37,8 +43,17 @@ def run(config: DictConfig) -> None:
     )
     with _Bar() as bar:
         traces = record_traces(plan, prompts, Path(config.out), on_progress=bar.show)
+    _tell(Path(config.out), traces)
+
+
+def _of_lookup(recorded: TraceSet, prompts: list[Prompt], config: DictConfig) -> TraceSet:
+    kept = recorded.select(compressions=[name for name in config.compressions if name in recorded.compressions])
+    return record_lookup(kept, prompts, pair_config(config.model), notes=config.notes)
+
+
+def _tell(out: Path, traces: TraceSet) -> None:
     tokens = sum(len(s.tokens) for s in traces.sequences)
-    logger.info("%s: %d sequences, %d tokens, sha256 %s", config.out, len(traces.sequences), tokens, traces.sha256[:12])
+    logger.info("%s: %d sequences, %d tokens, sha256 %s", out, len(traces.sequences), tokens, traces.sha256[:12])
 
 
 class _Bar:

@@ -5,7 +5,9 @@ from speckv.decoding.batched import BatchEngine
 from speckv.decoding.batched_generation import BatchResult, generate_batch
 from speckv.decoding.engine import DecodeStep, Engine
 from speckv.decoding.generation import GenerationResult, RequestContext, generate
+from speckv.decoding.prompt_lookup import PromptLookup
 from speckv.decoding.sampling import SamplingConfig
+from speckv.decoding.sources import draft_source
 
 __all__ = [
     "BatchEngine",
@@ -13,8 +15,10 @@ __all__ = [
     "DecodeStep",
     "Engine",
     "GenerationResult",
+    "PromptLookup",
     "RequestContext",
     "SamplingConfig",
+    "draft_source",
     "generate",
     "generate_batch",
 ]

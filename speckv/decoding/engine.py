@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Speculative decoding, one step at a time.
 
-`Engine.step(gamma)` is the only decode loop: `generate` drives it with a controller, a live environment with actions.
+`Engine.step(gamma)` is the decode loop of one request: `generate` drives it with a controller, a live environment with
+actions; `BatchEngine` is its like for many.
 Who decides token by token from outside takes its parts: `begin_step`, `draft_token` as often as wanted, `verify_draft`.
 Between steps the target's cache holds every token but the newest. The draft's holds what it has read; after plain steps
 and after a fully accepted draft it lags, and catches up when it next drafts.
@@ -95,7 +96,8 @@ class Engine:
         self.sampling = sampling or SamplingConfig()
         device = getattr(target, "device", torch.device("cpu"))
         self.clock = clock or device_clock(device)
-        self._sees_each = device.type == "cpu" or getattr(self.draft, "on_host", False)
+        self._on_host = bool(getattr(self.draft, "on_host", False))
+        self._sees_each = device.type == "cpu" or self._on_host
         self.prompt_len = 0
         self.tokens: list[int] = []
         self.finish: str | None = None
@@ -186,7 +188,10 @@ class Engine:
 
     @property
     def can_draft(self) -> bool:
-        """Whether the open step can draft another token: gamma, the budget and a drafted end of text end a draft."""
+        """Whether the open step can draft another token: gamma, the budget and a drafted end of text end a draft.
+
+        So does a draft that has nothing to propose, which may be at once: the step is then a plain one.
+        """
         draft = self._draft
         if draft is None or self._drafter is None or len(draft.proposals) >= draft.limit:
             return False
@@ -194,7 +199,12 @@ class Engine:
             return True  # not seen yet
         if draft.tokens and draft.tokens[-1] in self.eos_token_ids:
             return False
-        return self._drafter.can_propose(draft.tokens[-1:] or self._context[self._drafter.length :])
+        if not self._on_host:
+            return self._drafter.can_propose(self._unread(self._drafter))
+        started = self.clock()
+        can_propose = self._drafter.can_propose(self._unread(self._drafter))
+        draft.spans.append((started, self.clock()))  # looking is part of what a lookup does
+        return can_propose
 
     @property
     def draft_signals(self) -> FloatArray:
@@ -211,7 +221,8 @@ class Engine:
         assert self.can_draft
         assert self._drafter is not None
         draft, started = self._open, self.clock()
-        unread = draft.proposals[-1].token if draft.proposals else self._context[self._drafter.length :]
+        on_device = draft.proposals and not self._on_host
+        unread = draft.proposals[-1].token if on_device else self._unread(self._drafter)
         draft.proposals.append(self._drafter.propose(unread, len(self.tokens) + len(draft.proposals)))
         if self._sees_each:
             draft.fetch()
@@ -238,6 +249,11 @@ class Engine:
     def draft_seconds(self) -> float:
         """Seconds spent so far on the open step's draft; waits for the device."""
         return self._open.seconds
+
+    def _unread(self, drafter: Drafter) -> list[int]:
+        """What the drafter has not read of the text and of the open draft, as far as the host knows it."""
+        ahead = max(0, drafter.length - len(self._context))
+        return self._context[drafter.length :] + self._open.tokens[ahead:]
 
     @property
     def _open(self) -> OpenDraft:

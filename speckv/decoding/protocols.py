@@ -44,7 +44,7 @@ class LanguageModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """One drafted token, on the target's device.
+    """One drafted token, on the target's device, or on the host where its source works there.
 
     Attributes:
         token: Shape [1].
@@ -71,20 +71,27 @@ class Drafter(Protocol):
         """Forgets every token past `length`."""
 
     def can_propose(self, unread: Sequence[int]) -> bool:
-        """Whether it has anything to propose after `unread`; called before the first proposal and between them."""
+        """Whether it has anything to propose after `unread`; called before the first proposal and between them.
+
+        It may read `unread` to find out: `length` then says so, and `propose` is given the rest, which may be nothing.
+        """
 
     def propose(self, unread: Sequence[int] | Tensor, position: int) -> Proposal:
         """Reads tokens and proposes the one after them.
 
         Args:
-            unread: Ids, or its own last proposal, at least one.
+            unread: Ids, or its own last proposal; at least one but where `can_propose` has read them.
             position: Output position of the proposal.
         """
 
 
 @runtime_checkable
 class DraftSource(Protocol):
-    """Makes drafters: `ModelDraft` around a language model, `PromptLookup` without any."""
+    """Makes drafters: `ModelDraft` around a language model, `PromptLookup` without any.
+
+    One that works on the host says so with `on_host = True`: its proposals are host tensors, and the host sees each at
+    once.
+    """
 
     @property
     def context_limit(self) -> int:

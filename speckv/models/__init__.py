@@ -5,6 +5,7 @@ from speckv.models.causal import CachedSequence, CausalModel
 from speckv.models.compression import COMPRESSION_KINDS, register_compression
 from speckv.models.pair import ModelPair, PairConfig, load_pair
 from speckv.models.ragged import RaggedModel
+from speckv.models.tokenizer import encode_prompt, load_tokenizer, vocabulary_hash
 
 __all__ = [
     "COMPRESSION_KINDS",
@@ -13,6 +14,9 @@ __all__ = [
     "ModelPair",
     "PairConfig",
     "RaggedModel",
+    "encode_prompt",
     "load_pair",
+    "load_tokenizer",
     "register_compression",
+    "vocabulary_hash",
 ]

@@ -14,7 +14,8 @@ _BESIDE = ("folder", "target_gguf", "draft_gguf")
 def choose_pair(model: Mapping[str, Any]) -> PairConfig:
     """Builds a `PairConfig`.
 
-    With `folder`, target and draft are the GGUF files of the pair's usual names inside that folder.
+    With `folder`, target and draft are the GGUF files of the pair's usual names inside that folder; a draft that is
+    "self" or "lookup" stays what it is.
 
     Args:
         model: Fields of `PairConfig`, and `folder`, `target_gguf`, `draft_gguf`.
@@ -34,6 +35,6 @@ def choose_pair(model: Mapping[str, Any]) -> PairConfig:
                 f"Expected model.target and model.draft for {model.get('name')}: it has no usual GGUF names."
             )
         fields["target"] = str(Path(folder) / model["target_gguf"])
-        if model.get("draft_gguf"):
+        if model.get("draft_gguf") and model.get("draft") not in ("self", "lookup"):
             fields["draft"] = str(Path(folder) / model["draft_gguf"])
     return PairConfig(**fields)

@@ -15,7 +15,8 @@ where it wins.
 import functools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -80,6 +81,21 @@ def use_fast_linear(model: nn.Module) -> int:
             continue
         switched += 1
     return switched
+
+
+@contextmanager
+def stock_linear(*models: nn.Module) -> Iterator[None]:
+    """Switches layers back to `nn.Linear` while it lasts: what a benchmark of other software must run on."""
+    switched = [
+        (m, type(m)) for model in models for m in model.modules() if type(m) in (NarrowLinear, WideningLinear)
+    ]
+    try:
+        for layer, _ in switched:
+            layer.__class__ = nn.Linear
+        yield
+    finally:
+        for layer, kind in switched:
+            layer.__class__ = kind
 
 
 @functools.cache

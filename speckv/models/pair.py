@@ -2,8 +2,6 @@
 """A target and its draft, loaded, checked against each other, and described."""
 
 import copy
-import hashlib
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +9,17 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from speckv.errors import ConfigError, ModelError, device_error, device_errors_explained
 from speckv.models.causal import CausalModel
 from speckv.models.compression import get_compression, silence_int8_cast_notice
 from speckv.models.dtypes import resolve_dtype
-from speckv.models.gguf import converted_folder
 from speckv.models.kernels import warn_if_slow
 from speckv.models.linear import use_fast_linear
 from speckv.models.static import has_plain_cache
+from speckv.models.tokenizer import encode_prompt, load_error, load_tokenizer, locate, vocabulary_hash
 
 logger = logging.getLogger(__name__)
 END_OF_TEXT_WORDS = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>")
@@ -33,13 +31,16 @@ class PairConfig:
 
     Attributes:
         target: Hub id, local folder or GGUF file.
-        draft: The same, or "self" for the target's own first `draft_layers` layers (all of them at 0).
+        draft: The same, "self" for the target's own first `draft_layers` layers (all of them at 0), or "lookup" for
+            no model at all: what followed the newest tokens earlier in the text.
         name: Shown in tables; the target's by default.
         compression: Of the target.
         draft_compression: Of the draft.
         dtype: "auto" or a name such as "float32".
         device: "auto", "cpu", "cuda", "cuda:1".
         draft_layers: Layers of a "self" draft.
+        lookup_longest: Most tokens that a "lookup" draft matches.
+        lookup_shortest: Fewest.
         chat_template: Whether prompts are wrapped as a user's turn.
         static_cache: Whether caches stay in fixed buffers, and on CUDA whole passes are captured as graphs; None
             means on CUDA, where the model's attention allows it.
@@ -53,37 +54,47 @@ class PairConfig:
     dtype: str = "auto"
     device: str = "auto"
     draft_layers: int = 0
+    lookup_longest: int = 4
+    lookup_shortest: int = 2
     chat_template: bool = True
     static_cache: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelPair:
-    """A target and a draft that speak the same tokens.
+    """A target, and a draft model that speaks the same tokens or none.
 
     Attributes:
         config: What was asked for.
         target: The model whose text is kept.
-        draft: The model that proposes.
+        draft_model: The model that proposes; None where the config's draft is "lookup".
         tokenizer: Shared by both.
         eos_token_ids: Tokens that end a text.
     """
 
     config: PairConfig
     target: CausalModel
-    draft: CausalModel
+    draft_model: CausalModel | None
     tokenizer: PreTrainedTokenizerBase
     eos_token_ids: frozenset[int]
 
+    @property
+    def draft(self) -> CausalModel:
+        """The model that proposes.
+
+        Raises:
+            ModelError: if there is none.
+        """
+        if self.draft_model is None:
+            raise ModelError(
+                f"Expected a pair with a draft model, got model.draft={self.config.draft}, which has none. Choose a "
+                "model, or draft with what speckv.decoding.draft_source gives."
+            )
+        return self.draft_model
+
     def encode(self, prompt: str) -> list[int]:
         """Token ids of a prompt, as a user's turn where the pair has a chat template."""
-        if self.config.chat_template and self.tokenizer.chat_template:
-            turn = [{"role": "user", "content": prompt}]
-            text = self.tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        else:
-            ids = self.tokenizer(prompt)["input_ids"]
-        return [int(token) for token in ids]
+        return encode_prompt(self.tokenizer, prompt, chat_template=self.config.chat_template)
 
     def decode(self, tokens: list[int]) -> str:
         """Text of token ids, special tokens left out."""
@@ -91,12 +102,12 @@ class ModelPair:
 
     def tokenizer_sha256(self) -> str:
         """Hash of the vocabulary."""
-        return _vocabulary_hash(self.tokenizer)
+        return vocabulary_hash(self.tokenizer)
 
 
 @device_errors_explained()
 def load_pair(config: PairConfig) -> ModelPair:
-    """Loads both models and checks that they fit.
+    """Loads both models, or the target alone for a "lookup", and checks that they fit.
 
     Raises:
         ModelError: if one is missing, gated or damaged, or their vocabularies differ.
@@ -109,15 +120,15 @@ def load_pair(config: PairConfig) -> ModelPair:
     dtype = resolve_dtype(config.dtype, device)
     where: dict[str, Any] = {"dtype": dtype, "device": device, "static_cache": config.static_cache}
     target = load_model(config.target, compression=config.compression, **where)
-    tokenizer = _load_tokenizer(target)
+    tokenizer = load_tokenizer(str(target.source or target.name))
+    draft: CausalModel | None = None
     if config.draft == "self":
         draft = first_layers(target, config.draft_layers)
-    else:
+    elif config.draft != "lookup":
         draft = load_model(config.draft, compression=config.draft_compression, **where)
-        _check_same_vocabulary(target, draft, tokenizer, _load_tokenizer(draft))
-    return ModelPair(
-        config=config, target=target, draft=draft, tokenizer=tokenizer, eos_token_ids=_end_of_text(target, tokenizer)
-    )
+        _check_same_vocabulary(target, draft, tokenizer, load_tokenizer(str(draft.source or draft.name)))
+    eos_token_ids = _end_of_text(target, tokenizer)
+    return ModelPair(config=config, target=target, draft_model=draft, tokenizer=tokenizer, eos_token_ids=eos_token_ids)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -144,7 +155,7 @@ def load_model(
 ) -> CausalModel:
     """Loads one model from a hub id, a folder or a GGUF file; see `load_pair` for errors."""
     kind = get_compression(compression, device)
-    location = _locate(source)
+    location = locate(source)
     arguments: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa"}
     if kind.quantization_config is not None:
         arguments["quantization_config"] = kind.quantization_config(dtype)
@@ -153,7 +164,7 @@ def load_model(
     try:
         model = AutoModelForCausalLM.from_pretrained(location, **arguments)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
-        raise device_error(error) or _load_error(source, error) from error
+        raise device_error(error) or load_error(source, error) from error
     if kind.quantization_config is None:
         model = model.to(device)
     model = freeze(model)
@@ -222,33 +233,6 @@ def _is_static(model: PreTrainedModel, wanted: bool | None, device: torch.device
     return wanted if wanted is not None else device.type == "cuda" and has_plain_cache(model)
 
 
-def _locate(source: str) -> str:
-    path = Path(source).expanduser()
-    if source.endswith(".gguf"):
-        if not path.is_file():
-            raise ModelError(f"Expected a GGUF file at {path}, found none. Check the path.")
-        return str(converted_folder(path))
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelError(f"Expected a model folder with config.json at {path}, found none. Check the path.")
-        return str(path)
-    if path.is_absolute() or source.startswith((".", "~")):
-        raise ModelError(f"Expected a model folder or GGUF file at {path}, found nothing. Check the path.")
-    return source
-
-
-def _load_error(source: str, error: Exception) -> ModelError:
-    text = " ".join(str(error).split())
-    if "gated" in text or "401" in text or "403" in text:
-        return ModelError(
-            f"{source} is gated. Accept its licence on the hub and log in with `hf auth login`, then retry."
-        )
-    return ModelError(
-        f"{source} could not be loaded ({text[:240]}). Expected a hub id that this machine can reach, a local folder "
-        "or a .gguf file. Offline? Give files: model.target=PATH model.draft=PATH"
-    )
-
-
 def freeze(model: PreTrainedModel) -> PreTrainedModel:
     """Makes a loaded model ready to decode, in place: evaluation mode, no gradients, products for few rows."""
     model.eval()
@@ -274,20 +258,6 @@ def _plain_strides(head: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ..
     return (rows, *arguments[1:])
 
 
-def _load_tokenizer(model: CausalModel) -> PreTrainedTokenizerBase:
-    location = str(model.source) if model.source else model.name
-    try:
-        AutoConfig.from_pretrained(location)
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(location)
-    except (OSError, ValueError) as error:
-        raise _load_error(model.name, error) from error
-    return tokenizer
-
-
-def _vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    return hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
-
-
 def _check_same_vocabulary(
     target: CausalModel, draft: CausalModel, tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase
 ) -> None:
@@ -296,7 +266,7 @@ def _check_same_vocabulary(
             f"Expected target and draft to score the same tokens, got {target.vocab_size} for {target.name} and "
             f"{draft.vocab_size} for {draft.name}. Choose a draft of the target's family."
         )
-    if _vocabulary_hash(tokenizer) != _vocabulary_hash(other):
+    if vocabulary_hash(tokenizer) != vocabulary_hash(other):
         raise ModelError(
             f"Expected target and draft to share one tokenizer; those of {target.name} and {draft.name} map words to "
             "different ids. Choose a draft of the target's family."

@@ -15,14 +15,15 @@ from importlib.metadata import version
 import numpy as np
 
 from speckv.cost import CostEntry, CostFit, CostTable, describe_fit
-from speckv.decoding.generation import RequestContext
-from speckv.errors import ConfigError
+from speckv.decoding import PromptLookup, RequestContext, draft_source
+from speckv.errors import ConfigError, CostTableError
 from speckv.models.causal import CausalModel
 from speckv.models.dtypes import dtype_name
 from speckv.models.kernels import describe_kernel
 from speckv.models.pair import ModelPair, PairConfig, load_pair
 from speckv.observation import SCHEMA, History, StaticContext, StepBatch, observe, update_history
 from speckv.profiling.check import CheckPlan, check_pair, encode_prompts
+from speckv.profiling.lookup_times import time_lookup
 from speckv.profiling.machine import describe_machine
 from speckv.profiling.passes import PassTimes, TimingPlan, time_passes
 from speckv.types import Controller
@@ -90,7 +91,7 @@ def calibrate(
             encode_prompts(pair, plan.check)
         # A draft made of the target's own layers is compressed as the target is.
         if draft_times is None or plan.pair.draft == "self":
-            draft_times = _time_model(pair.draft, plan, "draft", say, drafting=True)
+            draft_times = _time_draft(draft_source(pair), plan, say)
         verify_times = _time_model(pair.target, plan, compression, say, drafting=False)
         by_batch = {b: _entry(plan, pair, b, draft_times[b], verify_times[b]) for b in sorted(plan.batches)}
         entries[compression] = by_batch.pop(1)
@@ -114,6 +115,14 @@ def calibrate(
     )
 
 
+def _time_draft(draft: CausalModel | PromptLookup, plan: CalibrationPlan, say: Say) -> dict[int, PassTimes]:
+    """Times of what drafts at every batch; a lookup is one request's own, whatever runs beside it."""
+    if not isinstance(draft, PromptLookup):
+        return _time_model(draft, plan, "draft", say, drafting=True)
+    say(f"draft, {draft.name}")
+    return dict.fromkeys(plan.batches, time_lookup(draft, plan.timing))
+
+
 def _time_model(
     model: CausalModel, plan: CalibrationPlan, name: str, say: Say, *, drafting: bool
 ) -> dict[int, PassTimes]:
@@ -126,7 +135,7 @@ def _time_model(
 
 
 def _entry(plan: CalibrationPlan, pair: ModelPair, batch: int, draft: PassTimes, verify: PassTimes) -> CostEntry:
-    target, drafter = pair.target, pair.draft
+    target, drafter = pair.target, draft_source(pair)
     return CostEntry(
         compression=target.compression,
         dtype=dtype_name(target.dtype),
@@ -141,13 +150,54 @@ def _entry(plan: CalibrationPlan, pair: ModelPair, batch: int, draft: PassTimes,
         batch=batch,
         contexts=(plan.timing.reference_context, plan.timing.far_context),
         kernel=describe_kernel(target.compression, target.dtype, target.device),
-        draft_kernel=describe_kernel(drafter.compression, drafter.dtype, drafter.device),
+        draft_kernel=drafter.name
+        if isinstance(drafter, PromptLookup)
+        else describe_kernel(drafter.compression, drafter.dtype, drafter.device),
     )
 
 
 def _check(plan: CheckPlan, pair: ModelPair, entry: CostEntry) -> CostFit:
     alone = CostTable(name="measured now", kind="measured", machine={}, entries={entry.compression: entry})
     return check_pair(alone, pair, plan)
+
+
+def with_lookup_times(table: CostTable, lookup: PromptLookup, plan: CalibrationPlan) -> CostTable:
+    """A table with a lookup in place of its draft; the target's times stay, and no model runs.
+
+    Args:
+        table: Measured with any draft, on this machine.
+        lookup: Its lengths of a match.
+        plan: Name, timing and notes.
+
+    Raises:
+        CostTableError: if the table was not taken at the plan's reference context.
+    """
+    reference, far = plan.timing.reference_context, plan.timing.far_context
+    others = sorted({entry.reference_context for entry in table.entries.values()} - {reference})
+    if others:
+        raise CostTableError(f"Expected times at reference_context={others[0]}, got {reference}. Say so.")
+    times = time_lookup(lookup, plan.timing)
+
+    def drafted_by_lookup(entry: CostEntry) -> CostEntry:
+        return replace(
+            entry,
+            draft_widths=times.widths,
+            draft_s=times.seconds,
+            draft_context_slope_s=times.slope_s,
+            draft_kernel=lookup.name,
+        )
+
+    return replace(
+        table,
+        name=plan.name,
+        entries={name: drafted_by_lookup(entry) for name, entry in table.entries.items()},
+        loads=tuple(drafted_by_lookup(entry) for entry in table.loads),
+        fit={},
+        notes=plan.notes
+        or f"Target and decisions as in {table.name}; draft passes are those of {lookup.name}, reading and proposing "
+        f"timed alone at contexts {reference} and {far}, medians of {plan.timing.repeats}.",
+        source=f"python -m speckv calibrate from={table.name} model.draft=lookup",
+    )
 
 
 def time_decision(controller: Controller, repeats: int = 500) -> float:

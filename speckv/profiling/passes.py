@@ -6,7 +6,7 @@ width and both contexts take turns within a round, so that a slow moment of the 
 them alike; medians are kept, and their spread.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -164,13 +164,23 @@ def time_passes(
         )
     seconds = _time_rounds(model, plan, batch, drafting, clock or device_clock(model.device), rows)
     near = {width: seconds[plan.reference_context, width] for width in plan.widths}
-    medians = tuple(float(np.median(times)) for times in near.values())
+    return summarise(near, {width: seconds[plan.far_context, width] for width in plan.anchors}, plan)
+
+
+def summarise(near: Mapping[int, Sequence[float]], far: Mapping[int, Sequence[float]], plan: TimingPlan) -> PassTimes:
+    """Medians, slopes and spreads.
+
+    Args:
+        near: Width -> seconds of its timings at the reference context; every width of the plan.
+        far: The same at the far context; the anchors.
+        plan: Contexts and widths.
+    """
+    medians = tuple(float(np.median(near[width])) for width in plan.widths)
     distance = plan.far_context - plan.reference_context
     rises = [
-        max(0.0, (float(np.median(seconds[plan.far_context, width])) - float(np.median(near[width]))) / distance)
-        for width in plan.anchors
+        max(0.0, (float(np.median(far[width])) - float(np.median(near[width]))) / distance) for width in plan.anchors
     ]
-    quartiles = [np.percentile(times, [25, 75]) for times in near.values()]
+    quartiles = [np.percentile(near[width], [25, 75]) for width in plan.widths]
     return PassTimes(
         widths=plan.widths,
         seconds=medians,

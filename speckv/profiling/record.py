@@ -13,12 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from speckv.decoding.prompt_lookup import PromptLookup
 from speckv.decoding.sampling import SamplingConfig, check_finite, choose, gumbel_noise, request_seed, warp_logits
-from speckv.decoding.signals import signals
+from speckv.models.signals import signals
 from speckv.models.batch import LOGITS_ROWS, PaddedBatch
 from speckv.models.causal import CausalModel
+from speckv.profiling.lookup import with_lookup
 from speckv.profiling.prompts import Prompt
-from speckv.traces import GAMMA_MAX, ROLLOUT_LENGTH, TraceSequence, accepted_lengths, round_mantissa
+from speckv.profiling.stops import draft_stops
+from speckv.traces import NO_TOKEN, ROLLOUT_LENGTH, TraceSequence, accepted_lengths, round_mantissa
 
 COMPACT_BELOW = 0.8
 """Finished rows are dropped from a batch once fewer than this share is still running."""
@@ -51,7 +54,7 @@ class Recorder:
     def __init__(
         self,
         target: CausalModel,
-        draft: CausalModel,
+        draft: CausalModel | PromptLookup,
         *,
         eos_token_ids: frozenset[int],
         sampling: SamplingConfig,
@@ -62,7 +65,7 @@ class Recorder:
 
         Args:
             target: Writes the texts.
-            draft: Proposes along them.
+            draft: Proposes along them; a lookup reads what was written, and needs no pass of its own.
             eos_token_ids: Tokens that end a text.
             sampling: How tokens are chosen.
             max_new_tokens: Token budget of every prompt.
@@ -106,9 +109,16 @@ class Recorder:
             for prompt, ids in zip(prompts, token_ids, strict=True)
         ]
         self._write(rows)
-        batch = self._read(rows)
+        if isinstance(self.draft, PromptLookup):
+            return [self._look_up(row, self.draft) for row in rows]
+        batch = self._read(rows, self.draft)
         self._roll_out(rows, batch)
         return [self._finish(row) for row in rows]
+
+    def _look_up(self, row: _Row, lookup: PromptLookup) -> TraceSequence:
+        row.draft_tokens = np.full(len(row.tokens), NO_TOKEN, np.int32)
+        row.draft_signals, row.draft_prob = np.zeros((len(row.tokens), 3), np.float32), np.zeros(len(row.tokens))
+        return with_lookup(self._finish(row), row.prompt_tokens, lookup, self.eos_token_ids)
 
     # -- pass 1: the target writes --------------------------------------------------------------------------------
 
@@ -146,8 +156,8 @@ class Recorder:
 
     # -- pass 2: the draft reads ----------------------------------------------------------------------------------
 
-    def _read(self, rows: list[_Row]) -> PaddedBatch:
-        batch = PaddedBatch(self.draft)
+    def _read(self, rows: list[_Row], draft: CausalModel) -> PaddedBatch:
+        batch = PaddedBatch(draft)
         hidden = batch.start([row.prompt_tokens + row.tokens[:-1] for row in rows])
         for i, row in enumerate(rows):
             first = len(row.prompt_tokens) - 1
@@ -181,7 +191,7 @@ class Recorder:
     def _roll_out_chunk(
         self, rows: list[_Row], batch: PaddedBatch, chunk: list[tuple[int, int, int]]
     ) -> tuple[np.ndarray, np.ndarray]:
-        device = self.draft.device
+        device = batch.lengths.device
         fork = batch.fork(
             torch.tensor([i for i, _, _ in chunk], device=device), torch.tensor([n for _, _, n in chunk], device=device)
         )
@@ -239,7 +249,7 @@ class Recorder:
             draft_signals=round_mantissa(row.draft_signals.astype(np.float32)),
             accept_prob=round_mantissa(accept_prob),
             accepted_length=accepted_lengths(matches),
-            eos_stop=_eos_stops(row, matches, self.eos_token_ids),
+            eos_stop=draft_stops(tokens, row.draft_tokens, row.rollout_start, row.rollout_tokens, self.eos_token_ids),
             rollout_start=row.rollout_start,
             rollout_tokens=row.rollout_tokens.astype(np.int32),
             rollout_signals=round_mantissa(row.rollout_signals.astype(np.float32)),
@@ -263,23 +273,3 @@ def _probability(warped: Tensor, tokens: Tensor, sampling: SamplingConfig) -> Te
     if sampling.mode == "greedy":
         return torch.ones(len(tokens))
     return warped.log_softmax(-1).gather(-1, tokens[:, None])[:, 0].exp()
-
-
-def _eos_stops(row: _Row, matches: np.ndarray, eos_token_ids: frozenset[int]) -> np.ndarray:
-    """Tokens drafted from each position up to and including the draft's first end of text, else gamma_max."""
-    eos = np.array(sorted(eos_token_ids))
-    on_path = np.isin(row.draft_tokens, eos)
-    off_path = {int(m): np.isin(row.rollout_tokens[k], eos) for k, m in enumerate(row.rollout_start)}
-    stops = np.full(len(matches), GAMMA_MAX, np.int8)
-    for start in range(len(matches)):
-        for depth in range(min(GAMMA_MAX, len(matches) - start)):
-            position = start + depth
-            if on_path[position]:
-                stops[start] = depth + 1
-                break
-            if not matches[position]:
-                later = np.flatnonzero(off_path[position][: GAMMA_MAX - depth - 1])
-                if len(later):
-                    stops[start] = depth + 2 + later[0]
-                break
-    return stops

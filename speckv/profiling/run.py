@@ -18,9 +18,10 @@ from pathlib import Path
 
 import torch
 
-from speckv.decoding.sampling import SamplingConfig
+from speckv.decoding import SamplingConfig, draft_source
 from speckv.errors import DataError, TraceError
 from speckv.files import write_atomically
+from speckv.models.causal import CausalModel
 from speckv.models.dtypes import dtype_name
 from speckv.models.expand import expand_compressed
 from speckv.models.pair import ModelPair, PairConfig, load_pair
@@ -117,7 +118,7 @@ def record_traces(
         book.total = len(chosen) * len(plan.compressions)
         recorder = Recorder(
             pair.target,
-            pair.draft,
+            draft_source(pair),
             eos_token_ids=pair.eos_token_ids,
             sampling=plan.sampling,
             max_new_tokens=plan.max_new_tokens,
@@ -240,14 +241,19 @@ def _metadata(pair: ModelPair, plan: ProfilePlan) -> TraceMetadata:
     sampling = asdict(plan.sampling)
     if sampling["mode"] == "greedy":
         sampling = {"mode": "greedy", "seed": sampling["seed"]}
+    draft = draft_source(pair)
+    model = draft if isinstance(draft, CausalModel) else None
     return TraceMetadata(
         target_id=Path(pair.target.name).name,
-        draft_id=Path(pair.draft.name).name,
+        draft_id=Path(draft.name).name,
         target_sha256=pair.target.sha256(),
-        draft_sha256=pair.draft.sha256(),
+        draft_sha256=model.sha256() if model else "",
         tokenizer_sha256=pair.tokenizer_sha256(),
         vocab_size=pair.target.vocab_size,
-        dtype={pair.target.compression: dtype_name(pair.target.dtype), "draft": dtype_name(pair.draft.dtype)},
+        dtype={
+            pair.target.compression: dtype_name(pair.target.dtype),
+            "draft": dtype_name(model.dtype) if model else "none",
+        },
         sampling=sampling,
         max_new_tokens=plan.max_new_tokens,
         eos_token_ids=sorted(pair.eos_token_ids),

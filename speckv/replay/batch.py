@@ -23,7 +23,8 @@ class ReplayStep:
     """What one decode step of each slot did; arrays of shape [N], zero in slots that sat it out.
 
     Attributes:
-        num_drafted: Tokens really drafted: gamma cut by budget and by a drafted end of text.
+        num_drafted: Tokens really drafted: gamma cut by budget, by a drafted end of text, and where the draft has
+            nothing to propose.
         num_accepted: Drafted tokens kept, bonus excluded.
         num_tested: Drafted tokens the target judged: the accepted ones and the first rejected one.
         num_emitted: Tokens added to the output.

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from speckv.errors import TraceError
 from speckv.observation import DRAFT_FIELDS, TESTED_SUMMARY, running_summary, summarise_draft
-from speckv.traces import TraceSequence, TraceSet
+from speckv.traces import NO_TOKEN, TraceSequence, TraceSet
 from speckv.types import NUM_SIGNALS, FloatArray, IntArray
 
 _CHUNK = 4096
@@ -31,7 +31,8 @@ class CompiledTraces:
         prompt_len: Shape [S]; its prompt tokens.
         ends_text: Shape [S]; whether it ended with an end of text, not by the budget.
         accepted_length: Shape [P]; tokens accepted by the deepest draft from each position.
-        eos_stop: Shape [P]; tokens drafted from each position up to the first end of text, else gamma_max.
+        eos_stop: Shape [P]; tokens drafted from each position up to the first end of text, or until the draft has
+            nothing to propose; else gamma_max.
         accept_prob: Shape [P]; chance that rejection sampling accepts a token drafted there.
         target: Shape [P, 2]; the target's entropy and confidence.
     """
@@ -99,7 +100,8 @@ class CompiledTraces:
         """Draws anew which drafted tokens rejection sampling accepts; the text stays.
 
         Past the first rejection the draft reads a token of its own that was never recorded, so drafting stops there
-        for no end of text.
+        for no end of text. A draft that draws nothing, such as a lookup, is accepted where it is right and nowhere
+        else: there all is as recorded.
 
         Args:
             sequence: Index of the sequence.
@@ -109,6 +111,10 @@ class CompiledTraces:
             What `accepted_length` and `eos_stop` become, one row a position of the sequence.
         """
         start, length = self.offset[sequence], int(self.length[sequence])
+        recorded = self.traces.sequences[sequence]
+        if np.array_equal(recorded.accept_prob, recorded.draft_tokens == recorded.tokens):
+            everything = slice(start, start + length)
+            return self.accepted_length[everything], self.eos_stop[everything]
         accepted = run_lengths(rng.random(length) < self.accept_prob[start : start + length], self.gamma_max)
         to_the_end = np.arange(length, 0, -1)
         drafts_the_end = self.ends_text[sequence] & (accepted == to_the_end)
@@ -124,7 +130,8 @@ def _draft_signals(sequence: TraceSequence, gamma_max: int) -> FloatArray:
     on_path = np.concatenate([sequence.draft_signals, np.zeros((gamma_max, NUM_SIGNALS), np.float32)])
     out: FloatArray = on_path[place]
     mismatch = np.minimum(last_read, length - 1)
-    missed = (last_read < length) & (sequence.draft_tokens[mismatch] != sequence.tokens[mismatch])
+    proposed = sequence.draft_tokens[mismatch]
+    missed = (last_read < length) & (proposed != sequence.tokens[mismatch]) & (proposed != NO_TOKEN)
     rows, depths = np.nonzero((depth_behind >= 0) & missed[:, None])
     if len(rows):
         roll_out = np.searchsorted(sequence.rollout_start, mismatch[rows])
@@ -146,10 +153,12 @@ def run_lengths(matches: NDArray[np.bool_], limit: int) -> IntArray:
 def _check(sequence: TraceSequence, gamma_max: int) -> None:
     to_the_end = np.arange(len(sequence.tokens), 0, -1)
     accepted, stop = sequence.accepted_length, sequence.eos_stop
+    silent = sequence.draft_tokens == NO_TOKEN
     faults = {
         f"accepted lengths from 0 to {gamma_max}, none past the end": (accepted < 0)
         | (accepted > np.minimum(gamma_max, to_the_end)),
-        f"end-of-text stops from 1 to {gamma_max}": (stop < 1) | (stop > gamma_max),
+        f"stops from 0 to {gamma_max}, none before the accepted length": (stop < accepted) | (stop > gamma_max),
+        "a draft to stop at once where it proposes nothing, and nowhere else": (stop < 1) != silent,
         "a draft to stop at the end of text that it got right": (sequence.finish == "eos")
         & (accepted == to_the_end)
         & (stop > to_the_end),

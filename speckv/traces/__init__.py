@@ -11,6 +11,7 @@ from speckv.traces.collection import TraceSet, find_traces, merge, split_validat
 from speckv.traces.parquet import METADATA_KEY
 from speckv.traces.schema import (
     GAMMA_MAX,
+    NO_TOKEN,
     ROLLOUT_LENGTH,
     SCHEMA_VERSION,
     TraceMetadata,
@@ -22,6 +23,7 @@ from speckv.traces.schema import (
 __all__ = [
     "GAMMA_MAX",
     "METADATA_KEY",
+    "NO_TOKEN",
     "ROLLOUT_LENGTH",
     "SCHEMA_VERSION",
     "TraceMetadata",

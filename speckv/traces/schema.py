@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 SCHEMA_VERSION = 1
 GAMMA_MAX = 16
 ROLLOUT_LENGTH = GAMMA_MAX - 1
+NO_TOKEN = -1
+"""Stands where a draft that may have nothing to propose proposes nothing."""
 
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
@@ -20,12 +22,13 @@ class TraceMetadata:
 
     Attributes:
         target_id: Hub id, folder or file name of the target.
-        draft_id: The same of the draft.
+        draft_id: The same of the draft, or the name of a lookup.
         target_sha256: Hash of the target's weights as loaded, or "" if unknown.
-        draft_sha256: Hash of the draft's weights.
+        draft_sha256: Hash of the draft's weights, "" where it has none.
         tokenizer_sha256: Hash of the shared vocabulary.
         vocab_size: Number of tokens both models score.
-        dtype: Compression -> dtype of the target's arithmetic, e.g. {"fp16": "float32"}; "draft" -> the draft's.
+        dtype: Compression -> dtype of the target's arithmetic, e.g. {"fp16": "float32"}; "draft" -> the draft's, "none"
+            for a lookup.
         sampling: mode ("greedy" or "gumbel"), temperature, top_k, top_p, seed.
         max_new_tokens: Token budget of every sequence, the prefill's token included.
         gamma_max: Deepest recorded draft.
@@ -64,7 +67,7 @@ class TraceSequence:
     """One prompt's output and the draft's proposal at each of its positions.
 
     Position `j` counts output tokens from 0; token 0 comes from the target's prefill. `n` is the output's length and
-    `r` the number of positions where the draft's proposal is not the emitted token.
+    `r` the number of positions where the draft proposes another token than the emitted one.
 
     Attributes:
         prompt_id: Id in the prompts file.
@@ -75,14 +78,17 @@ class TraceSequence:
         finish: "eos" or "length".
         tokens: Shape [n].
         target_signals: Shape [n, 3]; row j describes the distribution that token j was emitted from.
-        draft_tokens: Shape [n]; the draft's proposal for position j after the emitted tokens before it.
-        draft_signals: Shape [n, 3]; of the distribution of that proposal.
+        draft_tokens: Shape [n]; the draft's proposal for position j after the emitted tokens before it, `NO_TOKEN`
+            where it has none.
+        draft_signals: Shape [n, 3]; of the distribution of that proposal, zeros where there is none.
         accept_prob: Shape [n]; probability in [0, 1] that rejection sampling accepts a drafted token at j, given that
             token j is emitted there. Greedy: 1 where the proposal matches, else 0.
         accepted_length: Shape [n]; tokens accepted by a draft of gamma_max that starts at j.
-        eos_stop: Shape [n]; tokens drafted from j up to and including the draft's first end of text, else gamma_max.
-        rollout_start: Shape [r]; positions of the mismatches, ascending.
-        rollout_tokens: Shape [r, 15]; what the draft goes on to propose after its own wrong token.
+        eos_stop: Shape [n]; tokens drafted from j up to and including the draft's first end of text, or up to where it
+            has nothing to propose, which may be at once; else gamma_max.
+        rollout_start: Shape [r]; positions where a wrong token is proposed, ascending.
+        rollout_tokens: Shape [r, 15]; what the draft goes on to propose after its own wrong token, `NO_TOKEN` behind
+            the last one.
         rollout_signals: Shape [r, 15, 3].
     """
 
@@ -113,7 +119,7 @@ class TraceSequence:
 
         Args:
             position: Output position of the first drafted token, in [0, n).
-            depth: Number of tokens to draft, at most gamma_max; fewer come back where the recording ends.
+            depth: Number of tokens to draft, at most gamma_max; fewer come back where the recording or the draft ends.
 
         Returns:
             Token ids of shape [d] and signals of shape [d, 3], d <= depth.
@@ -123,11 +129,12 @@ class TraceSequence:
         tokens, signals = self.draft_tokens[position:on_path], self.draft_signals[position:on_path]
         mismatch = on_path - 1
         missing = depth - len(tokens)
-        if missing > 0 and self.draft_tokens[mismatch] != self.tokens[mismatch]:
+        if missing > 0 and self.draft_tokens[mismatch] not in (self.tokens[mismatch], NO_TOKEN):
             row = int(np.searchsorted(self.rollout_start, mismatch))
             tokens = np.concatenate([tokens, self.rollout_tokens[row, :missing]])
             signals = np.concatenate([signals, self.rollout_signals[row, :missing]])
-        return tokens, signals
+        drafted = int(np.argmax(tokens == NO_TOKEN)) if NO_TOKEN in tokens else len(tokens)
+        return tokens[:drafted], signals[:drafted]
 
 
 def round_mantissa(values: Float32, bits: int = 13) -> Float32:

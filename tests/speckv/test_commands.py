@@ -111,6 +111,42 @@ def test_decode_says_what_is_missing_where_no_package_loads_an_agent(
         stored.load_controller(agent_run(tmp_path / "run", "kangaroo"))
 
 
+def test_a_lookup_in_every_command(
+    model: list[str], prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = [f"prompts=[{prompts}]", "compressions=[fp16]", "max_new_tokens=20"]
+    with_model, derived, straight = (tmp_path / f"{name}.parquet" for name in ("model", "derived", "straight"))
+    lookup = [*model, "model.draft=lookup", "model.lookup_shortest=1"]
+    assert main(["profile", *model, *shared, f"out={with_model}"]) == 0
+    assert main(["profile", *lookup, *shared, f"out={derived}", f"from={with_model}"]) == 0
+    assert main(["profile", *lookup, *shared, f"out={straight}"]) == 0
+    one, other = TraceSet.load(derived), TraceSet.load(straight)
+    for metadata in (one.metadata, other.metadata):
+        assert (metadata.draft_id, metadata.draft_sha256, metadata.dtype["draft"]) == ("prompt-lookup(4,1)", "", "none")
+    for a, b in zip(one.sequences, other.sequences, strict=True):
+        assert (a.draft_tokens.tolist(), a.eos_stop.tolist()) == (b.draft_tokens.tolist(), b.eos_stop.tolist())
+    assert any(s.accepted_length.any() for s in one.sequences)
+    tables = [tmp_path / f"{name}.json" for name in ("model", "derived", "straight")]
+    measured = ["compressions=[fp16]", "reference_context=16", "far_context=40", "repeats=1"]
+    assert main(["calibrate", *model, "name=here", f"out={tables[0]}", *measured]) == 0
+    assert main(["calibrate", *lookup, "name=b", f"out={tables[1]}", f"from={tables[0]}", *measured]) == 0
+    assert main(["calibrate", *lookup, "name=c", f"out={tables[2]}", *measured]) == 0
+    before, after = (CostTable.load(path).entry("fp16") for path in tables[:2])
+    assert before.verify_s == after.verify_s
+    assert after.draft_s[0] < before.draft_s[0]
+    assert CostTable.load(tables[2]).cost_ratio("fp16") < 1
+    capsys.readouterr()
+    assert main(["decode", "abcabcabc", *lookup, f"cost.table={tables[1]}", "controller=3", "max_new_tokens=12"]) == 0
+    assert len("".join(capsys.readouterr().out.split())) >= 12
+    for command in (
+        ["profile", f"prompts=[{prompts}]", f"from={with_model}"],
+        ["calibrate", "name=x", "from=cpu-2core"],
+    ):
+        with pytest.raises(SystemExit):
+            main([*command, *model, f"out={tmp_path / 'no'}"])
+        assert "Expected model.draft=lookup" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -11,7 +11,7 @@ from speckv.cost import CompiledCost
 from speckv.errors import ConfigError, CostTableError, TraceError
 from speckv.replay import CompiledTraces, ReplayBatch
 from speckv.replay.compiled import run_lengths
-from speckv.traces import GAMMA_MAX, TraceSequence
+from speckv.traces import GAMMA_MAX, NO_TOKEN, TraceSequence
 from tests.fakes_traces import compile_both, make_cost_table, make_sequence, make_traces, one_slot, random_traces
 
 # --- Rejection sampling ----------------------------------------------------------------------------------------------
@@ -132,7 +132,9 @@ def _spoil(field: str, value: int) -> Callable[[TraceSequence], TraceSequence]:
     [
         ("accepted_length", -1, "accepted lengths from 0 to 16"),
         ("accepted_length", 3, "none past the end"),
-        ("eos_stop", 0, "end-of-text stops from 1 to 16"),
+        ("eos_stop", 1, "stops from 0 to 16, none before the accepted length"),
+        ("eos_stop", 17, "stops from 0 to 16"),
+        ("draft_tokens", NO_TOKEN, "a draft to stop at once where it proposes nothing"),
         ("eos_stop", 16, "a draft to stop at the end of text that it got right"),
     ],
 )

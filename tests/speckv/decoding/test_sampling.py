@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from speckv.decoding.sampling import SamplingConfig, choose, gumbel_noise, warp_logits
-from speckv.decoding.signals import signals
+from speckv.models.signals import signals
 from speckv.errors import ConfigError
 
 LOGITS = torch.tensor([[math.log(0.5), math.log(0.3), math.log(0.15), math.log(0.05)]])

@@ -13,6 +13,7 @@ from speckv.models.linear import (
     PROBED_WIDE_ROWS,
     NarrowLinear,
     WideningLinear,
+    stock_linear,
     use_fast_linear,
     widened_product,
 )
@@ -60,7 +61,11 @@ def test_layers_switch_to_what_was_timed_to_win(monkeypatch: pytest.MonkeyPatch)
     assert use_fast_linear(model) == 1
     monkeypatch.setattr(linear, "fewest_widened_rows", lambda: 9)
     assert use_fast_linear(model) == 1
-    assert [type(layer) for layer in model] == [NarrowLinear, WideningLinear, nn.Linear]
+    switched = [NarrowLinear, WideningLinear, nn.Linear]
+    assert [type(layer) for layer in model] == switched
+    with stock_linear(model):
+        assert {type(layer) for layer in model} == {nn.Linear}
+    assert [type(layer) for layer in model] == switched
 
 
 def test_the_fewest_widened_rows_are_some_that_were_timed() -> None:

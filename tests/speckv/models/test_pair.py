@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from speckv.decoding import PromptLookup, draft_source
 from speckv.errors import CompressionError, ConfigError, ModelError
 from speckv.models import PairConfig, compression, load_pair
 from speckv.models.compression import get_compression
@@ -51,6 +52,19 @@ def test_a_draft_of_the_first_layers(folder: Path) -> None:
     assert len(shallow.target.hf.model.layers) == 2  # the target keeps its own
     with pytest.raises(ConfigError, match=r"draft_layers in 0\.\.2"):
         load_pair(config(folder, "self", draft_layers=3))
+
+
+def test_a_lookup_needs_no_draft_model(folder: Path) -> None:
+    pair = load_pair(config(folder, "lookup", lookup_longest=3))
+    source = draft_source(pair)
+    assert isinstance(source, PromptLookup)
+    assert (source.name, source.vocab_size) == ("prompt-lookup(3,2)", 24)
+    with pytest.raises(ModelError, match=r"model\.draft=lookup, which has none"):
+        _ = pair.draft
+    with_model = load_pair(config(folder, folder))
+    assert draft_source(with_model) is with_model.draft
+    with pytest.raises(ConfigError, match="got 5 and 4"):
+        draft_source(load_pair(config(folder, "lookup", lookup_shortest=5)))
 
 
 def test_another_vocabulary_is_refused(folder: Path, tmp_path: Path) -> None:
