@@ -176,7 +176,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prompts", nargs="+", required=True)
     parser.add_argument("--per-task", type=int, default=3)
     parser.add_argument("--weights", type=Path, required=True, help="folder with the pair's GGUF files")
-    parser.add_argument("--pair", choices=["qwen", "smol"], default="qwen", help="smol drafts with its own first layers")
+    parser.add_argument(
+        "--pair", choices=["qwen", "smol"], default="qwen", help="smol drafts with its own first layers"
+    )
     parser.add_argument("--gamma", type=int, required=True, help="the best fixed gamma, tuned on train prompts")
     parser.add_argument("--controllers", nargs="*", default=[])
     parser.add_argument("--cost", default="cpu-2core")

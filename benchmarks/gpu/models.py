@@ -190,7 +190,9 @@ def load_random(config: PairConfig) -> ModelPair:
     else:
         shape = config.draft.removeprefix(RANDOM)
         draft = random_model(shape, dtype=dtype, device=device, compression=config.draft_compression, seed=1)
-    return ModelPair(config=config, target=target, draft_model=draft, tokenizer=byte_tokenizer(), eos_token_ids=frozenset())
+    return ModelPair(
+        config=config, target=target, draft_model=draft, tokenizer=byte_tokenizer(), eos_token_ids=frozenset()
+    )
 
 
 def random_pair(settings: Settings, draft: str = "self", *, dtype: str = "auto") -> PairConfig:

@@ -49,11 +49,11 @@ def run(config: DictConfig) -> None:
         check=_check_plan(config) if config.check else None,
         notes=config.notes,
     )
+    out = Path(config.out or f"{config.name}.json")
     if config["from"] is None:
-        table = calibrate(plan, PolicyController(typical_policy()), on_progress=logger.info)
+        table = calibrate(plan, PolicyController(typical_policy()), on_progress=logger.info, keep=lambda t: t.save(out))
     else:
         table = _with_lookup(CostTable.load(config["from"]), plan)
-    out = Path(config.out or f"{config.name}.json")
     table.save(out)
     for entry in (*table.entries.values(), *table.loads):
         logger.info(_times(entry))

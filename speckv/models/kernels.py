@@ -124,7 +124,10 @@ def _nf4_cuda(dtype: torch.dtype) -> Kernel:
 def _with_emulation(text: str, dtype: torch.dtype) -> Kernel:
     if emulated_on_cpu(dtype):
         wanted = " or ".join(_NATIVE[dtype])
-        return Kernel(f"{text}, emulated: this CPU has no {wanted}", "Use dtype=float32, or dtype=auto.")
+        return Kernel(
+            f"{text}, emulated: this CPU has no {wanted}",
+            "One row is quick, a verify pass is not: compare with dtype=float32 where speculation is to pay.",
+        )
     return Kernel(text)
 
 

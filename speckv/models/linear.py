@@ -86,9 +86,7 @@ def use_fast_linear(model: nn.Module) -> int:
 @contextmanager
 def stock_linear(*models: nn.Module) -> Iterator[None]:
     """Switches layers back to `nn.Linear` while it lasts: what a benchmark of other software must run on."""
-    switched = [
-        (m, type(m)) for model in models for m in model.modules() if type(m) in (NarrowLinear, WideningLinear)
-    ]
+    switched = [(m, type(m)) for model in models for m in model.modules() if type(m) in (NarrowLinear, WideningLinear)]
     try:
         for layer, _ in switched:
             layer.__class__ = nn.Linear

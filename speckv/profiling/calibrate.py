@@ -67,6 +67,7 @@ def calibrate(
     *,
     on_progress: Say | None = None,
     load: Callable[[PairConfig], ModelPair] = load_pair,
+    keep: Callable[[CostTable], None] = lambda _: None,
 ) -> CostTable:
     """Measures every compression and returns a table; run it alone on the machine.
 
@@ -75,6 +76,8 @@ def calibrate(
         controller: Whose decision is timed, with observing and remembering.
         on_progress: Called with a line of text before each measurement.
         load: Makes the pair of a config, for models that are not on disk.
+        keep: Given what has been measured so far, after each compression and each check: hours of a slow machine are
+            not lost to a signal.
     """
     say = on_progress or (lambda _: None)
     entries: dict[str, CostEntry] = {}
@@ -82,6 +85,22 @@ def calibrate(
     fit: dict[str, CostFit] = {}
     draft_times: Mapping[int, PassTimes] | None = None
     pair = None
+    controller_s = time_decision(controller)
+
+    def so_far() -> CostTable:
+        return CostTable(
+            name=plan.name,
+            kind="measured",
+            machine={**describe_machine(), **{f"version_{name}": version(name) for name in PACKAGES}},
+            entries=dict(entries),
+            controller_s=controller_s,
+            notes=plan.notes,
+            source=f"python -m speckv calibrate, pair {plan.pair.name or plan.pair.target}, "
+            f"batch {'/'.join(map(str, sorted(plan.batches)))}",
+            loads=tuple(loads),
+            fit=dict(fit),
+        )
+
     for compression in plan.compressions:
         say(f"{compression}: loading")
         pair = None  # free the last target before the next is loaded
@@ -96,23 +115,13 @@ def calibrate(
         by_batch = {b: _entry(plan, pair, b, draft_times[b], verify_times[b]) for b in sorted(plan.batches)}
         entries[compression] = by_batch.pop(1)
         loads += by_batch.values()
+        keep(so_far())
         if plan.check is not None:
             say(f"{compression}: decoding {len(plan.check.prompts)} prompts live to check the times")
             fit[compression] = _check(plan.check, pair, entries[compression])
+            keep(so_far())
             say(f"{compression}: total time {describe_fit('measured', fit[compression])}")
-    versions = {f"version_{name}": version(name) for name in PACKAGES}
-    return CostTable(
-        name=plan.name,
-        kind="measured",
-        machine={**describe_machine(), **versions},
-        entries=entries,
-        controller_s=time_decision(controller),
-        notes=plan.notes,
-        source=f"python -m speckv calibrate, pair {plan.pair.name or plan.pair.target}, "
-        f"batch {'/'.join(map(str, sorted(plan.batches)))}",
-        loads=loads,
-        fit=fit,
-    )
+    return so_far()
 
 
 def _time_draft(draft: CausalModel | PromptLookup, plan: CalibrationPlan, say: Say) -> dict[int, PassTimes]:

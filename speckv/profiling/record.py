@@ -15,9 +15,9 @@ from torch import Tensor
 
 from speckv.decoding.prompt_lookup import PromptLookup
 from speckv.decoding.sampling import SamplingConfig, check_finite, choose, gumbel_noise, request_seed, warp_logits
-from speckv.models.signals import signals
 from speckv.models.batch import LOGITS_ROWS, PaddedBatch
 from speckv.models.causal import CausalModel
+from speckv.models.signals import signals
 from speckv.profiling.lookup import with_lookup
 from speckv.profiling.prompts import Prompt
 from speckv.profiling.stops import draft_stops

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from speckv.decoding.sampling import SamplingConfig, choose, gumbel_noise, warp_logits
-from speckv.models.signals import signals
 from speckv.errors import ConfigError
+from speckv.models.signals import signals
 
 LOGITS = torch.tensor([[math.log(0.5), math.log(0.3), math.log(0.15), math.log(0.05)]])
 
