@@ -38,6 +38,7 @@ from speckv.types import Controller
 logger = logging.getLogger(__name__)
 THEIRS, THEIRS_ASSISTED = "transformers", "transformers, assisted"
 NUM_RESAMPLES = 10_000
+WHAT = "whole calls, prefill included, arms interleaved in one process; transformers on the layers that it comes with"
 
 Decode = Callable[[Sequence[int], str], list[int]]
 
@@ -211,7 +212,7 @@ def main() -> None:
     counts = resample_counts([p.task for p in prompts], NUM_RESAMPLES, 0)
     reference = np.array(runs.seconds[THEIRS])
     report = {
-        "what": "whole calls, prefill included, arms interleaved in one process; transformers on the layers it comes with",
+        "what": WHAT,
         "pair": qwen.SMOL_NAME if smol else qwen.NAME,
         "compression": options.compression,
         "dtype": dtype_name(pair.target.dtype),

@@ -204,7 +204,8 @@ def with_lookup_times(table: CostTable, lookup: PromptLookup, plan: CalibrationP
         fit={},
         notes=plan.notes
         or f"Target and decisions as in {table.name}; draft passes are those of {lookup.name}, reading and proposing "
-        f"timed alone at contexts {reference} and {far}, medians of {plan.timing.repeats}.",
+        f"timed alone at contexts {reference} and {far}, medians of {plan.timing.repeats}, on "
+        f"{describe_machine()['processor']}.",
         source=f"python -m speckv calibrate from={table.name} model.draft=lookup",
     )
 

@@ -20,11 +20,12 @@ PROMPTS = [{"id": f"p{i}", "task": "chat", "split": "test", "prompt": text} for 
 
 @pytest.fixture(autouse=True)
 def tiny_pair(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(_: Path, *, dtype: str, compression: str = "fp16") -> ModelPair:
-        del dtype
+    def load(_: Path, *, dtype: str, compression: str = "fp16", draft: str = "0.5b") -> ModelPair:
+        del dtype, draft
         return load_random(replace(random_pair(Settings(device="cpu", tiny=True)), compression=compression))
 
     monkeypatch.setattr(qwen, "load_qwen", load)
+    monkeypatch.setattr(qwen, "load_smol", load)
 
 
 @pytest.fixture
@@ -43,8 +44,10 @@ def report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dic
     return run
 
 
-def test_beside_transformers(report: Callable[..., dict[str, Any]]) -> None:
-    found = report(against_transformers.main, "--gamma", "2")
+@pytest.mark.parametrize("pair", ["qwen", "smol"])
+def test_beside_transformers(pair: str, report: Callable[..., dict[str, Any]]) -> None:
+    found = report(against_transformers.main, "--gamma", "2", "--pair", pair)
+    assert found["ours_over_assisted_at_the_same_gamma"]["estimate"] > 0
     assert list(found["arms"]) == [
         "transformers",
         "ours, plain",
