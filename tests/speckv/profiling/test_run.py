@@ -131,7 +131,10 @@ def test_calibration_covers_every_width(pair: PairConfig, tmp_path: Path) -> Non
         check=CheckPlan(prompts=("abc", "bcdef"), max_new_tokens=12),
     )
     said: list[str] = []
-    table = calibrate(plan, ConstantGamma(2), on_progress=said.append)
+    kept: list[CostTable] = []
+    table = calibrate(plan, ConstantGamma(2), on_progress=said.append, keep=kept.append)
+    assert [bool(so_far.fit) for so_far in kept] == [False, True]  # times are kept before they are checked
+    assert kept[-1] == table
     entry = table.entry("fp16")
     assert list(entry.verify_widths) == list(entry.draft_widths) == list(range(1, 18))
     assert entry.dtype == "float32"
