@@ -242,8 +242,10 @@ def main() -> None:
 
 
 def as_ratio(reference: np.ndarray, mine: np.ndarray, counts: np.ndarray) -> dict[str, float | None]:
-    """A ratio of total seconds with its paired 95 % interval."""
+    """A ratio of total seconds with its paired 95 % interval; none where one prompt a task leaves nothing to draw."""
     found = ratio_interval(reference, mine, counts)
+    if (counts == counts[0]).all():
+        return {"estimate": found.estimate, "low": None, "high": None}
     return {"estimate": found.estimate, "low": found.low, "high": found.high}
 
 
