@@ -4,8 +4,8 @@
 float32: `F.linear(x, weight)` asks BLAS for `x @ weight.T`. With 2 to 64 rows, MKL's kernel for that layout is slow on
 some CPUs: on an AVX2 EPYC, 5 rows took 9.7 ms and the transposed product 4.2 ms for a weight of 8960 x 1536.
 
-bfloat16: a CPU without instructions for it multiplies row by row: 1 row of the same weight took 1.4 ms, 17 rows 22 ms and
-256 rows 331 ms. Widened to float32 a block at a time, small enough to stay in the cache, 17 rows take 7 ms and 256
+bfloat16: a CPU without instructions for it multiplies row by row: 1 row of the same weight took 1.4 ms, 17 rows 22 ms
+and 256 rows 331 ms. Widened to float32 a block at a time, small enough to stay in the cache, 17 rows take 7 ms and 256
 rows 41 ms, and every sum is kept in float32.
 
 Verification and prefill live there, so the other order is timed once per process, at several row counts, and used
