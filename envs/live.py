@@ -119,8 +119,7 @@ class LiveDecodingEnv(gym.Env[FloatArray, np.int64]):
             )
         self.engine, self.prompts, self.reward = engine, tuple(prompts), reward or known[0]
         self.max_new_tokens, self.gamma_max, self.per_token = max_new_tokens, gamma_max, decides == "per_token"
-        entry = cost.entry(compression)
-        self.plain_s = float(entry.verify_pass_s(np.array([1]), entry.reference_context)[0])
+        self.plain_s = cost.plain_s(compression)
         self.rate = 1.0 / self.plain_s
         schema = STOPPING_SCHEMA if self.per_token else SCHEMA
         self.observation_space = spaces.Box(schema.low, schema.high, dtype=np.float32)

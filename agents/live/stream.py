@@ -109,7 +109,7 @@ class Stream:
             SpecKVError: as `generate`.
         """
         order = draw_half(range(len(self.task.learning)), self.num_requests, np.random.default_rng(self.seed))
-        plain_s = self._plain_s()
+        plain_s = self.task.cost.plain_s(self.task.compression)
         for number in range(state.next_request, self.num_requests):
             prompt = self.task.learning[order[number]]
             decoded = Decoded(number=number, prompt_id=prompt.prompt_id, phase=LEARN, arm=bandit.name)
@@ -123,10 +123,6 @@ class Stream:
             self._tell(decoded, state, bar)
             if request.signum is not None and state.next_request < self.num_requests:
                 raise InterruptedTraining(request.signum)
-
-    def _plain_s(self) -> float:
-        entry = self.task.cost.entry(self.task.compression)
-        return float(entry.verify_pass_s(np.array([1]), entry.reference_context)[0])
 
     def _tell(self, decoded: Decoded, state: StreamState, bar: ProgressBar) -> None:
         one, recent = summarise([decoded]), summarise(state.recent)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from agents.live.settings import LiveSettings
 from agents.settings import TrainSettings, build_settings
+from agents.training.task import load_cost
 from envs.live import LivePrompt
 from speckv.cost import CostTable
 from speckv.decoding import Engine, RequestContext, SamplingConfig
@@ -83,22 +84,17 @@ def load_models(model: Mapping[str, object], sampling: SamplingConfig) -> Loaded
         SpecKVError: whatever `choose_pair` and `load_pair` raise.
     """
     # Late, because transformers takes seconds to import and a wrong setting should not.
-    from speckv.decoding.clock import device_clock
+    from speckv.decoding import draft_source
     from speckv.models import load_pair
     from speckv.models.choosing import choose_pair
     from speckv.models.dtypes import dtype_name
 
     pair = load_pair(choose_pair(model))
-    engine = Engine(
-        pair.target,
-        pair.draft,
-        eos_token_ids=pair.eos_token_ids,
-        sampling=sampling,
-        clock=device_clock(pair.target.device),
-    )
+    draft = draft_source(pair)
+    engine = Engine(pair.target, draft, eos_token_ids=pair.eos_token_ids, sampling=sampling)
     facts = {
         "target": _public(pair.target.name),
-        "draft": _public(pair.draft.name),
+        "draft": _public(draft.name),
         "compression": pair.target.compression,
         "dtype": dtype_name(pair.target.dtype),
         "device": str(pair.target.device),
@@ -123,7 +119,7 @@ def load_live_task(settings: TrainSettings, live: LiveSettings, load: Loader) ->
         CostTableError: if the clock cannot be read or lacks the compression.
         SpecKVError: as `load`.
     """
-    cost = CostTable.load(settings.cost.table)
+    cost = load_cost(settings.cost)
     compression = str((settings.model or {}).get("compression", "fp16"))
     cost.require((compression,))
     prompts = read_prompts(live.prompts if live.prompts is not None else [EXAMPLES])

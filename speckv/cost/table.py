@@ -251,6 +251,10 @@ class CostTable:
         """Seconds that plain decoding takes for the token after `context` tokens."""
         return self.verify_pass_s(compression, 1, context)
 
+    def plain_s(self, compression: str) -> float:
+        """Seconds a token of plain decoding at the reference context: the unit of a live reward."""
+        return float(self.autoregressive_s(compression, self.entry(compression).reference_context))
+
     def draft_seconds(
         self, compression: str, num_drafted: ArrayLike, draft_lag: ArrayLike, context: ArrayLike
     ) -> Seconds:
