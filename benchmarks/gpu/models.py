@@ -20,7 +20,7 @@ from speckv.errors import ConfigError
 from speckv.models import CausalModel, ModelPair, PairConfig, load_pair
 from speckv.models.compression import get_compression, silence_int8_cast_notice
 from speckv.models.dtypes import resolve_dtype
-from speckv.models.pair import first_layers, freeze, resolve_device
+from speckv.models.pair import causal_model, first_layers, resolve_device
 
 RANDOM = "random:"
 """Prefix of a shape's name where a `PairConfig` names a model."""
@@ -145,15 +145,7 @@ def random_model(
             quantization_config=kind.quantization_config(dtype),
             device_map={"": device},
         )
-    return CausalModel(
-        name=RANDOM + name,
-        hf=freeze(model),
-        compression=compression,
-        dtype=dtype,
-        device=device,
-        vocab_size=SHAPES[name].vocab,
-        context_limit=SHAPES[name].context,
-    )
+    return causal_model(model, name=RANDOM + name, compression=compression, dtype=dtype, device=device)
 
 
 def byte_tokenizer() -> PreTrainedTokenizerBase:

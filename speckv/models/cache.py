@@ -51,6 +51,13 @@ def cache_keyword(model: nn.Module) -> str:
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
+def special_layers(model: nn.Module) -> list[str]:
+    """Kinds of a model's cache layers that do not hold every token, such as sliding windows, by name."""
+    config: Any = model.config
+    kinds = {type(layer) for layer in DynamicCache(config=config).layers}
+    return sorted(kind.__name__ for kind in kinds - {DynamicLayer})
+
+
 def growing_cache(config: PretrainedConfig) -> DynamicCache:
     """An empty cache for a model; layers of a special kind (sliding windows and others) stay transformers' own."""
     cache = DynamicCache(config=config)

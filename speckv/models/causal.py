@@ -44,11 +44,7 @@ class CachedSequence(ScoredTokens):
         Raises:
             BudgetError: if the model's context would overflow.
         """
-        if self.length + len(tokens) > self._model.context_limit:
-            raise BudgetError(
-                f"{self._model.name}: expected at most {self._model.context_limit} tokens of context, got "
-                f"{self.length + len(tokens)}. Shorten the prompt or the token budget."
-            )
+        self._model.require_context(self.length + len(tokens))
         ids = token_tensor(tokens, self._model.device)[None]
         wanted = num_logits if num_logits is not None else len(tokens)
         output = self._model.hf(input_ids=ids, use_cache=True, logits_to_keep=wanted, **self._cache_argument)
@@ -98,6 +94,18 @@ class CausalModel:
     def sequence(self) -> CachedSequence | StaticSequence:
         """Starts an empty cached sequence."""
         return StaticSequence(self) if self.static else CachedSequence(self)
+
+    def require_context(self, length: int) -> None:
+        """Passes if a sequence of that many tokens fits.
+
+        Raises:
+            BudgetError: if the context would overflow.
+        """
+        if length > self.context_limit:
+            raise BudgetError(
+                f"{self.name}: expected at most {self.context_limit} tokens of context, got {length}. "
+                "Shorten the prompt or the token budget."
+            )
 
     def sha256(self) -> str:
         """Hash of the weight files, or "" for a model that is not on disk; computed once (seconds a gigabyte)."""

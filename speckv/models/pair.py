@@ -13,12 +13,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from speckv.errors import ConfigError, ModelError, device_error, device_errors_explained
+from speckv.models.cache import special_layers
 from speckv.models.causal import CausalModel
 from speckv.models.compression import get_compression, silence_int8_cast_notice
 from speckv.models.dtypes import resolve_dtype
 from speckv.models.kernels import warn_if_slow
 from speckv.models.linear import use_fast_linear
-from speckv.models.static import has_plain_cache
 from speckv.models.tokenizer import encode_prompt, load_error, load_tokenizer, locate, vocabulary_hash
 
 logger = logging.getLogger(__name__)
@@ -167,20 +167,54 @@ def load_model(
         raise device_error(error) or load_error(source, error) from error
     if kind.quantization_config is None:
         model = model.to(device)
-    model = freeze(model)
     warn_if_slow(compression, dtype, device)
     folder = Path(location)
-    return CausalModel(
+    return causal_model(
+        model,
         name=source,
-        hf=model,
+        compression=compression,
+        dtype=dtype,
+        device=device,
+        static_cache=static_cache,
+        source=folder if folder.is_dir() else None,
+    )
+
+
+def causal_model(
+    model: PreTrainedModel,
+    *,
+    name: str,
+    compression: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    static_cache: bool | None = None,
+    source: Path | None = None,
+) -> CausalModel:
+    """Makes a transformers model ready to decode, in place.
+
+    Args:
+        model: However it was made.
+        name: Shown in tables.
+        compression: That it was made with.
+        dtype: Of its arithmetic.
+        device: Where it is.
+        static_cache: See `PairConfig`.
+        source: Folder with its weights, if on disk.
+
+    Raises:
+        ConfigError: if a static cache is wanted that the model's attention does not allow.
+    """
+    return CausalModel(
+        name=name,
+        hf=freeze(model),
         compression=compression,
         dtype=dtype,
         device=device,
         vocab_size=int(model.config.vocab_size),
         context_limit=int(model.config.max_position_embeddings),
-        source=folder if folder.is_dir() else None,
+        source=source,
         static=_is_static(model, static_cache, device),
-        captures_graphs=kind.captures_graphs,
+        captures_graphs=get_compression(compression, device).captures_graphs,
     )
 
 
@@ -225,16 +259,17 @@ def first_layers(target: CausalModel, layers: int) -> CausalModel:
 
 
 def _is_static(model: PreTrainedModel, wanted: bool | None, device: torch.device) -> bool:
-    if wanted and not has_plain_cache(model):
+    plain = not special_layers(model)
+    if wanted and not plain:
         raise ConfigError(
             "Expected a model whose layers all attend to the whole context for static_cache=true, got one with "
             "windows. Leave static_cache out."
         )
-    return wanted if wanted is not None else device.type == "cuda" and has_plain_cache(model)
+    return wanted if wanted is not None else device.type == "cuda" and plain
 
 
 def freeze(model: PreTrainedModel) -> PreTrainedModel:
-    """Makes a loaded model ready to decode, in place: evaluation mode, no gradients, products for few rows."""
+    """Makes a model ready to decode, in place: evaluation mode, no gradients, products for few rows."""
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)

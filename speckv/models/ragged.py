@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from speckv.errors import BudgetError, ModelError
-from speckv.models.cache import cache_keyword
+from speckv.errors import ModelError
+from speckv.models.cache import cache_keyword, special_layers
 from speckv.models.causal import CausalModel
 from speckv.models.transfer import token_tensor
 
@@ -91,7 +91,7 @@ class RaggedRows:
     def __init__(self, model: CausalModel) -> None:
         self._model = model
         cache = DynamicCache(config=model.hf.config)
-        unknown = sorted({type(layer).__name__ for layer in cache.layers if type(layer) is not DynamicLayer})
+        unknown = special_layers(model.hf)
         if unknown:
             raise ModelError(
                 f"{model.name}: expected a cache that holds every token in every layer, got {', '.join(unknown)}. "
@@ -177,11 +177,7 @@ class RaggedRows:
 
     def _reserve(self, starts: Sequence[int], counts: Sequence[int], width: int) -> None:
         longest = max(start + count for start, count in zip(starts, counts, strict=True))
-        if longest > self._model.context_limit:
-            raise BudgetError(
-                f"{self._model.name}: expected at most {self._model.context_limit} tokens of context, got {longest}. "
-                "Shorten the prompt or the token budget."
-            )
+        self._model.require_context(longest)
         end = max(starts) + width
         if end > self._capacity:
             self._capacity = _aligned(end + max(SPARE_TOKENS, end // 4))

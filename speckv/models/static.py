@@ -18,7 +18,6 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from speckv.errors import BudgetError
 from speckv.models.cache import cache_keyword
 from speckv.models.signals import Scores
 from speckv.models.transfer import token_tensor
@@ -35,12 +34,6 @@ FIRST_CAPACITY = 4096
 
 LEAST_VISIBLE = 256
 """Attention runs over a power of two of slots, at least these; the ones behind the text are masked."""
-
-
-def has_plain_cache(model: torch.nn.Module) -> bool:
-    """Whether every layer of a model attends to all that came before: sliding windows need another cache."""
-    config: Any = model.config
-    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
 
 
 class _FixedLayer(DynamicLayer):
@@ -171,11 +164,7 @@ class StaticSequence:
             BudgetError: if the model's context would overflow.
         """
         ids = token_tensor(tokens, self._model.device)
-        if self.length + len(ids) > self._model.context_limit:
-            raise BudgetError(
-                f"{self._model.name}: expected at most {self._model.context_limit} tokens of context, got "
-                f"{self.length + len(ids)}. Shorten the prompt or the token budget."
-            )
+        self._model.require_context(self.length + len(ids))
         scores = self._room.run(ids, self.length, len(ids) if num_logits is None else num_logits)
         self.length += len(ids)
         return scores

@@ -11,7 +11,7 @@ import torch
 from speckv.decoding import Engine, SamplingConfig
 from speckv.errors import BudgetError
 from speckv.models import CausalModel
-from speckv.models.static import has_plain_cache
+from speckv.models.cache import special_layers
 from tests.fakes import as_causal, tiny_qwen
 
 
@@ -96,7 +96,7 @@ def test_buffers_grow(pair: tuple[CausalModel, CausalModel], monkeypatch: pytest
 
 def test_sliding_windows_need_another_cache() -> None:
     model = tiny_qwen(0)
-    assert has_plain_cache(model)
+    assert special_layers(model) == []
     model.config.sliding_window = 8
     model.config.layer_types = ["full_attention", "sliding_attention"]
-    assert not has_plain_cache(model)
+    assert special_layers(model) != []
