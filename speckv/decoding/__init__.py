@@ -3,11 +3,12 @@
 
 from speckv.decoding.batched import BatchEngine
 from speckv.decoding.batched_generation import BatchResult, generate_batch
-from speckv.decoding.engine import DecodeStep, Engine
+from speckv.decoding.engine import Engine
 from speckv.decoding.generation import GenerationResult, RequestContext, generate
 from speckv.decoding.prompt_lookup import PromptLookup
 from speckv.decoding.sampling import SamplingConfig
 from speckv.decoding.sources import draft_source
+from speckv.decoding.step import DecodeStep
 
 __all__ = [
     "BatchEngine",

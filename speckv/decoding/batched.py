@@ -15,15 +15,15 @@ from torch import Tensor
 
 from speckv.decoding.batched_draft import BatchDraft, Drafter, GoOnRows
 from speckv.decoding.clock import device_clock
-from speckv.decoding.engine import DecodeStep
 from speckv.decoding.protocols import Clock
 from speckv.decoding.rows import BatchModel, CachedRows, Row, padded
 from speckv.decoding.sampling import SamplingConfig, check_finite, choose, warp_logits
+from speckv.decoding.step import DecodeStep
 from speckv.decoding.verification import verify_match, verify_rejection
 from speckv.errors import ConfigError
 from speckv.models.signals import signals
 from speckv.models.transfer import to_device
-from speckv.types import BoolArray, FloatArray, IntArray, StepOutcome
+from speckv.types import BoolArray, FloatArray, IntArray
 
 
 class _Judged(NamedTuple):
@@ -226,7 +226,17 @@ class BatchEngine:
         ended = self.clock()
         draft_s, verify_s = float(drafted - started), float(ended - drafted)
         steps = [
-            _as_step(row, gamma, tokens, j, draft_s, verify_s)
+            DecodeStep.of(
+                gamma=gamma,
+                drafted=j.drafted,
+                draft_signals=j.draft_signals,
+                num_kept=j.num_accepted,
+                tokens=tokens,
+                target_signals=j.target_signals,
+                draft_s=draft_s,
+                verify_s=verify_s,
+                finish=row.finish,
+            )
             for row, gamma, tokens, j in zip(rows, draft.gammas, emitted, judged, strict=True)
         ]
         for place in reversed(range(len(self._rows))):
@@ -251,25 +261,3 @@ def _ranked(go_on: GoOnRows | None, rank: Mapping[int, int]) -> GoOnRows | None:
         return ask(np.array([rank[place] for place in places.tolist()], np.int64), draft_signals)
 
     return ranked
-
-
-def _as_step(
-    row: Row, gamma: int, tokens: tuple[int, ...], judged: _Judged, draft_s: float, verify_s: float
-) -> DecodeStep:
-    target_signals = judged.target_signals[: len(tokens)]
-    num_accepted = min(judged.num_accepted, len(tokens))
-    outcome = StepOutcome(
-        gamma=gamma,
-        num_drafted=len(judged.drafted),
-        num_accepted=num_accepted,
-        num_tested=min(num_accepted + 1, len(judged.drafted)),
-        num_emitted=len(tokens),
-        draft_signals=judged.draft_signals,
-        target_entropy=float(target_signals[-1, 0]),
-        target_confidence=float(target_signals[-1, 1]),
-        seconds=draft_s + verify_s,
-        draft_s=draft_s,
-        verify_s=verify_s,
-        finish=row.finish,
-    )
-    return DecodeStep(tokens=tokens, drafted=tuple(judged.drafted), target_signals=target_signals, outcome=outcome)

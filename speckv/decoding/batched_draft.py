@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speckv.decoding.rows import CachedRows, Row, padded, up_to_end
+from speckv.decoding.rows import CachedRows, Row, padded
 from speckv.decoding.sampling import SamplingConfig, check_finite, choose, draw, gumbel_noise, warp_logits
+from speckv.decoding.step import up_to_end
 from speckv.models.signals import signals
 from speckv.models.transfer import to_device
 from speckv.types import NUM_SIGNALS, BoolArray, FloatArray, IntArray

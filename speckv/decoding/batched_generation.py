@@ -9,8 +9,8 @@ import numpy as np
 
 from speckv.decoding.batched import BatchEngine
 from speckv.decoding.batched_control import control
-from speckv.decoding.engine import DecodeStep
 from speckv.decoding.generation import GenerationResult, RequestContext
+from speckv.decoding.step import DecodeStep
 from speckv.errors import ConfigError
 from speckv.observation import History, StaticContext, StepBatch, observe, summarise_tested, update_history
 from speckv.types import Controller, FloatArray, IntArray

@@ -10,7 +10,6 @@ and after a fully accepted draft it lags, and catches up when it next drafts.
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -22,32 +21,16 @@ from speckv.decoding.model_draft import ModelDraft
 from speckv.decoding.open_draft import OpenDraft, signal_rows, to_host
 from speckv.decoding.protocols import CachedTokens, Clock, Drafter, DraftSource, LanguageModel
 from speckv.decoding.sampling import SamplingConfig, check_finite
+from speckv.decoding.step import DecodeStep, token_budget, up_to_end
 from speckv.errors import BudgetError, ConfigError
 from speckv.models.signals import Scores
 from speckv.models.transfer import token_tensor
-from speckv.types import NUM_SIGNALS, FloatArray, StepOutcome
+from speckv.types import NUM_SIGNALS, FloatArray
 
 P = ParamSpec("P")
 R = TypeVar("R")
 GoOn = Callable[[FloatArray], bool]
 """Signals of the tokens drafted so far, of shape [drafted, 3] -> whether to draft another one."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecodeStep:
-    """One step's tokens beside its outcome.
-
-    Attributes:
-        tokens: Emitted tokens.
-        drafted: Drafted tokens, accepted or not.
-        target_signals: Shape [num_emitted, 3]; of the target at each emitted token.
-        outcome: Counts, signals, seconds.
-    """
-
-    tokens: tuple[int, ...]
-    drafted: tuple[int, ...]
-    target_signals: FloatArray
-    outcome: StepOutcome
 
 
 def _fails_with_its_step(method: Callable[P, R]) -> Callable[P, R]:
@@ -119,19 +102,10 @@ class Engine:
         Raises:
             BudgetError: if the prompt is empty, or it and one token do not fit the context.
         """
-        limit = self._context_limit()
-        if not prompt:
-            raise BudgetError(
-                "Expected a prompt of at least one token, got none. Give a beginning-of-text token at least."
-            )
-        if max_new_tokens < 1:
-            raise BudgetError(f"Expected max_new_tokens of at least 1, got {max_new_tokens}.")
-        if len(prompt) > limit:
-            raise BudgetError(f"Expected a prompt of at most {limit} tokens, got {len(prompt)}. Shorten it.")
+        budget = token_budget(prompt, max_new_tokens, self._context_limit())
         self.prompt_len = len(prompt)
         self.tokens, self.finish = [], None
-        # The newest token needs no room in the cache, so the text may be one longer than the context.
-        self._budget = min(max_new_tokens, limit + 1 - len(prompt))
+        self._budget = budget
         self._context = list(prompt)
         self._draws = Draws(self.sampling, request=request, vocab_size=self.target.vocab_size)
         self._target_cache: CachedTokens = self.target.sequence()
@@ -284,11 +258,9 @@ class Engine:
         draft.cut(self.eos_token_ids)
         found, num_accepted = told[-1 - width : -1], int(told[-1, 0])
         check_finite(found, "target")
-        tokens = found[: num_accepted + 1, NUM_SIGNALS].astype(int).tolist()
-        for i, token in enumerate(tokens):
-            if token in self.eos_token_ids:
-                tokens, self.finish = tokens[: i + 1], "eos"
-                break
+        tokens = up_to_end(found[: num_accepted + 1, NUM_SIGNALS].astype(int).tolist(), self.eos_token_ids)
+        if tokens[-1] in self.eos_token_ids:
+            self.finish = "eos"
         self.tokens += tokens
         self._context += tokens
         if self.finish is None and self.tokens_left == 0:
@@ -296,26 +268,17 @@ class Engine:
         self._target_cache.truncate(len(self._context) - 1)
         if self._drafter is not None:
             self._drafter.truncate(len(self._context) - 1)
-        target_signals = found[: len(tokens), :NUM_SIGNALS]
         verify_s = float(self.clock() - started)
-        draft_s = draft.seconds
-        num_accepted = min(num_accepted, len(tokens))
-        outcome = StepOutcome(
+        return DecodeStep.of(
             gamma=draft.gamma if asked is None else asked,
-            num_drafted=len(draft.tokens),
-            num_accepted=num_accepted,
-            num_tested=min(num_accepted + 1, len(draft.tokens)),
-            num_emitted=len(tokens),
+            drafted=draft.tokens,
             draft_signals=draft.found,
-            target_entropy=float(target_signals[-1, 0]),
-            target_confidence=float(target_signals[-1, 1]),
-            seconds=draft_s + verify_s,
-            draft_s=draft_s,
+            num_kept=num_accepted,
+            tokens=tokens,
+            target_signals=found[:, :NUM_SIGNALS],
+            draft_s=draft.seconds,
             verify_s=verify_s,
             finish=self.finish,
-        )
-        return DecodeStep(
-            tokens=tuple(tokens), drafted=tuple(draft.tokens), target_signals=target_signals, outcome=outcome
         )
 
     def _context_limit(self) -> int:

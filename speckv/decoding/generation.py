@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from speckv.decoding.engine import DecodeStep, Engine, GoOn
+from speckv.decoding.engine import Engine, GoOn
+from speckv.decoding.step import DecodeStep
 from speckv.errors import device_errors_explained
 from speckv.observation import (
     History,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from speckv.decoding.protocols import Proposal
 from speckv.decoding.sampling import check_finite
+from speckv.decoding.step import up_to_end
 from speckv.types import NUM_SIGNALS, FloatArray
 
 
@@ -49,10 +50,8 @@ class OpenDraft:
 
     def cut(self, eos_token_ids: frozenset[int]) -> None:
         """Drops what was drafted behind an end of text: a device that is not waited for runs on past it."""
-        for i, token in enumerate(self.tokens):
-            if token in eos_token_ids:
-                self.tokens, self.found = self.tokens[: i + 1], self.found[: i + 1]
-                return
+        self.tokens = up_to_end(self.tokens, eos_token_ids)
+        self.found = self.found[: len(self.tokens)]
 
     @property
     def seconds(self) -> float:

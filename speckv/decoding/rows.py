@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from speckv.decoding.sampling import SamplingConfig, request_seed
-from speckv.errors import BudgetError
+from speckv.decoding.step import token_budget, up_to_end
 
 
 class CachedRows(Protocol):
@@ -95,22 +95,13 @@ class Row:
         Raises:
             BudgetError: if the prompt is empty, or it and one token do not fit the context.
         """
-        named = f"Request {request!r}: expected"
-        if not prompt:
-            raise BudgetError(
-                f"{named} a prompt of at least one token, got none. Give a beginning-of-text token at least."
-            )
-        if max_new_tokens < 1:
-            raise BudgetError(f"{named} max_new_tokens of at least 1, got {max_new_tokens}.")
-        if len(prompt) > limit:
-            raise BudgetError(f"{named} a prompt of at most {limit} tokens, got {len(prompt)}. Shorten it.")
+        budget = token_budget(prompt, max_new_tokens, limit, expected=f"Request {request!r}: expected")
         seed = request_seed(sampling.seed, request)
         return Row(
             number=number,
             request=request,
             prompt_len=len(prompt),
-            # The newest token needs no room in the cache, so the text may be one longer than the context.
-            budget=min(max_new_tokens, limit + 1 - len(prompt)),
+            budget=budget,
             context=list(prompt),
             seed=seed,
             generator=torch.Generator().manual_seed(request_seed(seed, "draws")),
@@ -140,16 +131,6 @@ class Row:
         elif self.tokens_left == 0:
             self.finish = "length"
         return tuple(kept)
-
-
-def up_to_end(tokens: Sequence[int], eos_token_ids: frozenset[int]) -> list[int]:
-    """Cuts tokens behind the first end of text.
-
-    >>> up_to_end([4, 5, 2, 6], frozenset({2}))
-    [4, 5, 2]
-    """
-    end = next((i for i, token in enumerate(tokens) if token in eos_token_ids), len(tokens))
-    return list(tokens[: end + 1])
 
 
 def padded(pieces: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from speckv.decoding import Engine, SamplingConfig
-from speckv.decoding.engine import DecodeStep
+from speckv.decoding import DecodeStep, Engine, SamplingConfig
 from speckv.decoding.verification import residual, verify_rejection
 from speckv.errors import ProbabilityError
 from tests.fakes import TableModel
