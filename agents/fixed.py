@@ -4,7 +4,7 @@
 from speckv.errors import ConfigError
 from speckv.evaluation.baselines import fixed_name
 from speckv.runtime.constant import ConstantGamma
-from speckv.traces import GAMMA_MAX
+from speckv.types import GAMMA_MAX
 
 
 class FixedGamma(ConstantGamma):

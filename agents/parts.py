@@ -15,6 +15,8 @@ from speckv.errors import CheckpointError
 from speckv.runtime.network import Network
 
 Arrays = dict[str, NDArray[Any]]
+COMPRESSIONS = "times.compressions"
+"""The one array of words."""
 _OTHER = "other"
 _TIMES = ("draft_s", "lag_s", "verify_s")
 
@@ -35,6 +37,12 @@ class Parts:
 
     def to_bytes(self) -> bytes:
         """Renders an npz archive; see `from_bytes`."""
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **self.to_arrays())
+        return buffer.getvalue()
+
+    def to_arrays(self) -> Arrays:
+        """Everything under one name each; see `from_arrays`."""
         arrays: Arrays = {f"{_OTHER}.{name}": values for name, values in self.arrays.items()}
         for role, network in self.networks.items():
             for index, (weight, bias) in enumerate(zip(network.weights, network.biases, strict=True)):
@@ -42,10 +50,8 @@ class Parts:
         if self.times is not None:
             arrays |= {f"times.{name}": getattr(self.times, name) for name in _TIMES}
             arrays["times.controller_s"] = np.array(self.times.controller_s)
-            arrays["times.compressions"] = np.array(self.times.compressions)
-        buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **arrays)
-        return buffer.getvalue()
+            arrays[COMPRESSIONS] = np.array(self.times.compressions)
+        return arrays
 
     @staticmethod
     def from_bytes(data: bytes) -> "Parts":
@@ -56,14 +62,25 @@ class Parts:
         """
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-                arrays: Arrays = {name: archive[name] for name in archive.files}
+                return Parts.from_arrays({name: archive[name] for name in archive.files})
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            text = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"A controller's arrays are damaged ({text}). Train again.") from error
+
+    @staticmethod
+    def from_arrays(arrays: Arrays) -> "Parts":
+        """Takes what `to_arrays` gave.
+
+        Raises:
+            CheckpointError: if something is missing or not finite.
+        """
+        try:
             roles = sorted({name.split(".")[0] for name in arrays} - {"times", _OTHER})
             other = {name.partition(".")[2]: v for name, v in arrays.items() if name.startswith(f"{_OTHER}.")}
             networks = {role: _network(arrays, role) for role in roles}
             return Parts(networks=networks, times=_times(arrays), arrays=other)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            text = " ".join(str(error).split())[:200]
-            raise CheckpointError(f"A controller's arrays are damaged ({text}). Train again.") from error
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(f"A controller's arrays are damaged ({error}). Train again.") from error
 
     def network(self, role: str) -> Network:
         """Returns a network.
@@ -106,10 +123,10 @@ def _network(arrays: Arrays, role: str) -> Network:
 
 
 def _times(arrays: Arrays) -> StepTimes | None:
-    if "times.compressions" not in arrays:
+    if COMPRESSIONS not in arrays:
         return None
     return StepTimes(
-        compressions=tuple(str(name) for name in arrays["times.compressions"]),
+        compressions=tuple(str(name) for name in arrays[COMPRESSIONS]),
         controller_s=float(arrays["times.controller_s"]),
         **{name: arrays[f"times.{name}"] for name in _TIMES},
     )

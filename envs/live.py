@@ -26,8 +26,7 @@ from speckv.observation import (
     summarise_draft,
     update_history,
 )
-from speckv.traces import GAMMA_MAX
-from speckv.types import NUM_SIGNALS, FloatArray
+from speckv.types import GAMMA_MAX, NUM_SIGNALS, FloatArray
 
 REWARDS = {
     "per_step": ("throughput", "lambda_throughput", "time", "tokens"),

@@ -17,6 +17,9 @@ COMPRESSIONS = ("fp16", "int8", "nf4")
 BITS_PER_WEIGHT = {"fp16": 16.0, "int8": 8.0, "nf4": 4.0}
 """Nominal bits stored per weight, quantisation constants left out; `speckv.models.register_compression` adds to it."""
 
+GAMMA_MAX = 16
+"""Most tokens of a draft that recordings, environments and controllers know of."""
+
 NUM_SIGNALS = 3
 """Entropy (nats), confidence (top-1 probability), margin (top-1 minus top-2 probability), in this order."""
 

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError
-from speckv.traces import GAMMA_MAX
-from speckv.types import FloatArray, IntArray, StepOutcome
+from speckv.types import GAMMA_MAX, FloatArray, IntArray, StepOutcome
 
 Float64 = NDArray[np.float64]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 
 from agents.survival.settings import SurvivalSettings
 from speckv.errors import ConfigError
-from speckv.traces import GAMMA_MAX
+from speckv.types import GAMMA_MAX
 
 ARMS = (0, 1, 2, 3, 4, 6, 8, 12, 16)
 

@@ -18,8 +18,7 @@ from speckv.runtime import MlpPolicy
 from speckv.runtime.policy import STEP_ENVIRONMENT, STOPPING_ENVIRONMENT
 from speckv.runtime.recurrent import LstmPolicy
 from speckv.runtime.stored import Policy
-from speckv.traces import GAMMA_MAX
-from speckv.types import FloatArray
+from speckv.types import GAMMA_MAX, FloatArray
 
 Arrays = tuple[FloatArray, ...]
 

@@ -6,8 +6,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 
 from speckv.observation import STOPPING_SCHEMA
-from speckv.traces import GAMMA_MAX
-from speckv.types import BoolArray, DecodedSteps, FloatArray, IntArray, StepOutcome
+from speckv.types import GAMMA_MAX, BoolArray, DecodedSteps, FloatArray, IntArray, StepOutcome
 
 ENTROPY = STOPPING_SCHEMA.index("token_entropy")
 CONFIDENCE = STOPPING_SCHEMA.index("token_confidence")

@@ -7,8 +7,7 @@ import numpy as np
 
 from agents.rules.base import CONFIDENCE, Rule
 from speckv.errors import ConfigError
-from speckv.traces import GAMMA_MAX
-from speckv.types import BoolArray, DecodedSteps, FloatArray, IntArray
+from speckv.types import GAMMA_MAX, BoolArray, DecodedSteps, FloatArray, IntArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

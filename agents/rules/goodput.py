@@ -10,8 +10,7 @@ from agents.rules.base import Rule
 from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError
 from speckv.observation import SCHEMA
-from speckv.traces import GAMMA_MAX
-from speckv.types import FloatArray, IntArray
+from speckv.types import GAMMA_MAX, FloatArray, IntArray
 
 _RATE = SCHEMA.index("acceptance_ema")
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from agents.survival.settings import check_fit_options
 from speckv.errors import ConfigError
-from speckv.traces import GAMMA_MAX
+from speckv.types import GAMMA_MAX
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

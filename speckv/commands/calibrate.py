@@ -19,7 +19,7 @@ from speckv.profiling.check import CheckPlan
 from speckv.profiling.passes import WIDTHS, TimingPlan
 from speckv.profiling.prompts import first_of_each, read_prompts
 from speckv.runtime.policy import MlpPolicy, PolicyController
-from speckv.traces import GAMMA_MAX
+from speckv.types import GAMMA_MAX
 
 TIMED_VOCABULARY = 50_000
 """Tokens in the text that a lookup is timed on."""

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from speckv.cost import CompiledCost
 from speckv.evaluation.metrics import Grid, Sums
 from speckv.replay import CompiledTraces, replay_fixed
-from speckv.traces import GAMMA_MAX
-from speckv.types import IntArray
+from speckv.types import GAMMA_MAX, IntArray
 
 AUTOREGRESSIVE = "autoregressive"
 BEST_FIXED = "best-fixed"

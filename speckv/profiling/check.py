@@ -17,8 +17,7 @@ from speckv.errors import ConfigError
 from speckv.models import ModelPair
 from speckv.observation import History, StepBatch, update_history
 from speckv.runtime.constant import ConstantGamma
-from speckv.traces import GAMMA_MAX
-from speckv.types import Controller, FloatArray, IntArray, StepOutcome, StoppingController
+from speckv.types import GAMMA_MAX, Controller, FloatArray, IntArray, StepOutcome, StoppingController
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ from speckv.models.batch import TOKENS_AT_ONCE
 from speckv.models.cache import cache_keyword, growing_cache
 from speckv.models.causal import CausalModel
 from speckv.models.signals import Scores
-from speckv.traces import GAMMA_MAX
+from speckv.types import GAMMA_MAX
 
 WIDTHS = tuple(range(1, GAMMA_MAX + 2))
 """Plain decoding's to that of the deepest draft."""

@@ -18,6 +18,8 @@ from speckv.types import Controller
 POLICY = "policy"
 """Folder of an exported network inside a run folder."""
 RULE = "controller.json"
+EXPORTED = "speckv-export"
+"""Format of a policy made to travel."""
 AGENT = "agent.json"
 """Card of a controller that another package knows how to load; its `format` names the loader."""
 LOADERS = "speckv.controllers"
@@ -65,6 +67,13 @@ def load_controller(path: Path | str, *, name: str | None = None) -> Controller:
         rule.name = name or rule.name
         return rule
     folder = _policy_folder(path)
+    if folder is not None and read_format(folder / CARD) == EXPORTED:
+        # Late, because an export may hold a controller of any kind, and this module loads some of them.
+        from speckv.runtime.exported import Policy as Exported
+
+        controller = Exported.load(folder).controller
+        controller.name = name or controller.name
+        return controller
     if folder is None and (path / AGENT).is_file():
         return _offered_loader(path / AGENT)(path, name=name)
     if folder is None:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from speckv.types import GAMMA_MAX
+
 SCHEMA_VERSION = 1
-GAMMA_MAX = 16
 ROLLOUT_LENGTH = GAMMA_MAX - 1
 NO_TOKEN = -1
 """Stands where a draft that may have nothing to propose proposes nothing."""

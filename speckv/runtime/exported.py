@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A policy that travels: `<name>.speckv/` with a card in JSON and arrays in safetensors, nothing else.
+
+The card says everything that someone else's decode loop must know, and holds test vectors that are played whenever the
+policy is loaded ([docs/export.md](../../docs/export.md)).
+"""
+
+import copy
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from speckv.errors import CheckpointError, ConfigError, SpecKVError
+from speckv.files import canonical_json, write_atomically
+from speckv.observation import SCHEMA, STOPPING_SCHEMA, ObservationSchema
+from speckv.observation.history import DECAY, PRIOR_ACCEPTANCE, PRIOR_TOKENS
+from speckv.runtime.kinds import Packed, pack_controller, unpack
+from speckv.runtime.session import HIDDEN, Session
+from speckv.runtime.stored import EXPORTED
+from speckv.runtime.tensors import dump_tensors, read_tensors
+from speckv.runtime.vectors import make_script, play
+from speckv.types import BITS_PER_WEIGHT, GAMMA_MAX, Controller, FloatArray, OnlineLearner, StoppingController
+
+FORMAT = EXPORTED
+FORMAT_VERSION = 1
+CARD, WEIGHTS = "policy.json", "policy.safetensors"
+SUFFIX = ".speckv"
+_LARGEST_CARD = 5_000_000
+MEMORY = {"decay": DECAY, "prior_acceptance": PRIOR_ACCEPTANCE, "prior_tokens": PRIOR_TOKENS}
+"""Constants of what is remembered of a request."""
+_KEYS = {
+    "format",
+    "format_version",
+    "speckv_version",
+    "name",
+    "kind",
+    "settings",
+    "granularity",
+    "gamma",
+    "learns",
+    "sampling_safe",
+    "observation",
+    "trained_on",
+    "weights_sha256",
+    "test_vectors",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Policy:
+    """A controller with everything that it needs away from home.
+
+    Attributes:
+        name: Shown in tables.
+        controller: Decides; sessions get copies of it, or share it where it goes on learning.
+        packed: Its parts; None for one that lives in this program alone and cannot be saved.
+        fallback: Compression -> gamma where the controller cannot be asked, in tokens.
+        gamma_max: Most tokens of a draft.
+        learns: Whether what one request teaches is used in the next.
+        typical: Shape [features]; mean observation on the recordings, seen in place of signals that a library hides.
+        cost_ratio: Compression -> one draft pass over one target pass, where it was trained.
+        trained_on: Pair, recording and clock: plain data.
+        warnings: Reason -> how often the fallback was used, in all sessions.
+    """
+
+    name: str
+    controller: Controller
+    packed: Packed | None = None
+    fallback: Mapping[str, int] = field(default_factory=dict)
+    gamma_max: int = GAMMA_MAX
+    learns: bool = False
+    typical: FloatArray
+    cost_ratio: Mapping[str, float] = field(default_factory=dict)
+    trained_on: Mapping[str, Any] = field(default_factory=dict)
+    warnings: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        if not 0 <= self.gamma_max <= GAMMA_MAX:
+            raise CheckpointError(f"Expected gamma from 0 to {GAMMA_MAX} tokens at most, got {self.gamma_max}.")
+        if any(type(g) is not int or not 0 <= g <= self.gamma_max for g in self.fallback.values()):
+            raise CheckpointError(
+                f"Expected fallback gammas from 0 to {self.gamma_max} tokens, got {dict(self.fallback)}."
+            )
+        if self.typical.shape != (SCHEMA.size,) or not np.isfinite(self.typical).all():
+            raise CheckpointError(f"Expected {SCHEMA.size} finite typical features, got shape {self.typical.shape}.")
+        if any(not 0 < ratio < 100 for ratio in self.cost_ratio.values()):
+            raise CheckpointError(f"Expected cost ratios above 0 and below 100, got {dict(self.cost_ratio)}.")
+        if unknown := {*self.fallback, *self.cost_ratio} - set(BITS_PER_WEIGHT):
+            raise CheckpointError(f"Expected compressions of {list(BITS_PER_WEIGHT)}, got {sorted(unknown)}.")
+
+    @staticmethod
+    def of(controller: Controller, *, learns: bool | None = None, **known: Any) -> "Policy":
+        """A policy of a live controller.
+
+        Args:
+            controller: Any.
+            learns: Whether it goes on learning; by default as it is.
+            **known: Other attributes.
+        """
+        learner = isinstance(controller, OnlineLearner) and controller.learns
+        known.setdefault("typical", _neutral())
+        known.setdefault("packed", pack_controller(controller))
+        return Policy(
+            name=known.pop("name", controller.name),
+            controller=controller,
+            learns=learner if learns is None else learns and learner,
+            **known,
+        )
+
+    @property
+    def granularity(self) -> str:
+        """What it decides: "token" if also inside steps, else "step"."""
+        return "token" if isinstance(self.controller, StoppingController) else "step"
+
+    @property
+    def sampling_safe(self) -> bool:
+        """Whether it is lossless under rejection sampling: the token that ends a draft stays in it, so always."""
+        return True
+
+    @property
+    def compressions(self) -> tuple[str, ...]:
+        """Those it was made for; the first is a session's default."""
+        return tuple(self.cost_ratio) or ("fp16",)
+
+    @property
+    def fallback_gamma(self) -> int:
+        """Tokens drafted at the default compression where the controller cannot be asked."""
+        return self.fallback.get(self.compressions[0], 0)
+
+    def session(
+        self,
+        *,
+        max_new_tokens: int,
+        compression: str | None = None,
+        cost_ratio: float | None = None,
+        vocab_size: int | None = None,
+        hidden: Collection[str] = (),
+    ) -> Session:
+        """Opens a session, for one request.
+
+        Sessions of a policy that learns share it, so its requests come one after the other.
+
+        Args:
+            max_new_tokens: Token budget, the prefill's token included.
+            compression: Of the target; the policy's first by default.
+            cost_ratio: One draft pass over one target pass; what it was trained with by default.
+            vocab_size: Of the target; with another one than it was trained on, nothing but the fallback is decided.
+            hidden: Whose signals the library does not show: "target", "draft".
+
+        Raises:
+            ConfigError: for a compression or a hidden part that is not known.
+        """
+        compression = compression or self.compressions[0]
+        if compression not in BITS_PER_WEIGHT:
+            raise ConfigError(f"Expected a compression of {list(BITS_PER_WEIGHT)}, got {compression!r}.")
+        if unknown := set(hidden) - set(HIDDEN):
+            raise ConfigError(f"Expected hidden signals of {list(HIDDEN)}, got {sorted(unknown)}.")
+        trained, refuse = self.trained_on.get("vocab_size"), None
+        if None not in (vocab_size, trained) and vocab_size != trained:
+            refuse = f"a vocabulary of {vocab_size} tokens, where the policy was trained on one of {trained}"
+        ratio = cost_ratio if cost_ratio is not None else self.cost_ratio.get(compression, _NEUTRAL_RATIO)
+        return Session(
+            self.controller if self.learns else copy.deepcopy(self.controller),
+            max_new_tokens=max_new_tokens,
+            cost_ratio=ratio,
+            bits_per_weight=BITS_PER_WEIGHT[compression],
+            gamma_max=self.gamma_max,
+            fallback=self.fallback.get(compression, self.fallback_gamma),
+            warnings=self.warnings,
+            hidden=hidden,
+            typical=self.typical,
+            refuse=refuse,
+        )
+
+    # -- on disk --------------------------------------------------------------------------------------------------
+
+    def save(self, folder: Path | str) -> None:
+        """Writes the policy's two files, the card last, so that it never describes weights to come.
+
+        Raises:
+            CheckpointError: if the controller is of a kind that cannot be stored.
+        """
+        if self.packed is None:
+            raise CheckpointError(f"Expected a controller of a kind that can be stored, got {self.controller!r}.")
+        folder, data = Path(folder), dump_tensors(self.packed.arrays)
+        script = make_script(self.compressions, depth=max(self.gamma_max, 1))
+        card = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "speckv_version": _version(),
+            "name": self.name,
+            "kind": self.packed.kind,
+            "settings": dict(self.packed.settings),
+            "granularity": self.granularity,
+            "gamma": {"min": 0, "max": self.gamma_max, "fallback": dict(self.fallback)},
+            "learns": self.learns,
+            "sampling_safe": self.sampling_safe,
+            "observation": {
+                "schema": json.loads(self._schema.to_json()),
+                "memory": MEMORY,
+                "typical": dict(zip(SCHEMA.names, map(float, self.typical), strict=True)),
+                "cost_ratio": dict(self.cost_ratio),
+            },
+            "trained_on": dict(self.trained_on),
+            "weights_sha256": hashlib.sha256(data).hexdigest(),
+            "test_vectors": {"requests": script, "decisions": play(script, self._fresh().session)},
+        }
+        write_atomically(folder / WEIGHTS, data)
+        write_atomically(folder / CARD, canonical_json(card))
+
+    @property
+    def _schema(self) -> ObservationSchema:
+        return STOPPING_SCHEMA if self.granularity == "token" else SCHEMA
+
+    def _fresh(self) -> "Policy":
+        """The same as it was stored, with warnings of its own, to be tried out."""
+        return Policy.of(
+            unpack(self.packed, self.name) if self.packed else copy.deepcopy(self.controller),
+            learns=self.learns,
+            name=self.name,
+            packed=self.packed,
+            fallback=self.fallback,
+            gamma_max=self.gamma_max,
+            typical=self.typical,
+            cost_ratio=self.cost_ratio,
+        )
+
+    @staticmethod
+    def load(folder: Path | str) -> "Policy":
+        """Reads and tries a policy.
+
+        Raises:
+            CheckpointError: if it is missing, truncated, tampered with, of another version or absurd, or decides
+                otherwise here than where it was saved.
+            SchemaError: naming the first difference, if it reads another observation.
+        """
+        folder = Path(folder)
+        card = _read_card(folder / CARD)
+        data = _read(folder / WEIGHTS)
+        if hashlib.sha256(data).hexdigest() != card["weights_sha256"]:
+            raise CheckpointError(
+                f"{folder / WEIGHTS} is not the file that its card describes (SHA-256 differs). Export both again."
+            )
+        try:
+            policy = _policy(
+                card,
+                Packed(kind=str(card["kind"]), settings=card["settings"], arrays=read_tensors(data, folder / WEIGHTS)),
+            )
+            played = play(card["test_vectors"]["requests"], policy._fresh().session)
+        except SpecKVError as error:
+            raise type(error)(f"{folder}: {error}") from error
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise CheckpointError(
+                f"{folder / CARD}: a malformed field ({error!r}). Export the policy again."
+            ) from error
+        if played != card["test_vectors"]["decisions"]:
+            raise CheckpointError(
+                f"{folder}: the policy decides otherwise here than where it was saved (test vectors differ). "
+                "Export it again with this version of SpecKV."
+            )
+        return policy
+
+
+def _policy(card: Mapping[str, Any], packed: Packed) -> Policy:
+    observation, gamma = card["observation"], card["gamma"]
+    controller = unpack(packed, str(card["name"]))
+    typical = np.array([observation["typical"][name] for name in SCHEMA.names], np.float32)
+    policy = Policy.of(
+        controller,
+        learns=bool(card["learns"]),
+        packed=packed,
+        fallback=gamma["fallback"],
+        gamma_max=gamma["max"],
+        typical=typical,
+        cost_ratio={str(c): float(ratio) for c, ratio in observation["cost_ratio"].items()},
+        trained_on=dict(card["trained_on"]),
+    )
+    if observation["memory"] != MEMORY:
+        raise CheckpointError(
+            f"Expected memory constants {MEMORY}, got {observation['memory']}. Export it with this version of SpecKV."
+        )
+    policy._schema.require_same(ObservationSchema.from_json(json.dumps(observation["schema"])))
+    said = (card["granularity"], card["sampling_safe"], card["learns"], gamma["min"])
+    if said != (policy.granularity, policy.sampling_safe, policy.learns, 0):
+        raise CheckpointError(f"What its card says ({said}) is not what its parts are. Export it again.")
+    return policy
+
+
+def _read_card(path: Path) -> Mapping[str, Any]:
+    def refuse(constant: str) -> float:
+        raise ValueError(f"{constant} is no number")
+
+    data = _read(path)
+    if len(data) > _LARGEST_CARD:
+        raise CheckpointError(f"{path} has {len(data)} bytes, more than any policy's card. Export the policy again.")
+    try:
+        card = json.loads(data, parse_constant=refuse)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not readable JSON ({error}). Export the policy again.") from error
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        raise CheckpointError(f'{path}: expected a policy card ("format": "{FORMAT}"). Export the policy again.')
+    if card.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: expected format version {FORMAT_VERSION}, got {card.get('format_version')!r}. "
+            "Export it again with this version of SpecKV."
+        )
+    if set(card) != _KEYS:
+        raise CheckpointError(f"{path}: fields differ from the format: {sorted(set(card) ^ _KEYS)}. Export it again.")
+    return card
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"Expected an exported policy's file {path}, found none. `python -m speckv export RUN` makes one."
+        ) from error
+
+
+def _neutral() -> FloatArray:
+    from speckv.observation.request import RequestMemory
+
+    memory = RequestMemory(cost_ratio=_NEUTRAL_RATIO, bits_per_weight=16.0, budget=256)
+    return memory.render().copy()
+
+
+_NEUTRAL_RATIO = 0.3
+
+
+def _version() -> str:
+    import speckv
+
+    return speckv.__version__
+
+
+load = Policy.load

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A policy at work in someone else's decode loop, one request each. Nothing in here raises."""
+
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Collection
+from typing import cast
+
+import numpy as np
+
+from speckv.observation import SCHEMA
+from speckv.observation.request import RequestMemory
+from speckv.types import NUM_SIGNALS, Controller, FloatArray, StepOutcome, StoppingController
+
+logger = logging.getLogger(__name__)
+
+HIDDEN = ("target", "draft")
+"""Whose signals a library may not show."""
+_NAN = math.nan
+_MOST_NATS = 64.0
+"""No vocabulary is large enough for such an entropy."""
+_SLACK = 1e-3
+"""By which rounding may carry a probability over 1."""
+_COLUMNS = {
+    "target": [SCHEMA.index(name) for name in ("target_entropy", "target_confidence")],
+    "draft": [SCHEMA.index(n) for n in SCHEMA.names if n.startswith("draft_") and n != "draft_lag"],
+}
+_SURE = (0.0, 1.0, 1.0)
+"""Signals of a token of which nothing is known."""
+
+
+class Session:
+    """Decides for one request; made by `Policy.session`.
+
+    The calls of a request: `start` once, then for every decode step `begin_step`, `go_on` behind each drafted token,
+    `end_step`. A value that cannot be is never believed: the decisions that it would have led to become the fallback
+    gamma, and `warnings` counts them.
+
+    Args:
+        controller: Decides; this session's own, or one that learns and is shared.
+        max_new_tokens: Token budget, the prefill's token included.
+        cost_ratio: One draft pass over one target pass.
+        bits_per_weight: Of the target.
+        gamma_max: Most tokens of a draft, whatever the controller says.
+        fallback: Gamma where the controller cannot be asked.
+        warnings: Counts why it could not, by reason.
+        hidden: Of `HIDDEN`; what is seen in place of their signals is `typical`.
+        typical: Shape [features].
+        refuse: A reason to distrust everything from the start, such as a wrong vocabulary.
+    """
+
+    def __init__(
+        self,
+        controller: Controller,
+        *,
+        max_new_tokens: int,
+        cost_ratio: float,
+        bits_per_weight: float,
+        gamma_max: int,
+        fallback: int,
+        warnings: Counter[str],
+        hidden: Collection[str] = (),
+        typical: FloatArray | None = None,
+        refuse: str | None = None,
+    ) -> None:
+        self._controller = controller
+        self._stops = isinstance(controller, StoppingController)
+        self._memory = RequestMemory(
+            cost_ratio=cost_ratio, bits_per_weight=bits_per_weight, budget=max(max_new_tokens, 1)
+        )
+        self._gamma_max, self._fallback, self._warnings = gamma_max, fallback, warnings
+        self._target_hidden, self._draft_hidden = ("target" in hidden), ("draft" in hidden)
+        self._columns = np.array([column for name in hidden for column in _COLUMNS[name]], np.int64)
+        self._typical = None if typical is None else typical[self._columns]
+        # Why decisions are not asked for: for ever, in this step, and in the next one.
+        self._refuse = self._doubt = refuse
+        self._carried: str | None = None
+        if refuse is not None:
+            self._count(refuse)
+        self._asked = False
+        self._gamma = 0
+        self._began = time.perf_counter()
+        controller.reset()
+
+    @property
+    def tokens_left(self) -> int:
+        """Tokens left in the budget."""
+        return self._memory.tokens_left
+
+    def start(self, target_entropy: float = _NAN, target_confidence: float = _NAN) -> None:
+        """Begins the request, right after the prefill emitted its token.
+
+        Args:
+            target_entropy: Of the distribution that it came from, in nats; anything if the target's signals are hidden.
+            target_confidence: Its top-1 probability.
+        """
+        self._doubt, self._carried = self._refuse, None
+        self._controller.reset()
+        self._memory.start(*self._target(target_entropy, target_confidence))
+        self._asked = False
+
+    def begin_step(self) -> int:
+        """Returns how many tokens to draft at most: 0 to what is left of the budget, one token less."""
+        memory = self._memory
+        observation = memory.render()
+        self._asked = False
+        gamma = self._fallback
+        if self._doubt is None:
+            if len(self._columns):
+                observation[self._columns] = self._typical
+            try:
+                gamma = int(self._controller.act(observation))
+                self._asked = True
+            except Exception as error:  # whatever a policy does, the text goes on
+                self._count(f"the controller failed ({type(error).__name__}: {error})")
+        self._gamma = max(0, min(gamma, self._gamma_max, memory.tokens_left - 1))
+        self._began = time.perf_counter()
+        return self._gamma
+
+    def go_on(self, entropy: float = _NAN, confidence: float = _NAN, margin: float = _NAN) -> bool:
+        """Takes in a drafted token and returns whether to draft another; the token itself stays in the draft.
+
+        Args:
+            entropy: Of the draft's distribution at that token, in nats; anything if the draft's signals are hidden.
+            confidence: Its top-1 probability.
+            margin: Top-1 minus top-2 probability.
+        """
+        memory = self._memory
+        possible = _possible(entropy, confidence) and -_SLACK <= margin <= 1 + _SLACK
+        if not possible:
+            entropy, confidence, margin = _SURE
+            if not self._draft_hidden:
+                # It is part of what the next step is decided on, too.
+                self._carried = self._distrust("a signal of the draft that cannot be")
+        inside = memory.add_draft(entropy, confidence, margin)
+        drafted = len(memory.drafted)
+        if drafted >= self._gamma:
+            return False
+        if not self._stops:
+            return True
+        if self._doubt is not None or self._draft_hidden or not self._asked:
+            return drafted < self._fallback
+        try:
+            return bool(cast(StoppingController, self._controller).go_on(inside))
+        except Exception as error:  # as above
+            self._count(f"the controller failed ({type(error).__name__}: {error})")
+            return drafted < self._fallback
+
+    def end_step(
+        self,
+        num_accepted: int,
+        target_entropy: float = _NAN,
+        target_confidence: float = _NAN,
+        *,
+        num_drafted: int | None = None,
+        num_emitted: int | None = None,
+        seconds: float | None = None,
+    ) -> None:
+        """Takes in what a step came to.
+
+        Args:
+            num_accepted: Drafted tokens kept, bonus excluded.
+            target_entropy: At the newest emitted token, in nats; anything if the target's signals are hidden.
+            target_confidence: Its top-1 probability there.
+            num_drafted: Tokens verified; by default as many as `go_on` was told of.
+            num_emitted: Tokens added to the output; by default one more than were accepted.
+            seconds: Of the step; by default since `begin_step` returned.
+        """
+        memory = self._memory
+        elapsed = time.perf_counter() - self._began if seconds is None else seconds
+        if not (math.isfinite(elapsed) and elapsed > 0):
+            self._count("a step's time that cannot be")
+            elapsed = max(time.perf_counter() - self._began, 1e-9)
+        drafted = len(memory.drafted) if num_drafted is None else int(num_drafted)
+        if not 0 <= num_accepted <= drafted or (num_drafted is not None and memory.drafted and drafted < 1):
+            self._count("a step's counts that cannot be")
+            drafted = max(drafted, 0)
+            num_accepted = max(0, min(num_accepted, drafted))
+        emitted = num_accepted + 1 if num_emitted is None else int(num_emitted)
+        self._doubt, self._carried = self._refuse or self._carried, None
+        entropy, confidence = self._target(target_entropy, target_confidence)
+        shown = [*memory.drafted[:drafted], *[_SURE] * (drafted - len(memory.drafted))]
+        memory.end_step(
+            num_drafted=drafted,
+            num_accepted=num_accepted,
+            num_emitted=emitted,
+            target_entropy=entropy,
+            target_confidence=confidence,
+        )
+        if self._asked:
+            self._learn(
+                StepOutcome(
+                    gamma=drafted if self._stops else self._gamma,
+                    num_drafted=drafted,
+                    num_accepted=num_accepted,
+                    num_tested=min(num_accepted + 1, drafted),
+                    num_emitted=emitted,
+                    draft_signals=np.array(shown, np.float32).reshape(-1, NUM_SIGNALS),
+                    target_entropy=entropy,
+                    target_confidence=confidence,
+                    seconds=elapsed,
+                )
+            )
+            self._asked = False
+
+    def _learn(self, outcome: StepOutcome) -> None:
+        try:
+            self._controller.learn(outcome)
+        except Exception as error:  # as in `begin_step`
+            self._count(f"the controller failed ({type(error).__name__}: {error})")
+
+    def _target(self, entropy: float, confidence: float) -> tuple[float, float]:
+        if _possible(entropy, confidence):
+            return entropy, confidence
+        if not self._target_hidden:
+            self._distrust("a signal of the target that cannot be")
+        return 0.0, 1.0
+
+    def _distrust(self, reason: str) -> str:
+        self._count(reason)
+        self._doubt = reason
+        return reason
+
+    def _count(self, reason: str) -> None:
+        if not self._warnings[reason]:
+            logger.warning("Fallback gamma %d: %s. Further ones are counted, not shown.", self._fallback, reason)
+        self._warnings[reason] += 1
+
+
+def _possible(entropy: float, confidence: float) -> bool:
+    # NaN is within no bounds.
+    return -_SLACK <= entropy <= _MOST_NATS and -_SLACK <= confidence <= 1 + _SLACK

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every agent exported: the same decisions after a round trip, in sessions as in replay."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agents.registry import AGENTS, Lesson, agent_settings, make_controller
+from agents.stored import load_controller, save_controller
+from speckv.observation import SCHEMA, STOPPING_SCHEMA
+from speckv.replay import replay_controller, replay_stream
+from speckv.runtime import Policy, load
+from speckv.runtime.kinds import pack_folder
+from speckv.traces import TraceSequence
+from speckv.types import BatchMemory, Controller, OnlineLearner, StoppingController
+from tests.agents.test_agents_contract import OPTIONS
+from tests.fakes_traces import compile_both, make_cost_table, make_traces, random_traces
+
+NAMES = sorted(name for name, agent in AGENTS.items() if agent.make is not None)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Controller, Policy]:
+    """A controller as its run folder gives it, and the policy that was exported from the folder."""
+    name = request.param
+    _, settings = agent_settings({"name": name, **OPTIONS.get(name, {})})
+    train = random_traces(num_prompts=8, seed=5).select(split="train")
+    controller = make_controller(name, settings, Lesson(train=train, cost=make_cost_table(), seed=0))
+    folder = tmp_path_factory.mktemp(name)
+    save_controller(folder, name, settings, controller)
+    made = Policy.of(load_controller(folder), packed=pack_folder(folder), cost_ratio={"fp16": 0.3, "nf4": 0.5})
+    made.save(folder / "mine.speckv")
+    return load_controller(folder), load(folder / "mine.speckv")
+
+
+def decisions(controller: Controller, rows: np.ndarray) -> list[Any]:
+    """On observations of requests side by side; a learner takes them one after the other."""
+    controller = copy.deepcopy(controller)
+    controller.reset()
+    if isinstance(controller, BatchMemory):
+        controller.start(len(rows))
+    made = [controller.act_batch(rows[:, : SCHEMA.size]).tolist()]
+    if isinstance(controller, StoppingController):
+        made.append(controller.go_on_batch(rows).tolist())
+    return made
+
+
+def test_live_and_exported_agree_on_random_observations(both: tuple[Controller, Policy]) -> None:
+    live, policy = both
+    rng = np.random.default_rng(1)
+    rows = rng.uniform(STOPPING_SCHEMA.low, STOPPING_SCHEMA.high, (10_000, STOPPING_SCHEMA.size)).astype(np.float32)
+    assert decisions(live, rows) == decisions(policy.controller, rows)
+
+
+def test_a_session_decides_as_replay_does(both: tuple[Controller, Policy]) -> None:
+    live, policy = both
+    policy.warnings.clear()
+    for sequence in random_traces(num_prompts=4, seed=11).sequences:
+        compiled, cost = compile_both(make_traces([sequence], max_new_tokens=40))
+        controller = copy.deepcopy(live)
+        if isinstance(controller, OnlineLearner) and not policy.learns:
+            controller.learns = False
+        replay = replay_stream if isinstance(controller, OnlineLearner) else replay_controller
+        record = replay(controller, compiled, cost, log=True)
+        assert record.log is not None
+        fresh = policy._fresh()
+        played = play(fresh, sequence, 40, record.log.seconds.tolist())
+        assert played == list(zip(record.log.num_drafted.tolist(), record.log.num_accepted.tolist(), strict=True))
+    assert not policy.warnings
+
+
+def play(policy: Policy, sequence: TraceSequence, budget: int, seconds: list[float]) -> list[tuple[int, int]]:
+    """Drafted and accepted tokens of each step, the recording being the decode loop."""
+    session = policy.session(
+        max_new_tokens=budget,
+        compression=sequence.compression,
+        cost_ratio=float(make_cost_table().cost_ratio(sequence.compression)),
+    )
+    session.start(*sequence.target_signals[0, :2].tolist())
+    position, steps = 1, []
+    while position < len(sequence.tokens):
+        gamma, drafted = session.begin_step(), 0
+        _, signals = sequence.draft_from(position, 16)
+        possible = min(gamma, len(sequence.tokens) - position - 1 if sequence.finish == "length" else gamma)
+        possible = min(possible, int(sequence.eos_stop[position]))
+        while drafted < possible:
+            more = session.go_on(*signals[drafted].tolist())
+            drafted += 1
+            if not more:
+                break
+        accepted = min(drafted, int(sequence.accepted_length[position]))
+        emitted = min(accepted + 1, len(sequence.tokens) - position)
+        position += emitted
+        newest = sequence.target_signals[position - 1, :2].tolist()
+        session.end_step(accepted, *newest, num_emitted=emitted, seconds=seconds[len(steps)])
+        steps.append((drafted, accepted))
+    return steps
