@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a policy is exported from: its folder, and the recordings and the clock that it was trained on."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from speckv.cost import CostTable
+from speckv.cost.table import find_cost_table
+from speckv.errors import CheckpointError
+from speckv.runtime.policy import SHIPPED
+from speckv.traces import TraceSet, find_traces
+
+RUN = "run.json"
+_DEFAULT_TRACES = "qwen2.5-coder-greedy"
+SHIPPED_WORD = "shipped"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A controller's folder and what it was trained on.
+
+    Attributes:
+        folder: A run folder or a policy's folder.
+        traces: Recordings; compressions that the clock does not know are left out.
+        cost: The clock, at one sequence at a time.
+        cost_sha256: Hash of its file.
+    """
+
+    folder: Path
+    traces: TraceSet
+    cost: CostTable
+    cost_sha256: str
+
+    @staticmethod
+    def find(run: str, *, cost: str | None = None, traces: str | None = None) -> "Source":
+        """Finds everything by what the run folder says.
+
+        Args:
+            run: A run folder, a policy's folder, or "shipped" for the policy that comes with a cost table.
+            cost: Name or path of a cost table; by default the run's.
+            traces: Name or path of a trace file; by default the run's.
+
+        Raises:
+            CheckpointError: if there is no such folder, or it does not say what it was trained on and nobody else does.
+            CostTableError, TraceError: if table or file cannot be had.
+        """
+        if run == SHIPPED_WORD:
+            if cost is None:
+                raise CheckpointError("Expected --cost NAME beside `shipped`, because there is a policy for each table.")
+            folder = SHIPPED / cost
+        else:
+            folder = Path(run)
+        if not folder.is_dir():
+            raise CheckpointError(f"Expected a run folder or a policy's folder at {folder}, found none.")
+        facts = _facts(folder)
+        cost = cost or _name(facts, "cost")
+        traces = traces or _name(facts, "traces") or (_DEFAULT_TRACES if run == SHIPPED_WORD else None)
+        if cost is None or traces is None:
+            missing = "--cost" if cost is None else "--traces"
+            raise CheckpointError(f"{folder} does not say what it was trained on. Give {missing} NAME.")
+        path = find_cost_table(cost)
+        table, recorded = CostTable.load(path), TraceSet.load(find_traces(traces))
+        known = [name for name in recorded.compressions if name in table.compressions]
+        return Source(
+            folder=folder,
+            traces=recorded.select(compressions=known),
+            cost=table.at_batch(1),
+            cost_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        )
+
+
+def _facts(folder: Path) -> Mapping[str, object]:
+    try:
+        facts = json.loads((folder / RUN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def _name(facts: Mapping[str, object], what: str) -> str | None:
+    said = facts.get(what)
+    name = said.get("name") if isinstance(said, dict) else None
+    return str(name) if name else None
