@@ -3,6 +3,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,28 @@ def replacing(path: Path | str) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path | str) -> Iterator[Path]:
+    """Gives a new folder to fill; it takes the place of `path` when the block ends without an error.
+
+    Args:
+        path: Where it goes; what is there is replaced as a whole.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    former = path.with_name(f".{path.name}.{os.getpid()}.former")
+    try:
+        partial.mkdir()
+        yield partial
+        if path.exists():
+            path.rename(former)
+        partial.rename(path)
+    finally:
+        for left in (partial, former):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def write_atomically(path: Path | str, content: bytes | str) -> None:

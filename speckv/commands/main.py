@@ -17,6 +17,7 @@ COMMANDS = {
     "merge": "join trace files of one recording",
     "calibrate": "measure passes on this machine, into a cost table",
     "decode": "decode a prompt live with a controller",
+    "export": "make a trained policy ready for a decoding library (export --help)",
 }
 
 
@@ -42,6 +43,9 @@ def _run(name: str, rest: list[str]) -> None:
     if name not in COMMANDS:
         raise ConfigError(f"Expected a command in {sorted(COMMANDS)}, got {name!r}." + nearest(name, list(COMMANDS)))
     module = importlib.import_module(f"speckv.commands.{name}")
+    if hasattr(module, "main"):  # takes options, not overrides
+        module.main(rest)
+        return
     overrides = module.overrides(rest) if hasattr(module, "overrides") else rest
     config = compose_checked(name, overrides)
     missing = [str(key) for key in config if OmegaConf.is_missing(config, key)]

@@ -90,13 +90,13 @@ def compile_steps(
     """
     train, test = traces.select(split="train"), traces.select(split="test")
     best = tune_fixed(train, cost).best()
-    seen = visit(*compile_pair(train, cost), ConstantPerCompression(best)).observations[:, SCHEMA.index("acceptance_ema")]
+    seen = visit(*compile_pair(train, cost), ConstantPerCompression(best)).observations[
+        :, SCHEMA.index("acceptance_ema")
+    ]
     edges = sorted({round(float(e), 3) for e in np.quantile(seen, np.arange(1, ranges) / ranges)})
     rows = {name: _climb(train.select(compressions=[name]), cost, name, edges, best[name]) for name in best}
     table = AcceptanceTable(edges, rows)
-    losses = {
-        name: loss_of(table, controller, test.select(compressions=[name]), cost) for name in test.compressions
-    }
+    losses = {name: loss_of(table, controller, test.select(compressions=[name]), cost) for name in test.compressions}
     return table, losses
 
 

@@ -49,7 +49,9 @@ class Source:
         """
         if run == SHIPPED_WORD:
             if cost is None:
-                raise CheckpointError("Expected --cost NAME beside `shipped`, because there is a policy for each table.")
+                raise CheckpointError(
+                    "Expected --cost NAME beside `shipped`, because there is a policy for each table."
+                )
             folder = SHIPPED / cost
         else:
             folder = Path(run)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One request's past and its observation, number by number.
 
-`History` and `observe` serve many requests at once, and pay dozens of NumPy calls a step for it where there is one. This
-is the same arithmetic in the same order on plain numbers, in a buffer that is allocated once. A test holds that both
-are equal to the last bit.
+`History` and `observe` serve many requests at once, and pay dozens of NumPy calls a step for it where there is one.
+This is the same arithmetic in the same order on plain numbers, in a buffer that is allocated once. A test holds that
+both are equal to the last bit.
 """
 
 from collections.abc import Sequence

@@ -213,7 +213,7 @@ class Policy:
             "test_vectors": {"requests": script, "decisions": play(script, self._fresh().session)},
         }
         write_atomically(folder / WEIGHTS, data)
-        write_atomically(folder / CARD, canonical_json(card))
+        write_atomically(folder / CARD, _rendered(card))
 
     @property
     def _schema(self) -> ObservationSchema:
@@ -266,6 +266,15 @@ class Policy:
                 "Export it again with this version of SpecKV."
             )
         return policy
+
+
+def _rendered(card: Mapping[str, Any]) -> str:
+    """Canonical JSON, but for the long lists of numbers, which stand on one line a request."""
+    vectors = card["test_vectors"]
+    lines = {name: [json.dumps(row, sort_keys=True, allow_nan=False) for row in rows] for name, rows in vectors.items()}
+    text = ",\n".join(f'    "{name}": [\n      ' + ",\n      ".join(rows) + "\n    ]" for name, rows in lines.items())
+    rest = canonical_json({**card, "test_vectors": None})
+    return rest.replace('"test_vectors": null', f'"test_vectors": {{\n{text}\n  }}')
 
 
 def _policy(card: Mapping[str, Any], packed: Packed) -> Policy:

@@ -2,7 +2,6 @@
 """Every agent exported: the same decisions after a round trip, in sessions as in replay."""
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import numpy as np

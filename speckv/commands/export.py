@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m speckv export RUN --to TARGET`: a trained policy for a decoding library."""
+
+import argparse
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from speckv.errors import ConfigError
+from speckv.export import Source, make_policy
+from speckv.export.compiled import compile_batches, compile_constant, compile_steps
+from speckv.export.making import of_controller
+from speckv.export.onnx import write_onnx
+from speckv.files import replacing_folder
+from speckv.runtime import Policy
+from speckv.runtime.exported import SUFFIX
+from speckv.runtime.kinds import pack_controller
+from speckv.traces import TraceSet
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What is to be exported.
+
+    Attributes:
+        source: The folder, and what it was trained on.
+        policy: As it is.
+        compression: Of the target, for what holds one number only.
+    """
+
+    source: Source
+    policy: Policy
+    compression: str
+
+    @property
+    def traces(self) -> TraceSet:
+        """Recordings of the compression."""
+        return self.source.traces.select(compressions=[self.compression])
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Exports one policy.
+
+    Raises:
+        SpecKVError: in one line, with nothing written, if anything is missing or the target cannot hold the policy.
+    """
+    options = _parser().parse_args(arguments)
+    source = Source.find(options.run, cost=options.cost, traces=options.traces)
+    policy = make_policy(source, name=options.name, learns=False if options.frozen else None)
+    if options.per_step:
+        policy = _per_step(source, policy)
+    compression = options.compression or policy.compressions[0]
+    if compression not in policy.compressions:
+        raise ConfigError(f"Expected --compression in {list(policy.compressions)}, got {compression!r}.")
+    order = Order(source=source, policy=policy, compression=compression)
+    stem = re.sub(r"[^\w.-]+", "-", policy.name).strip("-")
+    default = f"{stem}{SUFFIX}" if options.to == "policy" else f"{stem}-{options.to}"
+    folder = Path(options.out or default)
+    if folder.exists() and not options.overwrite:
+        raise ConfigError(
+            f"Expected {folder} to be a new folder, but it exists. Name another with --out, or --overwrite."
+        )
+    with replacing_folder(folder) as partial:
+        TARGETS[options.to](order, partial)
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        logger.info("wrote %s", path)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m speckv export", description="Makes a policy ready for a library.")
+    parser.add_argument("run", help="a run folder, a policy's folder, or `shipped`")
+    parser.add_argument("--to", choices=sorted(TARGETS), default="policy", help="default: policy")
+    parser.add_argument("--out", help="folder to write; default: NAME.speckv, or NAME-TARGET, here")
+    parser.add_argument("--name", help="shown in tables; default: the controller's")
+    parser.add_argument("--cost", help="name or path of a cost table; default: the run's")
+    parser.add_argument("--traces", help="name or path of a trace file; default: the run's")
+    parser.add_argument("--compression", help="of the target, for targets that hold one number; default: the first")
+    parser.add_argument(
+        "--per-step", action="store_true", help="compile down to one gamma a step, by recent acceptance"
+    )
+    parser.add_argument("--frozen", action="store_true", help="a learner does not go on learning where it runs")
+    parser.add_argument("--overwrite", action="store_true", help="replace a folder that is there")
+    return parser
+
+
+def _per_step(source: Source, policy: Policy) -> Policy:
+    table, losses = compile_steps(policy.controller, source.traces, source.cost)
+    for compression, loss in losses.items():
+        gammas = ", ".join(map(str, table.gammas[compression]))
+        logger.info(
+            "%s once a step, %s: gamma %s as acceptance rises over %s; %s",
+            policy.name,
+            compression,
+            gammas,
+            ", ".join(f"{edge:.2f}" for edge in table.edges),
+            _lost(loss, source),
+        )
+    packed = pack_controller(table)
+    assert packed is not None
+    return of_controller(source, table, packed, name=f"{policy.name}-per-step")
+
+
+def _lost(loss: float, source: Source) -> str:
+    word = "lost" if loss >= 0 else "gained"
+    prompts = len(source.traces.select(split="test").prompt_ids)
+    return f"{abs(loss):.1%} of its tokens a second {word} ({prompts} test prompts, replay on {source.cost.name})"
+
+
+def _policy(order: Order, folder: Path) -> None:
+    order.policy.save(folder)
+
+
+def _onnx(order: Order, folder: Path) -> None:
+    write_onnx(order.policy, folder)
+
+
+def constant(order: Order) -> tuple[int, float]:
+    """The best constant, said aloud with what it loses."""
+    compiled = compile_constant(order.policy.controller, order.traces, order.source.cost)
+    logger.info(
+        "%s as one constant, %s: gamma %d; %s",
+        order.policy.name,
+        order.compression,
+        compiled.gamma,
+        _lost(compiled.loss, order.source),
+    )
+    return compiled.gamma, compiled.loss
+
+
+def batches(order: Order) -> Mapping[int, int]:
+    """The best constant at each measured batch, said aloud."""
+    compiled = compile_batches(order.policy.controller, order.traces, order.source.cost)
+    for batch, gamma in compiled.gammas.items():
+        logger.info(
+            "%s at batch %d, %s: gamma %d; %s",
+            order.policy.name,
+            batch,
+            order.compression,
+            gamma,
+            _lost(compiled.loss[str(batch)], order.source),
+        )
+    return compiled.gammas
+
+
+TARGETS: Mapping[str, Callable[[Order, Path], None]] = {"onnx": _onnx, "policy": _policy}
+"""Where a policy can go."""

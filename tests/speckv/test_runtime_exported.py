@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An exported policy on disk: whole after a round trip, refused in one line when anything about it is off."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save
+
+from speckv.errors import CheckpointError, ConfigError, SpecKVError
+from speckv.runtime import Policy, PolicyController, load
+from speckv.runtime.acceptance_table import AcceptanceTable
+from speckv.runtime.constant import ConstantGamma, ConstantPerCompression
+from speckv.runtime.stored import load_controller
+from speckv.runtime.tensors import DTYPES, dump_tensors, read_tensors
+from speckv.types import Controller
+from tests.speckv.test_runtime_policy import random_policy
+
+KNOWN: Mapping[str, Any] = {"cost_ratio": {"fp16": 0.3, "nf4": 0.5}, "fallback": {"fp16": 3, "nf4": 2}}
+
+
+def policy(controller: Controller | None = None) -> Policy:
+    return Policy.of(controller or PolicyController(random_policy()), trained_on={"vocab_size": 1000}, **KNOWN)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    policy().save(tmp_path / "mine.speckv")
+    return tmp_path / "mine.speckv"
+
+
+CONTROLLERS: Mapping[str, Callable[[], Controller]] = {
+    "constant": lambda: ConstantGamma(4),
+    "table": lambda: ConstantPerCompression({"fp16": 4, "nf4": 0}),
+    "acceptance": lambda: AcceptanceTable([0.5, 0.8], {"fp16": (1, 3, 6), "nf4": (0, 1, 2)}),
+    "mlp": lambda: PolicyController(random_policy()),
+}
+
+
+@pytest.mark.parametrize("kind", CONTROLLERS)
+def test_a_round_trip_changes_nothing(kind: str, tmp_path: Path) -> None:
+    made = policy(CONTROLLERS[kind]())
+    made.save(tmp_path)
+    read = load(tmp_path)
+    rows = np.random.default_rng(0).random((10_000, 17)).astype(np.float32)
+    np.testing.assert_array_equal(read.controller.act_batch(rows), made.controller.act_batch(rows))
+    assert (read.name, read.fallback, read.cost_ratio, read.trained_on) == (
+        made.name,
+        made.fallback,
+        made.cost_ratio,
+        made.trained_on,
+    )
+    assert read.compressions == ("fp16", "nf4")
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    read.save(tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    np.testing.assert_array_equal(load_controller(tmp_path).act_batch(rows), made.controller.act_batch(rows))
+
+
+def test_the_card_has_at_least_32_vectors_and_no_file_is_a_pickle(folder: Path) -> None:
+    card = json.loads((folder / "policy.json").read_text())
+    assert sum(len(steps) for steps in card["test_vectors"]["decisions"]) >= 32
+    assert sorted(p.name for p in folder.iterdir()) == ["policy.json", "policy.safetensors"]
+    arrays = load_file(folder / "policy.safetensors")  # the reference implementation
+    assert arrays["weight_0"].shape == (64, 17)
+
+
+def edit(**changes: object) -> Callable[[dict[str, Any]], None]:
+    def apply(card: dict[str, Any]) -> None:
+        for path, value in changes.items():
+            *parents, last = path.split("__")
+            place = card
+            for name in parents:
+                place = place[name]
+            place[last] = value
+
+    return apply
+
+
+BAD: Mapping[str, tuple[Callable[[dict[str, Any]], None], str]] = {
+    "another version": (edit(format_version=99), "expected format version 1, got 99"),
+    "another format": (edit(format="onnx"), "expected a policy card"),
+    "an unknown field": (edit(extra=1), r"fields differ from the format: \['extra'\]"),
+    "an unknown kind": (edit(kind="oracle"), "got 'oracle'"),
+    "a negative gamma": (edit(settings__gammas=[-1] * 17), "a count of tokens from 0"),
+    "an absurd gamma": (edit(settings__gammas=[10**9] * 17), "a count of tokens from 0"),
+    "too wide a range": (edit(gamma__max=10**6), "Expected gamma from 0 to 16"),
+    "a range that is text": (edit(gamma__max="many"), "malformed field"),
+    "a wild fallback": (edit(gamma__fallback={"fp16": 17}), "fallback gammas"),
+    "a strange compression": (edit(gamma__fallback={"fp3": 1}), "Expected compressions"),
+    "a cost ratio of zero": (edit(observation__cost_ratio={"fp16": 0.0}), "cost ratios above 0"),
+    "a missing feature": (edit(observation__typical={}), "malformed field"),
+    "another memory": (edit(observation__memory={"decay": 0.5}), "memory constants"),
+    "another granularity": (edit(granularity="token"), "What its card says"),
+    "a lie about learning": (edit(learns=True), "What its card says"),
+    "another activation": (edit(settings__activation="relu"), "activation"),
+    "no settings": (edit(settings=None), "missing or malformed part"),
+    "no vectors": (edit(test_vectors={}), "malformed field"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_bad_card_is_refused_in_one_line(what: str, folder: Path) -> None:
+    change, message = BAD[what]
+    card = json.loads((folder / "policy.json").read_text())
+    change(card)
+    (folder / "policy.json").write_text(json.dumps(card))
+    with pytest.raises(SpecKVError, match=message) as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_observation_is_named(folder: Path) -> None:
+    card = json.loads((folder / "policy.json").read_text())
+    card["observation"]["schema"]["fields"][3]["unit"] = "furlongs"
+    (folder / "policy.json").write_text(json.dumps(card))
+    with pytest.raises(SpecKVError, match="unit of feature 3"):
+        load(folder)
+
+
+def test_a_decision_that_differs_from_the_vectors_is_found_out(folder: Path) -> None:
+    card = json.loads((folder / "policy.json").read_text())
+    card["settings"]["gammas"] = list(range(16, -1, -1))
+    (folder / "policy.json").write_text(json.dumps(card))
+    with pytest.raises(CheckpointError, match="decides otherwise here"):
+        load(folder)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+@pytest.mark.parametrize("name", ["policy.json", "policy.safetensors"])
+def test_a_truncated_file_is_refused(name: str, share: float, folder: Path) -> None:
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(CheckpointError, match=name):
+        load(folder)
+
+
+def test_tampered_weights_are_refused(folder: Path) -> None:
+    data = bytearray((folder / "policy.safetensors").read_bytes())
+    data[-5] ^= 1
+    (folder / "policy.safetensors").write_bytes(data)
+    with pytest.raises(CheckpointError, match="SHA-256 differs"):
+        load(folder)
+
+
+def test_numbers_that_are_none_are_refused(folder: Path) -> None:
+    text = (folder / "policy.json").read_text()
+    (folder / "policy.json").write_text(text.replace('"fp16": 0.3', '"fp16": NaN', 1))
+    with pytest.raises(CheckpointError, match="NaN is no number"):
+        load(folder)
+
+
+def test_nothing_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="python -m speckv export"):
+        load(tmp_path)
+
+
+def test_a_live_controller_of_no_known_kind_cannot_be_saved(tmp_path: Path) -> None:
+    class Mine(ConstantGamma):
+        pass
+
+    with pytest.raises(CheckpointError, match="can be stored"):
+        Policy.of(Mine(3), packed=None, **KNOWN).save(tmp_path)
+
+
+def test_sessions_need_known_words() -> None:
+    with pytest.raises(ConfigError, match="'fp3'"):
+        policy().session(max_new_tokens=8, compression="fp3")
+    with pytest.raises(ConfigError, match="everything"):
+        policy().session(max_new_tokens=8, hidden=["everything"])
+
+
+# -- the tensor file ------------------------------------------------------------------------------------------------
+
+
+def test_tensors_are_those_of_the_reference_implementation() -> None:
+    rng = np.random.default_rng(0)
+    arrays = {name: (rng.random((3, 2)) * 9).astype(code) for name, code in DTYPES.items()} | {"none": np.zeros((0, 4))}
+    theirs, ours = read_tensors(save(arrays), "x"), read_tensors(dump_tensors(arrays), "x")
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(theirs[name], array)
+        np.testing.assert_array_equal(ours[name], array)
+        assert ours[name].dtype == array.dtype
+
+
+@pytest.mark.parametrize(
+    ("header", "body"),
+    [
+        ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, 4),
+        ({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, 4),
+        ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}, 8),
+        ({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}, 4),
+        ({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, 8),
+        ({"a": {"dtype": "C128", "shape": [1], "data_offsets": [0, 16]}}, 16),
+        ({"a": None}, 0),
+        ([], 0),
+    ],
+)
+def test_headers_that_lie_are_refused(header: object, body: int) -> None:
+    text = json.dumps(header).encode()
+    with pytest.raises(CheckpointError, match="is no safetensors file"):
+        read_tensors(len(text).to_bytes(8, "little") + text + bytes(body), "x")
+
+
+# -- the room -------------------------------------------------------------------------------------------------------
+
+
+def test_running_a_policy_imports_numpy_alone(folder: Path) -> None:
+    program = (
+        "import sys; from speckv import runtime; p = runtime.load(sys.argv[1]); s = p.session(max_new_tokens=9); "
+        "s.start(0.1, 0.9); s.begin_step(); "
+        "heavy = {'torch', 'transformers', 'pyarrow', 'gymnasium', 'safetensors', 'agents'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", program, str(folder)], check=True)
