@@ -64,6 +64,10 @@ class AdaEdl(StoppingRule):
         self._threshold = np.full(num_requests, self.settings.threshold)
         self._rate = np.full(num_requests, self.settings.target)
 
+    def go_on(self, observation: FloatArray) -> bool:
+        """Returns the same for the only request, without arrays."""
+        return bool(1.0 - np.sqrt(self.settings.scale * observation[ENTROPY]) >= self._threshold[0])
+
     def go_on_batch(self, observations: FloatArray) -> BoolArray:
         """Goes on where the bound on the newest token's acceptance is high enough."""
         bound = 1.0 - np.sqrt(self.settings.scale * observations[:, ENTROPY])

@@ -62,6 +62,10 @@ class StoppingRule(Rule):
         super().__init__(name)
         self.gamma_max = min(gamma_max, GAMMA_MAX)
 
+    def act(self, observation: FloatArray) -> int:  # noqa: ARG002 - a rule that looks at it says so
+        """Returns the most tokens to draft in the only request."""
+        return self.gamma_max
+
     def act_batch(self, observations: FloatArray) -> IntArray:
         """Returns the most tokens to draft."""
         return np.full(len(observations), self.gamma_max, np.int64)

@@ -37,6 +37,10 @@ class Kangaroo(StoppingRule):
         super().__init__("kangaroo", settings.gamma_max)
         self.settings = settings
 
+    def go_on(self, observation: FloatArray) -> bool:
+        """Returns the same for the only request, without arrays."""
+        return bool(observation[CONFIDENCE] >= self.settings.eta)
+
     def go_on_batch(self, observations: FloatArray) -> BoolArray:
         """Goes on where the newest token is likely enough."""
         likely: BoolArray = observations[:, CONFIDENCE] >= self.settings.eta

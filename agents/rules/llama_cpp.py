@@ -40,6 +40,10 @@ class LlamaCpp(StoppingRule):
         super().__init__("llama-cpp", settings.n_max)
         self.settings = settings
 
+    def go_on(self, observation: FloatArray) -> bool:
+        """Returns the same for the only request, without arrays."""
+        return bool(observation[CONFIDENCE] >= self.settings.p_min)
+
     def go_on_batch(self, observations: FloatArray) -> BoolArray:
         """Goes on where the newest token is likely enough."""
         likely: BoolArray = observations[:, CONFIDENCE] >= self.settings.p_min

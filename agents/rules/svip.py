@@ -43,6 +43,10 @@ class Svip(StoppingRule):
         super().__init__("svip", settings.gamma_max)
         self.settings = settings
 
+    def go_on(self, observation: FloatArray) -> bool:
+        """Returns the same for the only request, without arrays."""
+        return bool(np.sqrt(self.settings.scale * observation[ENTROPY]) <= self.settings.threshold)
+
     def go_on_batch(self, observations: FloatArray) -> BoolArray:
         """Goes on where the newest token's entropy is low enough."""
         sure: BoolArray = np.sqrt(self.settings.scale * observations[:, ENTROPY]) <= self.settings.threshold

@@ -59,6 +59,10 @@ class TransformersConfidence(StoppingRule):
         self._threshold = np.full(num_requests, self.settings.threshold)
         self._tested: list[list[tuple[float, bool]]] = [[] for _ in range(num_requests)]
 
+    def go_on(self, observation: FloatArray) -> bool:
+        """Returns the same for the only request, without arrays."""
+        return bool(observation[CONFIDENCE] >= self._threshold[0])
+
     def go_on_batch(self, observations: FloatArray) -> BoolArray:
         """Goes on where the newest token is likely enough."""
         likely: BoolArray = observations[:, CONFIDENCE] >= self._threshold

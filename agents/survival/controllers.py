@@ -104,6 +104,7 @@ class SurvivalStopping(StoppingRule):
         self._value = np.zeros(1)
         self._which = np.zeros(1, np.int64)
         self._expected = np.ones((1, self.gamma_max))
+        self._row: tuple[list[float], list[float]] = ([], [])
 
     def act_batch(self, observations: FloatArray) -> IntArray:
         """Returns the most tokens to draft, or 0, and notes what a second is worth in each request."""
@@ -113,6 +114,26 @@ class SurvivalStopping(StoppingRule):
         self._which = self.times.which(observations)
         drafts = (rates.argmax(axis=1) > 0) | (self.before.floor[self._which] > 0)
         return np.where(drafts, self.gamma_max, 0)
+
+    def act(self, observation: FloatArray) -> int:
+        """Returns the same for the only request."""
+        gamma = super(StoppingRule, self).act(observation)
+        self._row = self._expected[0].tolist(), (self._value[0] * self._scaled_s[self._which[0]]).tolist()
+        return gamma
+
+    def go_on(self, observation: FloatArray) -> bool:
+        """Goes on, in the only request, as `go_on_batch` does, number by number."""
+        (expected, price), chance = self._row, float(logistic(self.inside.one(observation)[:1])[0])
+        depth = int(drafted_so_far(observation))
+        if depth >= len(expected):
+            return False
+        paid = price[depth - 1] if depth else 0.0
+        next_one, ahead = max(expected[depth], LEAST_SURVIVAL), 0.0
+        for survival, costs in zip(expected[depth:], price[depth:], strict=True):
+            ahead += survival
+            if survival > 0.0 and chance * ahead / next_one - (costs - paid) >= 0.0:
+                return True
+        return False
 
     def go_on_batch(self, observations: FloatArray) -> BoolArray:
         """Goes on where more tokens are worth their time; `act_batch` has been asked about the same steps."""

@@ -75,13 +75,18 @@ class ConstantPerCompression:
         self.gammas = dict(gammas)
         self._bits = np.array([BITS_PER_WEIGHT[c] / _FULL_WIDTH for c in gammas], np.float32)
         self._lookup = np.array(list(gammas.values()), np.int64)
+        self._known: dict[float, int] = {}
 
     def reset(self) -> None:
         """Nothing to forget."""
 
     def act(self, observation: FloatArray) -> int:
         """Returns the constant of the compression nearest in bits per weight."""
-        return int(self.act_batch(observation[np.newaxis])[0])
+        bits = observation.item(_BITS)
+        chosen = self._known.get(bits)
+        if chosen is None:
+            chosen = self._known[bits] = int(self.act_batch(observation[np.newaxis])[0])
+        return chosen
 
     def act_batch(self, observations: FloatArray) -> IntArray:
         """Returns the constant of each row's compression."""

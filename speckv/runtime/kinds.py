@@ -82,9 +82,9 @@ def pack_folder(folder: Path) -> Packed:
         if packed is not None:
             return packed
     for offered in _offered():
-        packed = offered.pack(folder)
-        if packed is not None:
-            return packed
+        found: Packed | None = offered.pack(folder)
+        if found is not None:
+            return found
     raise CheckpointError(
         f"{folder}: no installed package can export its controller (entry point group {GROUP!r}). "
         "SpecKV's own agents can once installed: `pip install -e .` in the checkout."

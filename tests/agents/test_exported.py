@@ -79,7 +79,8 @@ def play(policy: Policy, sequence: TraceSequence, budget: int, seconds: list[flo
         cost_ratio=float(make_cost_table().cost_ratio(sequence.compression)),
     )
     session.start(*sequence.target_signals[0, :2].tolist())
-    position, steps = 1, []
+    position = 1
+    steps: list[tuple[int, int]] = []
     while position < len(sequence.tokens):
         gamma, drafted = session.begin_step(), 0
         _, signals = sequence.draft_from(position, 16)
