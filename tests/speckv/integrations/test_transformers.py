@@ -57,11 +57,11 @@ class Wavering(Schedule):
 @pytest.fixture(scope="module")
 def pair() -> tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]:
     target = tiny_qwen(0)
-    return target, tiny_qwen(1, like=target, noise=0.03)
+    return target, tiny_qwen(1, like=target, noise=0.008)
 
 
 def prompt(seed: int, length: int = 9) -> torch.Tensor:
-    return torch.randint(VOCAB, (1, length), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(1, VOCAB, (1, length), generator=torch.Generator().manual_seed(seed))
 
 
 def policy(schedule: Schedule) -> Policy:
@@ -79,7 +79,7 @@ def test_text_is_the_targets_own_over_random_schedules(
     target, draft = pair
     rng = np.random.default_rng(0)
     accepted = drafted = 0
-    for number in range(12):
+    for number in range(6):
         gammas = rng.integers(0, 7, 8).tolist()
         gammas[0] = 0 if number % 3 == 0 else gammas[0]
         schedule, ids = kind(gammas), prompt(number)
