@@ -4,10 +4,11 @@
     python -m benchmarks.in_transformers --prompts test.jsonl --weights FOLDER --gamma 4 --policy mine.speckv \
         --out benchmarks/results/in-transformers.json
 
-Arms: plain `generate`; assisted generation at its default, with its heuristic, at the best constant; the same under
-`control`; and our engine behind `custom_generate`, with the policy and with the constant. Every prompt is decoded by all
-arms, in an order that rotates. Seconds are those of whole calls, prefill included. transformers' arms and `control` run
-on the layers that it comes with, `custom_generate` on prepared models.
+Arms: plain `generate`; assisted generation at its default, with its heuristic, at the best constant; the policy in it
+by `control`; the policy in our engine by `custom_generate`. Every prompt is decoded by all arms, in an order that rotates.
+Seconds are those of whole calls, prefill included. transformers' arms and `control` run on the layers that it comes
+with, `custom_generate` on prepared models. Whether scikit-learn is installed decides what transformers' default does:
+with it the confidence threshold adapts.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
+from transformers.utils import is_sklearn_available
 
 from benchmarks import qwen
 from benchmarks.against_transformers import (
@@ -90,12 +92,15 @@ def main() -> None:
     parser.add_argument("--gamma", type=int, required=True, help="the best constant, tuned on train prompts")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--max-new-tokens", type=int, default=32)
+    parser.add_argument("--constants", action="store_true", help="also the best constant, through both ways of ours")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     pair = qwen.load_qwen(options.weights, dtype=options.dtype)
     prepare(pair.target.hf, pair.draft.hf)
     policy, most = load(options.policy), options.max_new_tokens
     best = Policy.of(ConstantGamma(options.gamma))
+    ways = {"control": controlled, "custom_generate": engine}
+    constants = {f"{w}, {options.gamma}": make(pair, best, most) for w, make in ways.items() if options.constants}
     heuristic = {
         "num_assistant_tokens_schedule": "heuristic_transient",
         "num_assistant_tokens": 5,
@@ -105,10 +110,8 @@ def main() -> None:
         THEIRS: theirs(pair, most),
         **theirs_assisted(pair, options.gamma, most),
         f"{THEIRS_ASSISTED}, heuristic": assisted(pair, most, **heuristic),
-        f"control, {options.gamma}": controlled(pair, best, most),
-        f"control, {policy.name}": controlled(pair, policy, most),
-        f"custom_generate, {options.gamma}": engine(pair, best, most),
-        f"custom_generate, {policy.name}": engine(pair, policy, most),
+        **constants,
+        **{f"{way}, {policy.name}": make(pair, policy, most) for way, make in ways.items()},
     }
     prompts = first_of_each([p for p in read_prompts(options.prompts) if p.split == "test"], options.per_task)
 
@@ -135,6 +138,7 @@ def main() -> None:
                 for name in arms
             },
             "fallbacks": dict(policy.warnings),
+            "scikit_learn_installed": is_sklearn_available(),
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
             "machine": describe_machine(),
         }
