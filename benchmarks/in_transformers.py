@@ -5,7 +5,7 @@
         --out benchmarks/results/in-transformers.json
 
 Arms: plain `generate`; assisted generation at its default, with its heuristic, at the best constant; the policy in it
-by `control`; the policy in our engine by `custom_generate`. Every prompt is decoded by all arms, in an order that rotates.
+by `control`; the policy in our engine by `custom_generate`. Every prompt is decoded by all arms, in rotating order.
 Seconds are those of whole calls, prefill included. transformers' arms and `control` run on the layers that it comes
 with, `custom_generate` on prepared models. Whether scikit-learn is installed decides what transformers' default does:
 with it the confidence threshold adapts.
