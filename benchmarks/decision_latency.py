@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,14 @@ def measure(arms: dict[str, Callable[[int], object]]) -> dict[str, float]:
     return {name: 1e6 * statistics.median(seconds[ROUNDS // 10 :]) for name, seconds in found.items()}
 
 
+def _numpy_signals(row: np.ndarray, _: int) -> object:
+    return signals_of_logits(row)
+
+
+def _torch_signals(row: torch.Tensor, _: int) -> object:
+    return signals(row)
+
+
 def main() -> None:
     """Measures and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -97,9 +106,8 @@ def main() -> None:
     scores = {size: rng.normal(size=(1, size)).astype(np.float32) * 3 for size in VOCABULARIES}
     slow: dict[str, Callable[[int], object]] = {}
     for size, row in scores.items():
-        tensor = torch.from_numpy(row)
-        slow[f"signals of {size} scores, NumPy"] = lambda _, row=row[0]: signals_of_logits(row)
-        slow[f"signals of {size} scores, PyTorch"] = lambda _, tensor=tensor: signals(tensor)
+        slow[f"signals of {size} scores, NumPy"] = partial(_numpy_signals, row[0])
+        slow[f"signals of {size} scores, PyTorch"] = partial(_torch_signals, torch.from_numpy(row))
     empty: Callable[[int], object] = lambda _: None  # noqa: E731 - what the timing itself takes
     micros = measure({"nothing": empty, **arms}) | measure(slow)
     result = {

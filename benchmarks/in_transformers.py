@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from transformers.utils import is_sklearn_available
+from transformers.utils.import_utils import is_sklearn_available
 
 from benchmarks import qwen
 from benchmarks.against_transformers import (
