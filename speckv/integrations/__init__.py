@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Policies at work inside decoding libraries: one adapter a library, which is imported when its adapter is used."""
+"""Policies at work inside decoding libraries, one room a library. Each library is imported by its own room alone."""

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""transformers under a policy: its own text, whatever is drafted, and nothing left behind."""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import Qwen2ForCausalLM
+from transformers.generation import CandidateGenerator, GenerationMixin
+
+from speckv.errors import ConfigError
+from speckv.integrations.transformers import control, custom_generate
+from speckv.integrations.transformers.control import HOOK
+from speckv.observation import SCHEMA
+from speckv.runtime import Policy
+from speckv.types import FloatArray, IntArray, StepOutcome
+from tests.fakes import VOCAB, tiny_qwen
+
+
+class Schedule:
+    """Says gammas in turn, from a list that is begun anew for each request; notes what came of them."""
+
+    name, charges_decision, learns = "schedule", False, True
+
+    def __init__(self, gammas: Sequence[int]) -> None:
+        self.gammas, self.outcomes, self.seen = list(gammas), list[StepOutcome](), list[FloatArray]()
+        self.reset()
+
+    def reset(self) -> None:
+        self._next = 0
+
+    def act(self, observation: FloatArray) -> int:
+        self.seen.append(observation.copy())
+        self._next += 1
+        return self.gammas[(self._next - 1) % len(self.gammas)]
+
+    def act_batch(self, observations: FloatArray) -> IntArray:
+        raise NotImplementedError
+
+    def learn(self, outcome: StepOutcome) -> None:
+        self.outcomes.append(outcome)
+
+
+class Wavering(Schedule):
+    """Also ends drafts inside steps, at tokens that the draft is unsure of."""
+
+    def go_on(self, observation: FloatArray) -> bool:
+        return bool(observation[SCHEMA.size + 2] > 0.3)
+
+    def go_on_batch(self, observations: FloatArray) -> IntArray:
+        raise NotImplementedError
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]:
+    target = tiny_qwen(0)
+    return target, tiny_qwen(1, like=target, noise=0.008)
+
+
+def prompt(seed: int, length: int = 9) -> torch.Tensor:
+    return torch.randint(1, VOCAB, (1, length), generator=torch.Generator().manual_seed(seed))
+
+
+def policy(schedule: Schedule) -> Policy:
+    return Policy.of(schedule, learns=True, cost_ratio={"fp16": 0.3})
+
+
+GREEDY: dict[str, Any] = {"max_new_tokens": 40, "do_sample": False}
+
+
+@pytest.mark.parametrize("kind", [Schedule, Wavering])
+@pytest.mark.parametrize("way", ["control", "custom_generate"])
+def test_text_is_the_targets_own_over_random_schedules(
+    kind: type[Schedule], way: str, pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]
+) -> None:
+    target, draft = pair
+    rng = np.random.default_rng(0)
+    accepted = drafted = 0
+    for number in range(6):
+        gammas = rng.integers(0, 7, 8).tolist()
+        gammas[0] = 0 if number % 3 == 0 else gammas[0]
+        schedule, ids = kind(gammas), prompt(number)
+        plain = target.generate(ids, **GREEDY)
+        if way == "control":
+            with control(target, draft, policy(schedule)):
+                ours = target.generate(ids, assistant_model=draft, **GREEDY)
+        else:
+            ours = target.generate(
+                ids, custom_generate=custom_generate, draft_model=draft, policy=policy(schedule), **GREEDY
+            )
+        assert ours.tolist() == plain.tolist()
+        assert sum(o.num_emitted for o in schedule.outcomes) == 39
+        if kind is Schedule:
+            left, wanted = 39, []
+            for gamma, outcome in zip(gammas * 8, schedule.outcomes, strict=False):
+                wanted.append(min(gamma, left - 1))
+                left -= outcome.num_emitted
+            assert [o.num_drafted for o in schedule.outcomes] == wanted
+        accepted += sum(o.num_accepted for o in schedule.outcomes)
+        drafted += sum(o.num_drafted for o in schedule.outcomes)
+    assert 0.3 * drafted < accepted < drafted
+
+
+def test_both_ways_show_the_policy_the_same(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
+    target, draft = pair
+    seen = []
+    for way in ("control", "custom_generate"):
+        schedule = Schedule([3, 0, 5, 1, 2])
+        options = GREEDY | {"attention_mask": torch.ones_like(prompt(5))}
+        if way == "control":
+            with control(target, draft, policy(schedule)):
+                target.generate(prompt(5), assistant_model=draft, **options)
+        else:
+            target.generate(
+                prompt(5), custom_generate=custom_generate, draft_model=draft, policy=policy(schedule), **options
+            )
+        seen.append(np.stack(schedule.seen))
+    np.testing.assert_allclose(seen[0], seen[1], atol=2e-6)
+
+
+QUANTILE = 64.4
+"""Of chi square with 24 degrees of freedom: a right sampler is above it once in 100,000 runs."""
+
+
+@pytest.mark.parametrize("way", ["control", "custom_generate"])
+def test_sampled_text_has_the_targets_distribution(way: str, pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
+    """The third new token, which a draft of two proposed, over 1,500 texts; n * p is pooled below 5."""
+    target, draft = tiny_qwen(0), tiny_qwen(1, like=pair[0], noise=0.1)
+    ids, number = prompt(3, length=5), 1500
+    options = {"max_new_tokens": 3, "do_sample": True, "top_k": 0, "temperature": 1.0}
+    torch.manual_seed(0)
+    counts = np.zeros((VOCAB, VOCAB))
+    made = policy(Schedule([2]))
+    for _ in range(number):
+        if way == "control":
+            with control(target, draft, made):
+                text = target.generate(ids, assistant_model=draft, **options)
+        else:
+            text = target.generate(ids, custom_generate=custom_generate, draft_model=draft, policy=made, **options)
+        counts[tuple(text[0, 5:7].tolist())] += 1
+    first = torch.softmax(target(ids).logits[0, -1], -1)
+    after = torch.cat([ids.expand(VOCAB, -1), torch.arange(VOCAB)[:, None]], dim=1)
+    expected = (first[:, None] * torch.softmax(target(after).logits[:, -1], -1)).detach().numpy() * number
+    order = np.argsort(expected, axis=None)[::-1]
+    cells = np.split(order, np.searchsorted(np.cumsum(expected.ravel()[order]), number * np.arange(1, 25) / 25))
+    observed, wanted = (np.array([table.ravel()[cell].sum() for cell in cells]) for table in (counts, expected))
+    keep = wanted > 0
+    assert ((observed - wanted)[keep] ** 2 / wanted[keep]).sum() < QUANTILE
+
+
+def test_gamma_zero_may_come_at_any_step_of_sampling(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
+    target, draft = pair
+    schedule = Schedule([0, 3, 0, 0, 2])
+    torch.manual_seed(1)
+    with control(target, draft, policy(schedule)):
+        text = target.generate(prompt(1), assistant_model=draft, max_new_tokens=30, do_sample=True)
+    assert text.shape == (1, 39)
+    assert [o.num_drafted for o in schedule.outcomes][:3] == [0, 3, 0]
+
+
+def test_a_streamer_and_an_end_of_text_work_as_ever(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
+    target, draft = pair
+    plain = target.generate(prompt(7), **GREEDY)[0].tolist()
+    options = GREEDY | {"eos_token_id": plain[25], "pad_token_id": 0}
+    wanted = target.generate(prompt(7), **options).tolist()
+    for gamma in (1, 4, 9):
+        with control(target, draft, policy(Schedule([gamma]))):
+            assert target.generate(prompt(7), assistant_model=draft, **options).tolist() == wanted
+        ours = target.generate(
+            prompt(7), custom_generate=custom_generate, draft_model=draft, policy=policy(Schedule([gamma])), **options
+        )
+        assert ours.tolist() == wanted
+
+
+def test_a_static_cache_is_transformers_own_affair(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
+    """Refused by 5.23; since 5.24 it can be cut back, and the text is the same."""
+    target, draft = pair
+    plain = target.generate(prompt(2), **GREEDY)
+    with control(target, draft, policy(Schedule([3, 0, 4]))):
+        try:
+            ours = target.generate(prompt(2), assistant_model=draft, cache_implementation="static", **GREEDY)
+        except ValueError as error:
+            assert "static" in str(error)  # noqa: PT017
+        else:
+            assert ours.tolist() == plain.tolist()
+
+
+# -- what is refused, and what is left behind ------------------------------------------------------------------------
+
+
+def test_nothing_is_left_behind(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
+    target, draft = pair
+    before = {k: v for k, v in vars(target).items() if k != "_modules"}, draft.generation_config.to_dict()
+    with pytest.raises(RuntimeError, match="mine"), control(target, draft, policy(Schedule([2]))):
+        raise RuntimeError("mine")
+    assert ({k: v for k, v in vars(target).items() if k != "_modules"}, draft.generation_config.to_dict()) == before
+    assert HOOK not in vars(target)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "a batch": ({"inputs": torch.cat([prompt(0), prompt(1)])}, "batch"),
+    "several texts": ({"num_return_sequences": 2, "do_sample": True}, "num_return_sequences"),
+    "lossy verification": ({"assistant_ensemble_weight": 0.5}, "assistant_ensemble_weight"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_served_is_refused(what: str, pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
+    target, draft = pair
+    options, message = REFUSED[what]
+    with control(target, draft, policy(Schedule([2]))), pytest.raises(ValueError, match=message):
+        target.generate(**{"inputs": prompt(0), "assistant_model": draft, **GREEDY, **options})
+    assert HOOK not in vars(target)
+
+
+OURS_REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "a batch": ({"inputs": torch.cat([prompt(0), prompt(1)])}, "batch of 2"),
+    "a penalty": ({"repetition_penalty": 1.3}, "RepetitionPenalty"),
+    "a static cache": ({"cache_implementation": "static"}, "cache_implementation"),
+    "padding": ({"attention_mask": torch.tensor([[0] + [1] * 8])}, "attention mask"),
+    "a deadline": ({"max_time": 1.0}, "MaxTimeCriteria"),
+    "no draft": ({"draft_model": None}, "draft_model"),
+}
+
+
+@pytest.mark.parametrize("what", OURS_REFUSED)
+def test_what_the_engine_lacks_is_refused(what: str, pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
+    target, draft = pair
+    options, message = OURS_REFUSED[what]
+    ours = {"custom_generate": custom_generate, "draft_model": draft, "policy": policy(Schedule([2]))}
+    with pytest.raises(ConfigError, match=message):
+        target.generate(**{"inputs": prompt(0), **GREEDY, **ours, **options})
+
+
+def test_models_that_do_not_match_are_refused(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
+    target, draft = pair
+    other = tiny_qwen(3)
+    other.config.vocab_size = 99
+    with pytest.raises(ConfigError, match="24 and 99"), control(target, other, policy(Schedule([2]))):
+        pass
+    with control(target, draft, policy(Schedule([2]))):
+        with pytest.raises(ConfigError, match="no policy controls yet"), control(target, draft, policy(Schedule([1]))):
+            pass
+        with pytest.raises(ConfigError, match="assistant_model to be the draft"):
+            target.generate(prompt(0), assistant_model=tiny_qwen(4), **GREEDY)
+
+
+def test_transformers_still_has_what_is_relied_on() -> None:
+    """Fails when a new transformers moves a seam; `speckv.integrations.transformers.control` must then follow."""
+    hook = inspect.signature(getattr(GenerationMixin, HOOK))
+    assert {"generation_config", "input_ids", "logits_processor", "assistant_model"} <= set(hook.parameters)
+    assert list(inspect.signature(CandidateGenerator.get_candidates).parameters)[:2] == ["self", "input_ids"]
+    assert list(inspect.signature(CandidateGenerator.update_candidate_strategy).parameters) == [
+        "self",
+        "input_ids",
+        "scores",
+        "num_matches",
+    ]
+    loop = inspect.getsource(GenerationMixin._assisted_decoding)
+    assert "candidate_generator.get_candidates(input_ids)" in loop
+    assert "candidate_generator.update_candidate_strategy(input_ids, new_logits, n_matches)" in loop
