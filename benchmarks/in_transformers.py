@@ -23,18 +23,8 @@ import transformers
 from transformers.utils.import_utils import is_sklearn_available
 
 from benchmarks import qwen
-from benchmarks.against_transformers import (
-    NUM_RESAMPLES,
-    THEIRS,
-    THEIRS_ASSISTED,
-    Decode,
-    Runs,
-    as_ratio,
-    assisted,
-    run_arms,
-    theirs,
-    theirs_assisted,
-)
+from benchmarks.against_transformers import THEIRS, THEIRS_ASSISTED, assisted, theirs, theirs_assisted
+from benchmarks.arms import NUM_RESAMPLES, Decode, Runs, as_ratio, run_arms
 from speckv.evaluation.bootstrap import resample_counts
 from speckv.files import write_atomically
 from speckv.integrations.transformers import control, custom_generate, prepare

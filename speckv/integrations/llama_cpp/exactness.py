@@ -2,9 +2,9 @@
 """How many tokens a model reads at once with the very logits that it has when it reads them one by one.
 
 A text with a draft is the text without one as long as that holds. llama.cpp chooses kernels by the number of tokens.
-Their sums differ in the last bits, which quantisation of activations then makes large: on x86 with version 0.3.36 logits
-differed by 0.2 to 1.2, from two tokens on where two threads share the attention over more than 256 tokens, and from
-four tokens on where weights are K-quants.
+Their sums differ in the last bits, which quantisation of activations then makes large. On x86 with version 0.3.36
+logits differed by 0.2 to 1.2: from two tokens on where two threads share the attention over more than 256 tokens, and
+from four tokens on where weights are K-quants.
 """
 
 from collections.abc import Sequence
