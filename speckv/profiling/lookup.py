@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from speckv.decoding.prompt_lookup import Guess, LookupDrafter, PromptLookup
+from speckv.decoding.prompt_lookup import LookupDrafter, PromptLookup
 from speckv.errors import ConfigError, DataError, TraceError
 from speckv.models import PairConfig, encode_prompt, load_tokenizer, vocabulary_hash
+from speckv.ngrams import Guess
 from speckv.profiling.prompts import Prompt
 from speckv.profiling.stops import draft_stops
 from speckv.traces import NO_TOKEN, ROLLOUT_LENGTH, TraceMetadata, TraceSequence, TraceSet, accepted_lengths

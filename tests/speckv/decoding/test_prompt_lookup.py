@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from speckv.decoding import Engine, PromptLookup, SamplingConfig
-from speckv.decoding.prompt_lookup import NgramIndex
 from speckv.errors import ConfigError
+from speckv.ngrams import NgramIndex
 from speckv.types import FloatArray
 from tests.fakes import TableModel, as_causal, tiny_qwen
 
