@@ -54,7 +54,7 @@ def arms_of(name: str, policy: Policy, rows: np.ndarray) -> dict[str, Callable[[
     return arms
 
 
-def paper_arm(rows: np.ndarray) -> Callable[[int], object] | None:
+def paper_arm() -> Callable[[int], object] | None:
     """One prediction of a network as the paper's: scikit-learn, two hidden layers of 64, from 6 features."""
     try:
         from sklearn.neural_network import MLPRegressor
@@ -91,7 +91,7 @@ def main() -> None:
     for spec in options.policy:
         name, _, folder = spec.partition("=")
         arms |= arms_of(name, load(folder), rows)
-    paper = paper_arm(rows)
+    paper = paper_arm()
     if paper is not None:
         arms["scikit-learn MLP, one predict"] = paper
     scores = {size: rng.normal(size=(1, size)).astype(np.float32) * 3 for size in VOCABULARIES}

@@ -57,11 +57,11 @@ class Wavering(Schedule):
 @pytest.fixture(scope="module")
 def pair() -> tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]:
     target = tiny_qwen(0)
-    return target, tiny_qwen(1, like=target, noise=0.03)
+    return target, tiny_qwen(1, like=target, noise=0.008)
 
 
 def prompt(seed: int, length: int = 9) -> torch.Tensor:
-    return torch.randint(VOCAB, (1, length), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(1, VOCAB, (1, length), generator=torch.Generator().manual_seed(seed))
 
 
 def policy(schedule: Schedule) -> Policy:
@@ -79,7 +79,7 @@ def test_text_is_the_targets_own_over_random_schedules(
     target, draft = pair
     rng = np.random.default_rng(0)
     accepted = drafted = 0
-    for number in range(12):
+    for number in range(6):
         gammas = rng.integers(0, 7, 8).tolist()
         gammas[0] = 0 if number % 3 == 0 else gammas[0]
         schedule, ids = kind(gammas), prompt(number)
@@ -175,6 +175,19 @@ def test_a_streamer_and_an_end_of_text_work_as_ever(pair: tuple[Qwen2ForCausalLM
         assert ours.tolist() == wanted
 
 
+def test_a_static_cache_is_transformers_own_affair(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
+    """Refused by 5.23; since 5.24 it can be cut back, and the text is the same."""
+    target, draft = pair
+    plain = target.generate(prompt(2), **GREEDY)
+    with control(target, draft, policy(Schedule([3, 0, 4]))):
+        try:
+            ours = target.generate(prompt(2), assistant_model=draft, cache_implementation="static", **GREEDY)
+        except ValueError as error:
+            assert "static" in str(error)  # noqa: PT017
+        else:
+            assert ours.tolist() == plain.tolist()
+
+
 # -- what is refused, and what is left behind ------------------------------------------------------------------------
 
 
@@ -189,7 +202,6 @@ def test_nothing_is_left_behind(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM])
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a batch": ({"inputs": torch.cat([prompt(0), prompt(1)])}, "batch"),
-    "a static cache": ({"cache_implementation": "static"}, "static"),
     "several texts": ({"num_return_sequences": 2, "do_sample": True}, "num_return_sequences"),
     "lossy verification": ({"assistant_ensemble_weight": 0.5}, "assistant_ensemble_weight"),
 }
