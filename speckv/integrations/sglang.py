@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A policy in the place of SGLang's own adaptive speculation, through its plugins.
+
+SGLang builds its policy by one class, tells it how many tokens each request of a batch had accepted, names no request,
+and takes one number of draft steps for the whole batch, out of a few that it has prepared. So a batch is one request
+here: every batch size that the engine has graphs for has a session, which is told the mean.
+
+    SPECKV_POLICY=mine.speckv python -m sglang.launch_server ... --speculative-adaptive
+
+`register` is the entry point of the group `sglang.srt.plugins` and does nothing unless SPECKV_POLICY is set.
+"""
+
+import bisect
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from speckv.errors import ConfigError
+from speckv.runtime import Policy, Session
+
+logger = logging.getLogger(__name__)
+
+POLICY = "SPECKV_POLICY"
+REPLACED = "sglang.srt.speculative.adaptive_spec_params.AdaptiveSpeculativeParams"
+"""The class that SGLang's workers build their policy by; 0.5.23 has it."""
+STEPS = (0, 1, 3, 5, 7)
+"""Numbers of draft steps to prepare where no file names others: SGLang's own, and none."""
+_BUDGET = 1 << 30
+"""No request's budget is known."""
+
+
+def register() -> None:
+    """Asks SGLang's hooks to build `SpecKVSpeculativeParams` in place of its own policy."""
+    if not os.environ.get(POLICY):
+        return
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    HookRegistry.register(REPLACED, SpecKVSpeculativeParams, HookType.REPLACE)
+
+
+class SpecKVSpeculativeParams:
+    """SGLang's `AdaptiveSpecPolicy`, decided by an exported policy; built by SGLang, from the class that it replaces.
+
+    Args:
+        initial_steps: Draft steps that the engine starts with.
+        cfg_path: `--speculative-adaptive-config`: batch size -> its `candidate_steps`, of which the nearest to the
+            policy's gamma is taken.
+        policy: Instead of the one that SPECKV_POLICY names.
+
+    Raises:
+        ConfigError: if there is no policy, the file names no steps, or the policy goes on learning.
+        CheckpointError: if the policy cannot be used.
+    """
+
+    def __init__(self, initial_steps: int, cfg_path: str | None = None, *, policy: Policy | None = None) -> None:
+        if policy is None:
+            folder = os.environ.get(POLICY)
+            if not folder:
+                raise ConfigError(f"Expected {POLICY} to name an exported policy's folder, but it is not set.")
+            policy = Policy.load(folder)
+        if policy.learns:
+            raise ConfigError(
+                f"Expected a policy that does not go on learning, got {policy.name!r}: what its choices came to is "
+                "told late and for a batch at once. Export it with --frozen."
+            )
+        self._policy = policy
+        self._steps = _read_steps(cfg_path) if cfg_path else {1: sorted({*STEPS, initial_steps})}
+        self._graphs: list[int] | None = None
+        self._slots: dict[int, _Slot] = {}
+        logger.info("Speculation under %s, steps by batch %s", policy.name, self._steps)
+
+    @property
+    def candidate_steps(self) -> list[int]:
+        """All numbers of draft steps that the engine must prepare."""
+        return sorted({step for steps in self._steps.values() for step in steps})
+
+    def set_cuda_graph_bs(self, cuda_graph_bs: list[int] | None) -> None:
+        """Takes the batch sizes that the engine has graphs for; None without graphs."""
+        self._graphs = sorted(cuda_graph_bs) if cuda_graph_bs else None
+
+    def get_steps_for_batch(self, batch_size: int) -> int:
+        """Returns the number of draft steps for a batch, as of what was verified until now."""
+        return self._slot(batch_size).steps
+
+    def on_verify_complete(self, num_correct_drafts_per_req: list[int], batch_size: int) -> int | None:
+        """Takes in how many drafted tokens each request of a batch had accepted.
+
+        Returns:
+            The number of draft steps if it changed, else None.
+        """
+        return self._slot(batch_size).end(num_correct_drafts_per_req) if num_correct_drafts_per_req else None
+
+    def cuda_graph_bs_for_step(self, step: int) -> list[int] | None:
+        """Returns the batch sizes with graphs at which a number of steps can occur; None without graphs."""
+        if self._graphs is None:
+            return None
+        return [batch for batch in self._graphs if step in self._candidates(batch)]
+
+    def _slot(self, batch_size: int) -> "_Slot":
+        padded = self._padded(batch_size)
+        if padded not in self._slots:
+            self._slots[padded] = _Slot(self._policy, self._candidates(padded))
+        return self._slots[padded]
+
+    def _padded(self, batch_size: int) -> int:
+        place = bisect.bisect_left(self._graphs, batch_size) if self._graphs else 0
+        return self._graphs[place] if self._graphs and place < len(self._graphs) else batch_size
+
+    def _candidates(self, batch_size: int) -> Sequence[int]:
+        known = sorted(self._steps)
+        return self._steps[known[max(0, bisect.bisect_right(known, batch_size) - 1)]]
+
+
+class _Slot:
+    """One batch size: a session, and the number of draft steps that follows from its gamma."""
+
+    def __init__(self, policy: Policy, candidates: Sequence[int]) -> None:
+        self._session: Session = policy.session(max_new_tokens=_BUDGET, hidden={"target", "draft"})
+        self._candidates = candidates
+        self._session.start()
+        self.steps = self._decide()
+
+    def _decide(self) -> int:
+        gamma = self._session.begin_step()
+        return min(self._candidates, key=lambda steps: (abs(steps - gamma), steps))
+
+    def end(self, accepted: Sequence[int]) -> int | None:
+        before = self.steps
+        # With overlap the counts may be those of another number of steps than the present one.
+        mean = min(round(sum(accepted) / len(accepted)), before)
+        self._session.end_step(mean, num_drafted=before)
+        self.steps = self._decide()
+        return self.steps if self.steps != before else None
+
+
+def _read_steps(path: str) -> dict[int, list[int]]:
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        steps = {int(key): sorted(set(value["candidate_steps"])) for key, value in content.items() if key.isdigit()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(f'{path}: expected JSON such as {{"1": {{"candidate_steps": [0, 3]}}}} ({error!r}).') from error
+    whole = all(values and all(type(v) is int and v >= 0 for v in values) for values in steps.values())
+    if not steps or not whole:
+        raise ConfigError(f"{path}: expected lists of whole numbers from 0 under batch sizes, got {steps}.")
+    return steps

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM under a policy: schedulers and a proposer that it builds itself, by name.
+
+    SPECKV_POLICY=mine.speckv vllm serve ... --scheduler-cls speckv.integrations.vllm.SpecKVScheduler
+
+Nothing of vLLM is imported before one of the schedulers is asked for ([docs/integrations/vllm.md]).
+"""
+
+from typing import Any
+
+from speckv.integrations.vllm.proposer import SpecKVNgramProposer
+from speckv.integrations.vllm.settings import Settings, use
+
+__all__ = ["Settings", "SpecKVAsyncScheduler", "SpecKVNgramProposer", "SpecKVScheduler", "use"]
+
+_made: dict[str, type] = {}
+
+
+def __getattr__(name: str) -> Any:
+    """Makes `SpecKVScheduler`, for passes that do not overlap, and `SpecKVAsyncScheduler`, for those that do."""
+    if name not in ("SpecKVScheduler", "SpecKVAsyncScheduler"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _made:
+        from speckv.integrations.vllm.scheduler import make_scheduler
+
+        if name == "SpecKVScheduler":
+            from vllm.v1.core.sched.scheduler import Scheduler as Base
+        else:
+            from vllm.v1.core.sched.async_scheduler import AsyncScheduler as Base
+        _made[name] = make_scheduler(Base, name)
+    return _made[name]

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A lookup in the text so far as vLLM's proposer, with a gamma for each request.
+
+    speculative_config = {
+        "method": "custom_class",
+        "model": "speckv.integrations.vllm.SpecKVNgramProposer",
+        "num_speculative_tokens": 8,
+    }
+
+Each token is the one that most often followed the longest run that the text ends with, and its counts are the signals
+that the policy sees ([docs/drafters.md]). Nothing of vLLM is imported: it hands over arrays and takes lists.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speckv.errors import ConfigError
+from speckv.integrations.vllm.settings import Settings
+from speckv.ngrams import NgramIndex
+from speckv.runtime import Session
+
+LONGEST, SHORTEST = 4, 2
+"""Runs of tokens that are looked up."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Request:
+    text: NDArray[np.integer[Any]]
+    index: NgramIndex
+    session: Session
+    num_drafted: int = 0
+
+
+class SpecKVNgramProposer:
+    """What vLLM's `method="custom_class"` builds; made by vLLM.
+
+    vLLM names no request to a proposer, so a request is known by its text. The token budget is not told either: it is
+    taken to end at the longest text that the model can hold.
+
+    Args:
+        vllm_config: vLLM's configuration.
+
+    Raises:
+        ConfigError: if no policy is named, or one that goes on learning would see several requests at once.
+    """
+
+    def __init__(self, vllm_config: Any) -> None:
+        self._settings = settings = Settings.read()
+        self._most = int(vllm_config.speculative_config.num_speculative_tokens)
+        self._max_length = int(vllm_config.model_config.max_model_len)
+        self._vocab_size = int(vllm_config.model_config.get_vocab_size())
+        self._max_requests = int(vllm_config.scheduler_config.max_num_seqs)
+        if settings.policy.learns and self._max_requests > 1:
+            raise ConfigError(
+                f"Expected max_num_seqs=1 for {settings.policy.name!r}, which goes on learning, got "
+                f"{self._max_requests}. Or export it with --frozen."
+            )
+        self._requests: list[_Request] = []
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        """Loads nothing; vLLM asks for it on CPUs."""
+
+    def propose(
+        self,
+        sampled_token_ids: Sequence[Sequence[int]],
+        num_tokens_no_spec: NDArray[np.integer[Any]],
+        token_ids_cpu: NDArray[np.integer[Any]],
+        slot_mappings: object = None,
+    ) -> list[list[int]]:
+        """Drafts for each request of a pass.
+
+        Args:
+            sampled_token_ids: The tokens that the pass emitted, a list a row; none while a prompt is being read.
+            num_tokens_no_spec: Shape [rows or more]; tokens of each text, those included.
+            token_ids_cpu: Shape [rows or more, longest text]; the texts.
+            slot_mappings: Of caches; a lookup has none.
+
+        Returns:
+            The drafts, each of a length of its own.
+        """
+        del slot_mappings
+        known: list[_Request | None] = [*self._requests]
+        seen, drafts = list[_Request](), list[list[int]]()
+        for row, sampled in enumerate(sampled_token_ids):
+            text = token_ids_cpu[row, : int(num_tokens_no_spec[row])]
+            if not sampled or len(text) >= self._max_length:
+                drafts.append([])
+                continue
+            request = _take(known, text, len(sampled), row)
+            if request is None:
+                request = self._open(text)
+            else:
+                request.index.extend(text[len(request.text) :].tolist())
+                request.text = text.copy()
+                request.session.end_step(
+                    min(len(sampled) - 1, request.num_drafted),
+                    num_drafted=request.num_drafted,
+                    num_emitted=len(sampled),
+                )
+            seen.append(request)
+            drafts.append(self._draft(request))
+        # A request that was not in this pass may come back; one that has ended does not.
+        unseen = [request for request in known if request is not None]
+        self._requests = [*seen, *unseen[: self._max_requests]]
+        return drafts
+
+    def _open(self, text: NDArray[Any]) -> _Request:
+        index = NgramIndex(LONGEST, SHORTEST)
+        index.extend(text.tolist())
+        session = self._settings.policy.session(
+            # The prompt's pass has emitted one of them.
+            max_new_tokens=self._max_length - len(text) + 1,
+            compression=self._settings.compression,
+            vocab_size=self._vocab_size,
+            hidden={"target"},
+        )
+        session.start()
+        return _Request(text=text.copy(), index=index, session=session)
+
+    def _draft(self, request: _Request) -> list[int]:
+        index, length = request.index, len(request.text)
+        gamma = min(request.session.begin_step(), self._most)
+        draft: list[int] = []
+        while len(draft) < gamma and (guess := index.guess()) is not None:
+            draft.append(guess.token)
+            index.extend([guess.token])
+            if not request.session.go_on(guess.entropy, guess.confidence, guess.margin):
+                break
+        index.truncate(length)
+        request.num_drafted = len(draft)
+        return draft
+
+
+def _take(known: list[_Request | None], text: NDArray[Any], num_sampled: int, row: int) -> _Request | None:
+    """Takes out the request whose text this one goes on from; most often it stands where it stood before."""
+    length = len(text) - num_sampled
+    for place in (row, *range(len(known))):
+        request = known[place] if place < len(known) else None
+        if request is not None and len(request.text) == length and np.array_equal(request.text, text[:length]):
+            known[place] = None
+            return request
+    return None

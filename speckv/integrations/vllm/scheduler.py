@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's schedulers with a policy that says how many tokens to draft.
+
+vLLM decides how many tokens to draft behind a pass while it plans that pass, from the number of requests alone
+(`num_speculative_tokens_per_batch_size`). The mix-in takes its place: sessions of the policy, one a request, are told
+how many tokens were accepted, and their gammas become one for the batch. What a pass came to is known one decision
+late, or two where passes overlap. Or it cuts drafts to each request's own gamma behind the pass, when all is known:
+that saves verification, not drafting.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from speckv.errors import ConfigError
+from speckv.integrations.vllm import signals
+from speckv.integrations.vllm.sessions import RequestSessions
+from speckv.integrations.vllm.settings import PER_REQUEST, SIGNALS, Settings
+
+if TYPE_CHECKING:
+
+    class _Scheduler:
+        """What of vLLM's scheduler is relied on; 0.32 has it."""
+
+        requests: Mapping[str, Any]
+        num_spec_tokens: int
+        vllm_config: Any
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+        def _update_after_schedule(self, scheduler_output: Any) -> None: ...
+        def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any: ...
+        def update_draft_token_ids(self, draft_token_ids: Any) -> None: ...
+        def finish_requests(self, request_ids: Any, finished_status: Any) -> Any: ...
+
+else:
+    _Scheduler = object
+
+HOOKS = ("_update_after_schedule", "update_from_output", "update_draft_token_ids", "finish_requests")
+"""Methods of vLLM's scheduler that the mix-in extends."""
+
+
+class PolicyScheduling(_Scheduler):
+    """Comes before one of vLLM's schedulers in a class's bases.
+
+    Attributes:
+        speckv: The sessions.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        config = self.vllm_config
+        settings = Settings.read()
+        _require_servable(config, settings, self.num_spec_tokens)
+        self.speckv = RequestSessions(
+            settings, most=self.num_spec_tokens, vocab_size=int(config.model_config.get_vocab_size())
+        )
+
+    def _update_after_schedule(self, scheduler_output: Any) -> None:
+        """Says how many tokens to draft behind the pass that was just planned."""
+        if not self.speckv.settings.per_request:
+            drafting = [
+                (name, _budget(self.requests[name]))
+                for name, number in scheduler_output.num_scheduled_tokens.items()
+                if not _reads_prompt(self.requests[name], number)
+            ]
+            scheduler_output.num_spec_tokens_to_schedule = self.speckv.decide(drafting)
+        super()._update_after_schedule(scheduler_output)
+
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
+        """Tells the sessions what a pass came to."""
+        # The engine cuts these lists at a stop, so their lengths are taken before.
+        sampled = _lengths(model_runner_output)
+        known = {name: self.requests[name] for name in sampled if name in self.requests}
+        before = {name: request.num_output_tokens for name, request in known.items()}
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        invalid = scheduler_output.num_invalid_spec_tokens or {}
+        for name, request in known.items():
+            emitted = request.num_output_tokens - before[name]
+            # The prompt's pass emits the first token, which belongs to no step; a stale pass emits nothing.
+            if not emitted or not before[name]:
+                continue
+            drafted = len(scheduler_output.scheduled_spec_decode_tokens.get(name, ())) - invalid.get(name, 0)
+            accepted = min(max(sampled[name] - 1, 0), drafted)
+            self.speckv.end(name, num_drafted=drafted, num_accepted=accepted, num_emitted=emitted)
+        self.speckv.keep(self.requests.keys())
+        return outputs
+
+    def update_draft_token_ids(self, draft_token_ids: Any) -> None:
+        """Takes the draft's signals, and cuts drafts where each request has a gamma of its own."""
+        settings, shown = self.speckv.settings, signals.take()
+        rows = zip(draft_token_ids.req_ids, draft_token_ids.draft_token_ids, strict=True)
+        for place, (name, drafted) in enumerate(rows):
+            request = self.requests.get(name)
+            if request is None or request.is_finished() or request.is_prefill_chunk:
+                continue
+            if settings.signals and place < len(shown):
+                self.speckv.show(name, shown[place])
+            if settings.per_request:
+                del drafted[self.speckv.cut(name, _budget(request), len(drafted)) :]
+        super().update_draft_token_ids(draft_token_ids)
+
+    def finish_requests(self, request_ids: Any, finished_status: Any) -> Any:
+        """Closes the sessions of requests that end from outside."""
+        finished = super().finish_requests(request_ids, finished_status)
+        self.speckv.keep(self.requests.keys())
+        return finished
+
+
+def make_scheduler(base: type, name: str) -> type:
+    """A scheduler class of vLLM under a policy.
+
+    Args:
+        base: vLLM's.
+        name: Of the result, in `speckv.integrations.vllm`.
+
+    Raises:
+        ConfigError: if this release of vLLM lacks a method that is needed.
+    """
+    missing = [hook for hook in HOOKS if not hasattr(base, hook)]
+    if missing:
+        raise ConfigError(f"Expected vLLM 0.32, whose scheduler has {list(HOOKS)}; this one's lacks {missing}.")
+    return type(name, (PolicyScheduling, base), {"__module__": __name__.rpartition(".")[0], "__doc__": base.__doc__})
+
+
+def _require_servable(config: Any, settings: Settings, num_spec_tokens: int) -> None:
+    speculative, scheduling = config.speculative_config, config.scheduler_config
+    if speculative is None or num_spec_tokens < 1:
+        raise ConfigError("Expected a speculative_config: the policy says how many tokens to draft, not with what.")
+    overlapped = bool(scheduling.async_scheduling)
+    if overlapped and (settings.per_request or settings.signals):
+        raise ConfigError(
+            f"Expected async_scheduling=False beside {PER_REQUEST}=1 or {SIGNALS}=1: where passes overlap, drafts are "
+            "padded and their signals come too late."
+        )
+    if settings.signals and config.parallel_config.world_size > 1:
+        raise ConfigError(f"Expected one worker in the scheduler's own process beside {SIGNALS}=1, got more.")
+    if settings.signals and not signals.installed():
+        raise ConfigError(
+            f"Expected the plugin of the group vllm.general_plugins to have run, as {SIGNALS}=1 needs. Install speckv "
+            "where vLLM is (pip install --no-deps), and do not leave it out of VLLM_PLUGINS."
+        )
+    if not settings.per_request and not speculative.num_speculative_tokens_per_batch_size:
+        raise ConfigError(
+            "Expected num_speculative_tokens_per_batch_size in the speculative_config, such as "
+            f"[[1, {scheduling.max_num_seqs}, {num_spec_tokens}]]: without it vLLM takes every draft to be the longest."
+        )
+    if settings.policy.learns and not (settings.per_request and scheduling.max_num_seqs == 1):
+        raise ConfigError(
+            f"Expected a policy that does not go on learning, got {settings.policy.name!r}: outcomes come after the "
+            f"next decision, or from several requests at once. Export it with --frozen, or set {PER_REQUEST}=1 and "
+            "max_num_seqs=1."
+        )
+
+
+def _budget(request: Any) -> int:
+    return int(request.max_tokens)
+
+
+def _reads_prompt(request: Any, number: int) -> bool:
+    """Whether a pass over `number` more tokens leaves some of the prompt unread, so that nothing is drafted behind it."""
+    return bool(request.num_computed_tokens + number < request.num_tokens + request.num_output_placeholders)
+
+
+def _lengths(output: Any) -> Mapping[str, int]:
+    tokens: Sequence[Sequence[int]] = output.sampled_token_ids
+    return {name: len(tokens[place]) for name, place in output.req_id_to_index.items()} if tokens else {}
