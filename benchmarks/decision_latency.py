@@ -113,7 +113,7 @@ def main() -> None:
     empty: Callable[[int], object] = lambda _: None  # noqa: E731 - what the timing itself takes
     micros = measure({"nothing": empty, **arms}) | measure(slow)
     result = {
-        "what": "median microseconds of one call, arms in turns of 100 calls; that of an empty one, `nothing`, is in all",
+        "what": "median microseconds of one call, arms in turns of 100; that of an empty one, `nothing`, is in all",
         "microseconds": {name: round(value, 3) for name, value in micros.items()},
         "paper_reports_us": 340,
         "threads": 1,

@@ -91,7 +91,7 @@ class FakeRequest:
 
 
 class FakeScheduler:
-    """Plans passes as vLLM 0.32 does where nothing overlaps: what is drafted behind a pass is verified in the next one."""
+    """Plans passes as vLLM 0.32 does where nothing overlaps: what a pass drafts is verified in the next one."""
 
     def __init__(self, vllm_config: Any) -> None:
         self.vllm_config = vllm_config
