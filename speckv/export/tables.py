@@ -150,7 +150,7 @@ OPENVINO = Target(
 config = openvino_genai.GenerationConfig("generation_config.json")
 openvino_genai.LLMPipeline(TARGET, "CPU", draft_model=openvino_genai.draft_model(DRAFT, "CPU")).generate(prompt, config)
 ```""",
-    limits="`assistant_confidence_threshold` must stay unset beside it. The stateful backend moves the number by itself.",
+    limits="`assistant_confidence_threshold` must stay unset beside it. A stateful backend moves the number by itself.",
 )
 LLAMA_SERVER = Target(
     name="llama-server",

@@ -107,7 +107,8 @@ def plain(run: Run) -> list[list[int]]:
 def _counts(llm: LLM) -> Counts:
     found = {metric.name: getattr(metric, "value", 0) for metric in llm.get_metrics()}
     return {
-        name: int(found.get(f"vllm:spec_decode_num_{name}", 0)) for name in ("drafts", "draft_tokens", "accepted_tokens")
+        name: int(found.get(f"vllm:spec_decode_num_{name}", 0))
+        for name in ("drafts", "draft_tokens", "accepted_tokens")
     }
 
 
@@ -148,12 +149,14 @@ def test_one_request_follows_a_script(
     steady = len(played.drafted) - 4
     assert steady > 10
     assert played.drafted[:steady] == [SCRIPT[k % len(SCRIPT)] for k in range(steady)]
-    assert {name: n for name, n in _told([played]).items()} == counts
+    assert _told([played]) == counts
     assert counts["accepted_tokens"] > 0
 
 
 @pytest.mark.parametrize("overlapped", [False, True])
-def test_a_batch_follows_the_median(run: Run, plain: list[list[int]], models: dict[str, Path], overlapped: bool) -> None:
+def test_a_batch_follows_the_median(
+    run: Run, plain: list[list[int]], models: dict[str, Path], overlapped: bool
+) -> None:
     script = Script(SCRIPT)
     with use(Policy.of(script)):
         texts, counts = run(3, speculative_config=_speculation(models), **_scheduler(overlapped))
@@ -177,10 +180,14 @@ def test_an_exported_table(run: Run, plain: list[list[int]], models: dict[str, P
     table = CompiledTable(gammas={1: 4, 3: 1}, loss={})
     write_vllm(Policy.of(ConstantGamma(4)), "fp16", table, tmp_path)
     config = json.loads((tmp_path / "speculative_config.json").read_text())
-    for number, gamma in ((1, 4), (3, 1)):
-        texts, counts = run(number, speculative_config=_speculation(models, **config), async_scheduling=False)
-        assert texts == plain[:number]
-        assert counts["draft_tokens"] == gamma * counts["drafts"]
+    settings = {"speculative_config": _speculation(models, **config), "async_scheduling": False}
+    texts, counts = run(1, **settings)
+    assert texts == plain[:1]
+    assert counts["draft_tokens"] == 4 * counts["drafts"]
+    texts, counts = run(3, **settings)
+    assert texts == plain
+    # Whoever decodes on when another has ended drafts more again.
+    assert counts["drafts"] <= counts["draft_tokens"] < 1.5 * counts["drafts"]
 
 
 @pytest.mark.parametrize("number", [1, 3])
@@ -224,8 +231,9 @@ def with_signals(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     signals.take()
 
 
+@pytest.mark.usefixtures("with_signals")
 def test_drafts_cut_token_by_token_on_the_drafts_signals(
-    run: Run, plain: list[list[int]], models: dict[str, Path], with_signals: None, monkeypatch: pytest.MonkeyPatch
+    run: Run, plain: list[list[int]], models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(PER_REQUEST, "1")
     script = StopsUnsure([MOST])
@@ -241,11 +249,12 @@ def test_drafts_cut_token_by_token_on_the_drafts_signals(
         sure = outcome.draft_signals[:, 1] >= script.least
         # Sure up to the last token, which is not, unless the draft is as long as can be.
         assert sure[:-1].all()
-        assert outcome.num_drafted == MOST or not sure[-1] or outcome is None
+        assert outcome.num_drafted == MOST or not sure[-1]
 
 
+@pytest.mark.usefixtures("with_signals")
 def test_signals_reach_the_observation_of_a_batch(
-    run: Run, plain: list[list[int]], models: dict[str, Path], with_signals: None
+    run: Run, plain: list[list[int]], models: dict[str, Path]
 ) -> None:
     script = Script([3])
     policy = Policy.of(script)
@@ -257,7 +266,7 @@ def test_signals_reach_the_observation_of_a_batch(
     shown = first.outcomes[2].draft_signals
     assert shown.shape == (3, 3)
     assert (shown[:, 0] > 0).all()
-    assert ((0 < shown[:, 1]) & (shown[:, 1] < 1)).all()
+    assert ((shown[:, 1] > 0) & (shown[:, 1] < 1)).all()
 
 
 def test_settings_that_cannot_be_served_are_refused(run: Run, models: dict[str, Path]) -> None:
