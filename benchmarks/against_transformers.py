@@ -11,10 +11,7 @@ bookkeeping included. Texts are compared with transformers' plain one, token by 
 import argparse
 import json
 import logging
-import time
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,9 +21,10 @@ import transformers
 
 from agents.stored import load_controller
 from benchmarks import qwen
+from benchmarks.arms import NUM_RESAMPLES, Decode, Runs, as_ratio, run_arms
 from speckv.cost import CostTable
 from speckv.decoding import Engine, RequestContext, generate
-from speckv.evaluation.bootstrap import ratio_interval, resample_counts
+from speckv.evaluation.bootstrap import resample_counts
 from speckv.models import ModelPair
 from speckv.models.dtypes import dtype_name
 from speckv.models.linear import stock_linear
@@ -37,10 +35,7 @@ from speckv.types import Controller
 
 logger = logging.getLogger(__name__)
 THEIRS, THEIRS_ASSISTED = "transformers", "transformers, assisted"
-NUM_RESAMPLES = 10_000
 WHAT = "whole calls, prefill included, arms interleaved in one process; transformers on the layers that it comes with"
-
-Decode = Callable[[Sequence[int], str], list[int]]
 
 
 def theirs(pair: ModelPair, max_new_tokens: int, **options: object) -> Decode:
@@ -83,62 +78,6 @@ def ours(engine: Engine, controller: Controller, context: RequestContext, max_ne
         return list(run.tokens)
 
     return decode
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Runs:
-    """What arms did on the same prompts.
-
-    Attributes:
-        seconds: Arm -> seconds of each whole call, in the prompts' order.
-        texts: Arm -> tokens of each call.
-    """
-
-    seconds: dict[str, list[float]]
-    texts: dict[str, list[list[int]]]
-
-    def tokens_per_s(self, name: str) -> float:
-        """Tokens of all of an arm's calls over their seconds."""
-        return sum(map(len, self.texts[name])) / sum(self.seconds[name])
-
-    def other_texts(self, name: str, reference: str) -> int:
-        """Prompts on which an arm's text differs from another arm's."""
-        return sum(a != b for a, b in zip(self.texts[name], self.texts[reference], strict=True))
-
-
-def run_arms(
-    arms: Mapping[str, Decode],
-    prompts: Mapping[str, Sequence[int]],
-    *,
-    synchronise: Callable[[], None] = lambda: None,
-    on_prompt: Callable[[str, Runs], None] = lambda *_: None,
-    go_on: Callable[[], bool] = lambda: True,
-) -> Runs:
-    """Decodes every prompt by all arms, in an order that rotates, after one warm-up call of each.
-
-    Args:
-        arms: Name -> how to decode.
-        prompts: Name -> token ids.
-        synchronise: Waits for the device; called at both ends of every call.
-        on_prompt: Called behind each prompt.
-        go_on: Asked behind each prompt; False leaves the others out.
-    """
-    names = list(arms)
-    for decode in arms.values():
-        decode(next(iter(prompts.values())), "warm-up")
-    runs = Runs(seconds=defaultdict(list), texts=defaultdict(list))
-    for number, (prompt, ids) in enumerate(prompts.items()):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            synchronise()
-            started = time.perf_counter()
-            runs.texts[name].append(arms[name](ids, prompt))
-            synchronise()
-            runs.seconds[name].append(time.perf_counter() - started)
-        on_prompt(prompt, runs)
-        if not go_on():
-            break
-    return runs
 
 
 def theirs_assisted(pair: ModelPair, gamma: int, max_new_tokens: int) -> dict[str, Decode]:
@@ -239,14 +178,6 @@ def main() -> None:
     logger.info(text)
     if options.out:
         options.out.write_text(text + "\n", encoding="utf-8")
-
-
-def as_ratio(reference: np.ndarray, mine: np.ndarray, counts: np.ndarray) -> dict[str, float | None]:
-    """A ratio of total seconds with its paired 95 % interval; none where one prompt a task leaves nothing to draw."""
-    found = ratio_interval(reference, mine, counts)
-    if (counts == counts[0]).all():
-        return {"estimate": found.estimate, "low": None, "high": None}
-    return {"estimate": found.estimate, "low": found.low, "high": found.high}
 
 
 if __name__ == "__main__":

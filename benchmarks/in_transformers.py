@@ -5,7 +5,7 @@
         --out benchmarks/results/in-transformers.json
 
 Arms: plain `generate`; assisted generation at its default, with its heuristic, at the best constant; the policy in it
-by `control`; the policy in our engine by `custom_generate`. Every prompt is decoded by all arms, in an order that rotates.
+by `control`; the policy in our engine by `custom_generate`. Every prompt is decoded by all arms, in rotating order.
 Seconds are those of whole calls, prefill included. transformers' arms and `control` run on the layers that it comes
 with, `custom_generate` on prepared models. Whether scikit-learn is installed decides what transformers' default does:
 with it the confidence threshold adapts.
@@ -20,21 +20,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from transformers.utils import is_sklearn_available
+from transformers.utils.import_utils import is_sklearn_available
 
 from benchmarks import qwen
-from benchmarks.against_transformers import (
-    NUM_RESAMPLES,
-    THEIRS,
-    THEIRS_ASSISTED,
-    Decode,
-    Runs,
-    as_ratio,
-    assisted,
-    run_arms,
-    theirs,
-    theirs_assisted,
-)
+from benchmarks.against_transformers import THEIRS, THEIRS_ASSISTED, assisted, theirs, theirs_assisted
+from benchmarks.arms import NUM_RESAMPLES, Decode, Runs, as_ratio, run_arms
 from speckv.evaluation.bootstrap import resample_counts
 from speckv.files import write_atomically
 from speckv.integrations.transformers import control, custom_generate, prepare

@@ -30,7 +30,7 @@ def main(folder: str, target_id: str, draft_id: str, text: str) -> None:
         ours = target.generate(**inputs, assistant_model=draft, **options)
     ended = time.perf_counter()
 
-    sys.stdout.write(tokenizer.decode(ours[0], skip_special_tokens=True) + "\n")
+    sys.stdout.write(f"{tokenizer.decode(ours[0], skip_special_tokens=True)}\n")
     sys.stdout.write(
         f"the same text: {bool((plain.shape == ours.shape) and (plain == ours).all())}; "
         f"plain {between - begun:.2f} s, {policy.name} {ended - between:.2f} s; "

@@ -14,7 +14,7 @@ from speckv.commands.calibrate import shipped_check, typical_policy
 from speckv.cost import CostTable
 from speckv.models import PairConfig
 from speckv.profiling.calibrate import CalibrationPlan, calibrate
-from speckv.profiling.passes import TimingPlan
+from speckv.profiling.pass_times import TimingPlan
 from speckv.runtime.policy import PolicyController
 
 RANDOM_NOTE = (

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from agents.bandits.calibrated import CalibratedSettings, CalibratedStopping
-from benchmarks.against_transformers import THEIRS, Decode, Runs, ours, run_arms, theirs, theirs_assisted
+from benchmarks.against_transformers import THEIRS, ours, theirs, theirs_assisted
+from benchmarks.arms import Decode, Runs, run_arms
 from benchmarks.gpu.calibration import live_table
 from benchmarks.gpu.models import is_random, main_pair
 from benchmarks.gpu.prompts import MEASURED, TUNING

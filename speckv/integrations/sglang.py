@@ -140,9 +140,7 @@ def _read_steps(path: str) -> dict[int, list[int]]:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         steps = {int(key): sorted(set(value["candidate_steps"])) for key, value in content.items() if key.isdigit()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ConfigError(
-            f'{path}: expected JSON such as {{"1": {{"candidate_steps": [0, 3]}}}} ({error!r}).'
-        ) from error
+        raise ConfigError(f'{path}: expected {{"1": {{"candidate_steps": [0, 3]}}}} or such, got {error!r}.') from error
     whole = all(values and all(type(v) is int and v >= 0 for v in values) for values in steps.values())
     if not steps or not whole:
         raise ConfigError(f"{path}: expected lists of whole numbers from 0 under batch sizes, got {steps}.")

@@ -25,7 +25,8 @@ from speckv.observation import SCHEMA, History, StaticContext, StepBatch, observ
 from speckv.profiling.check import CheckPlan, check_pair, encode_prompts
 from speckv.profiling.lookup_times import time_lookup
 from speckv.profiling.machine import describe_machine
-from speckv.profiling.passes import PassTimes, TimingPlan, time_passes
+from speckv.profiling.pass_times import PassTimes, TimingPlan
+from speckv.profiling.passes import time_passes
 from speckv.types import Controller
 
 logger = logging.getLogger(__name__)

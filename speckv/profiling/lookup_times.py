@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from speckv.decoding.prompt_lookup import LookupDrafter, PromptLookup
-from speckv.profiling.passes import PassTimes, TimingPlan, summarise
+from speckv.profiling.pass_times import PassTimes, TimingPlan, summarise
 
 LOOKUPS = 50
 """Proposals a timing."""

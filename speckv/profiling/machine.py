@@ -5,13 +5,13 @@ import os
 import platform
 from pathlib import Path
 
-import torch
-
 
 def describe_machine() -> dict[str, str]:
     """Processor, cores, threads in use, memory, system and accelerator, as text."""
+    import torch  # here, because a processor has a name where there is no torch, too
+
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": str(os.cpu_count() or 0),
         "threads": str(torch.get_num_threads()),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -22,7 +22,8 @@ def describe_machine() -> dict[str, str]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Its name, as the system tells it."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(encoding="utf-8").splitlines():

@@ -100,7 +100,7 @@ def test_onnx_decides_alike(inside: bool, tmp_path: Path) -> None:
 
         rng, size = np.random.default_rng(0), STOPPING_SCHEMA.size
         made = random_policy(gammas=(0, 16))
-        weights = (rng.normal(size=(64, size)).astype(np.float32) / 5, *made.weights[1:])
+        weights = ((rng.normal(size=(64, size)) / 5).astype(np.float32), *made.weights[1:])
         made = replace(
             made,
             schema=STOPPING_SCHEMA,

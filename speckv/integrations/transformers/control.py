@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.generation import CandidateGenerator
+from transformers.generation.candidate_generator import CandidateGenerator
 
 from speckv.errors import ConfigError
 from speckv.models.cache import cache_keyword, growing_cache
@@ -65,8 +65,8 @@ def control(
     require_pair(target, draft)
     if HOOK in vars(target):
         raise ConfigError("Expected a target that no policy controls yet, got one inside another `control` block.")
-    hook = getattr(target, HOOK, None)
-    missing = _NEEDS - set(inspect.signature(hook).parameters) if hook is not None else _NEEDS
+    hook: Any = getattr(target, HOOK, None)
+    missing = _NEEDS - set(inspect.signature(hook).parameters) if callable(hook) else _NEEDS
     if missing:
         raise ConfigError(
             f"Expected transformers from 5.23, below 6: this version's {HOOK} lacks {sorted(missing)}. "
@@ -121,7 +121,9 @@ class PolicyCandidates(CandidateGenerator):
         self._session: Session | None = None
         self._shown: list[tuple[float, float, float]] = []
 
-    def get_candidates(self, input_ids: Tensor, **_: Any) -> tuple[Tensor, Tensor | None]:
+    def get_candidates(  # type: ignore[override]
+        self, input_ids: Tensor, **_: Any
+    ) -> tuple[Tensor, Tensor | None]:
         """Drafts behind a text.
 
         Args:

@@ -139,7 +139,7 @@ def _take(known: list[_Request | None], text: NDArray[Any], num_sampled: int, ro
     """Takes out the request whose text this one goes on from; most often it stands where it stood before."""
     length = len(text) - num_sampled
     for place in (row, *range(len(known))):
-        request = known[place] if place < len(known) else None
+        request: _Request | None = known[place] if place < len(known) else None
         if request is not None and len(request.text) == length and np.array_equal(request.text, text[:length]):
             known[place] = None
             return request

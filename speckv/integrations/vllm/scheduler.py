@@ -156,7 +156,7 @@ def _budget(request: Any) -> int:
 
 
 def _reads_prompt(request: Any, number: int) -> bool:
-    """Whether `number` more tokens leave some of the prompt unread, so that nothing is drafted behind the pass."""
+    """Whether a pass over `number` more tokens leaves prompt unread, so that nothing is drafted behind it."""
     return bool(request.num_computed_tokens + number < request.num_tokens + request.num_output_placeholders)
 
 

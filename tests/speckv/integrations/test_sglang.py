@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A policy in the place of SGLang's own: its contract, and, where `SPECKV_SGLANG` names an unpacked wheel, its own files.
 
-    pip download --no-deps sglang==0.5.23, unzip; SPECKV_SGLANG=FOLDER pytest tests/speckv/integrations/test_sglang.py
+pip download --no-deps sglang==0.5.23, unzip; SPECKV_SGLANG=FOLDER pytest tests/speckv/integrations/test_sglang.py
 """
 
 import importlib.util
@@ -18,7 +18,7 @@ import pytest
 
 from speckv.errors import ConfigError
 from speckv.export.compiled import CompiledTable
-from speckv.export.tables import write_sglang
+from speckv.export.tables import Origin, write_sglang
 from speckv.integrations import sglang
 from speckv.integrations.sglang import SpecKVSpeculativeParams
 from speckv.runtime import Policy
@@ -78,8 +78,9 @@ def test_batches_have_steps_and_memories_of_their_own(tmp_path: Path) -> None:
 
 def test_an_exported_table_is_what_it_reads(tmp_path: Path) -> None:
     policy = Policy.of(ConstantGamma(4))
-    write_sglang(policy, "fp16", CompiledTable(gammas={1: 4, 8: 2}, loss={}), tmp_path)
-    params = SpecKVSpeculativeParams(3, str(tmp_path / "adaptive_config.json"), policy=policy)
+    origin = Origin(policy=policy, compression="fp16", cost="none", prompts=1)
+    write_sglang(CompiledTable(gammas={1: 4, 8: 2}, loss={"1": 0.0, "8": 0.0}), origin, tmp_path)
+    params = SpecKVSpeculativeParams(3, str(tmp_path / "adaptive.json"), policy=policy)
     assert params.candidate_steps == [2, 4]
 
 
@@ -91,7 +92,9 @@ def test_a_stored_policy_is_read_from_the_environment(tmp_path: Path, monkeypatc
     assert SpecKVSpeculativeParams(initial_steps=2).get_steps_for_batch(1) == 5
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"a": {"candidate_steps": [1]}}', '{"1": {}}', '{"1": {"candidate_steps": [-1]}}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"a": {"candidate_steps": [1]}}', '{"1": {}}', '{"1": {"candidate_steps": [-1]}}']
+)
 def test_a_file_that_names_no_steps_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ConfigError, match=r"config\.json"):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from transformers import Qwen2ForCausalLM
-from transformers.generation import CandidateGenerator, GenerationMixin
+from transformers.generation.candidate_generator import CandidateGenerator
+from transformers.generation.utils import GenerationMixin
 
 from speckv.errors import ConfigError
 from speckv.integrations.transformers import control, custom_generate

@@ -22,7 +22,7 @@ from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
 from speckv.errors import ConfigError
 from speckv.export.compiled import CompiledTable
-from speckv.export.tables import write_vllm
+from speckv.export.tables import Origin, write_vllm
 from speckv.integrations.vllm import signals, use
 from speckv.integrations.vllm.settings import PER_REQUEST, POLICY, SIGNALS
 from speckv.runtime import Policy
@@ -177,10 +177,11 @@ def test_a_stored_policy_is_read_from_the_environment(
 
 
 def test_an_exported_table(run: Run, plain: list[list[int]], models: dict[str, Path], tmp_path: Path) -> None:
-    table = CompiledTable(gammas={1: 4, 3: 1}, loss={})
-    write_vllm(Policy.of(ConstantGamma(4)), "fp16", table, tmp_path)
+    table = CompiledTable(gammas={1: 4, 3: 1}, loss={"1": 0.0, "3": 0.0})
+    origin = Origin(policy=Policy.of(ConstantGamma(4)), compression="fp16", cost="none", prompts=1)
+    write_vllm(table, origin, tmp_path)
     config = json.loads((tmp_path / "speculative_config.json").read_text())
-    settings = {"speculative_config": _speculation(models, **config), "async_scheduling": False}
+    settings = {"speculative_config": {**config, "model": str(models["draft"])}, "async_scheduling": False}
     texts, counts = run(1, **settings)
     assert texts == plain[:1]
     assert counts["draft_tokens"] == 4 * counts["drafts"]
@@ -253,9 +254,7 @@ def test_drafts_cut_token_by_token_on_the_drafts_signals(
 
 
 @pytest.mark.usefixtures("with_signals")
-def test_signals_reach_the_observation_of_a_batch(
-    run: Run, plain: list[list[int]], models: dict[str, Path]
-) -> None:
+def test_signals_reach_the_observation_of_a_batch(run: Run, plain: list[list[int]], models: dict[str, Path]) -> None:
     script = Script([3])
     policy = Policy.of(script)
     with use(policy):

@@ -13,7 +13,7 @@ from speckv.errors import DataError, TraceError
 from speckv.models import PairConfig
 from speckv.profiling.calibrate import CalibrationPlan, calibrate
 from speckv.profiling.check import CheckPlan
-from speckv.profiling.passes import TimingPlan
+from speckv.profiling.pass_times import TimingPlan
 from speckv.profiling.prompts import Prompt
 from speckv.profiling.record import Recorder
 from speckv.profiling.run import ProfilePlan, Progress, record_traces

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several ways to decode the same prompts, timed in turn, and their ratios. Needs NumPy alone."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from speckv.evaluation.bootstrap import ratio_interval
+
+NUM_RESAMPLES = 10_000
+
+Decode = Callable[[Sequence[int], str], list[int]]
+"""Token ids and name of a prompt -> tokens of the output."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runs:
+    """What arms did on the same prompts.
+
+    Attributes:
+        seconds: Arm -> seconds of each whole call, in the prompts' order.
+        texts: Arm -> tokens of each call.
+    """
+
+    seconds: dict[str, list[float]]
+    texts: dict[str, list[list[int]]]
+
+    def tokens_per_s(self, name: str) -> float:
+        """Tokens of all of an arm's calls over their seconds."""
+        return sum(map(len, self.texts[name])) / sum(self.seconds[name])
+
+    def other_texts(self, name: str, reference: str) -> int:
+        """Prompts on which an arm's text differs from another arm's."""
+        return sum(a != b for a, b in zip(self.texts[name], self.texts[reference], strict=True))
+
+
+def run_arms(
+    arms: Mapping[str, Decode],
+    prompts: Mapping[str, Sequence[int]],
+    *,
+    synchronise: Callable[[], None] = lambda: None,
+    on_prompt: Callable[[str, Runs], None] = lambda *_: None,
+    go_on: Callable[[], bool] = lambda: True,
+) -> Runs:
+    """Decodes every prompt by all arms, in an order that rotates, after one warm-up call of each.
+
+    Args:
+        arms: Name -> how to decode.
+        prompts: Name -> token ids.
+        synchronise: Waits for the device; called at both ends of every call.
+        on_prompt: Called behind each prompt.
+        go_on: Asked behind each prompt; False leaves the others out.
+    """
+    names = list(arms)
+    for decode in arms.values():
+        decode(next(iter(prompts.values())), "warm-up")
+    runs = Runs(seconds=defaultdict(list), texts=defaultdict(list))
+    for number, (prompt, ids) in enumerate(prompts.items()):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            synchronise()
+            started = time.perf_counter()
+            runs.texts[name].append(arms[name](ids, prompt))
+            synchronise()
+            runs.seconds[name].append(time.perf_counter() - started)
+        on_prompt(prompt, runs)
+        if not go_on():
+            break
+    return runs
+
+
+def as_ratio(reference: np.ndarray, mine: np.ndarray, counts: np.ndarray) -> dict[str, float | None]:
+    """A ratio of total seconds with its paired 95 % interval; none where one prompt a task leaves nothing to draw."""
+    found = ratio_interval(reference, mine, counts)
+    if (counts == counts[0]).all():
+        return {"estimate": found.estimate, "low": None, "high": None}
+    return {"estimate": found.estimate, "low": found.low, "high": found.high}

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""llama-cpp-python: a `draft_model=` callable whose drafts are as long as a policy says.
+
+    policy = speckv.runtime.load("mine.speckv")
+    drafter = draft_model(policy, Llama("draft.gguf", n_ctx=4096, flash_attn=True))
+    target = Llama("target.gguf", n_ctx=4096, flash_attn=True, logits_all=True, draft_model=drafter)
+    drafter.attach(target)
+
+What it needs and promises: docs/integrations/llama-cpp.md.
+"""
+
+from speckv.integrations.llama_cpp.drafting import PolicyDrafting, Totals, draft_model
+from speckv.integrations.llama_cpp.exactness import exact_width
+from speckv.integrations.llama_cpp.proposers import LlamaDraft, LookupDraft, Proposed, Proposer
+
+__all__ = [
+    "LlamaDraft",
+    "LookupDraft",
+    "PolicyDrafting",
+    "Proposed",
+    "Proposer",
+    "Totals",
+    "draft_model",
+    "exact_width",
+]

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What proposes tokens inside llama-cpp-python: a second `Llama`, or a lookup in the text so far."""
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from speckv.errors import ConfigError, ModelError
+from speckv.integrations.llama_cpp.library import (
+    Llama,
+    TokenIds,
+    newest_logits,
+    require_rollback,
+    text_ends,
+    usable_context,
+)
+from speckv.ngrams import NgramIndex
+from speckv.runtime.signals import signals_of_logits
+
+_UNKNOWN = (math.nan, math.nan, math.nan)
+_STRIDE, _TAIL = 61, 320
+"""Of a vocabulary every 61st token and the last ones are compared: another tokenizer differs nearly everywhere, an
+extended one at the end."""
+
+
+class Proposed(NamedTuple):
+    """A proposal.
+
+    Attributes:
+        token: Its id.
+        ends: Whether it ends the text.
+        signals: Entropy (nats), confidence and margin of what it was chosen from; NaN if nobody asked for them.
+    """
+
+    token: int
+    ends: bool
+    signals: tuple[float, float, float]
+
+
+class Proposer(Protocol):
+    """Proposes one token after the other, the same ones for the same text: then any text stays the target's own."""
+
+    @property
+    def name(self) -> str:
+        """Shown in messages."""
+
+    def room(self, length: int) -> int:
+        """Most tokens that can be proposed behind a text of `length` tokens; 0 if none."""
+
+    def read(self, text: TokenIds) -> None:
+        """Begins a draft behind a text, whatever was read before."""
+
+    def propose(self, *, signals: bool) -> Proposed | None:
+        """Proposes the next token, earlier proposals of this draft taken as read; None if there is nothing to say.
+
+        Args:
+            signals: Whether anyone looks at them.
+        """
+
+    def attach(self, lib: Any, target: Llama) -> None:
+        """Gets to know whose text it drafts.
+
+        Args:
+            lib: The module `llama_cpp`.
+            target: Whose text it is.
+
+        Raises:
+            ModelError: if they do not speak the same tokens.
+            ConfigError: if they are one and the same.
+        """
+
+
+class LlamaDraft:
+    """Drafts greedily with a second model.
+
+    Its cache keeps what it has in common with the text, so a step reads what was emitted since it was last asked, in
+    one pass, and then one token a pass. The last token that it proposes is not read.
+
+    Args:
+        lib: The module `llama_cpp`.
+        llama: The draft model. It need not keep the logits of all tokens.
+
+    Raises:
+        ConfigError: if the model cannot forget tokens.
+    """
+
+    def __init__(self, lib: Any, llama: Llama) -> None:
+        require_rollback(lib, llama, "draft")
+        self.llama = llama
+        self._lib, self._ends = lib, text_ends(lib, llama)
+        self._unread: Sequence[int] = ()
+
+    @property
+    def name(self) -> str:
+        """The model's name, as its file has it."""
+        return self.llama.metadata.get("general.name", "draft")
+
+    def room(self, length: int) -> int:
+        """Most tokens that its context has room for; see `Proposer`."""
+        return max(0, usable_context(self.llama) - length + 1)
+
+    def read(self, text: TokenIds) -> None:
+        """Finds what of the text is in the cache; see `Proposer`."""
+        llama = self.llama
+        most = min(llama.n_tokens, len(text) - 1)  # logits come from reading, so one token is always read
+        differs = np.flatnonzero(llama.input_ids[:most] != text[:most])
+        llama.n_tokens = int(differs[0]) if len(differs) else most
+        self._unread = text[llama.n_tokens :].tolist()
+
+    def propose(self, *, signals: bool) -> Proposed:
+        """Reads what is unread and proposes the likeliest token; see `Proposer`.
+
+        Raises:
+            RuntimeError: if llama.cpp cannot read a token.
+        """
+        self.llama.eval(self._unread)
+        row = newest_logits(self._lib, self.llama)
+        token = int(row.argmax())
+        self._unread = (token,)
+        return Proposed(token, self._ends(token), signals_of_logits(row) if signals else _UNKNOWN)
+
+    def attach(self, lib: Any, target: Llama) -> None:
+        """Passes if the target has as many tokens, and the same texts for a sample of them; see `Proposer`."""
+        del lib
+        if target is self.llama:
+            raise ConfigError("Expected two Llama objects, got one as target and draft. Load the file twice.")
+        size, other = self.llama.n_vocab(), target.n_vocab()
+        if size != other:
+            raise ModelError(
+                f"Expected target and draft to score the same tokens, got a target with {other} and a draft with "
+                f"{size}. Choose a draft of the target's family, of the same vocabulary."
+            )
+        for token in sorted({*range(0, size, _STRIDE), *range(max(size - _TAIL, 0), size)}):
+            mine, theirs = (llama.detokenize([token], special=True) for llama in (self.llama, target))
+            if mine != theirs:
+                raise ModelError(
+                    f"Expected target and draft to speak the same tokens, got {theirs!r} and {mine!r} for token "
+                    f"{token}. Choose a draft with the target's tokenizer."
+                )
+
+
+class LookupDraft:
+    """Drafts what most often followed the newest tokens earlier in the text: no model, and signals from counts.
+
+    Args:
+        longest: Most tokens to match.
+        shortest: Fewest tokens to match, at least 1.
+
+    Raises:
+        ConfigError: if they are out of range.
+    """
+
+    def __init__(self, longest: int = 4, shortest: int = 2) -> None:
+        if not 1 <= shortest <= longest:
+            raise ConfigError(f"Expected 1 <= shortest <= longest, got {shortest} and {longest}. Usual are 2 and 4.")
+        self.longest, self.shortest = longest, shortest
+        self._index = NgramIndex(longest, shortest)
+        self._unread: Sequence[int] = ()
+        self._ends: Callable[[int], bool] = lambda _: False
+
+    @property
+    def name(self) -> str:
+        """As recordings name it."""
+        return f"prompt-lookup({self.longest},{self.shortest})"
+
+    def room(self, length: int) -> int:
+        """No limit; see `Proposer`."""
+        return sys.maxsize - length
+
+    def read(self, text: TokenIds) -> None:
+        """Keeps what the index has in common with the text; see `Proposer`."""
+        known = np.array(self._index.tokens, np.intc)
+        most = min(len(known), len(text))
+        differs = np.flatnonzero(known[:most] != text[:most])
+        kept = int(differs[0]) if len(differs) else most
+        self._index.truncate(kept)
+        self._unread = text[kept:].tolist()
+
+    def propose(self, *, signals: bool) -> Proposed | None:
+        """Looks up; see `Proposer`. Signals cost nothing, so they are always there."""
+        del signals
+        self._index.extend(self._unread)
+        guess = self._index.guess()
+        self._unread = ()
+        if guess is None:
+            return None
+        self._unread = (guess.token,)
+        return Proposed(guess.token, self._ends(guess.token), (guess.entropy, guess.confidence, guess.margin))
+
+    def attach(self, lib: Any, target: Llama) -> None:
+        """Learns which tokens end a text; see `Proposer`."""
+        self._ends = text_ends(lib, target)

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is timed of passes and what becomes of the timings, whatever runs them. Needs NumPy alone."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from speckv.errors import ConfigError
+from speckv.types import GAMMA_MAX
+
+WIDTHS = tuple(range(1, GAMMA_MAX + 2))
+"""Plain decoding's to that of the deepest draft."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimingPlan:
+    """How passes are timed.
+
+    Attributes:
+        reference_context: Context length at which every width is timed, in tokens.
+        far_context: Context length that gives the slope, timed at a few widths. Two lengths are enough: what a context
+            adds is attention over a cache, bytes and products in proportion to its length.
+        widths: Tokens scored of each sequence in a pass, ascending, the first 1; what lies between is interpolated.
+        repeats: Timed rounds; a round times every width once.
+        warmups: Rounds before them that are dropped: first calls allocate, choose kernels and wake a clock up.
+    """
+
+    reference_context: int = 256
+    far_context: int = 1024
+    widths: tuple[int, ...] = WIDTHS
+    repeats: int = 7
+    warmups: int = 2
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        if not 1 <= self.reference_context < self.far_context:
+            raise ConfigError(
+                f"Expected 1 <= reference_context < far_context, got {self.reference_context} and {self.far_context}."
+            )
+        widths = self.widths
+        if len(widths) < 2 or widths[0] != 1 or list(widths) != sorted(set(widths)):
+            raise ConfigError(f"Expected at least two ascending widths, the first 1, got {list(widths)}.")
+        if self.repeats < 1 or self.warmups < 1:
+            raise ConfigError(f"Expected repeats and warmups of at least 1, got {self.repeats} and {self.warmups}.")
+
+    @property
+    def anchors(self) -> tuple[int, ...]:
+        """Widths whose slope over the context is measured; the others' lie on the lines between them."""
+        return tuple(sorted({self.widths[0], self.widths[len(self.widths) // 4], self.widths[-1]}))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassTimes:
+    """Times of one model at one batch.
+
+    Attributes:
+        widths: Tokens scored of each sequence in a pass.
+        seconds: Median at the reference context, one a width.
+        slope_s: Seconds that a context token adds, one a width, at least 0.
+        spread: Interquartile range over median, one a width.
+    """
+
+    widths: tuple[int, ...]
+    seconds: tuple[float, ...]
+    slope_s: tuple[float, ...]
+    spread: tuple[float, ...]
+
+
+def summarise(near: Mapping[int, Sequence[float]], far: Mapping[int, Sequence[float]], plan: TimingPlan) -> PassTimes:
+    """Medians, slopes and spreads.
+
+    Args:
+        near: Width -> seconds of its timings at the reference context; every width of the plan.
+        far: The same at the far context; the anchors.
+        plan: Contexts and widths.
+    """
+    medians = tuple(float(np.median(near[width])) for width in plan.widths)
+    distance = plan.far_context - plan.reference_context
+    rises = [
+        max(0.0, (float(np.median(far[width])) - float(np.median(near[width]))) / distance) for width in plan.anchors
+    ]
+    quartiles = [np.percentile(near[width], [25, 75]) for width in plan.widths]
+    return PassTimes(
+        widths=plan.widths,
+        seconds=medians,
+        slope_s=slopes(medians, plan.widths, plan.anchors, rises, plan.reference_context),
+        spread=tuple(float(high - low) / median for (low, high), median in zip(quartiles, medians, strict=True)),
+    )
+
+
+def slopes(
+    seconds: Sequence[float],
+    widths: Sequence[int],
+    anchors: Sequence[int],
+    rises: Sequence[float],
+    reference_context: int,
+) -> tuple[float, ...]:
+    """Slopes of every width from those at a few.
+
+    An empty context must still take time, so a noisy slope is kept at or below half of what would use it all up.
+
+    >>> slopes((1.0, 1.0, 1.0), (1, 2, 3), (1, 3), (0.01, 0.09), 10)
+    (0.01, 0.05, 0.05)
+    """
+    between = np.interp(widths, anchors, rises)
+    return tuple(np.minimum(between, 0.5 * np.array(seconds) / reference_context).tolist())

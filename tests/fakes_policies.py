@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Controllers that say what a test wants, and keep what they were shown."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from speckv.observation import STOPPING_SCHEMA
+from speckv.types import FloatArray, IntArray, StepOutcome
+
+CONFIDENCE = STOPPING_SCHEMA.index("token_confidence")
+
+
+class Scheduled:
+    """Says what `gamma` gives at each step of a request; sessions share it, so that nothing that it saw is lost.
+
+    Attributes:
+        seen: Observations, one list a request.
+        said: Gammas, likewise.
+        outcomes: What it was told of, likewise.
+    """
+
+    name = "scheduled"
+    charges_decision = False
+    learns = True
+
+    def __init__(self, gamma: Callable[[int], int]) -> None:
+        self.gamma = gamma
+        self.seen: list[list[FloatArray]] = []
+        self.said: list[list[int]] = []
+        self.outcomes: list[list[StepOutcome]] = []
+
+    def __deepcopy__(self, memo: object) -> "Scheduled":
+        return self
+
+    @staticmethod
+    def random(seed: int, largest: int = 6) -> "Scheduled":
+        """Draws gammas, 0 among them."""
+        rng = np.random.default_rng(seed)
+        return Scheduled(lambda _: int(rng.integers(0, largest + 1)))
+
+    def reset(self) -> None:
+        if not self.seen or self.seen[-1]:
+            for kept in (self.seen, self.said, self.outcomes):
+                kept.append([])
+
+    def act(self, observation: FloatArray) -> int:
+        self.seen[-1].append(observation.copy())
+        self.said[-1].append(self.gamma(len(self.said[-1])))
+        return self.said[-1][-1]
+
+    def act_batch(self, observations: FloatArray) -> IntArray:
+        raise NotImplementedError
+
+    def learn(self, outcome: StepOutcome) -> None:
+        self.outcomes[-1].append(outcome)
+
+
+class StopsUnsure(Scheduled):
+    """Drafts on while the newest token is likely enough, 8 tokens at most."""
+
+    name = "stops-unsure"
+
+    def __init__(self, least: float = 0.5) -> None:
+        super().__init__(lambda _: 8)
+        self.least = least
+
+    def go_on(self, observation: FloatArray) -> bool:
+        return bool(observation[CONFIDENCE] >= self.least)
+
+    def go_on_batch(self, observations: FloatArray) -> IntArray:
+        raise NotImplementedError
