@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A policy in the place of SGLang's own: its contract, and, where `SPECKV_SGLANG` names an unpacked wheel, its own files.
+"""A policy in the place of SGLang's own: what is promised to SGLang, and SGLang's own files where they are at hand.
 
-pip download --no-deps sglang==0.5.23, unzip; SPECKV_SGLANG=FOLDER pytest tests/speckv/integrations/test_sglang.py
+`make integrations-sglang` fetches them; SPECKV_SGLANG names the folder.
 """
 
 import importlib.util
@@ -131,7 +131,7 @@ def test_the_plugin_registers_only_where_a_policy_is_named(monkeypatch: pytest.M
 def source() -> Path:
     folder = os.environ.get("SPECKV_SGLANG")
     if not folder:
-        pytest.skip("needs SPECKV_SGLANG, the folder of an unpacked wheel of sglang 0.5.23")
+        pytest.skip("needs SPECKV_SGLANG, the folder of an unpacked wheel of sglang 0.5.23 (make integrations-sglang)")
     return Path(folder) / "sglang" / "srt"
 
 

@@ -7,6 +7,7 @@ Run by `make integrations-vllm`, in an environment of its own; skipped where vLL
 import gc
 import json
 from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +267,13 @@ def test_signals_reach_the_observation_of_a_batch(run: Run, plain: list[list[int
     assert shown.shape == (3, 3)
     assert (shown[:, 0] > 0).all()
     assert ((shown[:, 1] > 0) & (shown[:, 1] < 1)).all()
+
+
+def test_vllm_finds_the_plugin() -> None:
+    found = {point.name: point for point in entry_points(group="vllm.general_plugins")}
+    if "speckv" not in found:
+        pytest.skip("speckv runs from the checkout, not installed")
+    assert found["speckv"].load() is signals.install
 
 
 def test_settings_that_cannot_be_served_are_refused(run: Run, models: dict[str, Path]) -> None:
