@@ -5,7 +5,7 @@ WEIGHTS ?= $(or $(SPECKV_WEIGHTS),$(wildcard $(HOME)/.cache/speckv/weights))
 MINUTES ?= 30
 
 .DEFAULT_GOAL := help
-.PHONY: help install format lint types contracts test check train evaluate results results-t1 paper study gpu soak clean
+.PHONY: help install format lint types contracts test check train evaluate results results-t1 paper study gpu soak integrations clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,13 @@ gpu: ## Measure everything that wants a GPU, in 20 minutes at most (WEIGHTS=DIR,
 
 soak: ## Decode live for MINUTES=30 under random policies, looking for other text and growing memory
 	$(PYTHON) -m benchmarks.soak --minutes $(MINUTES) --out runs/soak.json
+
+INTEGRATIONS := $(notdir $(wildcard .ci/integrations/*))
+
+integrations: $(INTEGRATIONS:%=integrations-%) ## Run policies inside the real libraries, each in a fresh environment
+
+integrations-%:
+	.ci/integrations/$*
 
 clean: ## Remove build products and tool caches; runs stay
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -91,7 +91,7 @@ class FakeRequest:
 
 
 class FakeScheduler:
-    """Plans passes as vLLM 0.32 does where nothing overlaps: what a pass drafts is verified in the next one."""
+    """Plans passes as vLLM 0.32 does where none overlap: what is drafted behind a pass is verified in the next."""
 
     def __init__(self, vllm_config: Any) -> None:
         self.vllm_config = vllm_config
@@ -121,8 +121,9 @@ class FakeScheduler:
             request.spec_token_ids = []
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> str:
+        sampled = model_runner_output.sampled_token_ids
         for name, place in model_runner_output.req_id_to_index.items():
-            request, tokens = self.requests[name], model_runner_output.sampled_token_ids[place]
+            request, tokens = self.requests[name], sampled[place] if sampled else []
             if not tokens:
                 continue
             drafted = len(scheduler_output.scheduled_spec_decode_tokens.get(name, ()))

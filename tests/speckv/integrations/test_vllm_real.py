@@ -7,6 +7,7 @@ Run by `make integrations-vllm`, in an environment of its own; skipped where vLL
 import gc
 import json
 from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +107,10 @@ def plain(run: Run) -> list[list[int]]:
 
 def _counts(llm: LLM) -> Counts:
     found = {metric.name: getattr(metric, "value", 0) for metric in llm.get_metrics()}
-    names = ("drafts", "draft_tokens", "accepted_tokens")
-    return {name: int(found.get(f"vllm:spec_decode_num_{name}", 0)) for name in names}
+    return {
+        name: int(found.get(f"vllm:spec_decode_num_{name}", 0))
+        for name in ("drafts", "draft_tokens", "accepted_tokens")
+    }
 
 
 def _speculation(models: dict[str, Path], **more: Any) -> dict[str, Any]:
@@ -175,14 +178,18 @@ def test_a_stored_policy_is_read_from_the_environment(
 
 
 def test_an_exported_table(run: Run, plain: list[list[int]], models: dict[str, Path], tmp_path: Path) -> None:
-    table = CompiledTable(gammas={1: 4, 3: 1}, loss={})
+    table = CompiledTable(gammas={1: 4, 3: 1}, loss={"1": 0.0, "3": 0.0})
     origin = Origin(policy=Policy.of(ConstantGamma(4)), compression="fp16", cost="none", prompts=1)
     write_vllm(table, origin, tmp_path)
     config = json.loads((tmp_path / "speculative_config.json").read_text())
-    for number, gamma in ((1, 4), (3, 1)):
-        texts, counts = run(number, speculative_config=_speculation(models, **config), async_scheduling=False)
-        assert texts == plain[:number]
-        assert counts["draft_tokens"] == gamma * counts["drafts"]
+    settings = {"speculative_config": {**config, "model": str(models["draft"])}, "async_scheduling": False}
+    texts, counts = run(1, **settings)
+    assert texts == plain[:1]
+    assert counts["draft_tokens"] == 4 * counts["drafts"]
+    texts, counts = run(3, **settings)
+    assert texts == plain
+    # Whoever decodes on when another has ended drafts more again.
+    assert counts["drafts"] <= counts["draft_tokens"] < 1.5 * counts["drafts"]
 
 
 @pytest.mark.parametrize("number", [1, 3])
@@ -226,8 +233,9 @@ def with_signals(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     signals.take()
 
 
+@pytest.mark.usefixtures("with_signals")
 def test_drafts_cut_token_by_token_on_the_drafts_signals(
-    run: Run, plain: list[list[int]], models: dict[str, Path], with_signals: None, monkeypatch: pytest.MonkeyPatch
+    run: Run, plain: list[list[int]], models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(PER_REQUEST, "1")
     script = StopsUnsure([MOST])
@@ -243,15 +251,11 @@ def test_drafts_cut_token_by_token_on_the_drafts_signals(
         sure = outcome.draft_signals[:, 1] >= script.least
         # Sure up to the last token, which is not, unless the draft is as long as can be.
         assert sure[:-1].all()
-        assert outcome.num_drafted == MOST or not sure[-1] or outcome is None
+        assert outcome.num_drafted == MOST or not sure[-1]
 
 
-def test_signals_reach_the_observation_of_a_batch(
-    run: Run,
-    plain: list[list[int]],
-    models: dict[str, Path],
-    with_signals: None,  # noqa: ARG001
-) -> None:
+@pytest.mark.usefixtures("with_signals")
+def test_signals_reach_the_observation_of_a_batch(run: Run, plain: list[list[int]], models: dict[str, Path]) -> None:
     script = Script([3])
     policy = Policy.of(script)
     with use(policy):
@@ -263,6 +267,13 @@ def test_signals_reach_the_observation_of_a_batch(
     assert shown.shape == (3, 3)
     assert (shown[:, 0] > 0).all()
     assert ((shown[:, 1] > 0) & (shown[:, 1] < 1)).all()
+
+
+def test_vllm_finds_the_plugin() -> None:
+    found = {point.name: point for point in entry_points(group="vllm.general_plugins")}
+    if "speckv" not in found:
+        pytest.skip("speckv runs from the checkout, not installed")
+    assert found["speckv"].load() is signals.install
 
 
 def test_settings_that_cannot_be_served_are_refused(run: Run, models: dict[str, Path]) -> None:

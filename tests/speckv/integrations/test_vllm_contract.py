@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What our vLLM classes do in an engine that behaves as vLLM does; vLLM itself is not needed."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from speckv.errors import ConfigError
+from speckv.integrations import vllm as rooms
+from speckv.integrations.vllm import SpecKVNgramProposer, signals, use
+from speckv.integrations.vllm.scheduler import make_scheduler
+from speckv.integrations.vllm.settings import COMBINE, PER_REQUEST, POLICY, SIGNALS, Settings
+from speckv.ngrams import NgramIndex
+from speckv.runtime import Policy
+from speckv.runtime.constant import ConstantGamma
+from speckv.runtime.signals import signals_of_logits
+from tests.fakes_vllm import FakeRequest, FakeScheduler, Script, StopsUnsure, fake_config
+
+
+@pytest.fixture(autouse=True)
+def quiet_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (POLICY, COMBINE, PER_REQUEST, SIGNALS):
+        monkeypatch.delenv(name, raising=False)
+
+
+def build(script: Script, *, budget: int = 64, requests: int = 1, **changes: Any) -> Any:
+    with use(Policy.of(script)):
+        scheduler = make_scheduler(FakeScheduler, "Scheduler")(fake_config(**changes))
+    for place in range(requests):
+        scheduler.requests[f"r{place}"] = FakeRequest(request_id=f"r{place}", max_tokens=budget)
+    return scheduler
+
+
+def step(scheduler: Any, accepted: Mapping[str, int] | None = None, numbers: Mapping[str, int] | None = None) -> Any:
+    """One pass, of which so many of each draft are kept; then a draft as long as the scheduler asked for."""
+    output = scheduler.schedule(numbers)
+    names = list(output.num_scheduled_tokens)
+    drafted = {name: len(output.scheduled_spec_decode_tokens.get(name, ())) for name in names}
+    kept = {name: min((accepted or {}).get(name, 0), drafted[name]) for name in names}
+    reading = {name for name in names if scheduler.requests[name].is_prefill_chunk}
+    tokens = [[] if name in reading else [7] * (kept[name] + 1) for name in names]
+    ran = SimpleNamespace(req_id_to_index={name: k for k, name in enumerate(names)}, sampled_token_ids=tokens)
+    scheduler.update_from_output(output, ran)
+    alive = [name for name in names if name in scheduler.requests]
+    draft = [[3] * output.num_spec_tokens_to_schedule for _ in alive]
+    scheduler.update_draft_token_ids(SimpleNamespace(req_ids=alive, draft_token_ids=draft))
+    return output
+
+
+def test_each_pass_drafts_what_the_policy_says_and_every_outcome_is_told() -> None:
+    scheduler = build(script := Script([5, 0, 3, 1]))
+    asked = [step(scheduler, {"r0": 2}).num_spec_tokens_to_schedule for _ in range(6)]
+    assert asked == [5, 0, 3, 1, 5, 0]
+    (played,) = script.played
+    # The prompt's pass is no step; what its draft came to is known one pass later.
+    assert played.drafted == [5, 0, 3, 1, 5]
+    assert played.accepted == [2, 0, 2, 1, 2]
+    assert [o.num_emitted for o in played.outcomes] == [3, 1, 3, 2, 3]
+
+
+def test_a_policy_longer_than_the_engine_is_cut() -> None:
+    scheduler = build(Script([12]))
+    assert step(scheduler).num_spec_tokens_to_schedule == 8
+
+
+@pytest.mark.parametrize(("word", "expected"), [("median", 2), ("mean", 4), ("min", 0), ("max", 8)])
+def test_gammas_of_a_batch_become_one(monkeypatch: pytest.MonkeyPatch, word: str, expected: int) -> None:
+    monkeypatch.setenv(COMBINE, word)
+    # Median of 0, 2, 8, 4 from below is 2, the mean 3.5 rounds up.
+    scripts = iter([0, 2, 8, 4])
+
+    class Each(Script):
+        def act(self, observation: Any) -> int:  # noqa: ARG002
+            return next(scripts)
+
+    scheduler = build(Each([0]), requests=4)
+    assert step(scheduler).num_spec_tokens_to_schedule == expected
+
+
+def test_requests_that_still_read_their_prompt_have_no_say() -> None:
+    scheduler = build(script := Script([5]), requests=2)
+    output = step(scheduler, numbers={"r0": 4, "r1": 2})
+    assert output.num_spec_tokens_to_schedule == 5
+    assert len(script.played) == 1
+    output = step(scheduler, numbers={"r1": 1})
+    assert output.num_spec_tokens_to_schedule == 0
+
+
+def test_sessions_end_with_their_requests() -> None:
+    scheduler = build(script := Script([0]), budget=3, requests=2)
+    for _ in range(2):
+        step(scheduler)
+    assert len(scheduler.speckv) == 2
+    scheduler.finish_requests(["r0"], "aborted")
+    assert len(scheduler.speckv) == 1
+    step(scheduler)
+    assert len(scheduler.speckv) == 0
+    # The same name later is another request.
+    scheduler.requests["r0"] = FakeRequest(request_id="r0")
+    step(scheduler)
+    assert len(script.played) == 3
+
+
+def test_the_budget_bounds_the_draft() -> None:
+    scheduler = build(Script([8]), budget=4)
+    asked = [step(scheduler, {"r0": 0}).num_spec_tokens_to_schedule for _ in range(3)]
+    # Tokens left after what is known: 3, 3, 2; one of them is the target's own.
+    assert asked == [2 + 1 - 1, 2, 1]
+
+
+def test_drafts_are_cut_to_each_requests_own_gamma(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PER_REQUEST, "1")
+    scheduler = build(script := Script([4, 0, 1]), requests=1)
+    verified = []
+    for _ in range(5):
+        output = step(scheduler, {"r0": 1})
+        # All that the engine can draft, every time: the cut comes behind it.
+        assert output.num_spec_tokens_to_schedule == 8
+        verified.append(len(output.scheduled_spec_decode_tokens.get("r0", ())))
+    assert verified == [0, 4, 0, 1, 4]
+    # Decided when everything is known, so each outcome belongs to the decision before it.
+    (played,) = script.played
+    assert [(o.gamma, o.num_accepted) for o in played.outcomes] == [(4, 1), (0, 0), (1, 1), (4, 1)]
+
+
+def test_a_stop_rule_cuts_on_the_drafts_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PER_REQUEST, "1")
+    monkeypatch.setenv(SIGNALS, "1")
+    monkeypatch.setattr(signals, "_installed", [object])
+    scheduler = build(script := StopsUnsure([8]))
+    sure = [(0.1, 0.9, 0.8), (0.2, 0.8, 0.7), (2.0, 0.2, 0.1), (0.1, 0.9, 0.8)]
+    monkeypatch.setattr(signals, "take", lambda: [sure])
+    step(scheduler)
+    output = step(scheduler, {"r0": 1})
+    # The token at which it stops stays in the draft.
+    assert len(output.scheduled_spec_decode_tokens["r0"]) == 3
+    np.testing.assert_allclose(script.played[0].outcomes[0].draft_signals, sure[:3], rtol=1e-6)
+
+
+def test_signals_of_a_batch_come_with_the_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SIGNALS, "1")
+    monkeypatch.setattr(signals, "_installed", [object])
+    scheduler = build(script := Script([2]))
+    drafts = iter([[[(0.1 * k, 0.9, 0.8), (0.2, 0.7, 0.6)]] for k in range(1, 5)])
+    monkeypatch.setattr(signals, "take", lambda: next(drafts))
+    for _ in range(3):
+        step(scheduler, {"r0": 2})
+    shown = [outcome.draft_signals[0, 0] for outcome in script.played[0].outcomes]
+    np.testing.assert_allclose(shown, [0.1, 0.2], rtol=1e-6)
+
+
+def test_an_outcome_without_tokens_is_none() -> None:
+    scheduler = build(script := Script([2]))
+    step(scheduler)
+    output = scheduler.schedule()
+    scheduler.update_from_output(output, SimpleNamespace(req_id_to_index={"r0": 0}, sampled_token_ids=[]))
+    assert script.played[0].outcomes == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "environment", "learns", "message"),
+    [
+        ({"speculative_config": None}, {}, False, "speculative_config"),
+        ({"speculative_config__num_speculative_tokens_per_batch_size": None}, {}, False, r"\[\[1, 4, 8\]\]"),
+        ({"scheduler_config__async_scheduling": True}, {PER_REQUEST: "1"}, False, "async_scheduling=False"),
+        ({"scheduler_config__async_scheduling": True}, {SIGNALS: "1"}, False, "async_scheduling=False"),
+        ({"parallel_config__world_size": 2}, {SIGNALS: "1"}, False, "one worker"),
+        ({}, {SIGNALS: "1"}, False, "vllm.general_plugins"),
+        ({}, {}, True, "--frozen"),
+        ({}, {PER_REQUEST: "1"}, True, "max_num_seqs=1"),
+        ({}, {COMBINE: "medium"}, False, "median"),
+        ({}, {PER_REQUEST: "yes"}, False, "0 or 1"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(
+    monkeypatch: pytest.MonkeyPatch, changes: Any, environment: Mapping[str, str], learns: bool, message: str
+) -> None:
+    for name, word in environment.items():
+        monkeypatch.setenv(name, word)
+    monkeypatch.setattr(signals, "_installed", [])
+
+    class Learns(Script):
+        learns = True
+
+    with pytest.raises(ConfigError, match=message):
+        build(Learns([1]) if learns else Script([1]), **changes)
+
+
+def test_a_scheduler_that_lacks_a_method_is_refused() -> None:
+    with pytest.raises(ConfigError, match="update_draft_token_ids"):
+        make_scheduler(type("Old", (), {"update_from_output": None}), "Scheduler")
+
+
+def test_the_policy_comes_from_the_environment(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=POLICY):
+        Settings.read({})
+    Policy.of(ConstantGamma(3)).save(tmp_path / "three.speckv")
+    read = Settings.read({POLICY: str(tmp_path / "three.speckv"), COMBINE: "mean", SIGNALS: "1"})
+    assert read.policy.name == "fixed-3"
+    assert (read.combine, read.per_request, read.signals, read.compression) == ("mean", False, True, None)
+
+
+def test_nothing_else_is_offered() -> None:
+    with pytest.raises(AttributeError, match="Scheduling"):
+        _ = rooms.Scheduling
+
+
+# -- signals -----------------------------------------------------------------------------------------------------------
+
+
+class FakeModel(torch.nn.Module):
+    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states * 2
+
+
+def make_proposer() -> Any:
+    class Proposer:
+        model = FakeModel()
+
+        def propose(self, hidden: Sequence[torch.Tensor]) -> torch.Tensor:
+            return torch.stack([self._sample_draft_tokens(one)[0] for one in hidden], dim=1)
+
+        def _sample_draft_tokens(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, None]:
+            return self.model.compute_logits(hidden_states).argmax(-1), None
+
+    return Proposer
+
+
+def test_a_wrapped_proposer_leaves_its_signals_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "_installed", [])
+    proposer = make_proposer()
+    hidden = [torch.randn(2, 16, generator=torch.Generator().manual_seed(k)) for k in range(3)]
+    before = proposer().propose(hidden)
+    signals.wrap(proposer)
+    wrapped = proposer.propose
+    signals.wrap(proposer)
+    assert proposer.propose is wrapped
+    assert signals.installed()
+    assert torch.equal(proposer().propose(hidden), before)
+    rows = signals.take()
+    assert signals.take() == ()
+    assert np.shape(rows) == (2, 3, 3)
+    for place in range(3):
+        np.testing.assert_allclose(rows[1][place], signals_of_logits(2 * hidden[place][1].numpy()), rtol=1e-4)
+    # Nothing is left on the model.
+    assert "compute_logits" not in vars(proposer.model)
+
+
+def test_a_drafter_of_all_positions_at_once_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "_installed", [])
+    proposer = make_proposer()
+    signals.wrap(proposer)
+    proposer().propose([torch.randn(2, 16), torch.randn(2, 16)])
+    assert np.shape(signals.take()) == (2, 2, 3)
+    signals._publish([torch.zeros(2, 3), torch.zeros(4, 3)])
+    assert signals.take() == ()
+
+
+def test_the_plugin_does_nothing_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "_installed", [])
+    signals.install()
+    assert not signals.installed()
+
+
+# -- the proposer ------------------------------------------------------------------------------------------------------
+
+PERIODIC = [1, 2, 3, 4] * 4
+
+
+class Rows:
+    """Texts of running requests, in the rows in which vLLM keeps them."""
+
+    def __init__(self, script: Script, **changes: Any) -> None:
+        with use(Policy.of(script)):
+            self.proposer = SpecKVNgramProposer(fake_config(**changes))
+        self.texts: list[list[int]] = []
+        self.array = np.zeros((4, 128), np.int32)
+
+    def step(self, sampled: Sequence[Sequence[int]]) -> list[list[int]]:
+        for row, (text, tokens) in enumerate(zip(self.texts, sampled, strict=True)):
+            text.extend(tokens)
+            self.array[row, : len(text)] = text
+        counts = np.array([*map(len, self.texts), *[0] * (4 - len(self.texts))])
+        return self.proposer.propose([list(tokens) for tokens in sampled], counts, self.array)
+
+
+def test_each_request_has_a_gamma_of_its_own() -> None:
+    rows = Rows(script := Script([3, 0, 2]))
+    rows.texts = [PERIODIC[:-1], [9, 8, 7, 6]]
+    # The second text repeats nothing, so nothing is proposed, whatever gamma is.
+    assert rows.step([[4], [5]]) == [[1, 2, 3], []]
+    assert rows.step([[1, 2, 3, 4], [9]]) == [[], []]
+    assert rows.step([[1], [8]]) == [[2, 3], [7, 6]]
+    first, second = script.played
+    assert (first.drafted, first.accepted) == ([3, 0], [3, 0])
+    assert second.drafted == [0, 0]
+
+
+def test_signals_are_those_of_the_counts() -> None:
+    rows = Rows(script := Script([2]))
+    rows.texts = [PERIODIC[:-1]]
+    rows.step([[4]])
+    rows.step([[1, 2, 3]])
+    index = NgramIndex(4, 2)
+    index.extend(PERIODIC)
+    guess = index.guess()
+    assert guess is not None
+    expected = (guess.entropy, guess.confidence, guess.margin)
+    np.testing.assert_allclose(script.played[0].outcomes[0].draft_signals[0], expected, rtol=1e-6)
+
+
+def test_a_stop_rule_ends_a_draft_behind_the_token_it_doubts() -> None:
+    class Doubts(StopsUnsure):
+        least = 2.0
+
+    rows = Rows(Doubts([5]))
+    rows.texts = [PERIODIC[:-1]]
+    assert rows.step([[4]]) == [[1]]
+
+
+def test_requests_are_known_by_their_texts_when_rows_move() -> None:
+    rows = Rows(script := Script([1]))
+    rows.texts = [[9, 9, 8], PERIODIC[:-1]]
+    rows.step([[7], [4]])
+    # The first request ends, and the second takes its row.
+    rows.texts = [rows.texts[1]]
+    assert rows.step([[1, 2]]) == [[3]]
+    assert [played.drafted for played in script.played] == [[], [1]]
+
+
+def test_a_prompt_that_is_still_read_and_a_full_context_draft_nothing() -> None:
+    rows = Rows(script := Script([1]))
+    rows.texts = [PERIODIC[:], ([1, 2] * 64)[:-1]]
+    assert rows.step([[], [2]]) == [[], []]
+    assert script.played == []
+
+
+def test_a_learner_needs_the_engine_alone() -> None:
+    class Learns(Script):
+        learns = True
+
+    with pytest.raises(ConfigError, match="max_num_seqs=1"):
+        Rows(Learns([1]))
+    Rows(Learns([1]), scheduler_config__max_num_seqs=1)
+
+
+def test_vllm_may_ask_it_to_load() -> None:
+    assert Rows(Script([1])).proposer.load_model("anything") is None  # type: ignore[func-returns-value]
