@@ -27,5 +27,5 @@ def __getattr__(name: str) -> Any:
             from vllm.v1.core.sched.scheduler import Scheduler as Base
         else:
             from vllm.v1.core.sched.async_scheduler import AsyncScheduler as Base
-        _made[name] = make_scheduler(Base, name)
+        _made[name] = make_scheduler(Base, name, overlaps=name == "SpecKVAsyncScheduler")
     return _made[name]

@@ -43,13 +43,16 @@ class PolicyScheduling(_Scheduler):
 
     Attributes:
         speckv: The sessions.
+        overlaps: Whether the scheduler behind it is the one for passes that overlap.
     """
+
+    overlaps = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         config = self.vllm_config
         settings = Settings.read()
-        _require_servable(config, settings, self.num_spec_tokens)
+        _require_servable(config, settings, self.num_spec_tokens, overlaps=self.overlaps)
         self.speckv = RequestSessions(
             settings, most=self.num_spec_tokens, vocab_size=int(config.model_config.get_vocab_size())
         )
@@ -105,12 +108,13 @@ class PolicyScheduling(_Scheduler):
         return finished
 
 
-def make_scheduler(base: type, name: str) -> type:
+def make_scheduler(base: type, name: str, *, overlaps: bool = False) -> type:
     """A scheduler class of vLLM under a policy.
 
     Args:
         base: vLLM's.
         name: Of the result, in `speckv.integrations.vllm`.
+        overlaps: Whether it is the one for passes that overlap.
 
     Raises:
         ConfigError: if this release of vLLM lacks a method that is needed.
@@ -118,14 +122,18 @@ def make_scheduler(base: type, name: str) -> type:
     missing = [hook for hook in HOOKS if not hasattr(base, hook)]
     if missing:
         raise ConfigError(f"Expected vLLM 0.32, whose scheduler has {list(HOOKS)}; this one's lacks {missing}.")
-    return type(name, (PolicyScheduling, base), {"__module__": __name__.rpartition(".")[0], "__doc__": base.__doc__})
+    room = __name__.rpartition(".")[0]
+    return type(name, (PolicyScheduling, base), {"__module__": room, "__doc__": base.__doc__, "overlaps": overlaps})
 
 
-def _require_servable(config: Any, settings: Settings, num_spec_tokens: int) -> None:
+def _require_servable(config: Any, settings: Settings, num_spec_tokens: int, *, overlaps: bool) -> None:
     speculative, scheduling = config.speculative_config, config.scheduler_config
     if speculative is None or num_spec_tokens < 1:
         raise ConfigError("Expected a speculative_config: the policy says how many tokens to draft, not with what.")
     overlapped = bool(scheduling.async_scheduling)
+    if overlapped != overlaps:
+        wanted = "SpecKVAsyncScheduler" if overlapped else "SpecKVScheduler"
+        raise ConfigError(f"Expected scheduler_cls {wanted!r} where async_scheduling is {overlapped}, got the other.")
     if overlapped and (settings.per_request or settings.signals):
         raise ConfigError(
             f"Expected async_scheduling=False beside {PER_REQUEST}=1 or {SIGNALS}=1: where passes overlap, drafts are "

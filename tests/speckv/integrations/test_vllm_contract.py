@@ -30,7 +30,8 @@ def quiet_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def build(script: Script, *, budget: int = 64, requests: int = 1, **changes: Any) -> Any:
     with use(Policy.of(script)):
-        scheduler = make_scheduler(FakeScheduler, "Scheduler")(fake_config(**changes))
+        overlaps = changes.get("scheduler_config__async_scheduling", False)
+        scheduler = make_scheduler(FakeScheduler, "Scheduler", overlaps=overlaps)(fake_config(**changes))
     for place in range(requests):
         scheduler.requests[f"r{place}"] = FakeRequest(request_id=f"r{place}", max_tokens=budget)
     return scheduler
@@ -189,6 +190,14 @@ def test_what_cannot_be_served_is_refused(
 
     with pytest.raises(ConfigError, match=message):
         build(Learns([1]) if learns else Script([1]), **changes)
+
+
+@pytest.mark.parametrize("overlapped", [False, True])
+def test_the_scheduler_of_the_other_kind_is_refused(overlapped: bool) -> None:
+    scheduler = make_scheduler(FakeScheduler, "Scheduler", overlaps=not overlapped)
+    wanted = "SpecKVAsyncScheduler" if overlapped else "'SpecKVScheduler'"
+    with use(Policy.of(Script([1]))), pytest.raises(ConfigError, match=wanted):
+        scheduler(fake_config(scheduler_config__async_scheduling=overlapped))
 
 
 def test_a_scheduler_that_lacks_a_method_is_refused() -> None:
