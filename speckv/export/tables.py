@@ -102,7 +102,7 @@ def write_vllm(table: CompiledTable, origin: Origin, folder: Path) -> list[Path]
         "The last gamma also serves batches beyond its range. Change `method` and `model` for another kind of draft, "
         "but then the numbers were tuned for something else."
     )
-    tried = "vLLM's own reader took such a table (0.32, on CPU). No time was measured with it."
+    tried = "vLLM 0.32 decoded on a CPU as such a table of two ranges said. No time was measured."
     return _written(folder, "speculative_config.json", canonical_json(config), origin, "vLLM", use, tried, table)
 
 
