@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM under a policy: schedulers and a proposer that it builds itself, by name.
 
-    SPECKV_POLICY=mine.speckv vllm serve ... --scheduler-cls speckv.integrations.vllm.SpecKVScheduler
+    SPECKV_POLICY=mine.speckv vllm serve ... --scheduler-cls speckv.integrations.vllm.SpecKVAsyncScheduler
 
 Nothing of vLLM is imported before one of the schedulers is asked for ([docs/integrations/vllm.md]).
 """
@@ -17,7 +17,7 @@ _made: dict[str, type] = {}
 
 
 def __getattr__(name: str) -> Any:
-    """Makes `SpecKVScheduler`, for passes that do not overlap, and `SpecKVAsyncScheduler`, for those that do."""
+    """Makes `SpecKVScheduler`, for passes that do not overlap, and `SpecKVAsyncScheduler`, for any."""
     if name not in ("SpecKVScheduler", "SpecKVAsyncScheduler"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name not in _made:

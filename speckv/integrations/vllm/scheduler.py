@@ -43,7 +43,7 @@ class PolicyScheduling(_Scheduler):
 
     Attributes:
         speckv: The sessions.
-        overlaps: Whether the scheduler behind it is the one for passes that overlap.
+        overlaps: Whether the scheduler behind it can plan a pass before the last one has ended.
     """
 
     overlaps = False
@@ -114,7 +114,7 @@ def make_scheduler(base: type, name: str, *, overlaps: bool = False) -> type:
     Args:
         base: vLLM's.
         name: Of the result, in `speckv.integrations.vllm`.
-        overlaps: Whether it is the one for passes that overlap.
+        overlaps: Whether it can plan a pass before the last one has ended.
 
     Raises:
         ConfigError: if this release of vLLM lacks a method that is needed.
@@ -131,9 +131,11 @@ def _require_servable(config: Any, settings: Settings, num_spec_tokens: int, *, 
     if speculative is None or num_spec_tokens < 1:
         raise ConfigError("Expected a speculative_config: the policy says how many tokens to draft, not with what.")
     overlapped = bool(scheduling.async_scheduling)
-    if overlapped != overlaps:
-        wanted = "SpecKVAsyncScheduler" if overlapped else "SpecKVScheduler"
-        raise ConfigError(f"Expected scheduler_cls {wanted!r} where async_scheduling is {overlapped}, got the other.")
+    if overlapped and not overlaps:
+        raise ConfigError(
+            "Expected speckv.integrations.vllm.SpecKVAsyncScheduler where async_scheduling is on, as by "
+            "default on GPUs: the other one plans no pass before the last one has ended."
+        )
     if overlapped and (settings.per_request or settings.signals):
         raise ConfigError(
             f"Expected async_scheduling=False beside {PER_REQUEST}=1 or {SIGNALS}=1: where passes overlap, drafts are "

@@ -192,12 +192,14 @@ def test_what_cannot_be_served_is_refused(
         build(Learns([1]) if learns else Script([1]), **changes)
 
 
-@pytest.mark.parametrize("overlapped", [False, True])
-def test_the_scheduler_of_the_other_kind_is_refused(overlapped: bool) -> None:
-    scheduler = make_scheduler(FakeScheduler, "Scheduler", overlaps=not overlapped)
-    wanted = "SpecKVAsyncScheduler" if overlapped else "'SpecKVScheduler'"
-    with use(Policy.of(Script([1]))), pytest.raises(ConfigError, match=wanted):
-        scheduler(fake_config(scheduler_config__async_scheduling=overlapped))
+def test_a_scheduler_for_passes_one_by_one_is_refused_where_they_overlap() -> None:
+    for overlapped, overlaps in ((False, False), (False, True), (True, True)):
+        kind = make_scheduler(FakeScheduler, "Scheduler", overlaps=overlaps)
+        with use(Policy.of(Script([1]))):
+            kind(fake_config(scheduler_config__async_scheduling=overlapped))
+    kind = make_scheduler(FakeScheduler, "Scheduler")
+    with use(Policy.of(Script([1]))), pytest.raises(ConfigError, match="SpecKVAsyncScheduler"):
+        kind(fake_config(scheduler_config__async_scheduling=True))
 
 
 def test_a_scheduler_that_lacks_a_method_is_refused() -> None:

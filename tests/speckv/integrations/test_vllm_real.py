@@ -33,14 +33,15 @@ from tests.fakes_vllm import Script, StopsUnsure
 pytestmark = pytest.mark.slow
 VOCAB, LENGTH, BUDGET, MOST = 256, 256, 64, 8
 SCRIPT = (5, 0, 3, 1)
-SCHEDULERS = {False: "SpecKVScheduler", True: "SpecKVAsyncScheduler"}
+SHARPER = 20.0
+SCHEDULERS = ("SpecKVScheduler", "SpecKVAsyncScheduler")
 Counts = dict[str, int]
 Run = Callable[..., tuple[list[list[int]], Counts]]
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Random weights, and the same with noise, which agrees now and then."""
+    """Random weights, sharpened to be sure now and then, and the same with noise, which agrees now and then."""
     folder = tmp_path_factory.mktemp("models")
     config = LlamaConfig(
         vocab_size=VOCAB,
@@ -53,6 +54,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     )
     torch.manual_seed(0)
     model = LlamaForCausalLM(config).float()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(SHARPER)
     model.save_pretrained(folder / "target")
     torch.manual_seed(1)
     with torch.no_grad():
@@ -132,18 +135,18 @@ def _told(played: Sequence[Script]) -> Counts:
     }
 
 
-def _scheduler(overlapped: bool) -> dict[str, Any]:
-    name = f"speckv.integrations.vllm.{SCHEDULERS[overlapped]}"
-    return {"scheduler_cls": name, "async_scheduling": overlapped}
+def _scheduler(name: str = SCHEDULERS[0]) -> dict[str, Any]:
+    """Passes never overlap here: vLLM turns that off on CPUs, whatever is asked for."""
+    return {"scheduler_cls": f"speckv.integrations.vllm.{name}"}
 
 
-@pytest.mark.parametrize("overlapped", [False, True])
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_one_request_follows_a_script(
-    run: Run, plain: list[list[int]], models: dict[str, Path], overlapped: bool
+    run: Run, plain: list[list[int]], models: dict[str, Path], scheduler: str
 ) -> None:
     script = Script(SCRIPT)
     with use(Policy.of(script)):
-        texts, counts = run(1, speculative_config=_speculation(models), **_scheduler(overlapped))
+        texts, counts = run(1, speculative_config=_speculation(models), **_scheduler(scheduler))
     assert texts == plain[:1]
     (played,) = script.played
     # Step for step what the script says, but near the end of the budget.
@@ -154,13 +157,11 @@ def test_one_request_follows_a_script(
     assert counts["accepted_tokens"] > 0
 
 
-@pytest.mark.parametrize("overlapped", [False, True])
-def test_a_batch_follows_the_median(
-    run: Run, plain: list[list[int]], models: dict[str, Path], overlapped: bool
-) -> None:
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_a_batch_follows_the_median(run: Run, plain: list[list[int]], models: dict[str, Path], scheduler: str) -> None:
     script = Script(SCRIPT)
     with use(Policy.of(script)):
-        texts, counts = run(3, speculative_config=_speculation(models), **_scheduler(overlapped))
+        texts, counts = run(3, speculative_config=_speculation(models), **_scheduler(scheduler))
     assert texts == plain
     assert len(script.played) == 3
     assert _told(script.played) == counts
@@ -171,7 +172,7 @@ def test_a_stored_policy_is_read_from_the_environment(
 ) -> None:
     Policy.of(ConstantGamma(2)).save(tmp_path / "two.speckv")
     monkeypatch.setenv(POLICY, str(tmp_path / "two.speckv"))
-    texts, counts = run(1, speculative_config=_speculation(models), **_scheduler(False))
+    texts, counts = run(1, speculative_config=_speculation(models), **_scheduler())
     assert texts == plain[:1]
     # All but the budget's last step drafted two.
     assert counts["drafts"] * 2 - counts["draft_tokens"] in (0, 1)
@@ -220,7 +221,7 @@ def test_a_lookup_while_sampling(run: Run) -> None:
         "num_speculative_tokens": MOST,
     }
     with use(Policy.of(Script([3]))):
-        texts, counts = run(1, temperature=0.02, speculative_config=speculation)
+        texts, counts = run(1, temperature=0.3, speculative_config=speculation)
     assert len(texts[0]) == BUDGET
     assert counts["drafts"] > 0
 
@@ -239,22 +240,23 @@ def test_drafts_cut_token_by_token_on_the_drafts_signals(
 ) -> None:
     monkeypatch.setenv(PER_REQUEST, "1")
     script = StopsUnsure([MOST])
-    script.least = 0.007  # about the median: a random model is hardly surer than 1 in 256
     policy = Policy.of(script)
     with use(policy):
-        texts, counts = run(3, speculative_config=_speculation(models), **_scheduler(False))
+        texts, counts = run(3, speculative_config=_speculation(models), **_scheduler())
     assert texts == plain
     assert not policy.warnings
     assert _told(script.played) == counts
     lengths = {n for played in script.played for n in played.drafted}
-    assert len(lengths) > 1, (
-        lengths
-    )  # a random model is never sure twice in a row; deeper cuts are seen with fakes alone
-    for outcome in (outcome for played in script.played for outcome in played.outcomes[:-1]):
-        sure = outcome.draft_signals[:, 1] >= script.least
-        # Sure up to the last token, which is not, unless the draft is as long as can be.
-        assert sure[:-1].all()
-        assert outcome.num_drafted == MOST or not sure[-1]
+    assert len(lengths) > 2, lengths
+    for played in script.played:
+        emitted = 1
+        for outcome in played.outcomes:
+            most = min(MOST, BUDGET - emitted - 1)
+            sure = outcome.draft_signals[:, 1] >= script.least
+            # Sure up to the last token, which is not, unless the draft is as long as can be.
+            assert sure[:-1].all()
+            assert outcome.num_drafted == most or not sure[-1]
+            emitted += outcome.num_emitted
 
 
 @pytest.mark.usefixtures("with_signals")
@@ -262,7 +264,7 @@ def test_signals_reach_the_observation_of_a_batch(run: Run, plain: list[list[int
     script = Script([3])
     policy = Policy.of(script)
     with use(policy):
-        texts, _ = run(3, speculative_config=_speculation(models), **_scheduler(False))
+        texts, _ = run(3, speculative_config=_speculation(models), **_scheduler())
     assert texts == plain
     assert not policy.warnings
     (first, *_) = script.played
@@ -283,4 +285,4 @@ def test_settings_that_cannot_be_served_are_refused(run: Run, models: dict[str, 
     speculation = _speculation(models)
     del speculation["num_speculative_tokens_per_batch_size"]
     with use(Policy.of(Script(SCRIPT))), pytest.raises(ConfigError, match="num_speculative_tokens_per_batch_size"):
-        run(1, speculative_config=speculation, **_scheduler(False))
+        run(1, speculative_config=speculation, **_scheduler())
