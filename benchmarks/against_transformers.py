@@ -38,23 +38,33 @@ THEIRS, THEIRS_ASSISTED = "transformers", "transformers, assisted"
 WHAT = "whole calls, prefill included, arms interleaved in one process; transformers on the layers that it comes with"
 
 
-def theirs(pair: ModelPair, max_new_tokens: int, **options: object) -> Decode:
-    """Transformers' `generate`, greedy, on the layers that it comes with."""
+def generated(pair: ModelPair, max_new_tokens: int, **options: object) -> Decode:
+    """Transformers' `generate`, greedy, on the layers that the pair has."""
 
     def decode(ids: Sequence[int], _: str) -> list[int]:
         tokens = torch.tensor([list(ids)], device=pair.target.device)
-        with stock_linear(pair.target.hf, pair.draft.hf):
-            output = pair.target.hf.generate(  # type: ignore[operator]
-                tokens,
-                attention_mask=torch.ones_like(tokens),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                eos_token_id=sorted(pair.eos_token_ids),
-                pad_token_id=min(pair.eos_token_ids, default=0),
-                **options,
-            )
+        output = pair.target.hf.generate(  # type: ignore[operator]
+            tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=sorted(pair.eos_token_ids),
+            pad_token_id=min(pair.eos_token_ids, default=0),
+            **options,
+        )
         found: list[int] = output[0, len(ids) :].tolist()
         return found
+
+    return decode
+
+
+def theirs(pair: ModelPair, max_new_tokens: int, **options: object) -> Decode:
+    """The same on the layers that transformers comes with."""
+    inner = generated(pair, max_new_tokens, **options)
+
+    def decode(ids: Sequence[int], name: str) -> list[int]:
+        with stock_linear(pair.target.hf, pair.draft.hf):
+            return inner(ids, name)
 
     return decode
 

@@ -23,7 +23,7 @@ import transformers
 from transformers.utils.import_utils import is_sklearn_available
 
 from benchmarks import qwen
-from benchmarks.against_transformers import THEIRS, THEIRS_ASSISTED, assisted, theirs, theirs_assisted
+from benchmarks.against_transformers import THEIRS, THEIRS_ASSISTED, assisted, generated, theirs, theirs_assisted
 from benchmarks.arms import NUM_RESAMPLES, Decode, Runs, as_ratio, run_arms
 from speckv.evaluation.bootstrap import resample_counts
 from speckv.files import write_atomically
@@ -51,23 +51,8 @@ def controlled(pair: ModelPair, policy: Policy, max_new_tokens: int) -> Decode:
 
 def engine(pair: ModelPair, policy: Policy, max_new_tokens: int) -> Decode:
     """Our engine behind `generate`."""
-
-    def decode(ids: Sequence[int], _: str) -> list[int]:
-        output = pair.target.hf.generate(  # type: ignore[operator]
-            torch.tensor([list(ids)], device=pair.target.device),
-            attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=pair.target.device),
-            custom_generate=custom_generate,
-            draft_model=pair.draft.hf,
-            policy=policy,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=sorted(pair.eos_token_ids),
-            pad_token_id=min(pair.eos_token_ids, default=0),
-        )
-        found: list[int] = output[0, len(ids) :].tolist()
-        return found
-
-    return decode
+    ours = {"custom_generate": custom_generate, "draft_model": pair.draft.hf, "policy": policy}
+    return generated(pair, max_new_tokens, **ours)
 
 
 def main() -> None:

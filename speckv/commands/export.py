@@ -17,6 +17,7 @@ from speckv.files import replacing_folder
 from speckv.runtime import Policy
 from speckv.runtime.exported import SUFFIX
 from speckv.runtime.kinds import pack_controller
+from speckv.runtime.stored import load_controller
 from speckv.traces import TraceSet
 
 logger = logging.getLogger(__name__)
@@ -50,9 +51,10 @@ def main(arguments: Sequence[str]) -> None:
     """
     options = _parser().parse_args(arguments)
     source = Source.find(options.run, cost=options.cost, traces=options.traces)
-    policy = make_policy(source, name=options.name, learns=False if options.frozen else None)
     if options.per_step:
-        policy = _per_step(source, policy)
+        policy = _per_step(source, options.name)
+    else:
+        policy = make_policy(source, name=options.name, learns=False if options.frozen else None)
     compression = options.compression or policy.compressions[0]
     if compression not in policy.compressions:
         raise ConfigError(f"Expected --compression in {list(policy.compressions)}, got {compression!r}.")
@@ -87,13 +89,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _per_step(source: Source, policy: Policy) -> Policy:
-    table, losses = compile_steps(policy.controller, source.traces, source.cost)
+def _per_step(source: Source, name: str | None) -> Policy:
+    controller = load_controller(source.folder)
+    name = name or controller.name
+    table, losses = compile_steps(controller, source.traces, source.cost)
     for compression, loss in losses.items():
         gammas = ", ".join(map(str, table.gammas[compression]))
         logger.info(
             "%s once a step, %s: gamma %s as acceptance rises over %s; %s",
-            policy.name,
+            name,
             compression,
             gammas,
             ", ".join(f"{edge:.2f}" for edge in table.edges),
@@ -101,7 +105,7 @@ def _per_step(source: Source, policy: Policy) -> Policy:
         )
     packed = pack_controller(table)
     assert packed is not None
-    return of_controller(source, table, packed, name=f"{policy.name}-per-step")
+    return of_controller(source, table, packed, name=f"{name}-per-step")
 
 
 def _lost(loss: float, source: Source) -> str:

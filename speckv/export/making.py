@@ -8,7 +8,7 @@ from speckv.export.source import Source
 from speckv.replay import visit
 from speckv.runtime import Policy
 from speckv.runtime.constant import ConstantPerCompression
-from speckv.runtime.kinds import Packed, pack_folder, unpack
+from speckv.runtime.kinds import Packed, pack_folder
 from speckv.runtime.stored import load_controller
 from speckv.types import Controller
 
@@ -24,9 +24,8 @@ def make_policy(source: Source, *, name: str | None = None, learns: bool | None 
     Raises:
         CheckpointError: if the folder's controller cannot be stored in this format.
     """
-    packed = pack_folder(source.folder)
     controller = load_controller(source.folder)
-    return of_controller(source, controller, packed, name=name, learns=learns)
+    return of_controller(source, controller, pack_folder(source.folder), name=name, learns=learns)
 
 
 def of_controller(
@@ -38,7 +37,7 @@ def of_controller(
     compiled, cost = compile_pair(train, source.cost)
     seen = visit(compiled, cost, ConstantPerCompression(best)).observations
     return Policy.of(
-        unpack(packed, controller.name),
+        controller,
         learns=learns,
         name=name or controller.name,
         packed=packed,

@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from speckv.errors import ConfigError
+from speckv.integrations.environment import POLICY, named_policy
 from speckv.runtime import Policy, Session
 
 logger = logging.getLogger(__name__)
 
-POLICY = "SPECKV_POLICY"
 REPLACED = "sglang.srt.speculative.adaptive_spec_params.AdaptiveSpeculativeParams"
 """The class that SGLang's workers build their policy by; 0.5.23 has it."""
 STEPS = (0, 1, 3, 5, 7)
@@ -56,10 +56,7 @@ class SpecKVSpeculativeParams:
 
     def __init__(self, initial_steps: int, cfg_path: str | None = None, *, policy: Policy | None = None) -> None:
         if policy is None:
-            folder = os.environ.get(POLICY)
-            if not folder:
-                raise ConfigError(f"Expected {POLICY} to name an exported policy's folder, but it is not set.")
-            policy = Policy.load(folder)
+            policy = named_policy()
         if policy.learns:
             raise ConfigError(
                 f"Expected a policy that does not go on learning, got {policy.name!r}: what its choices came to is "

@@ -32,7 +32,8 @@ DRAFT_SIGNALS = slice(1, 4)
 
 _LOW = np.array([f.low for f in DRAFT_FIELDS], np.float32)
 _HIGH = np.array([f.high for f in DRAFT_FIELDS], np.float32)
-_LEAST_PROBABILITY = 1e-9
+LEAST_PROBABILITY = 1e-9
+"""Before a logarithm is taken."""
 _DEPTH = STOPPING_SCHEMA.index("depth")
 
 
@@ -60,7 +61,7 @@ def summarise_draft(signals: NDArray[np.floating]) -> FloatArray:
     out[:, 1:, 4] = np.cumsum(entropy, axis=1, dtype=np.float64) / counts
     out[:, 1:, 5] = np.maximum.accumulate(entropy, axis=1)
     out[:, 1:, 6] = np.minimum.accumulate(confidence, axis=1)
-    out[:, 1:, 7] = np.cumsum(np.log(np.maximum(confidence, _LEAST_PROBABILITY)), axis=1, dtype=np.float64)
+    out[:, 1:, 7] = np.cumsum(np.log(np.maximum(confidence, LEAST_PROBABILITY)), axis=1, dtype=np.float64)
     return np.minimum(np.maximum(out, _LOW, out=out), _HIGH, out=out)
 
 

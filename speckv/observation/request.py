@@ -10,22 +10,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from speckv.observation.draft import DRAFT_FIELDS, STOPPING_SCHEMA
+from speckv.observation.draft import LEAST_PROBABILITY, STOPPING_SCHEMA, summarise_draft
 from speckv.observation.features import BITS_SCALE, GAMMA_SCALE, LAG_HORIZON, LEFT_HORIZON
 from speckv.observation.history import DECAY, PRIOR_ACCEPTANCE, PRIOR_ACCEPTED, PRIOR_TOKENS
 from speckv.observation.schema import SCHEMA
-from speckv.types import FloatArray
+from speckv.observation.step import NEUTRAL_SUMMARY
+from speckv.types import NUM_SIGNALS, FloatArray
 
 Signals = Sequence[float]
 """Entropy (nats), confidence and margin of one token."""
 
-_NEUTRAL = (0.0, 0.0, 1.0, 1.0, 1.0, 1.0)
+_NEUTRAL: Sequence[float] = NEUTRAL_SUMMARY.tolist()
 _PRIOR = PRIOR_TOKENS * PRIOR_ACCEPTANCE
 _STEP = SCHEMA.size
 _LOW, _HIGH = STOPPING_SCHEMA.low, STOPPING_SCHEMA.high
-_FIRST_DRAFT = np.array([0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0, 0.0], np.float32)
-_LEAST_PROBABILITY = np.float32(1e-9)
-assert len(_FIRST_DRAFT) == len(DRAFT_FIELDS)
+_FIRST_DRAFT = summarise_draft(np.zeros((1, 0, NUM_SIGNALS)))[0, 0]
+_LEAST_PROBABILITY = np.float32(LEAST_PROBABILITY)
 
 
 class RequestMemory:

@@ -17,6 +17,8 @@ from speckv.types import FloatArray
 
 CARD = "policy.json"
 WEIGHTS = "policy.npz"
+_LARGEST_CARD = 5_000_000
+"""In bytes."""
 CARD_KEYS = frozenset(
     {
         "format",
@@ -128,8 +130,15 @@ def read_format(path: Path) -> object:
     return _read_json(path).get("format")
 
 
-def read_card(path: Path, kind: str, version: int, keys: Set[str]) -> dict[str, object]:
-    """Reads a card and checks its fields.
+def read_network_card(path: Path, kind: str, version: int) -> dict[str, object]:
+    """Reads the card of a network that `save_policy` wrote; see `read_card`."""
+    card = read_card(path, kind, version, CARD_KEYS)
+    _check_card(card, path)
+    return card
+
+
+def read_card(path: Path, kind: str, version: int, keys: Set[str]) -> dict[str, Any]:
+    """Reads a card and checks that it has the fields of its format.
 
     Args:
         path: Of the card.
@@ -145,21 +154,26 @@ def read_card(path: Path, kind: str, version: int, keys: Set[str]) -> dict[str, 
         raise CheckpointError(f'{path}: expected a policy card ("format": "{kind}"). Export the policy again.')
     if card.get("format_version") != version:
         raise CheckpointError(
-            f"{path}: expected policy format version {version}, got {card.get('format_version')}. "
+            f"{path}: expected format version {version}, got {card.get('format_version')!r}. "
             "Export it again with this version of SpecKV."
         )
     if set(card) != keys:
         raise CheckpointError(f"{path}: fields differ from the format: {sorted(set(card) ^ keys)}. Export again.")
-    _check_card(card, path)
     return card
 
 
-def _read_json(path: Path) -> dict[str, object]:
+def _read_json(path: Path) -> dict[str, Any]:
+    def refuse(constant: str) -> float:
+        raise ValueError(f"{constant} is no number")
+
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > _LARGEST_CARD:
+            raise CheckpointError(f"{path} is larger than any policy's card. Export the policy again.")
+        card = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"Expected an exported policy at {path}, found none. Name a run folder or train one: `python train.py`."
+            f"Expected an exported policy at {path}, found none. Name a run folder, train one (`python train.py`), or "
+            "export one (`python -m speckv export RUN`)."
         ) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is not readable JSON ({error}). Export the policy again.") from error
@@ -178,11 +192,11 @@ def _check_card(card: Mapping[str, object], path: Path) -> None:
         raise CheckpointError(f"{path}: expected activation 'tanh', got {card['activation']!r}. Export again.")
 
 
-def read_weights(path: Path, expected_sha256: str) -> dict[str, FloatArray]:
-    """Reads the arrays that a card describes.
+def read_described(path: Path, expected_sha256: object) -> bytes:
+    """Reads the file that a card describes by its hash.
 
     Raises:
-        CheckpointError: if the file is missing, damaged or another than the card's.
+        CheckpointError: if the file is missing or another than the card's.
     """
     try:
         data = path.read_bytes()
@@ -192,6 +206,16 @@ def read_weights(path: Path, expected_sha256: str) -> dict[str, FloatArray]:
         ) from error
     if hashlib.sha256(data).hexdigest() != expected_sha256:
         raise CheckpointError(f"{path} is not the file that its card describes (SHA-256 differs). Export both again.")
+    return data
+
+
+def read_weights(path: Path, expected_sha256: str) -> dict[str, FloatArray]:
+    """Reads the arrays that a card describes.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged or another than the card's.
+    """
+    data = read_described(path, expected_sha256)
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             return {name: archive[name].astype(np.float32) for name in archive.files}

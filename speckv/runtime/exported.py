@@ -10,16 +10,19 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from speckv import __version__
 from speckv.errors import CheckpointError, ConfigError, SpecKVError
 from speckv.files import canonical_json, write_atomically
 from speckv.observation import SCHEMA, STOPPING_SCHEMA, ObservationSchema
 from speckv.observation.history import DECAY, PRIOR_ACCEPTANCE, PRIOR_TOKENS
+from speckv.observation.request import RequestMemory
+from speckv.runtime.card import CARD, read_card, read_described
 from speckv.runtime.kinds import Packed, pack_controller, unpack
 from speckv.runtime.session import HIDDEN, Session
 from speckv.runtime.stored import EXPORTED
@@ -29,11 +32,12 @@ from speckv.types import BITS_PER_WEIGHT, GAMMA_MAX, Controller, FloatArray, Onl
 
 FORMAT = EXPORTED
 FORMAT_VERSION = 1
-CARD, WEIGHTS = "policy.json", "policy.safetensors"
+WEIGHTS = "policy.safetensors"
 SUFFIX = ".speckv"
-_LARGEST_CARD = 5_000_000
 MEMORY = {"decay": DECAY, "prior_acceptance": PRIOR_ACCEPTANCE, "prior_tokens": PRIOR_TOKENS}
 """Constants of what is remembered of a request."""
+_NEUTRAL_RATIO = 0.3
+"""Where nobody knows the cost ratio."""
 _KEYS = {
     "format",
     "format_version",
@@ -194,7 +198,7 @@ class Policy:
         card = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
-            "speckv_version": _version(),
+            "speckv_version": __version__,
             "name": self.name,
             "kind": self.packed.kind,
             "settings": dict(self.packed.settings),
@@ -221,16 +225,8 @@ class Policy:
 
     def _fresh(self) -> "Policy":
         """The same as it was stored, with warnings of its own, to be tried out."""
-        return Policy.of(
-            unpack(self.packed, self.name) if self.packed else copy.deepcopy(self.controller),
-            learns=self.learns,
-            name=self.name,
-            packed=self.packed,
-            fallback=self.fallback,
-            gamma_max=self.gamma_max,
-            typical=self.typical,
-            cost_ratio=self.cost_ratio,
-        )
+        controller = unpack(self.packed, self.name) if self.packed else copy.deepcopy(self.controller)
+        return replace(self, controller=controller, warnings=Counter())
 
     @staticmethod
     def load(folder: Path | str) -> "Policy":
@@ -242,12 +238,8 @@ class Policy:
             SchemaError: naming the first difference, if it reads another observation.
         """
         folder = Path(folder)
-        card = _read_card(folder / CARD)
-        data = _read(folder / WEIGHTS)
-        if hashlib.sha256(data).hexdigest() != card["weights_sha256"]:
-            raise CheckpointError(
-                f"{folder / WEIGHTS} is not the file that its card describes (SHA-256 differs). Export both again."
-            )
+        card = read_card(folder / CARD, FORMAT, FORMAT_VERSION, _KEYS)
+        data = read_described(folder / WEIGHTS, card["weights_sha256"])
         try:
             policy = _policy(
                 card,
@@ -302,52 +294,8 @@ def _policy(card: Mapping[str, Any], packed: Packed) -> Policy:
     return policy
 
 
-def _read_card(path: Path) -> Mapping[str, Any]:
-    def refuse(constant: str) -> float:
-        raise ValueError(f"{constant} is no number")
-
-    data = _read(path)
-    if len(data) > _LARGEST_CARD:
-        raise CheckpointError(f"{path} has {len(data)} bytes, more than any policy's card. Export the policy again.")
-    try:
-        card = json.loads(data, parse_constant=refuse)
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not readable JSON ({error}). Export the policy again.") from error
-    if not isinstance(card, dict) or card.get("format") != FORMAT:
-        raise CheckpointError(f'{path}: expected a policy card ("format": "{FORMAT}"). Export the policy again.')
-    if card.get("format_version") != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path}: expected format version {FORMAT_VERSION}, got {card.get('format_version')!r}. "
-            "Export it again with this version of SpecKV."
-        )
-    if set(card) != _KEYS:
-        raise CheckpointError(f"{path}: fields differ from the format: {sorted(set(card) ^ _KEYS)}. Export it again.")
-    return card
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(
-            f"Expected an exported policy's file {path}, found none. `python -m speckv export RUN` makes one."
-        ) from error
-
-
 def _neutral() -> FloatArray:
-    from speckv.observation.request import RequestMemory
-
-    memory = RequestMemory(cost_ratio=_NEUTRAL_RATIO, bits_per_weight=16.0, budget=256)
-    return memory.render().copy()
-
-
-_NEUTRAL_RATIO = 0.3
-
-
-def _version() -> str:
-    import speckv
-
-    return speckv.__version__
+    return RequestMemory(cost_ratio=_NEUTRAL_RATIO, bits_per_weight=16.0, budget=256).render().copy()
 
 
 load = Policy.load

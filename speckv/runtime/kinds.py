@@ -26,6 +26,8 @@ from speckv.runtime.stored import AGENT, load_controller
 from speckv.types import Controller
 
 GROUP = "speckv.kinds"
+MOST_TOKENS = 1024
+"""More than any engine drafts; a policy that says so is damaged."""
 CONSTANT, PER_COMPRESSION, ACCEPTANCE, MLP, LSTM = "constant", "table", "acceptance_table", "mlp", "lstm"
 
 
@@ -184,7 +186,3 @@ def _tokens(value: object) -> int:
     if type(value) is not int or not 0 <= value <= MOST_TOKENS:
         raise ConfigError(f"expected a count of tokens from 0 to {MOST_TOKENS}, got {json.dumps(value, default=str)}")
     return value
-
-
-MOST_TOKENS = 1024
-"""More than any engine drafts; a policy that says so is damaged."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from speckv.errors import CheckpointError, SchemaError
 from speckv.observation import SCHEMA, STOPPING_SCHEMA, ObservationSchema, observe_draft, summarise_draft
-from speckv.runtime.card import CARD, CARD_KEYS, read_card, read_fields, save_policy
+from speckv.runtime.card import CARD, read_fields, read_network_card, save_policy
 from speckv.runtime.network import Network, fold
 from speckv.types import NUM_SIGNALS, BoolArray, FloatArray, IntArray, StepOutcome
 
@@ -104,7 +104,7 @@ class MlpPolicy:
             SchemaError: naming the first difference, if the policy reads another observation.
         """
         folder = Path(folder)
-        card = read_card(folder / CARD, FORMAT, FORMAT_VERSION, CARD_KEYS)
+        card = read_network_card(folder / CARD, FORMAT, FORMAT_VERSION)
         trained_on = ObservationSchema.from_json(json.dumps(card["observation_schema"]))
         environment = str(card["environment"])
         if schema is None and environment not in SCHEMAS:

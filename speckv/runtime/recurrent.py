@@ -14,7 +14,7 @@ import numpy as np
 
 from speckv.errors import CheckpointError, SchemaError
 from speckv.observation import SCHEMA, ObservationSchema
-from speckv.runtime.card import CARD, CARD_KEYS, read_card, read_fields, save_policy
+from speckv.runtime.card import CARD, read_fields, read_network_card, save_policy
 from speckv.runtime.network import Network, fold
 from speckv.runtime.policy import NOT_FINITE, STEP_ENVIRONMENT
 from speckv.types import BoolArray, DecodedSteps, FloatArray, IntArray, StepOutcome
@@ -90,7 +90,7 @@ class LstmPolicy:
             SchemaError: naming the first difference, if the policy reads another observation.
         """
         folder = Path(folder)
-        card = read_card(folder / CARD, FORMAT, FORMAT_VERSION, CARD_KEYS)
+        card = read_network_card(folder / CARD, FORMAT, FORMAT_VERSION)
         schema = ObservationSchema.from_json(json.dumps(card["observation_schema"]))
         SCHEMA.require_same(schema)
         return LstmPolicy(schema=schema, **read_fields(folder, card, _SINGLE))

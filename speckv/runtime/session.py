@@ -114,7 +114,7 @@ class Session:
                 gamma = int(self._controller.act(observation))
                 self._asked = True
             except Exception as error:  # whatever a policy does, the text goes on
-                self._count(f"the controller failed ({type(error).__name__}: {error})")
+                self._failed(error)
         self._gamma = max(0, min(gamma, self._gamma_max, memory.tokens_left - 1))
         self._began = time.perf_counter()
         return self._gamma
@@ -145,7 +145,7 @@ class Session:
         try:
             return bool(cast(StoppingController, self._controller).go_on(inside))
         except Exception as error:  # as above
-            self._count(f"the controller failed ({type(error).__name__}: {error})")
+            self._failed(error)
             return drafted < self._fallback
 
     def end_step(
@@ -209,7 +209,7 @@ class Session:
         try:
             self._controller.learn(outcome)
         except Exception as error:  # as in `begin_step`
-            self._count(f"the controller failed ({type(error).__name__}: {error})")
+            self._failed(error)
 
     def _target(self, entropy: float, confidence: float) -> tuple[float, float]:
         if _possible(entropy, confidence):
@@ -222,6 +222,9 @@ class Session:
         self._count(reason)
         self._doubt = reason
         return reason
+
+    def _failed(self, error: Exception) -> None:
+        self._count(f"the controller failed ({type(error).__name__}: {error})")
 
     def _count(self, reason: str) -> None:
         if not self._warnings[reason]:

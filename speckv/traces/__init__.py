@@ -10,7 +10,6 @@ drafter sees the prefix alone, all steps whose first mismatch is at position `m`
 from speckv.traces.collection import TraceSet, find_traces, merge, split_validation
 from speckv.traces.parquet import METADATA_KEY
 from speckv.traces.schema import (
-    GAMMA_MAX,
     NO_TOKEN,
     ROLLOUT_LENGTH,
     SCHEMA_VERSION,
@@ -19,6 +18,7 @@ from speckv.traces.schema import (
     accepted_lengths,
     round_mantissa,
 )
+from speckv.types import GAMMA_MAX
 
 __all__ = [
     "GAMMA_MAX",

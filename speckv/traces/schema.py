@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from speckv.types import GAMMA_MAX as GAMMA_MAX
+from speckv.types import GAMMA_MAX
 
 SCHEMA_VERSION = 1
 ROLLOUT_LENGTH = GAMMA_MAX - 1

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from transformers.generation.candidate_generator import CandidateGenerator
 
 from speckv.errors import ConfigError
-from speckv.models.cache import cache_keyword, growing_cache
+from speckv.integrations.transformers.models import as_is, require_pair, vocabulary
 from speckv.models.signals import signals
 from speckv.runtime.exported import Policy
 from speckv.runtime.session import Session
@@ -66,7 +66,8 @@ def control(
     if HOOK in vars(target):
         raise ConfigError("Expected a target that no policy controls yet, got one inside another `control` block.")
     hook: Any = getattr(target, HOOK, None)
-    missing = _NEEDS - set(inspect.signature(hook).parameters) if callable(hook) else _NEEDS
+    signature = inspect.signature(hook) if callable(hook) else inspect.Signature()
+    missing = _NEEDS - set(signature.parameters)
     if missing:
         raise ConfigError(
             f"Expected transformers from 5.23, below 6: this version's {HOOK} lacks {sorted(missing)}. "
@@ -75,14 +76,14 @@ def control(
     policy.session(max_new_tokens=1, compression=compression)  # a wrong word is refused here, not inside `generate`
 
     def candidates(*args: Any, **kwargs: Any) -> CandidateGenerator:
-        bound = inspect.signature(hook).bind(*args, **kwargs).arguments
+        bound = signature.bind(*args, **kwargs).arguments
         _require_servable(bound, draft)
         return PolicyCandidates(
             draft,
             policy,
             generation_config=bound["generation_config"],
             logits_processor=bound["logits_processor"],
-            session={"compression": compression, "cost_ratio": cost_ratio, "vocab_size": _vocabulary(target)},
+            session={"compression": compression, "cost_ratio": cost_ratio, "vocab_size": vocabulary(target)},
         )
 
     setattr(target, HOOK, candidates)
@@ -179,17 +180,14 @@ class DraftSequence:
     """
 
     def __init__(self, draft: PreTrainedModel) -> None:
-        self._model, self.device = draft, draft.device
-        self._cache = growing_cache(draft.config)
-        self._cache_argument: dict[str, Any] = {cache_keyword(draft): self._cache}
+        self._model, self.device = as_is(draft), draft.device
+        self._sequence = self._model.sequence()
         self._read: Tensor | None = None
-        self._most = getattr(draft.config, "max_position_embeddings", None)
 
     def room(self, length: int) -> int:
         """Tokens that can be drafted behind a text of that length before the draft's context is full."""
-        return max(0, self._most - length) if self._most else length
+        return max(0, self._model.context_limit - length)
 
-    @torch.inference_mode()
     def after(self, text: Tensor) -> Tensor:
         """Scores of what may follow.
 
@@ -200,13 +198,9 @@ class DraftSequence:
             Shape [1, vocabulary].
         """
         same = self._common(text)
-        surplus = 0 if self._read is None else self._read.shape[1] - same
-        if surplus:
-            self._cache.crop(-surplus)
-        # A positive count would be taken for a length; so a no-op is left out.
-        output = self._model(input_ids=text[:, same:], use_cache=True, logits_to_keep=1, **self._cache_argument)
+        self._sequence.truncate(same)
+        logits = self._sequence.extend(text[0, same:], num_logits=1)
         self._read = text
-        logits: Tensor = output.logits[:, -1]
         return logits
 
     def _common(self, text: Tensor) -> int:
@@ -216,26 +210,6 @@ class DraftSequence:
         shorter = min(self._read.shape[1], text.shape[1] - 1)
         differs = (self._read[0, :shorter] != text[0, :shorter]).nonzero()
         return int(differs[0]) if len(differs) else shorter
-
-
-def require_pair(target: PreTrainedModel, draft: PreTrainedModel) -> None:
-    """Passes if a draft can draft for a target.
-
-    Raises:
-        ConfigError: otherwise.
-    """
-    for model in (target, draft):
-        if getattr(model.config, "is_encoder_decoder", False):
-            raise ConfigError(f"Expected decoder-only models, got {type(model).__name__}, which has an encoder.")
-    if _vocabulary(target) != _vocabulary(draft):
-        raise ConfigError(
-            f"Expected models of one vocabulary, got {_vocabulary(target)} and {_vocabulary(draft)} tokens. "
-            "Universal assisted generation is not controlled: take a draft with the target's tokenizer."
-        )
-
-
-def _vocabulary(model: PreTrainedModel) -> int:
-    return int(model.config.get_text_config().vocab_size)
 
 
 def _require_servable(bound: dict[str, Any], draft: PreTrainedModel) -> None:

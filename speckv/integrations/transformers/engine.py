@@ -17,7 +17,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from speckv.decoding import Engine, SamplingConfig
 from speckv.errors import ConfigError
-from speckv.integrations.transformers.control import require_pair
+from speckv.integrations.transformers.models import as_is, require_pair, vocabulary
 from speckv.models.causal import CausalModel
 from speckv.models.pair import causal_model
 from speckv.runtime.exported import Policy
@@ -107,7 +107,7 @@ def custom_generate(
         max_new_tokens=budget,
         compression=compression,
         cost_ratio=cost_ratio,
-        vocab_size=int(model.config.get_text_config().vocab_size),
+        vocab_size=vocabulary(model),
     )
     tokens = decode(engine, session, prompt, max_new_tokens=budget, inside=policy.granularity == "token")
     sequences = torch.cat([input_ids, torch.tensor([tokens], dtype=input_ids.dtype, device=input_ids.device)], dim=1)
@@ -150,19 +150,8 @@ def decode(engine: Engine, session: Session, prompt: list[int], *, max_new_token
 
 
 def _causal(model: PreTrainedModel) -> CausalModel:
-    """The model as the engine knows it; nothing about it is changed unless `prepare` did."""
-    if model in _prepared:
-        return _prepared[model]
-    text = model.config.get_text_config()
-    return CausalModel(
-        name=type(model).__name__,
-        hf=model,
-        compression="fp16",
-        dtype=model.dtype,
-        device=model.device,
-        vocab_size=int(text.vocab_size),
-        context_limit=int(text.max_position_embeddings),
-    )
+    """The model as the engine knows it: as `prepare` made it, or as it is."""
+    return _prepared[model] if model in _prepared else as_is(model)
 
 
 def _sampling(config: Any, processors: Any) -> SamplingConfig:

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from speckv.errors import ConfigError, nearest
+from speckv.integrations.environment import named_policy
 from speckv.runtime import Policy
 
-POLICY = "SPECKV_POLICY"
 COMPRESSION = "SPECKV_COMPRESSION"
 COMBINE = "SPECKV_COMBINE"
 PER_REQUEST = "SPECKV_PER_REQUEST"
@@ -62,14 +62,8 @@ class Settings:
             raise ConfigError(
                 f"Expected {COMBINE} in {sorted(COMBINATIONS)}, got {combine!r}.{nearest(combine, [*COMBINATIONS])}"
             )
-        if _in_process:
-            policy = _in_process[-1]
-        elif folder := env.get(POLICY):
-            policy = Policy.load(folder)
-        else:
-            raise ConfigError(f"Expected {POLICY} to name an exported policy's folder, but it is not set.")
         return Settings(
-            policy=policy,
+            policy=_in_process[-1] if _in_process else named_policy(env),
             compression=env.get(COMPRESSION) or None,
             combine=combine,
             per_request=_switch(env, PER_REQUEST),

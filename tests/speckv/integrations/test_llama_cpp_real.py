@@ -19,7 +19,7 @@ from speckv.runtime.signals import signals_of_logits
 from speckv.types import Controller
 from tests.fakes_policies import Scheduled, StopsUnsure
 
-llama_cpp = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python: .ci/integrations/llama_cpp installs it")
+llama_cpp = pytest.importorskip("llama_cpp", reason="needs llama-cpp-python (the extra llama-cpp)")
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 

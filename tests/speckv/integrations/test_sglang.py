@@ -20,6 +20,7 @@ from speckv.errors import ConfigError
 from speckv.export.compiled import CompiledTable
 from speckv.export.tables import Origin, write_sglang
 from speckv.integrations import sglang
+from speckv.integrations.environment import POLICY
 from speckv.integrations.sglang import SpecKVSpeculativeParams
 from speckv.runtime import Policy
 from speckv.runtime.constant import ConstantGamma
@@ -30,7 +31,7 @@ METHODS = ("set_cuda_graph_bs", "get_steps_for_batch", "on_verify_complete", "cu
 
 @pytest.fixture(autouse=True)
 def quiet_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(sglang.POLICY, raising=False)
+    monkeypatch.delenv(POLICY, raising=False)
 
 
 def make(script: Script, steps: dict[str, Sequence[int]] | None = None, folder: Path | None = None) -> Any:
@@ -85,10 +86,10 @@ def test_an_exported_table_is_what_it_reads(tmp_path: Path) -> None:
 
 
 def test_a_stored_policy_is_read_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=sglang.POLICY):
+    with pytest.raises(ConfigError, match=POLICY):
         SpecKVSpeculativeParams(3)
     Policy.of(ConstantGamma(5)).save(tmp_path / "five.speckv")
-    monkeypatch.setenv(sglang.POLICY, str(tmp_path / "five.speckv"))
+    monkeypatch.setenv(POLICY, str(tmp_path / "five.speckv"))
     assert SpecKVSpeculativeParams(initial_steps=2).get_steps_for_batch(1) == 5
 
 
@@ -119,7 +120,7 @@ def test_the_plugin_registers_only_where_a_policy_is_named(monkeypatch: pytest.M
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     sglang.register()
     assert registered == []
-    monkeypatch.setenv(sglang.POLICY, "anywhere")
+    monkeypatch.setenv(POLICY, "anywhere")
     sglang.register()
     assert registered == [(sglang.REPLACED, SpecKVSpeculativeParams, "replace")]
 
@@ -216,7 +217,7 @@ def test_sglangs_hooks_put_ours_in_its_place(source: Path, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, spec.name, registry)
     monkeypatch.setitem(sys.modules, owner.__name__, owner)
     spec.loader.exec_module(registry)
-    monkeypatch.setenv(sglang.POLICY, str(tmp_path))
+    monkeypatch.setenv(POLICY, str(tmp_path))
     sglang.register()
     registry.HookRegistry.apply_hooks()
     assert owner.AdaptiveSpeculativeParams is SpecKVSpeculativeParams

@@ -12,9 +12,10 @@ import torch
 
 from speckv.errors import ConfigError
 from speckv.integrations import vllm as rooms
+from speckv.integrations.environment import POLICY
 from speckv.integrations.vllm import SpecKVNgramProposer, signals, use
 from speckv.integrations.vllm.scheduler import make_scheduler
-from speckv.integrations.vllm.settings import COMBINE, PER_REQUEST, POLICY, SIGNALS, Settings
+from speckv.integrations.vllm.settings import COMBINE, PER_REQUEST, SIGNALS, Settings
 from speckv.ngrams import NgramIndex
 from speckv.runtime import Policy
 from speckv.runtime.constant import ConstantGamma

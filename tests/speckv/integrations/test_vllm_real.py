@@ -24,8 +24,9 @@ from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 from speckv.errors import ConfigError
 from speckv.export.compiled import CompiledTable
 from speckv.export.tables import Origin, write_vllm
+from speckv.integrations.environment import POLICY
 from speckv.integrations.vllm import signals, use
-from speckv.integrations.vllm.settings import PER_REQUEST, POLICY, SIGNALS
+from speckv.integrations.vllm.settings import PER_REQUEST, SIGNALS
 from speckv.runtime import Policy
 from speckv.runtime.constant import ConstantGamma
 from tests.fakes_vllm import Script, StopsUnsure

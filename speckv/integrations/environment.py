@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The policy that the environment names, for libraries that build our classes themselves."""
+
+import os
+from collections.abc import Mapping
+
+from speckv.errors import ConfigError
+from speckv.runtime import Policy
+
+POLICY = "SPECKV_POLICY"
+
+
+def named_policy(environment: Mapping[str, str] = os.environ) -> Policy:
+    """Loads the policy that SPECKV_POLICY names.
+
+    Raises:
+        ConfigError: if it names none.
+        CheckpointError: if the policy cannot be used.
+    """
+    folder = environment.get(POLICY)
+    if not folder:
+        raise ConfigError(f"Expected {POLICY} to name an exported policy's folder, but it is not set.")
+    return Policy.load(folder)
