@@ -34,6 +34,11 @@ class Scheduled:
         return self
 
     @staticmethod
+    def turns(*gammas: int) -> "Scheduled":
+        """Says gammas in turn, from the first one on for each request."""
+        return Scheduled(lambda step: gammas[step % len(gammas)])
+
+    @staticmethod
     def random(seed: int, largest: int = 6) -> "Scheduled":
         """Draws gammas, 0 among them."""
         rng = np.random.default_rng(seed)
@@ -57,12 +62,12 @@ class Scheduled:
 
 
 class StopsUnsure(Scheduled):
-    """Drafts on while the newest token is likely enough, 8 tokens at most."""
+    """Drafts on while the newest token is likely enough, `gamma` tokens at most, which is 8 unless given."""
 
     name = "stops-unsure"
 
-    def __init__(self, least: float = 0.5) -> None:
-        super().__init__(lambda _: 8)
+    def __init__(self, least: float = 0.5, gamma: Callable[[int], int] = lambda _: 8) -> None:
+        super().__init__(gamma)
         self.least = least
 
     def go_on(self, observation: FloatArray) -> bool:

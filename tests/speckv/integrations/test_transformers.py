@@ -2,7 +2,6 @@
 """transformers under a policy: its own text, whatever is drafted, and nothing left behind."""
 
 import inspect
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,44 +14,9 @@ from transformers.generation.utils import GenerationMixin
 from speckv.errors import ConfigError
 from speckv.integrations.transformers import control, custom_generate
 from speckv.integrations.transformers.control import HOOK
-from speckv.observation import SCHEMA
 from speckv.runtime import Policy
-from speckv.types import FloatArray, IntArray, StepOutcome
 from tests.fakes import VOCAB, tiny_qwen
-
-
-class Schedule:
-    """Says gammas in turn, from a list that is begun anew for each request; notes what came of them."""
-
-    name, charges_decision, learns = "schedule", False, True
-
-    def __init__(self, gammas: Sequence[int]) -> None:
-        self.gammas, self.outcomes, self.seen = list(gammas), list[StepOutcome](), list[FloatArray]()
-        self.reset()
-
-    def reset(self) -> None:
-        self._next = 0
-
-    def act(self, observation: FloatArray) -> int:
-        self.seen.append(observation.copy())
-        self._next += 1
-        return self.gammas[(self._next - 1) % len(self.gammas)]
-
-    def act_batch(self, observations: FloatArray) -> IntArray:
-        raise NotImplementedError
-
-    def learn(self, outcome: StepOutcome) -> None:
-        self.outcomes.append(outcome)
-
-
-class Wavering(Schedule):
-    """Also ends drafts inside steps, at tokens that the draft is unsure of."""
-
-    def go_on(self, observation: FloatArray) -> bool:
-        return bool(observation[SCHEMA.size + 2] > 0.3)
-
-    def go_on_batch(self, observations: FloatArray) -> IntArray:
-        raise NotImplementedError
+from tests.fakes_policies import Scheduled, StopsUnsure
 
 
 @pytest.fixture(scope="module")
@@ -65,17 +29,17 @@ def prompt(seed: int, length: int = 9) -> torch.Tensor:
     return torch.randint(1, VOCAB, (1, length), generator=torch.Generator().manual_seed(seed))
 
 
-def policy(schedule: Schedule) -> Policy:
+def policy(schedule: Scheduled) -> Policy:
     return Policy.of(schedule, learns=True, cost_ratio={"fp16": 0.3})
 
 
 GREEDY: dict[str, Any] = {"max_new_tokens": 40, "do_sample": False}
 
 
-@pytest.mark.parametrize("kind", [Schedule, Wavering])
+@pytest.mark.parametrize("stops", [False, True])
 @pytest.mark.parametrize("way", ["control", "custom_generate"])
 def test_text_is_the_targets_own_over_random_schedules(
-    kind: type[Schedule], way: str, pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]
+    stops: bool, way: str, pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]
 ) -> None:
     target, draft = pair
     rng = np.random.default_rng(0)
@@ -83,7 +47,9 @@ def test_text_is_the_targets_own_over_random_schedules(
     for number in range(6):
         gammas = rng.integers(0, 7, 8).tolist()
         gammas[0] = 0 if number % 3 == 0 else gammas[0]
-        schedule, ids = kind(gammas), prompt(number)
+        schedule, ids = Scheduled.turns(*gammas), prompt(number)
+        if stops:
+            schedule = StopsUnsure(0.3, schedule.gamma)
         plain = target.generate(ids, **GREEDY)
         if way == "control":
             with control(target, draft, policy(schedule)):
@@ -93,15 +59,15 @@ def test_text_is_the_targets_own_over_random_schedules(
                 ids, custom_generate=custom_generate, draft_model=draft, policy=policy(schedule), **GREEDY
             )
         assert ours.tolist() == plain.tolist()
-        assert sum(o.num_emitted for o in schedule.outcomes) == 39
-        if kind is Schedule:
+        assert sum(o.num_emitted for o in schedule.outcomes[-1]) == 39
+        if not stops:
             left, wanted = 39, []
-            for gamma, outcome in zip(gammas * 8, schedule.outcomes, strict=False):
+            for gamma, outcome in zip(gammas * 8, schedule.outcomes[-1], strict=False):
                 wanted.append(min(gamma, left - 1))
                 left -= outcome.num_emitted
-            assert [o.num_drafted for o in schedule.outcomes] == wanted
-        accepted += sum(o.num_accepted for o in schedule.outcomes)
-        drafted += sum(o.num_drafted for o in schedule.outcomes)
+            assert [o.num_drafted for o in schedule.outcomes[-1]] == wanted
+        accepted += sum(o.num_accepted for o in schedule.outcomes[-1])
+        drafted += sum(o.num_drafted for o in schedule.outcomes[-1])
     assert 0.3 * drafted < accepted < drafted
 
 
@@ -109,7 +75,7 @@ def test_both_ways_show_the_policy_the_same(pair: tuple[Qwen2ForCausalLM, Qwen2F
     target, draft = pair
     seen = []
     for way in ("control", "custom_generate"):
-        schedule = Schedule([3, 0, 5, 1, 2])
+        schedule = Scheduled.turns(3, 0, 5, 1, 2)
         options = GREEDY | {"attention_mask": torch.ones_like(prompt(5))}
         if way == "control":
             with control(target, draft, policy(schedule)):
@@ -118,7 +84,7 @@ def test_both_ways_show_the_policy_the_same(pair: tuple[Qwen2ForCausalLM, Qwen2F
             target.generate(
                 prompt(5), custom_generate=custom_generate, draft_model=draft, policy=policy(schedule), **options
             )
-        seen.append(np.stack(schedule.seen))
+        seen.append(np.stack(schedule.seen[-1]))
     np.testing.assert_allclose(seen[0], seen[1], atol=2e-6)
 
 
@@ -134,7 +100,7 @@ def test_sampled_text_has_the_targets_distribution(way: str, pair: tuple[Qwen2Fo
     options = {"max_new_tokens": 3, "do_sample": True, "top_k": 0, "temperature": 1.0}
     torch.manual_seed(0)
     counts = np.zeros((VOCAB, VOCAB))
-    made = policy(Schedule([2]))
+    made = policy(Scheduled.turns(2))
     for _ in range(number):
         if way == "control":
             with control(target, draft, made):
@@ -154,12 +120,12 @@ def test_sampled_text_has_the_targets_distribution(way: str, pair: tuple[Qwen2Fo
 
 def test_gamma_zero_may_come_at_any_step_of_sampling(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
     target, draft = pair
-    schedule = Schedule([0, 3, 0, 0, 2])
+    schedule = Scheduled.turns(0, 3, 0, 0, 2)
     torch.manual_seed(1)
     with control(target, draft, policy(schedule)):
         text = target.generate(prompt(1), assistant_model=draft, max_new_tokens=30, do_sample=True)
     assert text.shape == (1, 39)
-    assert [o.num_drafted for o in schedule.outcomes][:3] == [0, 3, 0]
+    assert [o.num_drafted for o in schedule.outcomes[-1]][:3] == [0, 3, 0]
 
 
 def test_a_streamer_and_an_end_of_text_work_as_ever(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
@@ -168,10 +134,14 @@ def test_a_streamer_and_an_end_of_text_work_as_ever(pair: tuple[Qwen2ForCausalLM
     options = GREEDY | {"eos_token_id": plain[25], "pad_token_id": 0}
     wanted = target.generate(prompt(7), **options).tolist()
     for gamma in (1, 4, 9):
-        with control(target, draft, policy(Schedule([gamma]))):
+        with control(target, draft, policy(Scheduled.turns(gamma))):
             assert target.generate(prompt(7), assistant_model=draft, **options).tolist() == wanted
         ours = target.generate(
-            prompt(7), custom_generate=custom_generate, draft_model=draft, policy=policy(Schedule([gamma])), **options
+            prompt(7),
+            custom_generate=custom_generate,
+            draft_model=draft,
+            policy=policy(Scheduled.turns(gamma)),
+            **options,
         )
         assert ours.tolist() == wanted
 
@@ -180,7 +150,7 @@ def test_a_static_cache_is_transformers_own_affair(pair: tuple[Qwen2ForCausalLM,
     """Refused by 5.23; since 5.24 it can be cut back, and the text is the same."""
     target, draft = pair
     plain = target.generate(prompt(2), **GREEDY)
-    with control(target, draft, policy(Schedule([3, 0, 4]))):
+    with control(target, draft, policy(Scheduled.turns(3, 0, 4))):
         try:
             ours = target.generate(prompt(2), assistant_model=draft, cache_implementation="static", **GREEDY)
         except ValueError as error:
@@ -195,7 +165,7 @@ def test_a_static_cache_is_transformers_own_affair(pair: tuple[Qwen2ForCausalLM,
 def test_nothing_is_left_behind(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
     target, draft = pair
     before = {k: v for k, v in vars(target).items() if k != "_modules"}, draft.generation_config.to_dict()
-    with pytest.raises(RuntimeError, match="mine"), control(target, draft, policy(Schedule([2]))):
+    with pytest.raises(RuntimeError, match="mine"), control(target, draft, policy(Scheduled.turns(2))):
         raise RuntimeError("mine")
     assert ({k: v for k, v in vars(target).items() if k != "_modules"}, draft.generation_config.to_dict()) == before
     assert HOOK not in vars(target)
@@ -212,7 +182,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 def test_what_cannot_be_served_is_refused(what: str, pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
     target, draft = pair
     options, message = REFUSED[what]
-    with control(target, draft, policy(Schedule([2]))), pytest.raises(ValueError, match=message):
+    with control(target, draft, policy(Scheduled.turns(2))), pytest.raises(ValueError, match=message):
         target.generate(**{"inputs": prompt(0), "assistant_model": draft, **GREEDY, **options})
     assert HOOK not in vars(target)
 
@@ -231,7 +201,7 @@ OURS_REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 def test_what_the_engine_lacks_is_refused(what: str, pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
     target, draft = pair
     options, message = OURS_REFUSED[what]
-    ours = {"custom_generate": custom_generate, "draft_model": draft, "policy": policy(Schedule([2]))}
+    ours = {"custom_generate": custom_generate, "draft_model": draft, "policy": policy(Scheduled.turns(2))}
     with pytest.raises(ConfigError, match=message):
         target.generate(**{"inputs": prompt(0), **GREEDY, **ours, **options})
 
@@ -240,10 +210,13 @@ def test_models_that_do_not_match_are_refused(pair: tuple[Qwen2ForCausalLM, Qwen
     target, draft = pair
     other = tiny_qwen(3)
     other.config.vocab_size = 99
-    with pytest.raises(ConfigError, match="24 and 99"), control(target, other, policy(Schedule([2]))):
+    with pytest.raises(ConfigError, match="24 and 99"), control(target, other, policy(Scheduled.turns(2))):
         pass
-    with control(target, draft, policy(Schedule([2]))):
-        with pytest.raises(ConfigError, match="no policy controls yet"), control(target, draft, policy(Schedule([1]))):
+    with control(target, draft, policy(Scheduled.turns(2))):
+        with (
+            pytest.raises(ConfigError, match="no policy controls yet"),
+            control(target, draft, policy(Scheduled.turns(1))),
+        ):
             pass
         with pytest.raises(ConfigError, match="assistant_model to be the draft"):
             target.generate(prompt(0), assistant_model=tiny_qwen(4), **GREEDY)
