@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """llama-cpp-python: a `draft_model=` callable whose drafts are as long as a policy says.
 
-    policy = speckv.runtime.load("mine.speckv")
-    drafter = draft_model(policy, Llama("draft.gguf", n_ctx=4096, flash_attn=True))
+    drafter = draft_model("mine.speckv", Llama("draft.gguf", n_ctx=4096, flash_attn=True))
     target = Llama("target.gguf", n_ctx=4096, flash_attn=True, logits_all=True, draft_model=drafter)
     drafter.attach(target)
 

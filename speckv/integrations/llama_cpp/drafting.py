@@ -5,6 +5,7 @@ import logging
 import math
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -203,18 +204,20 @@ class PolicyDrafting:
         self.policy.warnings[reason] += 1
 
 
-def draft_model(policy: Policy, draft: Llama | LookupDraft, **options: Any) -> PolicyDrafting:
+def draft_model(policy: Policy | Path | str, draft: Llama | LookupDraft, **options: Any) -> PolicyDrafting:
     """Makes what goes into `llama_cpp.Llama(draft_model=...)`: a `LlamaDraftModel` that drafts as a policy says.
 
     Args:
-        policy: From `speckv.runtime.load` or `Policy.of`.
+        policy: As loaded, or the folder of an exported one.
         draft: A second `Llama`, or a lookup.
         **options: See `PolicyDrafting`.
 
     Raises:
         ConfigError: if llama-cpp-python is not installed, the draft cannot forget tokens, or a setting is out of range.
+        CheckpointError: if the folder's policy cannot be used.
     """
     made = _subclass(base_class())
+    policy = policy if isinstance(policy, Policy) else Policy.load(policy)
     proposer = draft if isinstance(draft, LookupDraft) else LlamaDraft(library(), draft)
     looked_up = str(policy.trained_on.get("draft", "")).startswith("prompt-lookup")
     if "draft" in policy.trained_on and looked_up != isinstance(draft, LookupDraft):

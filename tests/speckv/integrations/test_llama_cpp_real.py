@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from speckv.errors import ConfigError, ModelError
-from speckv.integrations.llama_cpp import LookupDraft, PolicyDrafting, draft_model
+from speckv.integrations.llama_cpp import LookupDraft, PolicyDrafting, draft_model, exact_width
 from speckv.observation import SCHEMA
 from speckv.runtime import Policy
 from speckv.runtime.constant import ConstantGamma
@@ -31,6 +31,10 @@ PROMPTS = (
     "The quick brown fox jumps over the lazy dog. The quick brown fox jumps over the lazy",
 )
 TOKENS = 48
+Q8_0 = 8
+"""llama.cpp's number of a cache in 8 bits."""
+NEAR_TIE = 1.0
+"""Of two logits; passes of other widths moved a logit by up to 0.7 where weights are K-quants."""
 
 
 def load(path: Path, **options: Any) -> Any:
@@ -39,6 +43,7 @@ def load(path: Path, **options: Any) -> Any:
 
 
 def text(llama: Any, prompt: str, count: int = TOKENS, temperature: float = 0.0) -> list[int]:
+    llama.reset()
     llama.set_seed(7)
     ids = llama.tokenize(prompt.encode())
     running = llama.generate(ids, temp=temperature, top_k=40 if temperature else 1)
@@ -111,6 +116,18 @@ def test_the_text_is_the_targets_own_with_a_token_policy(smol: Pair) -> None:
     assert not drafter.policy.warnings
 
 
+def test_without_exactness_texts_differ_at_near_ties_alone(qwen: Pair) -> None:
+    qwen.drafter(Scheduled.random(1))
+    for prompt in PROMPTS:
+        mine, own = text(qwen.target, prompt), qwen.plain[prompt]
+        place = next((i for i, (a, b) in enumerate(zip(mine, own, strict=True)) if a != b), None)
+        if place is not None:
+            qwen.target.reset()
+            qwen.target.eval([*qwen.target.tokenize(prompt.encode()), *own[:place]])
+            logits = qwen.target.scores[qwen.target.n_tokens - 1]
+            assert abs(logits[mine[place]] - logits[own[place]]) < NEAR_TIE
+
+
 def test_the_text_is_the_targets_own_with_a_lookup(smol: Pair) -> None:
     drafter = smol.drafter(Scheduled.random(5), LookupDraft())
     for prompt in PROMPTS:
@@ -165,6 +182,17 @@ def test_nothing_leaks_between_completions(smol: Pair) -> None:
     assert both.said == [one.said[0] for one in single]
     for mine, alone in zip(both.seen, single, strict=True):
         np.testing.assert_allclose(mine, alone.seen[0], atol=1e-6)
+
+
+def test_attention_that_threads_share_is_found_out(weights_dir: Path) -> None:
+    options = {"n_ctx": 1024, "n_threads": 2, "n_threads_batch": 2, "logits_all": True}
+    target = load(weights_dir / SMOL, **options)
+    assert exact_width(target, widest=4, contexts=(8,)) == 4
+    assert exact_width(target, widest=4) == 1
+    target.close()
+    target = load(weights_dir / SMOL, type_k=Q8_0, type_v=Q8_0, **options)
+    assert exact_width(target, widest=4) == 4
+    target.close()
 
 
 def test_models_that_do_not_fit_are_refused(smol: Pair, qwen: Pair, weights_dir: Path) -> None:
