@@ -34,11 +34,11 @@ from speckv.types import BITS_PER_WEIGHT
 
 logger = logging.getLogger(__name__)
 NOTES = (
-    "Weights as they are in the GGUF files, Q4_K_M about 4.8 bits each, times activations in 8 bits. The entry is named "
-    "{compression}: recordings of the shipped pair call the texts of the same weights, dequantised, fp16. A verify pass "
-    "holds one choice of a token; each further emitted token takes {choice_ms:.2f} ms more, with or without a draft, "
-    "which is left out. llama-cpp-python keeps the logits of every token where a draft is used, which makes reading a "
-    "prompt slower; no prompt is in these times."
+    "Weights as they are in the GGUF files, Q4_K_M about 4.8 bits each, times activations in 8 bits. The entry is "
+    "named {compression}; recordings of the shipped pair call the texts of the same weights, dequantised, fp16. A "
+    "verify pass holds one choice of a token; each further emitted token takes {choice_ms:.2f} ms more, with or "
+    "without a draft, which is left out. llama-cpp-python keeps the logits of every token where a draft is used, which "
+    "makes reading a prompt slower; no prompt is in these times."
 )
 
 
