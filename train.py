@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from agents.console import Console
 from agents.registry import agent_settings
 from agents.settings import TrainSettings, build_settings
+from agents.studies.study import run_study
 from agents.training.interrupts import InterruptedTraining
 from agents.training.run_folder import CONFIG
 from agents.training.session import train
@@ -67,6 +68,9 @@ def job(config: DictConfig) -> None:
         chosen = resumed(config, overrides)
         settings = settings_from(chosen)
         text = OmegaConf.to_yaml(chosen, resolve=True)
+        if settings.is_study:
+            run_study(settings, Console(), overrides=overrides)
+            return
         if settings.live is None:
             train(settings, Console(), config=text, overrides=overrides)
             return

@@ -2,7 +2,7 @@
 """Which agents there are: one name, one class of settings, one way to make a controller each."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from agents.bandits import making
@@ -68,11 +68,13 @@ class Lesson:
         train: Train prompts.
         cost: The clock.
         seed: Of everything random.
+        hide: Features, or groups of them, that networks are not to see.
     """
 
     train: TraceSet
     cost: CostTable
     seed: int
+    hide: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +87,7 @@ class Agent:
         begin: As `make`, but an online learner before it has seen any request; None if it does not learn online.
         restore: Settings and stored parts -> the same controller; None if it is stored by other means.
         parts: What `restore` needs of a controller besides its settings.
+        hides: Whether `make` heeds `hide`.
     """
 
     settings: type[Any]
@@ -92,6 +95,7 @@ class Agent:
     begin: Callable[[Any, Lesson], Controller] | None = None
     restore: Callable[[Any, Parts], Controller] | None = None
     parts: Callable[[Any], Parts] = lambda _: Parts()
+    hides: bool = False
 
 
 def _rule(settings: type[Any], kind: Callable[[Any], Controller]) -> Agent:
@@ -106,13 +110,13 @@ def _times(lesson: Lesson) -> StepTimes:
 def _fit_survival(settings: SurvivalSettings, lesson: Lesson) -> Controller:
     from agents.survival.train import fit_survival  # late, because PyTorch takes seconds to import
 
-    return fit_survival(lesson.train, lesson.cost, settings, seed=lesson.seed)
+    return fit_survival(lesson.train, lesson.cost, settings, seed=lesson.seed, hide=lesson.hide)
 
 
 def _fit_survival_stopping(settings: SurvivalSettings, lesson: Lesson) -> Controller:
     from agents.survival.train import fit_survival_stopping
 
-    return fit_survival_stopping(lesson.train, lesson.cost, settings, seed=lesson.seed)
+    return fit_survival_stopping(lesson.train, lesson.cost, settings, seed=lesson.seed, hide=lesson.hide)
 
 
 def _fit_speckv_mlp(settings: SpecKVMlpSettings, lesson: Lesson) -> Controller:
@@ -203,6 +207,7 @@ AGENTS: Mapping[str, Agent] = {
             parts.network("before"), parts.needed_times(), parts.needed_array("floor")
         ),
         parts=lambda c: Parts(networks={"before": c.before}, times=c.times, arrays={"floor": c.floor}),
+        hides=True,
     ),
     "survival_stopping": Agent(
         settings=SurvivalSettings,
@@ -219,6 +224,7 @@ AGENTS: Mapping[str, Agent] = {
             times=c.times,
             arrays={"floor": c.before.floor, "price_scale": c.price_scale},
         ),
+        hides=True,
     ),
     "svip": _rule(SvipSettings, Svip),
     "tapout": _bandit(TapOutSettings, TapOut),
@@ -263,9 +269,29 @@ def agent_settings(options: Mapping[str, object]) -> tuple[str, Any]:
 
 def make_controller(name: str, settings: Any, lesson: Lesson) -> Controller:
     """Makes a controller that needs no environment to learn in."""
-    make = AGENTS[name].make
-    assert make is not None
-    return make(settings, lesson)
+    agent = AGENTS[name]
+    assert agent.make is not None
+    if lesson.hide and not agent.hides:
+        able = sorted(n for n, other in AGENTS.items() if other.hides or other.make is None)
+        raise ConfigError(f"Expected env.hide for an agent of {able}, got {list(lesson.hide)} for {name!r}.")
+    return agent.make(settings, lesson)
+
+
+def reclocked(name: str, settings: Any, controller: Controller, cost: CostTable) -> Controller:
+    """Gives a controller the times of another cost table; one that carries none is returned as it is.
+
+    Args:
+        name: Of the agent.
+        settings: It was made with.
+        controller: From `make_controller`.
+        cost: The other table; holds every compression that the controller knows.
+    """
+    agent = AGENTS[name]
+    parts = agent.parts(controller)
+    if parts.times is None or agent.restore is None:
+        return controller
+    depth = parts.times.verify_s.shape[1] - 1
+    return agent.restore(settings, replace(parts, times=StepTimes.of(cost, parts.times.compressions, gamma_max=depth)))
 
 
 def begin_learner(name: str, settings: Any, lesson: Lesson) -> Controller:

@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from agents.live.settings import LiveSettings
+from agents.studies.settings import StudySettings
+from agents.training.learn_settings import LearnSettings
 from speckv.errors import ConfigError, nearest
+from speckv.observation import hidden_columns
 
 T = TypeVar("T")
 
@@ -63,17 +66,20 @@ class EnvSettings:
         budget: Token budget of an episode; None takes the recording's.
         acceptance: "recorded", or "rejection" to draw acceptance anew each episode.
         decides: "per_step" for `SpecKV/GammaSelection-v0`, "per_token" for `SpecKV/DraftStopping-v0`.
+        hide: Features, or groups of them, that networks are not to see.
     """
 
     gamma_max: int = 16
     budget: int | None = None
     acceptance: str = "recorded"
     decides: str = "per_step"
+    hide: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Checks ranges."""
         _require(self.decides in ("per_step", "per_token"), "env.decides", "per_step or per_token", self.decides)
         _require(1 <= self.gamma_max <= 16, "env.gamma_max", "from 1 to 16", self.gamma_max)
+        hidden_columns(self.hide)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +140,10 @@ class TrainSettings:
         live: Given, real models decode in place of recordings.
         model: The pair that decodes live; checked where it is loaded.
         init_from: Run folder, or name of a shipped policy, that live learning begins with.
+        learn: What learning meets, where that is other than what is tested.
+        study: Asks for many runs that are compared.
+        seeds: Asks for a run a seed: a number of them, counted from 0, or a list.
+        processes: Runs at once of a study or of several seeds, one thread each; None takes one a core.
     """
 
     agent: Mapping[str, object]
@@ -150,6 +160,10 @@ class TrainSettings:
     live: LiveSettings | None = None
     model: Mapping[str, object] | None = None
     init_from: str | None = None
+    learn: LearnSettings = field(default_factory=LearnSettings)
+    study: StudySettings | None = None
+    seeds: tuple[int, ...] | int | None = None
+    processes: int | None = None
 
     def __post_init__(self) -> None:
         """Checks ranges, and that nothing is asked of a replay that live decoding alone can do."""
@@ -161,6 +175,26 @@ class TrainSettings:
         else:
             _require(self.model is not None, "model", "to name a pair with env=live", self.model)
             _require((self.env.budget or 0) >= 2, "env.budget", "2 tokens or more with env=live", self.env.budget)
+            _require(not self.env.hide, "env.hide", "empty with env=live", self.env.hide)
+            _require(not self.learn.changes, "learn", "to change nothing with env=live", self.learn)
+            _require(not self.is_study, "seeds and study", "null with env=live", self.seeds or self.study)
+        _require(self.processes is None or self.processes >= 1, "processes", "1 or more, or null", self.processes)
+        _require(not self.is_study or self.resume is None, "resume", "null: name the folder in output", self.resume)
+        listed = self.all_seeds
+        _require(bool(listed) and min(listed) >= 0, "seeds", "at least one, 0 or more", self.seeds)
+        _require(len(set(listed)) == len(listed), "seeds", "each once", self.seeds)
+
+    @property
+    def is_study(self) -> bool:
+        """Whether many runs are asked for."""
+        return self.study is not None or self.seeds is not None
+
+    @property
+    def all_seeds(self) -> tuple[int, ...]:
+        """Seeds of the runs."""
+        if self.seeds is None:
+            return self.study.seeds if self.study is not None else (self.seed,)
+        return tuple(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stable-Baselines3's learners, set up for choosing gamma: many environments, large batches, small networks."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from agents.rl.settings import (
     QRDQNSettings,
     RecurrentPPOSettings,
 )
+from speckv.observation import hidden_columns, hide_from
 from speckv.types import FloatArray
 
 Options = dict[str, Any]
@@ -50,9 +51,17 @@ class WithoutBootstrap(VecEnvWrapper):
         return observations, rewards, dones, infos
 
 
-def build_learner(settings: LearnerSettings, env: VecEnv, seed: int) -> BaseAlgorithm:
-    """Measures the normalisation with a random policy, then makes an untrained learner and seeds its environments."""
+def build_learner(settings: LearnerSettings, env: VecEnv, seed: int, *, hide: Sequence[str] = ()) -> BaseAlgorithm:
+    """Measures the normalisation with a random policy, then makes an untrained learner and seeds its environments.
+
+    Args:
+        settings: Hyper-parameters.
+        env: To learn in.
+        seed: Of everything random.
+        hide: Features, or groups of them, that the learner is not to see.
+    """
     mean, std = measure_normalisation(env, settings.normalisation_steps, seed + _NORMALISATION_SEED)
+    mean, std = hide_from(mean, std, hidden_columns(hide))
     # Seeds the environments too: environment k gets seed + k at the learner's first reset.
     return make_learner(settings, env, seed=seed, mean=mean, std=std)
 

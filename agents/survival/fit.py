@@ -3,6 +3,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,19 +12,21 @@ from torch import nn
 
 from agents.survival.samples import Samples
 from agents.survival.settings import FitOptions
+from speckv.observation import hidden_columns, hide_from
 from speckv.runtime.network import Network, fold
 from speckv.types import FloatArray
 
 MIN_STD = 1e-3
 
 
-def fit_probabilities(samples: Samples, settings: FitOptions, *, seed: int) -> Network:
+def fit_probabilities(samples: Samples, settings: FitOptions, *, seed: int, hide: Sequence[str] = ()) -> Network:
     """Fits the log-odds of each outcome by maximum likelihood.
 
     Args:
         samples: Inputs and outcomes.
         settings: Of network and optimiser.
         seed: Of weights and minibatches; PyTorch's own global generator is left alone.
+        hide: Features, or groups of them, that the network is not to see.
 
     Returns:
         A network on raw inputs; the logistic function of an output is a probability.
@@ -32,6 +35,8 @@ def fit_probabilities(samples: Samples, settings: FitOptions, *, seed: int) -> N
     mean = samples.inputs.mean(axis=0, dtype=np.float64).astype(np.float32)
     deviation = samples.inputs.std(axis=0, dtype=np.float64).astype(np.float32)
     std = np.where(deviation < MIN_STD, np.float32(1.0), deviation).astype(np.float32)
+    if hide:
+        mean, std = hide_from(mean, std, hidden_columns(hide))
     inputs = torch.from_numpy((samples.inputs - mean) / std)
     labels, known = torch.from_numpy(samples.labels), torch.from_numpy(samples.known)
     sizes = [inputs.shape[1], *settings.hidden, labels.shape[1]]

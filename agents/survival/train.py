@@ -24,23 +24,33 @@ PRICE_SCALES = (1.0, 0.95, 1.05, 0.9, 1.1, 0.85, 1.15, 0.8, 1.2)
 """Tried in this order: the first of equals is kept."""
 
 
-def fit_survival(train: TraceSet, cost: CostTable, settings: SurvivalSettings, *, seed: int) -> SurvivalGamma:
-    """Fits the controller that decides before steps."""
+def fit_survival(
+    train: TraceSet, cost: CostTable, settings: SurvivalSettings, *, seed: int, hide: Sequence[str] = ()
+) -> SurvivalGamma:
+    """Fits the controller that decides before steps; it knows the times of every compression of the cost table.
+
+    Args:
+        train: Recordings to learn from.
+        cost: The clock.
+        settings: Hyper-parameters.
+        seed: Of everything random.
+        hide: Features, or groups of them, that the networks are not to see; the cost table's times are known anyway.
+    """
     pair = compile_pair(train, cost)
-    times = StepTimes.of(cost, train.compressions, gamma_max=train.metadata.gamma_max)
-    fitted, _ = _fit(*pair, times, settings, seed=seed, inside=False)
+    times = StepTimes.of(cost, gamma_max=train.metadata.gamma_max)
+    fitted, _ = _fit(*pair, times, settings, seed=seed, inside=False, hide=hide)
     floors = [np.full(len(times.compressions), floor) for floor in (0, 1)]
     trials = [SurvivalGamma(fitted.before, times, floor) for floor in floors]
     return SurvivalGamma(fitted.before, times, _best_of(trials, *pair, times))
 
 
 def fit_survival_stopping(
-    train: TraceSet, cost: CostTable, settings: SurvivalSettings, *, seed: int
+    train: TraceSet, cost: CostTable, settings: SurvivalSettings, *, seed: int, hide: Sequence[str] = ()
 ) -> SurvivalStopping:
-    """Fits the controller that also decides inside steps."""
+    """Fits the controller that also decides inside steps; arguments as for `fit_survival`."""
     pair = compile_pair(train, cost)
-    times = StepTimes.of(cost, train.compressions, gamma_max=train.metadata.gamma_max)
-    _, fitted = _fit(*pair, times, settings, seed=seed, inside=True)
+    times = StepTimes.of(cost, gamma_max=train.metadata.gamma_max)
+    _, fitted = _fit(*pair, times, settings, seed=seed, inside=True, hide=hide)
     assert fitted is not None
     before, inside = fitted.before.before, fitted.inside
     ones = np.ones(len(times.compressions))
@@ -61,6 +71,7 @@ def _fit(
     *,
     seed: int,
     inside: bool,
+    hide: Sequence[str],
 ) -> tuple[SurvivalGamma, SurvivalStopping | None]:
     rng = np.random.default_rng(seed)
     met: list[Controller] = [
@@ -69,10 +80,11 @@ def _fit(
     ]
     for number in range(settings.rounds):
         states = collect(compiled, cost, met)
-        before = fit_probabilities(before_steps(states, compiled.gamma_max), settings, seed=seed + number)
+        before = fit_probabilities(before_steps(states, compiled.gamma_max), settings, seed=seed + number, hide=hide)
         chooser, stopper = SurvivalGamma(before, times), None
         if inside:
-            within = fit_probabilities(inside_steps(states, compiled, rng), settings, seed=seed + number)
+            samples = inside_steps(states, compiled, rng)
+            within = fit_probabilities(samples, settings, seed=seed + number, hide=hide)
             stopper = SurvivalStopping(before, within, times)
         met.append(stopper or chooser)
     return chooser, stopper

@@ -86,7 +86,7 @@ def train_learner(
         CheckpointError: if there is nothing to continue from.
     """
     torch.set_num_threads(settings.threads)
-    model = build_learner(agent, env, settings.seed)
+    model = build_learner(agent, env, settings.seed, hide=settings.env.hide)
     progress = Progress(next_evaluation=0, best_score=None, best_step=0, rates={})
     if resume:
         progress = checkpoint.load(folder / LAST, model, env.envs)

@@ -4,12 +4,13 @@
 import datetime
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from agents.console import Console
 from agents.evaluating import evaluate_controllers
-from agents.registry import Lesson, agent_settings, make_controller
+from agents.registry import Lesson, agent_settings, make_controller, reclocked
 from agents.rl.settings import LearnerSettings
 from agents.settings import TrainSettings, hyperparameters
 from agents.stored import save_controller
@@ -41,7 +42,7 @@ def train(settings: TrainSettings, console: Console, *, config: str, overrides: 
         InterruptedTraining: after saving a checkpoint, if a signal came.
     """
     name, agent = agent_settings(settings.agent)
-    task = load_task(settings.data, settings.cost)
+    task = load_task(settings.data, settings.cost, settings.learn)
     if isinstance(agent, LearnerSettings):
         return _train_learner(name, agent, settings, task, console, config=config, overrides=overrides)
     return _train_rule(name, agent, settings, task, console, config=config, overrides=overrides)
@@ -72,13 +73,16 @@ def _train_rule(
     overrides: Sequence[str],
 ) -> Comparison:
     console.write(describe(task))
-    # The best fixed gamma is tuned on all train prompts by definition; what learns leaves the validation prompts out.
-    train = task.train if name == "best_fixed" else task.learning
-    controller = make_controller(name, agent, Lesson(train=train, cost=task.cost, seed=settings.seed))
+    lesson = Lesson(train=task.learning, cost=task.learning_cost, seed=settings.seed, hide=settings.env.hide)
+    if name == "best_fixed":  # tuned on all train prompts by definition; what learns leaves the validation prompts out
+        lesson = replace(lesson, train=task.train, cost=task.cost)
+    controller = make_controller(name, agent, lesson)
+    if settings.learn.reclock:
+        controller = reclocked(name, agent, controller, task.cost)
     folder = RunFolder.create(settings.output, settings.runs_dir, default_name(name, task.cost.name, settings.seed))
     folder.record_start(config, overrides, _facts(settings, name, task))
     save_controller(folder.path, name, agent, controller)
-    validator = Validator(task.validation, task.cost, task.best_fixed_gammas)
+    validator = Validator(task.validation, task.learning_cost, task.validation_gammas)
     score = validator.score(controller)
     folder.append_evaluation(0, validator.grid, score.sums)
     return _finish(name, hyperparameters(agent), score.scalars(), 0, controller, settings, task, folder, console)
@@ -98,7 +102,7 @@ def _train_learner(
     from agents.training.learner_run import make_environment, train_learner
 
     agent.check_environment(settings.env.decides)
-    env = make_environment(task.learning, task.cost, settings.env, settings.reward, agent.num_envs)
+    env = make_environment(task.learning, task.learning_cost, settings.env, settings.reward, agent.num_envs)
     facts = _facts(settings, name, task)
     if settings.resume is not None:
         folder = RunFolder(Path(settings.resume))
@@ -111,7 +115,7 @@ def _train_learner(
         f"{name}: {agent.total_steps:,} environment steps, {agent.num_envs} environments, on the CPU with "
         f"{settings.threads} thread{'s' if settings.threads > 1 else ''}; run folder {folder.path}"
     )
-    validator = Validator(task.validation, task.cost, task.best_fixed_gammas)
+    validator = Validator(task.validation, task.learning_cost, task.validation_gammas)
     controller = train_learner(
         agent,
         settings,
@@ -121,11 +125,11 @@ def _train_learner(
         console,
         provenance={
             "agent": name,
-            "cost": task.cost.name,
-            "cost_sha256": task.cost_sha256,
+            "cost": task.learning_cost.name,
+            "cost_sha256": task.learning_cost.sha256,
             "seed": settings.seed,
-            "traces": Path(task.traces_name).name,
-            "traces_sha256": task.train.sha256,
+            "traces": Path(settings.learn.traces or task.traces_name).name,
+            "traces_sha256": task.learning.sha256,
         },
         resume=settings.resume is not None,
     )

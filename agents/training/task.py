@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run controls: recordings by split, a clock, and the number to beat."""
 
-from dataclasses import dataclass
+import hashlib
+from collections import defaultdict
+from dataclasses import dataclass, replace
 
 from agents.settings import CostSettings, DataSettings
+from agents.training.learn_settings import LearnSettings
 from speckv.cost import CostTable, describe_clock
 from speckv.errors import ConfigError, TraceError
 from speckv.evaluation.baselines import FixedSweep
@@ -17,13 +20,15 @@ class Task:
     """Recordings and clock of a run.
 
     Attributes:
-        traces_name: Shipped name or path of the trace file.
+        traces_name: Shipped name or path of the trace file that is tested on.
         train: Train prompts, validation prompts included: where the best fixed gamma is tuned.
         learning: Train prompts that the learner meets.
         validation: Train prompts that choose the best checkpoint.
         test: Test prompts.
         cost: The clock.
         sweep: Every fixed gamma on `train`.
+        learning_cost: The clock while learning, `cost` unless a study says otherwise.
+        validation_gammas: Compression -> best fixed gamma where the learner learns.
     """
 
     traces_name: str
@@ -33,6 +38,8 @@ class Task:
     test: TraceSet
     cost: CostTable
     sweep: FixedSweep
+    learning_cost: CostTable
+    validation_gammas: dict[str, int]
 
     @property
     def best_fixed_gammas(self) -> dict[str, int]:
@@ -65,24 +72,44 @@ def load_cost(settings: CostSettings) -> CostTable:
     return CostTable.load(settings.table).at_batch(settings.batch)
 
 
-def load_task(data: DataSettings, cost: CostSettings) -> Task:
+def load_task(data: DataSettings, cost: CostSettings, learn: LearnSettings | None = None) -> Task:
     """Reads everything that a run needs and finds the number to beat.
+
+    Args:
+        data: Recordings.
+        cost: Clock.
+        learn: What learning meets, where that is other than what is tested.
 
     Raises:
         TraceError: if the recordings cannot be used.
-        CostTableError: if the clock cannot be read or lacks a compression.
-        ConfigError: if no prompt is left for learning or for validation.
+        CostTableError: if a clock cannot be read or lacks a compression.
+        ConfigError: if no prompt is left for learning or for validation, or a test prompt is among them.
     """
+    learn = learn or LearnSettings()
     train, test = load_splits(data)
     table = load_cost(cost)
     table.require((*train.compressions, *test.compressions))
+    sweep = tune_fixed(train, table)
+    material, clock, gammas = train, table, sweep.best()
+    if learn.changes:
+        chosen = replace(
+            data,
+            traces=learn.traces or data.traces,
+            compressions=learn.compressions or data.compressions,
+            tasks=learn.tasks or data.tasks,
+        )
+        material, _ = load_splits(chosen)
+        clock = load_cost(replace(cost, table=learn.cost or cost.table))
+        _require_unseen(material, test)
+        gammas = tune_fixed(material, clock).best()
     try:
-        learning, validation = split_validation(train, data.validation_fraction)
+        learning, validation = split_validation(material, data.validation_fraction)
     except TraceError as error:
         raise ConfigError(
             f"Expected data.validation_fraction to leave prompts on both sides, got {data.validation_fraction} of "
-            f"{len(train.prompt_ids)} train prompts. Choose another fraction or more prompts."
+            f"{len(material.prompt_ids)} train prompts. Choose another fraction or more prompts."
         ) from error
+    learning = learning if learn.prompts is None else first_of_tasks(learning, learn.prompts)
     return Task(
         traces_name=data.traces,
         train=train,
@@ -90,8 +117,36 @@ def load_task(data: DataSettings, cost: CostSettings) -> Task:
         validation=validation,
         test=test,
         cost=table,
-        sweep=tune_fixed(train, table),
+        sweep=sweep,
+        learning_cost=clock,
+        validation_gammas=gammas,
     )
+
+
+def first_of_tasks(traces: TraceSet, count: int) -> TraceSet:
+    """Keeps some prompts of each task: the same ones every time, and all of a smaller number among those of a greater.
+
+    Args:
+        traces: Recordings.
+        count: Prompts of each task to keep; all, where there are fewer.
+    """
+    tasks: dict[str, set[str]] = defaultdict(set)
+    for sequence in traces.sequences:
+        tasks[sequence.task].add(sequence.prompt_id)
+    kept = {
+        name
+        for names in tasks.values()
+        for name in sorted(names, key=lambda n: hashlib.sha256(f"first:{n}".encode()).hexdigest())[:count]
+    }
+    return traces.select(prompt_ids=kept)
+
+
+def _require_unseen(material: TraceSet, test: TraceSet) -> None:
+    if shared := set(material.prompt_ids) & set(test.prompt_ids):
+        raise ConfigError(
+            f"Expected learn.traces to hold no test prompt of data.traces among its train prompts, got "
+            f"{sorted(shared)[:3]}. Choose recordings that are split alike."
+        )
 
 
 def describe(task: Task) -> str:

@@ -114,7 +114,8 @@ def _check_groups(groups: Sequence[str], offered: Sequence[str]) -> None:
         key, _, value = override.partition("=")
         if _key(override) not in offered:
             raise ConfigError(f"Unknown setting {_key(override)!r}.{nearest(_key(override), list(offered))}")
-        known = sorted(p.stem for p in (CONFIGS / _key(override)).glob("*.yaml"))
+        folder = CONFIGS / _key(override)
+        known = sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
         if value and value not in ("null", *known):
             raise ConfigError(
                 f"Expected {key.lstrip('+~')} to be one of {known}, got {value!r}.{nearest(value, known)}"

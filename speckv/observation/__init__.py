@@ -19,6 +19,7 @@ from speckv.observation.draft import (
     summarise_draft,
 )
 from speckv.observation.features import StaticContext, observe
+from speckv.observation.groups import GROUPS, hidden_columns, hide_from
 from speckv.observation.history import History, next_draft_lag, update_history
 from speckv.observation.schema import SCHEMA, ObservationField, ObservationSchema
 from speckv.observation.step import TESTED_SUMMARY, StepBatch, running_summary, summarise_tested
@@ -26,6 +27,7 @@ from speckv.observation.step import TESTED_SUMMARY, StepBatch, running_summary, 
 __all__ = [
     "DRAFT_FIELDS",
     "DRAFT_SIGNALS",
+    "GROUPS",
     "SCHEMA",
     "STOPPING_SCHEMA",
     "TESTED_SUMMARY",
@@ -35,6 +37,8 @@ __all__ = [
     "StaticContext",
     "StepBatch",
     "drafted_so_far",
+    "hidden_columns",
+    "hide_from",
     "next_draft_lag",
     "observe",
     "observe_draft",

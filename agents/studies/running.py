@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs of a study as processes of their own, some at once, each with one thread; what is finished is not run again."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from agents.console import Console
+from agents.training.run_folder import LAST, OVERRIDES
+from speckv.errors import ConfigError, SpecKVError
+
+LOG = "log.txt"
+PROGRAM = Path(__file__).resolve().parents[2] / "train.py"
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+_POLL_S = 0.2
+_TAIL = 800
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One training run.
+
+    Attributes:
+        arm: Which arm.
+        seed: Its seed.
+        overrides: What `train.py` is told, seed included and output not.
+        folder: Of the run.
+    """
+
+    arm: str
+    seed: int
+    overrides: tuple[str, ...]
+    folder: Path
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has been evaluated."""
+        return (self.folder / "evaluation" / "per_prompt.csv").is_file()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the run left a checkpoint to go on from."""
+        return (self.folder / LAST).is_file()
+
+    @property
+    def command(self) -> list[str]:
+        """What to run: from where it stopped, if it left a checkpoint."""
+        if self.stopped:
+            return [sys.executable, str(PROGRAM), f"resume={self.folder}"]
+        return [sys.executable, str(PROGRAM), *self.overrides, f"output={self.folder}"]
+
+    def require_same(self) -> None:
+        """Passes if what is in the folder was told the same.
+
+        Raises:
+            ConfigError: if it was told something else.
+        """
+        path = self.folder / OVERRIDES
+        if not path.is_file():
+            return
+        told = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("output=")]
+        if told != list(self.overrides):
+            raise ConfigError(
+                f"Expected {self.folder} to hold a run of {list(self.overrides)}, got {told}. Name another output."
+            )
+
+
+def run_jobs(jobs: Sequence[Job], processes: int, console: Console) -> None:
+    """Runs every job that is not finished, at most some at once.
+
+    Args:
+        jobs: In the order in which they begin.
+        processes: At once.
+        console: Takes a line a run.
+
+    Raises:
+        SpecKVError: if a run failed, with the end of what it said; the others that had begun are stopped.
+        KeyboardInterrupt: after the runs have saved what they have, if it came.
+    """
+    for job in jobs:
+        job.require_same()
+    waiting = [job for job in jobs if not job.finished]
+    console.write(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them finished before; {processes} at once")
+    running: dict[Job, subprocess.Popen[bytes]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < processes:
+                job = waiting.pop(0)
+                running[job] = _begin(job)
+            for job in [j for j, process in running.items() if process.poll() is not None]:
+                status = running.pop(job).returncode
+                _require_success(job, status)
+                left = len(waiting) + len(running)
+                console.write(f"{job.arm}, seed {job.seed}: done, {left} to go")
+            time.sleep(_POLL_S)
+    finally:
+        for process in running.values():
+            process.send_signal(signal.SIGTERM)  # a learner saves a checkpoint then
+        for process in running.values():
+            process.wait()
+
+
+def _begin(job: Job) -> "subprocess.Popen[bytes]":
+    if not job.stopped and (job.folder / OVERRIDES).is_file():
+        shutil.rmtree(job.folder)  # told the same, and it left nothing to go on from
+    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    with _log(job).open("ab") as log:
+        return subprocess.Popen(
+            job.command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, **_ONE_THREAD},
+            start_new_session=True,  # Ctrl-C reaches the parent alone, which stops the runs in order
+        )
+
+
+def _log(job: Job) -> Path:
+    return job.folder.with_name(f"{job.folder.name}.{LOG}")
+
+
+def _require_success(job: Job, status: int) -> None:
+    if status == 0 and job.finished:
+        return
+    said = _log(job).read_text(encoding="utf-8", errors="replace")[-_TAIL:]
+    raise SpecKVError(
+        f"Expected {job.arm}, seed {job.seed}, to finish, got exit status {status}: {said.strip()} "
+        f"({_log(job)} has it all). Mend it and run the same command again; finished runs are kept."
+    )

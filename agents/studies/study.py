@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A study from its settings to its table: runs, or goes on with, every arm and seed, then compares them."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from agents.console import Console
+from agents.settings import TrainSettings
+from agents.studies.drawing import draw
+from agents.studies.outcome import ArmOutcome, measure_arms, read_times
+from agents.studies.rendering import render
+from agents.studies.running import Job, run_jobs
+from agents.studies.settings import StudySettings, folder_of
+from agents.training.run_folder import commit, machine, versions
+from agents.training.task import Task, load_task
+from speckv.cost import describe_clock
+from speckv.evaluation.bootstrap import Interval
+from speckv.evaluation.report import save_figure
+from speckv.evaluation.results import rounded
+from speckv.files import canonical_json, write_atomically
+
+OUTCOME, TABLE, PICTURE = "study.json", "study.txt", "study.png"
+FORMAT_VERSION = 1
+_OWN = ("study", "seeds", "processes", "seed", "output", "runs_dir", "threads", "hydra")
+"""Settings of the study itself, which no run is told."""
+
+
+def run_study(settings: TrainSettings, console: Console, *, overrides: Sequence[str]) -> tuple[ArmOutcome, ...]:
+    """Trains and compares.
+
+    Args:
+        settings: Checked; `is_study`.
+        console: Takes what the user sees.
+        overrides: What was set on the command line, an experiment among it.
+
+    Returns:
+        An outcome an arm.
+
+    Raises:
+        SpecKVError: one clear error if a setting does not fit or a run fails; finished runs are kept.
+    """
+    study = settings.study or _seeds_alone(settings)
+    folder = Path(settings.output) if settings.output else Path(settings.runs_dir) / study.name
+    task = load_task(settings.data, settings.cost, settings.learn)  # what is wrong for all is told at once
+    jobs = plan(study, settings.all_seeds, overrides, folder)
+    console.write(f"{study.name}: {study.question}")
+    run_jobs(jobs, min(settings.processes or os.cpu_count() or 1, len(jobs)), console)
+    times = read_times(jobs)
+    outcomes = measure_arms(times, num_resamples=settings.eval.num_resamples, seed=settings.seed)
+    facts = {
+        "format_version": FORMAT_VERSION,
+        "study": study.name,
+        "question": study.question,
+        "command": " ".join(["python train.py", *_shared(overrides), *_own_of(overrides)]),
+        "arms": {arm: list(study.overrides(arm)) for arm in study.arms},
+        "seeds": list(settings.all_seeds),
+        "cost": {"name": task.cost.name, "sha256": task.cost_sha256, "clock": _clock(task)},
+        "traces": {"name": Path(task.traces_name).name, "sha256": task.test.sha256},
+        "test_prompts": len(task.test.prompt_ids),
+        "best_fixed_gammas": task.best_fixed_gammas,
+        "num_resamples": settings.eval.num_resamples,
+        "outcomes": [_record(outcome) for outcome in outcomes],
+        "made": {"commit": commit(), "machine": machine(), "versions": versions()},
+    }
+    write_atomically(folder / OUTCOME, canonical_json(facts))
+    table = render(facts)
+    write_atomically(folder / TABLE, table)
+    save_figure(draw(facts), folder / PICTURE)
+    console.write(table)
+    console.write(f"saved to {folder}")
+    return outcomes
+
+
+def plan(study: StudySettings, seeds: Sequence[int], overrides: Sequence[str], folder: Path) -> list[Job]:
+    """One run an arm and seed, seeds of an arm one after the other."""
+    return [
+        Job(
+            arm=arm,
+            seed=seed,
+            overrides=(*_shared(overrides), *study.overrides(arm), *_NOT_A_STUDY, f"seed={seed}"),
+            folder=folder / folder_of(arm) / f"seed{seed}",
+        )
+        for arm in study.arms
+        for seed in seeds
+    ]
+
+
+_NOT_A_STUDY = ("study=null", "seeds=null")
+
+
+def _seeds_alone(settings: TrainSettings) -> StudySettings:
+    name = str(settings.agent["name"])
+    seeds = settings.all_seeds
+    return StudySettings(
+        name=f"{name}-{Path(settings.cost.table).stem}-{len(seeds)}-seeds",
+        question=f"How does {name} do, over {len(seeds)} seeds?",
+        arms={name: []},
+    )
+
+
+def _clock(task: Task) -> str:
+    return describe_clock(task.cost.kind, {name: task.cost.checks[name] for name in task.test.compressions})
+
+
+def _is_own(override: str) -> bool:
+    return override.lstrip("+~").split("=")[0].split(".")[0].split("@")[0] in _OWN
+
+
+def _shared(overrides: Sequence[str]) -> list[str]:
+    return [override for override in overrides if not _is_own(override)]
+
+
+def _own_of(overrides: Sequence[str]) -> list[str]:
+    return [o for o in overrides if o.startswith(("seeds=", "study."))]
+
+
+def _record(outcome: ArmOutcome) -> Mapping[str, Any]:
+    return {
+        "name": outcome.name,
+        "over_best_fixed": as_record(outcome.over_best_fixed),
+        "by_compression": {name: as_record(interval) for name, interval in outcome.by_compression.items()},
+        "by_seed": [rounded(value) for value in outcome.by_seed],
+        "over_reference": as_record(outcome.over_reference) if outcome.over_reference else None,
+    }
+
+
+def as_record(interval: Interval) -> dict[str, float | None]:
+    """As JSON, with the digits that mean something."""
+    return {name: rounded(value) for name, value in asdict(interval).items()}

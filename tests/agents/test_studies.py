@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Studies: what is run, that it goes on where it stopped, and what it comes to."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import train as program
+from agents.settings import TrainSettings, build_settings
+from agents.studies.outcome import StudyTimes, measure_arms
+from agents.studies.running import Job
+from agents.studies.settings import StudySettings, folder_of
+from agents.studies.study import plan, run_study
+from agents.training.learn_settings import LearnSettings
+from agents.training.task import first_of_tasks, load_task
+from speckv.commands.app import CONFIGS, compose_checked
+from speckv.errors import ConfigError, SpecKVError
+from tests.fakes_runs import CapturedConsole, save_toy, toy_settings, toy_traces
+
+STUDIES = sorted(
+    str(p.relative_to(CONFIGS / "experiment").with_suffix(""))
+    for folder in ("ablation", "generalisation")
+    for p in (CONFIGS / "experiment" / folder).glob("*.yaml")
+)
+
+
+def toy_study(
+    folder: Path, arms: dict[str, object], seeds: tuple[int, ...] = (0, 1)
+) -> tuple[TrainSettings, list[str]]:
+    """Settings of a study on toy recordings, and the overrides that every run is told."""
+    traces, cost = save_toy(folder)
+    overrides = [
+        f"data.traces={traces}",
+        "data.validation_fraction=0.3",
+        f"cost.table={cost}",
+        "agent=fixed",
+        "agent.gamma=1",
+        "eval.num_resamples=50",
+    ]
+    settings = replace(
+        toy_settings(folder, folder / "study"),
+        study=StudySettings(name="toy", question="Which constant?", arms=arms, seeds=seeds),
+        processes=2,
+    )
+    return settings, overrides
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_composes_and_every_arm_is_a_command_line(name: str) -> None:
+    settings = program.settings_from(compose_checked(program.NAME, [f"experiment={name}"]))
+    assert settings.study is not None
+    assert len(settings.study.arms) > 1
+    seen = set()
+    for job in plan(settings.study, [0], [f"experiment={name}"], Path("study")):
+        run = program.settings_from(compose_checked(program.NAME, list(job.overrides)))
+        assert not run.is_study
+        seen.add(repr(run))
+    assert len(seen) == len(settings.study.arms)
+
+
+def test_a_study_runs_every_arm_and_seed_and_says_what_came_of_it(tmp_path: Path) -> None:
+    settings, overrides = toy_study(tmp_path, {"one": [], "three": ["agent.gamma=3"]}, seeds=(0, 4))
+    console = CapturedConsole()
+    outcomes = run_study(settings, console, overrides=[*overrides, "study.seeds=[0,4]", "processes=2"])
+    folder = tmp_path / "study"
+    for run in ("one/seed0", "one/seed4", "three/seed0", "three/seed4"):
+        assert (folder / run / "evaluation" / "results.json").is_file()
+    record = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+    assert [o["name"] for o in record["outcomes"]] == ["one", "three"]
+    assert record["outcomes"][0]["over_reference"] is None
+    rows = json.loads((folder / "three/seed0/evaluation/results.json").read_text(encoding="utf-8"))["groups"]
+    row = next(
+        r
+        for g in rows
+        if (g["compression"], g["task"]) == ("all", "all")
+        for r in g["rows"]
+        if r["controller"] == "fixed-3"
+    )
+    expected = row["geomean_speedup_vs_best_fixed"]["estimate"]
+    assert outcomes[1].over_best_fixed.estimate == pytest.approx(expected, rel=1e-4)
+    assert outcomes[1].by_seed == pytest.approx((expected, expected), rel=1e-4)
+    assert "Which constant?" in console.text
+    assert (folder / "study.png").stat().st_size > 5000
+
+    again = CapturedConsole()
+    run_study(settings, again, overrides=overrides)
+    assert "4 runs, 4 of them finished before" in again.text
+
+
+def test_a_folder_of_another_study_is_refused(tmp_path: Path) -> None:
+    settings, overrides = toy_study(tmp_path, {"one": []}, seeds=(0,))
+    run_study(settings, CapturedConsole(), overrides=overrides)
+    with pytest.raises(ConfigError, match="Name another output"):
+        run_study(settings, CapturedConsole(), overrides=[*overrides, "eval.num_resamples=60"])
+
+
+def test_a_run_that_fails_is_told_with_what_it_said(tmp_path: Path) -> None:
+    settings, overrides = toy_study(tmp_path, {"one": [], "broken": ["agent.gamma=-3"]}, seeds=(0,))
+    with pytest.raises(SpecKVError, match=r"broken, seed 0.*gamma"):
+        run_study(settings, CapturedConsole(), overrides=overrides)
+    assert (tmp_path / "study" / "one" / "seed0" / "evaluation").is_dir()
+
+
+def test_a_run_that_left_nothing_to_go_on_from_begins_anew(tmp_path: Path) -> None:
+    settings, overrides = toy_study(tmp_path, {"one": []}, seeds=(0,))
+    assert settings.study is not None
+    job = plan(settings.study, [0], overrides, tmp_path / "study")[0]
+    job.folder.mkdir(parents=True)
+    (job.folder / "overrides.txt").write_text("".join(f"{line}\n" for line in job.overrides), encoding="utf-8")
+    (job.folder / "half").write_text("", encoding="utf-8")
+    run_study(settings, CapturedConsole(), overrides=overrides)
+    assert job.finished
+    assert not (job.folder / "half").exists()
+
+
+def test_a_run_with_a_checkpoint_is_resumed() -> None:
+    job = Job(arm="a", seed=1, overrides=("agent=ppo",), folder=Path("nowhere"))
+    assert job.command[-2:] == ["agent=ppo", "output=nowhere"]
+
+
+def test_seeds_are_a_number_or_a_list(tmp_path: Path) -> None:
+    settings = toy_settings(tmp_path, tmp_path / "out")
+    assert not settings.is_study
+    assert replace(settings, seeds=3).all_seeds == (0, 1, 2)
+    assert replace(settings, seeds=(4, 7)).all_seeds == (4, 7)
+    for wrong in ((), (1, 1), (-1,), 0):
+        with pytest.raises(ConfigError, match="Expected seeds"):
+            replace(settings, seeds=wrong)
+
+
+@pytest.mark.parametrize(
+    ("arms", "match"),
+    [
+        ({}, "one arm or more"),
+        ({"a": "agent.gamma=4"}, "to list overrides"),
+        ({"a b": [], "a-b": []}, "differ in letters or digits"),
+    ],
+)
+def test_a_study_that_makes_no_sense_is_refused(arms: dict[str, Any], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        build_settings(StudySettings, {"name": "toy", "question": "?", "arms": arms})
+
+
+def test_names_become_folders() -> None:
+    assert folder_of("PPO, once a step: 16") == "ppo-once-a-step-16"
+
+
+def test_intervals_hold_seeds_and_prompts(tmp_path: Path) -> None:
+    del tmp_path
+    rng = np.random.default_rng(0)
+    best = rng.uniform(1, 2, (40, 2))
+    alike = np.stack([best * 0.8] * 3)
+    apart = alike * np.array([0.9, 1.0, 1.1])[:, None, None]
+    times = StudyTimes(
+        tasks=("code",) * 40, compressions=("fp16", "nf4"), best_fixed=best, arms={"alike": alike, "apart": apart}
+    )
+    first, second = measure_arms(times, num_resamples=2000)
+    assert first.over_best_fixed.estimate == pytest.approx(1.25)
+    assert first.over_best_fixed.low == pytest.approx(1.25)  # every prompt and seed agrees
+    assert first.over_reference is None
+    assert second.by_seed == pytest.approx((1.25 / 0.9, 1.25, 1.25 / 1.1))
+    assert second.over_reference is not None
+    low, high = second.over_reference.low, second.over_reference.high
+    assert low is not None
+    assert high is not None
+    assert low < 0.95 < 1.05 < high  # seeds alone move it
+    assert measure_arms(times, num_resamples=50) == measure_arms(times, num_resamples=50)
+
+
+def test_learning_may_meet_something_else_than_the_test(tmp_path: Path) -> None:
+    settings = toy_settings(tmp_path, tmp_path / "out")
+    plain = load_task(settings.data, settings.cost)
+    assert plain.learning_cost == plain.cost
+    assert plain.validation_gammas == plain.best_fixed_gammas
+    task = load_task(settings.data, settings.cost, LearnSettings(compressions=("nf4",), tasks=("code",), prompts=1))
+    assert task.learning.compressions == ("nf4",)
+    assert task.learning.tasks == ("code",)
+    assert len(task.learning.prompt_ids) == 1
+    assert set(task.test.prompt_ids) == set(plain.test.prompt_ids)
+    assert task.test.compressions == plain.test.compressions
+    assert task.best_fixed_gammas == plain.best_fixed_gammas
+
+
+def test_fewer_prompts_are_among_more() -> None:
+    traces = toy_traces(48)
+    few, more = (set(first_of_tasks(traces, count).prompt_ids) for count in (2, 5))
+    assert len(few) == 6
+    assert few < more
+
+
+def test_test_prompts_are_not_learned_from(tmp_path: Path) -> None:
+    settings = toy_settings(tmp_path, tmp_path / "out")
+    traces = toy_traces(24)
+    swapped = {"train": "test", "test": "train"}
+    other = tmp_path / "swapped.parquet"
+    replace(traces, sequences=tuple(replace(s, split=swapped[s.split]) for s in traces.sequences)).save(other)
+    with pytest.raises(ConfigError, match="no test prompt"):
+        load_task(settings.data, settings.cost, LearnSettings(traces=str(other)))
