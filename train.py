@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from agents.console import Console
 from agents.registry import agent_settings
+from agents.searching.search import run_search
 from agents.settings import TrainSettings, build_settings
 from agents.studies.study import run_study
 from agents.training.interrupts import InterruptedTraining
@@ -68,6 +69,9 @@ def job(config: DictConfig) -> None:
         chosen = resumed(config, overrides)
         settings = settings_from(chosen)
         text = OmegaConf.to_yaml(chosen, resolve=True)
+        if settings.tune is not None:
+            run_search(settings, Console(), overrides=overrides)
+            return
         if settings.is_study:
             run_study(settings, Console(), overrides=overrides)
             return

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from agents.live.settings import LiveSettings
+from agents.searching.settings import SearchSettings
 from agents.studies.settings import StudySettings
 from agents.training.learn_settings import LearnSettings
 from speckv.errors import ConfigError, nearest
@@ -110,10 +111,12 @@ class EvalSettings:
     Attributes:
         every_steps: Environment steps, over all environments together, between evaluations on validation prompts.
         num_resamples: Bootstrap resamples of the final table.
+        on_test: Whether a run ends with the comparison on test prompts; a search looks at validation prompts alone.
     """
 
     every_steps: int = 50_000
     num_resamples: int = 10_000
+    on_test: bool = True
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -142,6 +145,7 @@ class TrainSettings:
         init_from: Run folder, or name of a shipped policy, that live learning begins with.
         learn: What learning meets, where that is other than what is tested.
         study: Asks for many runs that are compared.
+        tune: Asks for a search for hyper-parameters.
         seeds: Asks for a run a seed: a number of them, counted from 0, or a list.
         processes: Runs at once of a study or of several seeds, one thread each; None takes one a core.
     """
@@ -162,6 +166,7 @@ class TrainSettings:
     init_from: str | None = None
     learn: LearnSettings = field(default_factory=LearnSettings)
     study: StudySettings | None = None
+    tune: SearchSettings | None = None
     seeds: tuple[int, ...] | int | None = None
     processes: int | None = None
 
@@ -178,8 +183,15 @@ class TrainSettings:
             _require(not self.env.hide, "env.hide", "empty with env=live", self.env.hide)
             _require(not self.learn.changes, "learn", "to change nothing with env=live", self.learn)
             _require(not self.is_study, "seeds and study", "null with env=live", self.seeds or self.study)
+            _require(self.tune is None, "tune", "null with env=live", self.tune)
         _require(self.processes is None or self.processes >= 1, "processes", "1 or more, or null", self.processes)
-        _require(not self.is_study or self.resume is None, "resume", "null: name the folder in output", self.resume)
+        _require(not (self.is_study and self.tune), "tune", "null beside seeds or a study", self.tune)
+        _require(
+            not (self.is_study or self.tune) or self.resume is None,
+            "resume",
+            "null: name the folder in output",
+            self.resume,
+        )
         listed = self.all_seeds
         _require(bool(listed) and min(listed) >= 0, "seeds", "at least one, 0 or more", self.seeds)
         _require(len(set(listed)) == len(listed), "seeds", "each once", self.seeds)

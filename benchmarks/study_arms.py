@@ -1,20 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """One arm of a study: a `train.py` command line, trained in a folder that is thrown away, and evaluated."""
 
-import csv
 import io
-import math
 import tempfile
 import time
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 import train as program
 from agents.console import Console
 from agents.registry import agent_settings
+from agents.training.curve import curve_of
 from agents.training.learner_run import make_environment, train_learner
 from agents.training.run_folder import EVAL, RunFolder
 from agents.training.task import Task, load_task
@@ -39,24 +35,6 @@ class Arm:
 
     name: str
     overrides: tuple[str, ...]
-
-
-def curve_of(path: Path, validator: Validator) -> list[dict[str, float]]:
-    """Validation figures by environment step, from a run's rows."""
-    sums: dict[int, dict[str, np.ndarray]] = defaultdict(lambda: defaultdict(lambda: np.zeros(4)))
-    with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            values = [float(row[key]) for key in ("tokens", "seconds", "steps", "drafted")]
-            sums[int(row["step"])][row["compression"]] += values
-    best_s = dict(zip(validator.grid.compressions, validator.best_fixed.seconds.sum(axis=0).tolist(), strict=True))
-    curve = []
-    for step, by_compression in sorted(sums.items()):
-        ratios = {name: best_s[name] / float(total[1]) for name, total in by_compression.items()}
-        _, _, steps, drafted = np.sum(list(by_compression.values()), axis=0)
-        mean = math.exp(sum(map(math.log, ratios.values())) / len(ratios))
-        point = {"step": float(step), "vs_best_fixed": mean, "drafted_per_step": float(drafted / steps)}
-        curve.append(point | {f"vs_best_fixed_{name}": ratio for name, ratio in ratios.items()})
-    return curve
 
 
 def on_test(task: Task, controller: Controller, num_resamples: int) -> dict[str, Record]:

@@ -92,7 +92,7 @@ def run_jobs(jobs: Sequence[Job], processes: int, console: Console) -> None:
         while waiting or running:
             while waiting and len(running) < processes:
                 job = waiting.pop(0)
-                running[job] = _begin(job)
+                running[job] = begin(job)
             for job in [j for j, process in running.items() if process.poll() is not None]:
                 status = running.pop(job).returncode
                 _require_success(job, status)
@@ -106,7 +106,8 @@ def run_jobs(jobs: Sequence[Job], processes: int, console: Console) -> None:
             process.wait()
 
 
-def _begin(job: Job) -> "subprocess.Popen[bytes]":
+def begin(job: Job) -> "subprocess.Popen[bytes]":
+    """Begins a run, or goes on with it, with one thread; what it says goes into a file beside its folder."""
     if not job.stopped and (job.folder / OVERRIDES).is_file():
         shutil.rmtree(job.folder)  # told the same, and it left nothing to go on from
     job.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -128,8 +129,12 @@ def _log(job: Job) -> Path:
 def _require_success(job: Job, status: int) -> None:
     if status == 0 and job.finished:
         return
-    said = _log(job).read_text(encoding="utf-8", errors="replace")[-_TAIL:]
     raise SpecKVError(
-        f"Expected {job.arm}, seed {job.seed}, to finish, got exit status {status}: {said.strip()} "
+        f"Expected {job.arm}, seed {job.seed}, to finish, got exit status {status}: {said(job)} "
         f"({_log(job)} has it all). Mend it and run the same command again; finished runs are kept."
     )
+
+
+def said(job: Job) -> str:
+    """The end of what a run said."""
+    return _log(job).read_text(encoding="utf-8", errors="replace")[-_TAIL:].strip()

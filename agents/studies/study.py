@@ -54,7 +54,7 @@ def run_study(settings: TrainSettings, console: Console, *, overrides: Sequence[
         "format_version": FORMAT_VERSION,
         "study": study.name,
         "question": study.question,
-        "command": " ".join(["python train.py", *_shared(overrides), *_own_of(overrides)]),
+        "command": " ".join(["python train.py", *shared_overrides(overrides), *_own_of(overrides)]),
         "arms": {arm: list(study.overrides(arm)) for arm in study.arms},
         "seeds": list(settings.all_seeds),
         "cost": {"name": task.cost.name, "sha256": task.cost_sha256, "clock": _clock(task)},
@@ -80,7 +80,7 @@ def plan(study: StudySettings, seeds: Sequence[int], overrides: Sequence[str], f
         Job(
             arm=arm,
             seed=seed,
-            overrides=(*_shared(overrides), *study.overrides(arm), *_NOT_A_STUDY, f"seed={seed}"),
+            overrides=(*shared_overrides(overrides), *study.overrides(arm), *_NOT_A_STUDY, f"seed={seed}"),
             folder=folder / folder_of(arm) / f"seed{seed}",
         )
         for arm in study.arms
@@ -109,7 +109,8 @@ def _is_own(override: str) -> bool:
     return override.lstrip("+~").split("=")[0].split(".")[0].split("@")[0] in _OWN
 
 
-def _shared(overrides: Sequence[str]) -> list[str]:
+def shared_overrides(overrides: Sequence[str]) -> list[str]:
+    """What every run is told of a command line: all but what concerns the runs together."""
     return [override for override in overrides if not _is_own(override)]
 
 

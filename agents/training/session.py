@@ -25,7 +25,7 @@ from speckv.types import Controller
 FINAL = "evaluation"
 
 
-def train(settings: TrainSettings, console: Console, *, config: str, overrides: Sequence[str]) -> Comparison:
+def train(settings: TrainSettings, console: Console, *, config: str, overrides: Sequence[str]) -> Comparison | None:
     """Runs one training from its settings.
 
     Args:
@@ -35,7 +35,7 @@ def train(settings: TrainSettings, console: Console, *, config: str, overrides: 
         overrides: What was set on the command line, stored with the run.
 
     Returns:
-        The comparison on the test prompts.
+        The comparison on the test prompts, or None without one.
 
     Raises:
         SpecKVError: one clear error if anything does not fit; no folder is made then.
@@ -71,7 +71,7 @@ def _train_rule(
     *,
     config: str,
     overrides: Sequence[str],
-) -> Comparison:
+) -> Comparison | None:
     console.write(describe(task))
     lesson = Lesson(train=task.learning, cost=task.learning_cost, seed=settings.seed, hide=settings.env.hide)
     if name == "best_fixed":  # tuned on all train prompts by definition; what learns leaves the validation prompts out
@@ -97,7 +97,7 @@ def _train_learner(
     *,
     config: str,
     overrides: Sequence[str],
-) -> Comparison:
+) -> Comparison | None:
     # Late, because PyTorch takes seconds to import and a wrong setting should not.
     from agents.training.learner_run import make_environment, train_learner
 
@@ -149,26 +149,28 @@ def _finish(
     task: Task,
     folder: RunFolder,
     console: Console,
-) -> Comparison:
-    """Evaluates once on the test prompts, prints the table, and closes the record."""
+) -> Comparison | None:
+    """Evaluates once on the test prompts, unless a search asks not to, prints the table, and closes the record."""
     from agents.training.tensorboard import RunWriter
 
-    comparison = evaluate_controllers(
-        [controller],
-        train=task.train,
-        test=task.test,
-        cost=task.cost,
-        output=folder / FINAL,
-        num_resamples=settings.eval.num_resamples,
-        seed=settings.seed,
-        console=console,
-        train_sweep=task.sweep,
-    )
-    row = comparison.group(ALL, ALL).row(controller.name)
     final = {f"final/{key.removeprefix('eval/')}": value for key, value in validation.items()}
-    final["final/test_throughput"] = row.throughput
-    final["final/test_speedup_vs_ar"] = row.geomean_vs_ar.estimate
-    final["final/test_speedup_vs_best_fixed"] = row.geomean_vs_best_fixed.estimate
+    comparison = None
+    if settings.eval.on_test:
+        comparison = evaluate_controllers(
+            [controller],
+            train=task.train,
+            test=task.test,
+            cost=task.cost,
+            output=folder / FINAL,
+            num_resamples=settings.eval.num_resamples,
+            seed=settings.seed,
+            console=console,
+            train_sweep=task.sweep,
+        )
+        row = comparison.group(ALL, ALL).row(controller.name)
+        final["final/test_throughput"] = row.throughput
+        final["final/test_speedup_vs_ar"] = row.geomean_vs_ar.estimate
+        final["final/test_speedup_vs_best_fixed"] = row.geomean_vs_best_fixed.estimate
     shared: dict[str, str | int | float] = {
         "agent": name,
         "cost": task.cost.name,
@@ -179,5 +181,6 @@ def _finish(
     writer = RunWriter(folder / EVENTS)
     writer.hyperparameters({**shared, **hyperparameters}, final, step)
     writer.close()
-    console.write(json.dumps({**headline(comparison), "run": str(folder.path)}, sort_keys=True))
+    figures = headline(comparison) if comparison is not None else final
+    console.write(json.dumps({**figures, "run": str(folder.path)}, sort_keys=True))
     return comparison

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trials as processes: each is asked for, watched while it trains, given up where it lags, and told."""
+
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from agents.console import Console
+from agents.searching.settings import SearchSettings, suggest
+from agents.studies.running import Job, begin, said
+from agents.training.curve import curve_of
+from agents.training.run_folder import EVAL
+from agents.training.validation import Validator
+
+_POLL_S = 0.5
+
+
+@dataclass(slots=True, kw_only=True)
+class _Running:
+    """One trial under way."""
+
+    trial: Any
+    job: Job
+    process: Any
+    reported: set[int] = field(default_factory=set)
+    best: float = 0.0
+    given_up: bool = False
+
+
+def run_trials(
+    study: Any,
+    settings: SearchSettings,
+    make_job: Callable[[int, list[str]], Job],
+    validator: Validator,
+    *,
+    processes: int,
+    console: Console,
+) -> None:
+    """Tries until there are enough trials; one that fails is told as failed, and the search goes on.
+
+    Args:
+        study: Of Optuna, maximising throughput over the best fixed gamma on validation prompts.
+        settings: Of the search.
+        make_job: Number of a trial and its overrides -> its run.
+        validator: Scores its rows.
+        processes: At once.
+        console: Takes a line a trial.
+    """
+    running: list[_Running] = []
+    left = settings.trials - len(study.trials)
+    try:
+        while left > 0 or running:
+            while left > 0 and len(running) < processes:
+                trial = study.ask()
+                overrides = suggest(trial, settings.space)
+                trial.set_user_attr("overrides", overrides)
+                job = make_job(trial.number, overrides)
+                running.append(_Running(trial=trial, job=job, process=begin(job)))
+                left -= 1
+            for one in running:
+                _watch(one, validator)
+            for one in [r for r in running if r.process.poll() is not None]:
+                running.remove(one)
+                _tell(study, one, validator, console)
+            time.sleep(_POLL_S)
+    finally:
+        for one in running:
+            one.process.terminate()
+        for one in running:
+            one.process.wait()
+            study.tell(one.trial, state=_states().FAIL)
+
+
+def _watch(one: _Running, validator: Validator) -> None:
+    """Reports what is new, and stops a trial that lags behind the median of the others."""
+    path = one.job.folder / EVAL
+    if one.given_up or not path.is_file():
+        return
+    for point in curve_of(path, validator):
+        one.best = max(one.best, point["vs_best_fixed"])
+        step = int(point["step"])
+        if step > 0 and step not in one.reported:
+            one.reported.add(step)
+            # The best so far, because the best checkpoint is what a run comes to.
+            one.trial.report(one.best, step)
+            if one.trial.should_prune():
+                one.given_up = True
+                one.process.send_signal(signal.SIGTERM)
+                return
+
+
+def _tell(study: Any, one: _Running, validator: Validator, console: Console) -> None:
+    given_up = one.given_up
+    one.given_up = False
+    _watch(one, validator)
+    name = f"trial {one.trial.number} ({', '.join(one.trial.user_attrs['overrides'])})"
+    if given_up:
+        study.tell(one.trial, one.best, state=_states().PRUNED)
+        console.write(f"{name}: given up at {one.best:.4f}")
+    elif one.process.returncode == 0 and one.best > 0:
+        study.tell(one.trial, one.best)
+        console.write(f"{name}: {one.best:.4f} x best fixed gamma on validation prompts")
+    else:
+        study.tell(one.trial, state=_states().FAIL)
+        console.write(f"{name}: failed: {said(one.job)}")
+
+
+def _states() -> Any:
+    from optuna.trial import TrialState  # late, because Optuna is an extra
+
+    return TrialState

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Searches: what is drawn, that trials are judged, given up and gone on with, and how the winner is chosen."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import train as program
+from agents.searching.search import SHIPPED, run_search
+from agents.searching.settings import SearchSettings, suggest
+from agents.settings import build_settings
+from speckv.commands.app import CONFIGS, compose_checked
+from speckv.errors import ConfigError
+from tests.fakes_runs import CapturedConsole, save_toy
+
+optuna = pytest.importorskip("optuna", reason="needs Optuna (the extra tune)")
+
+SEARCHES = sorted(p.stem for p in (CONFIGS / "tune").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_every_search_composes_and_what_it_draws_is_a_command_line(name: str) -> None:
+    settings = program.settings_from(compose_checked(program.NAME, [f"tune={name}"]))
+    assert settings.tune is not None
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(3):
+        told = suggest(study.ask(), settings.tune.space)
+        assert len(told) == len(settings.tune.space)
+        program.settings_from(compose_checked(program.NAME, [f"tune={name}", *told, "tune=null"]))
+
+
+def test_values_are_drawn_from_ranges_and_choices() -> None:
+    space = {"a": {"low": 1e-4, "high": 1e-2, "log": True}, "b": {"low": 2, "high": 8, "step": 2}}
+    space["c"] = {"choices": [[32, 32], [64]]}  # type: ignore[dict-item]
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    seen = [dict(o.split("=") for o in suggest(study.ask(), space)) for _ in range(30)]
+    assert all(1e-4 <= float(told["a"]) <= 1e-2 for told in seen)
+    assert sum(float(told["a"]) < 1e-3 for told in seen) > 8  # by the logarithm, half of them are
+    assert {told["b"] for told in seen} == {"2", "4", "6", "8"}
+    assert {told["c"] for told in seen} == {"[32,32]", "[64]"}
+
+
+@pytest.mark.parametrize(
+    "values", [{"low": 2, "high": 1}, {"low": 1}, {"choices": []}, 3, {"low": 0, "high": 1, "odd": 2}]
+)
+def test_a_space_that_makes_no_sense_is_refused(values: Any) -> None:
+    with pytest.raises(ConfigError, match="tune.space.agent.gamma"):
+        build_settings(SearchSettings, {"name": "toy", "space": {"agent.gamma": values}})
+
+
+def test_a_search_finds_the_better_values_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    traces, cost = save_toy(tmp_path)
+    overrides = [
+        f"data.traces={traces}",
+        "data.validation_fraction=0.3",
+        f"cost.table={cost}",
+        "agent=fixed",
+        "agent.gamma=16",  # as bad as can be, so that what is found is better
+        "eval.num_resamples=20",
+    ]
+    settings = program.settings_from(compose_checked(program.NAME, overrides))
+    space = {"agent.gamma": {"low": 0, "high": 16}}
+    search = SearchSettings(name="toy", space=space, trials=4, warm_up=4, top=1, final_seeds=(5,))
+    settings = replace(settings, tune=search, output=str(tmp_path / "search"), processes=2)
+    record = run_search(settings, CapturedConsole(), overrides=overrides)
+    trials = record["trials"]
+    assert [t["state"] for t in trials] == ["complete"] * 4
+    best = max(trials, key=lambda t: t["vs_best_fixed_on_validation"])
+    assert record["winner"] == f"trial {best['number']}"
+    assert record["winner_overrides"] == best["overrides"]
+    assert set(record["final_on_validation"]) == {SHIPPED, record["winner"]}
+    assert record["final_on_validation"][SHIPPED] < record["final_on_validation"][record["winner"]]
+    folder = tmp_path / "search"
+    assert not list((folder / "trials").glob("*/evaluation"))  # test prompts stay unseen while it searches
+    assert "gamma:" in (folder / "winner.yaml").read_text(encoding="utf-8")
+    assert json.loads((folder / "search.json").read_text(encoding="utf-8"))["winner"] == record["winner"]
+
+    more = replace(settings, tune=replace(search, trials=5))
+    console = CapturedConsole()
+    longer = run_search(more, console, overrides=overrides)
+    assert "4 of 5 trials are there already" in console.text
+    assert longer["trials"][:4] == trials
+
+
+def test_a_trial_that_fails_is_told_and_the_search_goes_on(tmp_path: Path) -> None:
+    traces, cost = save_toy(tmp_path)
+    overrides = [f"data.traces={traces}", "data.validation_fraction=0.3", f"cost.table={cost}"]
+    overrides += ["agent=fixed", "agent.gamma=2", "eval.num_resamples=20"]
+    settings = program.settings_from(compose_checked(program.NAME, overrides))
+    search = SearchSettings(
+        name="toy", space={"agent.gamma": {"choices": [-5, 3]}}, trials=6, warm_up=6, top=1, final_seeds=(5,)
+    )
+    settings = replace(settings, tune=search, output=str(tmp_path / "search"), processes=2)
+    console = CapturedConsole()
+    record = run_search(settings, console, overrides=overrides)
+    assert {t["state"] for t in record["trials"]} == {"complete", "fail"}
+    assert "failed:" in console.text
