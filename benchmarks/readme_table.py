@@ -1,14 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prints README's result table from the committed comparisons.
-
-    python -m benchmarks.readme_table
-
-Reads `benchmarks/results/zoo-*.json`, which `make results` writes. A test holds README to what this prints.
-"""
+"""README's result table, from the committed comparisons: `benchmarks/results/zoo-*.json`, which `make results` writes."""
 
 import json
-import logging
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +33,6 @@ RULES = (
 WITHOUT_GRID = ("goodput",)
 """Rules with nothing to tune: they stand among the tuned ones as they are."""
 
-logger = logging.getLogger(__name__)
 Row = Mapping[str, Any]
 
 
@@ -125,13 +117,3 @@ def render() -> str:
 def line(cells: Sequence[str]) -> str:
     """A line of a table in Markdown."""
     return "| " + " | ".join(cells) + " |"
-
-
-def main() -> None:
-    """Prints the table."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    logger.info(render())
-
-
-if __name__ == "__main__":
-    main()

@@ -1,15 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prints the tables of docs/studies.md from the committed studies.
-
-    python -m benchmarks.studies_page
-
-Reads `benchmarks/results/rl-study-*.json`, which `make study` writes, and `regret.json`. A test holds the page to what
-this prints.
-"""
+"""Tables of docs/studies.md, from `benchmarks/results/rl-study-*.json`, which `make study` writes, and `regret.json`."""
 
 import json
-import logging
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +19,6 @@ REWARDS = {
 LEARNERS = ("ppo", "a2c", "dqn", "qr_dqn", "recurrent_ppo")
 DEFAULTS = {"per_step": "throughput/0", "per_token": "lambda_throughput/0.97"}
 
-logger = logging.getLogger(__name__)
 Record = Mapping[str, Any]
 
 
@@ -103,14 +94,3 @@ def tables() -> dict[str, str]:
         found[f"Learners at one budget, `{cost}`"] = learners_table(runs)
     found["Regret"] = regret_table(load("regret")["streams"])
     return found
-
-
-def main() -> None:
-    """Prints the tables."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    for heading, table in tables().items():
-        logger.info("%s\n\n%s\n", heading, table)
-
-
-if __name__ == "__main__":
-    main()

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import speckv
-from benchmarks import readme_table, studies_page
+from benchmarks import pages
 from speckv.cost import ASSETS, CostTable
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,13 +87,15 @@ def test_no_path_of_one_machine() -> None:
     assert _offenders([path for path in _house_files() if absolute.search(path.read_bytes())]) == []
 
 
-def test_the_readmes_table_is_what_the_committed_results_give() -> None:
-    assert readme_table.render() in (ROOT / "README.md").read_text(encoding="utf-8")
+def test_pages_hold_what_the_committed_results_give() -> None:
+    assert pages.stale() == []
 
 
-def test_the_studies_page_holds_what_the_committed_studies_give() -> None:
-    page = (ROOT / "docs" / "studies.md").read_text(encoding="utf-8")
-    assert [heading for heading, table in studies_page.tables().items() if table not in page] == []
+def test_a_page_without_a_place_for_a_table_is_refused() -> None:
+    page = "a\n<!-- table: one -->\nold\n<!-- end -->\nz\n"
+    assert pages.filled(page, {"one": "new"}) == "a\n<!-- table: one -->\nnew\n<!-- end -->\nz\n"
+    with pytest.raises(ValueError, match="a place for each"):
+        pages.filled(page, {"one": "new", "two": "none"})
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in ASSETS.glob("*.json")))

@@ -3,6 +3,7 @@
 
 import csv
 import json
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 
 from agents.console import Console
 from agents.settings import EnvSettings, RewardSettings, TrainSettings
@@ -179,6 +181,22 @@ def test_tensorboard_holds_curves_and_final_figures(finished: tuple[Path, str]) 
     settings = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     for name in HYPERPARAMETERS:
         assert name.encode() in settings
+
+
+def test_tensorboard_holds_the_evaluation_and_puts_the_best_fixed_gamma_first(finished: tuple[Path, str]) -> None:
+    events = EventAccumulator(str(finished[0] / "tb"))
+    events.Reload()
+    table = events.Tensors("evaluation/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "clairvoyant" in table
+    assert {"evaluation/speedup", "evaluation/gamma"} <= set(events.Tags()["images"])
+    layout = layout_pb2.Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    first = layout.category[0].chart[0]
+    assert list(first.multiline.tag) == ["eval/throughput", "eval/best_fixed_throughput"]
+    scalars = events.Tags()["scalars"]
+    for category in layout.category:
+        for chart in category.chart:
+            for tag in chart.multiline.tag:
+                assert any(re.fullmatch(tag, name) for name in scalars), tag
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,7 @@ def train_learner(
     left = agent.total_steps - model.num_timesteps
     if left > 0:
         writer = RunWriter(folder / EVENTS, purge_step=model.num_timesteps + 1 if resume else None)
+        writer.layout()
         model.set_logger(Logger(None, [writer]))
         watched = MonitorSettings(
             every_steps=settings.eval.every_steps,

@@ -23,6 +23,7 @@ from speckv.evaluation.results import headline
 from speckv.types import Controller
 
 FINAL = "evaluation"
+REPORT = "results.txt"
 
 
 def train(settings: TrainSettings, console: Console, *, config: str, overrides: Sequence[str]) -> Comparison | None:
@@ -179,6 +180,10 @@ def _finish(
         "traces": Path(task.traces_name).name,
     }
     writer = RunWriter(folder / EVENTS)
+    writer.layout()
+    if comparison is not None:
+        pictures = {path.stem: path for path in sorted((folder / FINAL).glob("*.png"))}
+        writer.evaluation((folder / FINAL / REPORT).read_text(encoding="utf-8"), pictures, step)
     writer.hyperparameters({**shared, **hyperparameters}, final, step)
     writer.close()
     figures = headline(comparison) if comparison is not None else final

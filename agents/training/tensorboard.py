@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.image import imread
 from numpy.typing import NDArray
 from stable_baselines3.common.logger import KVWriter
 from torch.utils.tensorboard import SummaryWriter
@@ -41,6 +42,21 @@ HYPERPARAMETERS: Mapping[str, str | int | float] = {
 }
 """Keys and what stands for "has none": the same keys in every run, whatever the agent, because TensorBoard hides a key
 that the first run of a folder lacks."""
+
+LAYOUT: Mapping[str, Mapping[str, list[str]]] = {
+    "Against the best fixed gamma": {
+        "throughput on validation prompts (tokens/s)": ["eval/throughput", "eval/best_fixed_throughput"],
+        "speed-up over the best fixed gamma": ["eval/speedup_vs_best_fixed.*"],
+        "speed-up over plain decoding": ["eval/speedup_vs_ar"],
+    },
+    "What it chooses": {
+        "mean gamma": ["eval/mean_gamma"],
+        "tokens a step": ["eval/tokens_per_step"],
+        "acceptance rate": ["eval/acceptance_rate"],
+    },
+    "Rollouts": {"throughput (tokens/s)": ["rollout/throughput"], "lambda (tokens/s)": ["rollout/lambda.*"]},
+}
+"""Charts of the tab of custom scalars: title -> name -> tags, as regular expressions."""
 
 
 class RunWriter(KVWriter):
@@ -87,6 +103,24 @@ class RunWriter(KVWriter):
         for summary in hparams(settings, dict(metrics)):  # type: ignore[no-untyped-call]
             self._writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
         self.scalars(metrics, step)
+
+    def layout(self) -> None:
+        """Says what the tab of custom scalars shows: first of all throughput beside that of the best fixed gamma."""
+        charts = {title: {name: ["Multiline", tags] for name, tags in rows.items()} for title, rows in LAYOUT.items()}
+        self._writer.add_custom_scalars(charts)  # type: ignore[no-untyped-call]
+
+    def evaluation(self, table: str, pictures: Mapping[str, Path], step: int) -> None:
+        """Writes the final comparison as it was printed, and its pictures.
+
+        Args:
+            table: Text.
+            pictures: Tag -> PNG file.
+            step: Environment steps learned from.
+        """
+        indented = "".join(f"    {line}\n" for line in table.splitlines())  # Markdown for "as it stands"
+        self._writer.add_text("evaluation", indented, step)  # type: ignore[no-untyped-call]
+        for tag, path in pictures.items():
+            self._writer.add_image(f"evaluation/{tag}", imread(path), step, dataformats="HWC")  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
         """Writes what is buffered."""

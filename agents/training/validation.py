@@ -20,6 +20,7 @@ class Score:
 
     Attributes:
         throughput: Tokens per second over all compressions, sums over sums.
+        best_fixed_throughput: The same of the best fixed gammas.
         speedup_vs_ar: Geometric mean over compressions.
         speedup_vs_best_fixed: Geometric mean over compressions; what chooses the best checkpoint.
         by_compression: Compression -> speed-up over the best fixed gamma.
@@ -30,6 +31,7 @@ class Score:
     """
 
     throughput: float
+    best_fixed_throughput: float
     speedup_vs_ar: float
     speedup_vs_best_fixed: float
     by_compression: Mapping[str, float]
@@ -42,6 +44,7 @@ class Score:
         """TensorBoard tag -> value."""
         return {
             "eval/throughput": self.throughput,
+            "eval/best_fixed_throughput": self.best_fixed_throughput,
             "eval/speedup_vs_ar": self.speedup_vs_ar,
             "eval/speedup_vs_best_fixed": self.speedup_vs_best_fixed,
             "eval/tokens_per_step": self.tokens_per_step,
@@ -81,6 +84,7 @@ class Validator:
         tested = sums.tested.sum()
         return Score(
             throughput=float(sums.tokens.sum() / seconds.sum()),
+            best_fixed_throughput=self.number_to_beat,
             speedup_vs_ar=geometric_mean((self._plain.seconds.sum(axis=0) / seconds).tolist()),
             speedup_vs_best_fixed=geometric_mean(over_fixed.tolist()),
             by_compression=dict(zip(self.grid.compressions, over_fixed.tolist(), strict=True)),

@@ -47,7 +47,7 @@ def test_values_are_drawn_from_ranges_and_choices() -> None:
     "values", [{"low": 2, "high": 1}, {"low": 1}, {"choices": []}, 3, {"low": 0, "high": 1, "odd": 2}]
 )
 def test_a_space_that_makes_no_sense_is_refused(values: Any) -> None:
-    with pytest.raises(ConfigError, match="tune.space.agent.gamma"):
+    with pytest.raises(ConfigError, match=r"tune\.space\.agent\.gamma"):
         build_settings(SearchSettings, {"name": "toy", "space": {"agent.gamma": values}})
 
 
