@@ -5,7 +5,7 @@ WEIGHTS ?= $(or $(SPECKV_WEIGHTS),$(wildcard $(HOME)/.cache/speckv/weights))
 MINUTES ?= 30
 
 .DEFAULT_GOAL := help
-.PHONY: help install format lint types contracts test check train evaluate results results-t1 paper study gpu soak integrations clean
+.PHONY: help install format lint types contracts test check train evaluate results results-t1 results-pages paper study regret ablations gpu soak integrations clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,7 +39,10 @@ train: ## Train PPO on the shipped traces
 evaluate: ## Evaluate controllers on the test prompts
 	$(PYTHON) evaluate.py
 
-results: $(COSTS:%=results-%) results-t1 ## Train and compare everything on every clock, for README's figures
+results: $(COSTS:%=results-%) results-t1 study regret ablations results-pages ## Train, compare and study everything: all figures of README and docs
+
+results-pages: ## Write the tables of README and docs from the committed results
+	$(PYTHON) -m benchmarks.pages
 
 # $(1): name of the result; $(2): what is overridden
 define compare
@@ -67,6 +70,19 @@ study: $(COSTS:%=study-%) ## Compare rewards, discounts, granularities and algor
 study-%:
 	$(PYTHON) -m benchmarks.rl_study --cost $* --out benchmarks/results/rl-study-$*.json
 	$(PYTHON) -m benchmarks.rl_study --cost $* --learning-curves
+
+regret:
+	$(PYTHON) -m benchmarks.regret_curves
+
+STUDIES := $(patsubst configs/experiment/%.yaml,%,$(wildcard configs/experiment/ablation/*.yaml configs/experiment/generalisation/*.yaml))
+
+ablations: $(STUDIES:%=study/%) ## Run every ablation and every study of generalisation
+
+# $*: such as ablation/reward, whose folder is runs/ablation-reward
+study/%:
+	$(PYTHON) train.py experiment=$*
+	mkdir -p benchmarks/results/studies
+	for kind in json png; do cp runs/$(subst _,-,$(subst /,-,$*))/study.$$kind benchmarks/results/studies/$(subst _,-,$(subst /,-,$*)).$$kind; done
 
 gpu: ## Measure everything that wants a GPU, in 20 minutes at most (WEIGHTS=DIR, STAGES="lossless ...")
 	$(PYTHON) -m benchmarks.gpu $(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(STAGES),--stages $(STAGES))

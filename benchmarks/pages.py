@@ -4,8 +4,8 @@
     python -m benchmarks.pages
     python -m benchmarks.pages --check
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`. With `--check` nothing is written, and a page whose table
-is not what its result gives is an error.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`. With `--check` nothing is written, and a page whose
+table is not what its result gives is an error.
 """
 
 import argparse

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""README's result table, from the committed comparisons: `benchmarks/results/zoo-*.json`, which `make results` writes."""
+"""README's result table, from the committed comparisons `benchmarks/results/zoo-*.json`; `make results` writes them."""
 
 import json
 from collections.abc import Mapping, Sequence

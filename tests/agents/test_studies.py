@@ -54,6 +54,7 @@ def test_every_study_composes_and_every_arm_is_a_command_line(name: str) -> None
     settings = program.settings_from(compose_checked(program.NAME, [f"experiment={name}"]))
     assert settings.study is not None
     assert len(settings.study.arms) > 1
+    assert settings.study.name == name.replace("/", "-").replace("_", "-")  # where `make ablations` looks
     seen = set()
     for job in plan(settings.study, [0], [f"experiment={name}"], Path("study")):
         run = program.settings_from(compose_checked(program.NAME, list(job.overrides)))
