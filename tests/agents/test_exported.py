@@ -2,6 +2,8 @@
 """Every agent exported: the same decisions after a round trip, in sessions as in replay."""
 
 import copy
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,14 +11,17 @@ import pytest
 
 from agents.registry import AGENTS, Lesson, agent_settings, make_controller
 from agents.stored import load_controller, save_controller
+from speckv.cost import CostTable
+from speckv.evaluation.compare import compile_pair
 from speckv.observation import SCHEMA, STOPPING_SCHEMA
 from speckv.replay import replay_controller, replay_stream
 from speckv.runtime import Policy, load
 from speckv.runtime.kinds import pack_folder
-from speckv.traces import TraceSequence
+from speckv.runtime.policy import SHIPPED
+from speckv.traces import TraceSequence, TraceSet, find_traces
 from speckv.types import BatchMemory, Controller, OnlineLearner, StoppingController
 from tests.agents.test_agents_contract import OPTIONS
-from tests.fakes_traces import compile_both, make_cost_table, make_traces, random_traces
+from tests.fakes_traces import make_cost_table, random_traces
 
 NAMES = sorted(name for name, agent in AGENTS.items() if agent.make is not None)
 
@@ -55,28 +60,54 @@ def test_live_and_exported_agree_on_random_observations(both: tuple[Controller, 
 
 
 def test_a_session_decides_as_replay_does(both: tuple[Controller, Policy]) -> None:
-    live, policy = both
+    assert_same_steps(*both, random_traces(num_prompts=4, seed=11), make_cost_table())
+
+
+def test_a_session_decides_as_replay_does_on_test_prompts(both: tuple[Controller, Policy], shipped: TraceSet) -> None:
+    assert_same_steps(*both, shipped, CostTable.load("cpu-2core"))
+
+
+@pytest.mark.parametrize("name", ["cpu-2core", "rtx3090-paper"])
+def test_so_does_a_shipped_policy(name: str, shipped: TraceSet, tmp_path: Path) -> None:
+    live = load_controller(SHIPPED / name)
+    Policy.of(live, packed=pack_folder(SHIPPED / name), fallback={"fp16": 2}).save(tmp_path / "mine.speckv")
+    assert_same_steps(live, load(tmp_path / "mine.speckv"), shipped, CostTable.load(name))
+
+
+@pytest.fixture(scope="module")
+def shipped() -> TraceSet:
+    """One test prompt of each task, at every compression."""
+    test = TraceSet.load(find_traces("qwen2.5-coder-greedy")).select(split="test")
+    first = {sequence.task: sequence.prompt_id for sequence in reversed(test.sequences)}
+    return test.select(prompt_ids=set(first.values()))
+
+
+def assert_same_steps(live: Controller, policy: Policy, traces: TraceSet, table: CostTable) -> None:
+    """Replays every recording with the controller, and plays it in a session of the policy."""
     policy.warnings.clear()
-    for sequence in random_traces(num_prompts=4, seed=11).sequences:
-        compiled, cost = compile_both(make_traces([sequence], max_new_tokens=40))
+    for sequence in traces.sequences:
+        compiled, cost = compile_pair(replace(traces, sequences=(sequence,)), table)
         controller = copy.deepcopy(live)
         if isinstance(controller, OnlineLearner) and not policy.learns:
             controller.learns = False
         replay = replay_stream if isinstance(controller, OnlineLearner) else replay_controller
         record = replay(controller, compiled, cost, log=True)
         assert record.log is not None
-        fresh = policy._fresh()
-        played = play(fresh, sequence, 40, record.log.seconds.tolist())
+        ratio = float(table.cost_ratio(sequence.compression))
+        budget = traces.metadata.max_new_tokens
+        played = play(policy._fresh(), sequence, budget, ratio, record.log.seconds.tolist())
         assert played == list(zip(record.log.num_drafted.tolist(), record.log.num_accepted.tolist(), strict=True))
     assert not policy.warnings
 
 
-def play(policy: Policy, sequence: TraceSequence, budget: int, seconds: list[float]) -> list[tuple[int, int]]:
+def play(
+    policy: Policy, sequence: TraceSequence, budget: int, cost_ratio: float, seconds: list[float]
+) -> list[tuple[int, int]]:
     """Drafted and accepted tokens of each step, the recording being the decode loop."""
     session = policy.session(
         max_new_tokens=budget,
         compression=sequence.compression,
-        cost_ratio=float(make_cost_table().cost_ratio(sequence.compression)),
+        cost_ratio=cost_ratio,
     )
     session.start(*sequence.target_signals[0, :2].tolist())
     position = 1
