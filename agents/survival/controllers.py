@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.rules.base import Rule, StoppingRule
+from agents.survival.single import SingleOutlook
 from speckv.cost.times import StepTimes
 from speckv.observation import drafted_so_far
 from speckv.runtime.network import Network
@@ -57,6 +58,7 @@ class SurvivalGamma(Rule):
         super().__init__(name)
         self.before, self.times = before, times
         self.floor = np.zeros(len(times.compressions), np.int64) if floor is None else floor
+        self._single = SingleOutlook(before, times)
 
     def survival(self, observations: FloatArray) -> Float64:
         """Shape [N, gamma_max]; chance that a draft survives to each depth from 1, never rising."""
@@ -67,6 +69,11 @@ class SurvivalGamma(Rule):
         """Shape [N, gamma_max + 1]; expected tokens a second of a step, for each gamma from 0."""
         tokens = np.concatenate([np.ones((len(survival), 1)), 1.0 + np.cumsum(survival, axis=1)], axis=1)
         return tokens / self.times.step_s(observations)[:, : tokens.shape[1]]
+
+    def act(self, observation: FloatArray) -> int:
+        """Returns the same for the only request."""
+        which, _, rates = self._single.of(observation)
+        return max(int(rates.argmax()), int(self.floor[which]))
 
     def act_batch(self, observations: FloatArray) -> IntArray:
         """Returns the gamma of most expected tokens a second."""
@@ -105,6 +112,8 @@ class SurvivalStopping(StoppingRule):
         self._which = np.zeros(1, np.int64)
         self._expected = np.ones((1, self.gamma_max))
         self._row: tuple[list[float], list[float]] = ([], [])
+        self._single = SingleOutlook(before, times)
+        self._drafts = [bool(value) for value in self.before.floor]
 
     def act_batch(self, observations: FloatArray) -> IntArray:
         """Returns the most tokens to draft, or 0, and notes what a second is worth in each request."""
@@ -117,9 +126,10 @@ class SurvivalStopping(StoppingRule):
 
     def act(self, observation: FloatArray) -> int:
         """Returns the same for the only request."""
-        gamma = super(StoppingRule, self).act(observation)
-        self._row = self._expected[0].tolist(), (self._value[0] * self._scaled_s[self._which[0]]).tolist()
-        return gamma
+        which, survival, rates = self._single.of(observation)
+        best = int(rates.argmax())
+        self._row = survival.tolist(), (rates[best] * self._scaled_s[which]).tolist()
+        return self.gamma_max if best or self._drafts[which] else 0
 
     def go_on(self, observation: FloatArray) -> bool:
         """Goes on, in the only request, as `go_on_batch` does, number by number."""

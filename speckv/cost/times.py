@@ -2,7 +2,7 @@
 """A cost table as a controller carries it: what a step takes at the reference context, and what one token more adds."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,14 @@ class StepTimes:
     lag_s: Float64
     verify_s: Float64
     controller_s: float
+    _unlagged_s: Float64 = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Adds up what does not change: shape [compressions, gamma_max + 1], steps without a lag."""
+        drafted = np.arange(self.verify_s.shape[1])
+        unlagged = self.verify_s + drafted * self.draft_s[:, None] + self.controller_s
+        unlagged.setflags(write=False)
+        object.__setattr__(self, "_unlagged_s", unlagged)
 
     @staticmethod
     def of(table: CostTable, compressions: Sequence[str] | None = None, *, gamma_max: int = 16) -> "StepTimes":
@@ -74,8 +82,17 @@ class StepTimes:
             observations: Shape [N, features]; compression and draft lag are read off them.
         """
         which = self.which(observations)
-        drafted = np.arange(self.verify_s.shape[1])
-        seconds = self.verify_s[which] + drafted * self.draft_s[which, None] + self.controller_s
+        seconds = self._unlagged_s[which]
         lag = observations[:, _LAG].astype(np.float64) * _LAG_HORIZON
         seconds[:, 1:] += (lag * self.lag_s[which])[:, None]
+        return seconds
+
+    def one_step_s(self, which: int, observation: FloatArray) -> Float64:
+        """Shape [gamma_max + 1]; the same for one observation of shape [features], of the compression in row `which`."""
+        seconds: Float64 = self._unlagged_s[which]
+        lag = float(observation[_LAG]) * _LAG_HORIZON
+        if not lag:
+            return seconds
+        seconds = seconds.copy()
+        seconds[1:] += lag * self.lag_s[which]
         return seconds
