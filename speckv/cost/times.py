@@ -88,7 +88,7 @@ class StepTimes:
         return seconds
 
     def one_step_s(self, which: int, observation: FloatArray) -> Float64:
-        """Shape [gamma_max + 1]; the same for one observation of shape [features], of the compression in row `which`."""
+        """Shape [gamma_max + 1]; the same for one observation of shape [features], of row `which`'s compression."""
         seconds: Float64 = self._unlagged_s[which]
         lag = float(observation[_LAG]) * _LAG_HORIZON
         if not lag:
