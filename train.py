@@ -8,9 +8,10 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from agents.building import build_settings
 from agents.console import Console
 from agents.registry import agent_settings
-from agents.settings import TrainSettings, build_settings
+from agents.settings import TrainSettings
 from agents.training.interrupts import InterruptedTraining
 from agents.training.run_folder import CONFIG
 from agents.training.session import train
