@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every agent in transformers' `custom_generate` folder: it decides where neither SpecKV nor its agents are installed."""
+"""Every agent in transformers' `custom_generate` folder: it decides where neither SpecKV nor agents are installed."""
 
 from pathlib import Path
 
