@@ -12,8 +12,6 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
-
 from speckv.errors import ConfigError, SpecKVError
 from speckv.integrations.transformers.control import control
 from speckv.runtime.exported import Policy
@@ -53,9 +51,9 @@ class Embedded:
 
     def generate(
         self,
-        model: PreTrainedModel,
+        model: Any,
         inputs: Any,
-        assistant_model: PreTrainedModel | None,
+        assistant_model: Any,
         *,
         compression: str | None = None,
         cost_ratio: float | None = None,
