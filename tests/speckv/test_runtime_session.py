@@ -83,7 +83,7 @@ def test_gamma_leaves_room_for_the_bonus_token() -> None:
 
 
 def test_a_draft_may_be_dropped_or_cut() -> None:
-    """As by an engine that ran out of room: nothing is distrusted, and the controller is not told of a dropped draft."""
+    """As by an engine without room: nothing is distrusted, and the controller is not told of a dropped draft."""
     watching = Watching()
     policy, session = opened(watching)
     session.begin_step()
