@@ -6,10 +6,11 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
+from agents.building import build_settings
 from agents.console import Console
 from agents.evaluating import evaluate
 from agents.reproducing import reproduce
-from agents.settings import EvaluateSettings, build_settings
+from agents.settings import EvaluateSettings
 from speckv.commands.app import CONFIGS, plain, prepare, run_explained
 
 NAME = "evaluate"

@@ -8,10 +8,11 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from agents.building import build_settings
 from agents.console import Console
 from agents.registry import agent_settings
 from agents.searching.search import run_search
-from agents.settings import TrainSettings, build_settings
+from agents.settings import TrainSettings
 from agents.studies.study import run_study
 from agents.training.interrupts import InterruptedTraining
 from agents.training.run_folder import CONFIG

@@ -13,16 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.rules.base import Rule
-from speckv.cost import CostTable
 from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError
-from speckv.evaluation.compare import compile_pair
-from speckv.replay import ReplayBatch, replay_fixed
-from speckv.traces import TraceSet
 from speckv.types import BatchMemory, BoolArray, Controller, DecodedSteps, FloatArray, IntArray
 
 Float64 = NDArray[np.float64]
-_MIN_STD = 1e-3
 _UNDECIDED = -1
 
 
@@ -90,7 +85,7 @@ class RequestTimes(Rule):
 
     def act_batch(self, observations: FloatArray) -> IntArray:
         """Returns the gamma that is predicted to be fastest."""
-        inputs = _inputs(observations, self.mean, self.std)
+        inputs = linear_inputs(observations, self.mean, self.std)
         chosen: IntArray = np.einsum("ngf,nf->ng", self.weights[self.times.which(observations)], inputs).argmin(axis=1)
         return chosen
 
@@ -99,28 +94,7 @@ class RequestTimes(Rule):
         return {"mean": self.mean, "std": self.std, "weights": self.weights}
 
 
-def _inputs(observations: FloatArray, mean: FloatArray, std: FloatArray) -> Float64:
+def linear_inputs(observations: FloatArray, mean: FloatArray, std: FloatArray) -> Float64:
+    """Scaled features and a constant behind them, of shape [requests, features + 1]; arguments as above."""
     scaled = (observations.astype(np.float64) - mean) / std
     return np.concatenate([scaled, np.ones((len(scaled), 1))], axis=1)
-
-
-def fit_per_request(train: TraceSet, cost: CostTable, settings: PerRequestSettings) -> PerRequest:
-    """Fits each request's seconds a token under every constant gamma by ridge regression, weighed by tokens."""
-    compiled, compiled_cost = compile_pair(train, cost)
-    batch = ReplayBatch(compiled, compiled_cost, 1)
-    playable = batch.playable
-    observations = batch.first_observations[playable]
-    records = [replay_fixed(compiled, compiled_cost, gamma) for gamma in range(compiled.gamma_max + 1)]
-    tokens = records[0].num_tokens[playable].astype(np.float64)
-    seconds = np.stack([record.seconds[playable] for record in records], axis=1) / tokens[:, None]
-    times = StepTimes.of(cost, train.compressions, gamma_max=compiled.gamma_max)
-    mean, std = observations.mean(axis=0), observations.std(axis=0)
-    std = np.where(std < _MIN_STD, np.float32(1.0), std)
-    inputs, which = _inputs(observations, mean, std), times.which(observations)
-    penalty = np.diag([settings.ridge] * len(mean) + [1e-9])
-    weights = []
-    for row in range(len(times.compressions)):
-        x, y = inputs[which == row], seconds[which == row]
-        weight = tokens[which == row] / max(tokens[which == row].mean(), 1.0) if (which == row).any() else tokens[:0]
-        weights.append(np.linalg.solve(x.T @ (weight[:, None] * x) + penalty, x.T @ (weight[:, None] * y)).T)
-    return PerRequest(RequestTimes(times, mean, std, np.stack(weights)), name="per-request")

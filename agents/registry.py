@@ -6,40 +6,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from agents.bandits import making
-from agents.bandits.arms import Exp3Spec, GaussianThompson, Ucb1, UcbSpec
 from agents.bandits.base import Bandit
-from agents.bandits.calibrated import CalibratedSettings, CalibratedStopping
-from agents.bandits.hazard import DiscountedHazardThompson, HazardThompson
-from agents.bandits.linear import LinThompson, LinUcb
-from agents.bandits.neural import NeuralLinear
-from agents.bandits.settings import (
-    ArmsSettings,
-    DiscountedHazardSettings,
-    HazardSettings,
-    LinearSettings,
-    NeuralLinearSettings,
-    TapOutSettings,
-    UcbSettings,
-)
-from agents.bandits.tapout import TapOut
+from agents.bandits.storing import StoredBandit
 from agents.best_fixed import BestFixedGamma
+from agents.building import build_settings
 from agents.fixed import FixedGamma
 from agents.parts import Parts
-from agents.per_request import PerRequest, PerRequestSettings, RequestTimes, fit_per_request
+from agents.per_request_fit import fit_per_request
+from agents.restoring import RESTORE
 from agents.rl.settings import A2CSettings, DQNSettings, PPOSettings, QRDQNSettings, RecurrentPPOSettings
-from agents.rules.adaedl import AdaEdl, AdaEdlSettings
-from agents.rules.gammatune import GammaTuneSettings, make_gammatune
-from agents.rules.goodput import Goodput, GoodputSettings
-from agents.rules.kangaroo import Kangaroo, KangarooSettings
-from agents.rules.llama_cpp import LlamaCpp, LlamaCppSettings
-from agents.rules.sglang_ema import SglangEma, SglangEmaSettings
-from agents.rules.svip import Svip, SvipSettings
-from agents.rules.transformers_confidence import TransformersConfidence, TransformersConfidenceSettings
-from agents.rules.transformers_heuristic import TransformersHeuristic, TransformersHeuristicSettings
-from agents.settings import build_settings
-from agents.speckv_mlp.controllers import SpecKVMlp, SpecKVMlpCost
+from agents.rules.goodput import Goodput
 from agents.speckv_mlp.settings import SpecKVMlpCostSettings, SpecKVMlpSettings
-from agents.survival.controllers import SurvivalGamma, SurvivalStopping
 from agents.survival.settings import SurvivalSettings
 from speckv.cost import CostTable
 from speckv.cost.times import StepTimes
@@ -98,9 +75,21 @@ class Agent:
     hides: bool = False
 
 
-def _rule(settings: type[Any], kind: Callable[[Any], Controller]) -> Agent:
+def _stored(
+    name: str,
+    make: Callable[[Any, Lesson], Controller],
+    parts: Callable[[Any], Parts] = lambda _: Parts(),
+    *,
+    hides: bool = False,
+) -> Agent:
+    """An agent that is made at once and comes back from settings and parts."""
+    stored = RESTORE[name]
+    return Agent(settings=stored.settings, make=make, restore=stored.restore, parts=parts, hides=hides)
+
+
+def _rule(name: str) -> Agent:
     """An agent that is nothing but its settings."""
-    return Agent(settings=settings, make=lambda s, _: kind(s), restore=lambda s, _: kind(s))
+    return _stored(name, lambda settings, _: RESTORE[name].restore(settings, Parts()))
 
 
 def _times(lesson: Lesson) -> StepTimes:
@@ -131,108 +120,79 @@ def _fit_speckv_mlp_cost(settings: SpecKVMlpCostSettings, lesson: Lesson) -> Con
     return fit_speckv_mlp_cost(lesson.train, lesson.cost, settings, seed=lesson.seed)
 
 
-def _bandit(settings: type[Any], kind: Callable[..., Bandit], context: str = "none") -> Agent:
+def _bandit(name: str) -> Agent:
     """An online learner: made, it has seen the train prompts once, in a random order."""
+    stored = RESTORE[name].restore
+    assert isinstance(stored, StoredBandit)
 
     def begin(s: Any, lesson: Lesson) -> Bandit:
-        return making.begin(kind, context, s, lesson.train, lesson.cost, lesson.seed)
+        return making.begin(stored.kind, stored.context, s, lesson.train, lesson.cost, lesson.seed)
 
     def make(s: Any, lesson: Lesson) -> Controller:
         bandit = begin(s, lesson)
         making.show(bandit, lesson.train, lesson.cost, lesson.seed)
         return bandit
 
-    return Agent(
-        settings=settings,
-        make=make,
-        begin=begin,
-        restore=lambda s, parts: making.put_together(kind, context, s, parts),
-        parts=lambda c: making.take_apart(c, context),
-    )
+    return Agent(settings=RESTORE[name].settings, make=make, begin=begin, restore=stored, parts=stored.take_apart)
 
 
 AGENTS: Mapping[str, Agent] = {
     "a2c": Agent(settings=A2CSettings),
-    "adaedl": _rule(AdaEdlSettings, AdaEdl),
+    "adaedl": _rule("adaedl"),
     "best_fixed": Agent(
         settings=BestFixedSettings, make=lambda _, lesson: BestFixedGamma.tune(lesson.train, lesson.cost)
     ),
-    "calibrated_stopping": _bandit(CalibratedSettings, CalibratedStopping),
+    "calibrated_stopping": _bandit("calibrated_stopping"),
     "dqn": Agent(settings=DQNSettings),
-    "exp3spec": _bandit(ArmsSettings, Exp3Spec),
+    "exp3spec": _bandit("exp3spec"),
     "fixed": Agent(settings=FixedSettings, make=lambda s, _: FixedGamma(s.gamma)),
-    "gammatune": _rule(GammaTuneSettings, make_gammatune),
-    "goodput": Agent(
-        settings=GoodputSettings,
-        make=lambda s, lesson: Goodput(s, _times(lesson)),
-        restore=lambda s, parts: Goodput(s, parts.needed_times()),
-        parts=lambda c: Parts(times=c.times),
+    "gammatune": _rule("gammatune"),
+    "goodput": _stored("goodput", lambda s, lesson: Goodput(s, _times(lesson)), lambda c: Parts(times=c.times)),
+    "hazard_thompson": _bandit("hazard_thompson"),
+    "hazard_thompson_discounted": _bandit("hazard_thompson_discounted"),
+    "kangaroo": _rule("kangaroo"),
+    "lints": _bandit("lints"),
+    "linucb": _bandit("linucb"),
+    "llama_cpp": _rule("llama_cpp"),
+    "neural_linear": _bandit("neural_linear"),
+    "per_request": _stored(
+        "per_request",
+        lambda s, lesson: fit_per_request(lesson.train, lesson.cost, s),
+        lambda c: Parts(times=c.controller.times, arrays=c.controller.arrays()),
     ),
-    "hazard_thompson": _bandit(HazardSettings, HazardThompson, "scaled"),
-    "hazard_thompson_discounted": _bandit(DiscountedHazardSettings, DiscountedHazardThompson, "scaled"),
-    "kangaroo": _rule(KangarooSettings, Kangaroo),
-    "lints": _bandit(LinearSettings, LinThompson, "scaled"),
-    "linucb": _bandit(LinearSettings, LinUcb, "scaled"),
-    "llama_cpp": _rule(LlamaCppSettings, LlamaCpp),
-    "per_request": Agent(
-        settings=PerRequestSettings,
-        make=lambda s, lesson: fit_per_request(lesson.train, lesson.cost, s),
-        restore=lambda _, parts: PerRequest(
-            RequestTimes(parts.needed_times(), *(parts.needed_array(name) for name in ("mean", "std", "weights"))),
-            name="per-request",
-        ),
-        parts=lambda c: Parts(times=c.controller.times, arrays=c.controller.arrays()),
-    ),
-    "neural_linear": _bandit(NeuralLinearSettings, NeuralLinear, "network"),
     "ppo": Agent(settings=PPOSettings),
     "qr_dqn": Agent(settings=QRDQNSettings),
     "recurrent_ppo": Agent(settings=RecurrentPPOSettings),
-    "sglang_ema": _rule(SglangEmaSettings, SglangEma),
-    "speckv_mlp": Agent(
-        settings=SpecKVMlpSettings,
-        make=_fit_speckv_mlp,
-        restore=lambda s, parts: SpecKVMlp(parts.network("acceptance"), s.gammas),
-        parts=lambda c: Parts(networks={"acceptance": c.acceptance}),
+    "sglang_ema": _rule("sglang_ema"),
+    "speckv_mlp": _stored("speckv_mlp", _fit_speckv_mlp, lambda c: Parts(networks={"acceptance": c.acceptance})),
+    "speckv_mlp_cost": _stored(
+        "speckv_mlp_cost",
+        _fit_speckv_mlp_cost,
+        lambda c: Parts(networks={"acceptance": c.paper.acceptance}, times=c.times),
     ),
-    "speckv_mlp_cost": Agent(
-        settings=SpecKVMlpCostSettings,
-        make=_fit_speckv_mlp_cost,
-        restore=lambda s, parts: SpecKVMlpCost(SpecKVMlp(parts.network("acceptance"), s.gammas), parts.needed_times()),
-        parts=lambda c: Parts(networks={"acceptance": c.paper.acceptance}, times=c.times),
-    ),
-    "survival": Agent(
-        settings=SurvivalSettings,
-        make=_fit_survival,
-        restore=lambda _, parts: SurvivalGamma(
-            parts.network("before"), parts.needed_times(), parts.needed_array("floor")
-        ),
-        parts=lambda c: Parts(networks={"before": c.before}, times=c.times, arrays={"floor": c.floor}),
+    "survival": _stored(
+        "survival",
+        _fit_survival,
+        lambda c: Parts(networks={"before": c.before}, times=c.times, arrays={"floor": c.floor}),
         hides=True,
     ),
-    "survival_stopping": Agent(
-        settings=SurvivalSettings,
-        make=_fit_survival_stopping,
-        restore=lambda _, parts: SurvivalStopping(
-            parts.network("before"),
-            parts.network("inside"),
-            parts.needed_times(),
-            parts.needed_array("floor"),
-            parts.needed_array("price_scale"),
-        ),
-        parts=lambda c: Parts(
+    "survival_stopping": _stored(
+        "survival_stopping",
+        _fit_survival_stopping,
+        lambda c: Parts(
             networks={"before": c.before.before, "inside": c.inside},
             times=c.times,
             arrays={"floor": c.before.floor, "price_scale": c.price_scale},
         ),
         hides=True,
     ),
-    "svip": _rule(SvipSettings, Svip),
-    "tapout": _bandit(TapOutSettings, TapOut),
-    "thompson": _bandit(ArmsSettings, GaussianThompson),
-    "transformers_confidence": _rule(TransformersConfidenceSettings, TransformersConfidence),
-    "transformers_heuristic": _rule(TransformersHeuristicSettings, TransformersHeuristic),
-    "ucb1": _bandit(UcbSettings, Ucb1),
-    "ucbspec": _bandit(UcbSettings, UcbSpec),
+    "svip": _rule("svip"),
+    "tapout": _bandit("tapout"),
+    "thompson": _bandit("thompson"),
+    "transformers_confidence": _rule("transformers_confidence"),
+    "transformers_heuristic": _rule("transformers_heuristic"),
+    "ucb1": _bandit("ucb1"),
+    "ucbspec": _bandit("ucbspec"),
 }
 
 

@@ -118,7 +118,11 @@ class Controller(Protocol):
 
 @runtime_checkable
 class OnlineLearner(Controller, Protocol):
-    """Goes on learning from request to request, so that the order of requests matters."""
+    """Goes on learning from request to request, so that the order of requests matters.
+
+    Attributes:
+        learns: Whether it does; set to False, it decides with what it has learned so far, and `learn` adds nothing.
+    """
 
     learns: bool
 

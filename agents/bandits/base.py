@@ -25,7 +25,7 @@ class Bandit(ABC):
         seed: Of its draws.
 
     Attributes:
-        learns: Outcomes of one request change what is done in the next.
+        learns: Outcomes of one request change what is done in the next; False freezes what was learned so far.
     """
 
     charges_decision = True
@@ -60,10 +60,10 @@ class Bandit(ABC):
         return np.array([self.act(row) for row in observations], np.int64)
 
     def learn(self, outcome: StepOutcome) -> None:
-        """Learns from the step that the last decision led to."""
-        if self._last is not None:
+        """Learns from the step that the last decision led to, unless it is frozen."""
+        if self._last is not None and self.learns:
             self.update(*self._last, outcome)
-            self._last = None
+        self._last = None
 
     @abstractmethod
     def choose(self, compression: int, observation: FloatArray) -> int:

@@ -10,10 +10,7 @@ from numpy.typing import NDArray
 
 from agents.bandits.base import Bandit
 from agents.bandits.settings import LinearSettings
-from speckv.cost import CompiledCost
 from speckv.cost.times import StepTimes
-from speckv.replay import CompiledTraces, visit
-from speckv.runtime.constant import ConstantGamma
 from speckv.types import FloatArray, StepOutcome
 
 Float64 = NDArray[np.float64]
@@ -56,13 +53,6 @@ class Scaling:
     def features(self, observation: FloatArray) -> Float64:
         """Shape [dimension]."""
         return np.append((observation - self.mean) / self.std, 1.0).astype(np.float64)
-
-
-def measure_scaling(compiled: CompiledTraces, cost: CompiledCost, gamma: int = 3) -> Scaling:
-    """Mean and deviation of each feature in the states that a constant gamma meets."""
-    rows = visit(compiled, cost, ConstantGamma(gamma)).observations
-    std = rows.std(axis=0)
-    return Scaling(mean=rows.mean(axis=0), std=np.where(std < MIN_STD, np.float32(1.0), std))
 
 
 class RidgeBank:

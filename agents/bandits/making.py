@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How online learners are begun, shown the train prompts, stored and brought back: the same for all of them."""
+"""How online learners are begun and shown the train prompts: the same for all of them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,19 +7,14 @@ from typing import Any
 import numpy as np
 
 from agents.bandits.base import Bandit
-from agents.bandits.linear import Features, Scaling, measure_scaling
+from agents.bandits.linear import MIN_STD, Scaling
 from agents.bandits.neural import LastHidden
-from agents.parts import Parts
-from speckv.cost import CostTable
+from speckv.cost import CompiledCost, CostTable
 from speckv.cost.times import StepTimes
-from speckv.errors import CheckpointError
 from speckv.evaluation.compare import compile_pair
-from speckv.replay import replay_stream
+from speckv.replay import CompiledTraces, replay_stream, visit
+from speckv.runtime.constant import ConstantGamma
 from speckv.traces import TraceSet
-
-CONTEXTS = ("none", "scaled", "network")
-"""What a learner sees of an observation: nothing, all features scaled, or a fitted network's last hidden layer."""
-_FEATURES = "features"
 
 
 def begin(
@@ -29,7 +24,7 @@ def begin(
 
     Args:
         kind: Its class.
-        context: One of `CONTEXTS`.
+        context: One of `storing.CONTEXTS`.
         settings: Its settings.
         train: Train prompts; scales and networks come from them.
         cost: The clock.
@@ -54,33 +49,8 @@ def show(bandit: Bandit, train: TraceSet, cost: CostTable, seed: int) -> None:
     bandit.reseed(seed)
 
 
-def take_apart(bandit: Any, context: str) -> Parts:
-    """What `put_together` needs besides settings."""
-    arrays = bandit.get_arrays() | {"seed": np.array(bandit.seed)}
-    if context == "scaled":
-        arrays |= {"mean": bandit.features.mean, "std": bandit.features.std}
-    networks = {_FEATURES: bandit.features.network} if context == "network" else {}
-    return Parts(networks=networks, times=bandit.times, arrays=arrays)
-
-
-def put_together(kind: Callable[..., Bandit], context: str, settings: Any, parts: Parts) -> Bandit:
-    """Makes the stored learner.
-
-    Raises:
-        CheckpointError: if something is missing.
-    """
-    times = parts.needed_times()
-    try:
-        seen = () if context == "none" else (_features(context, parts),)
-        bandit = kind(settings, times, *seen, 0)
-        bandit.set_arrays(parts.arrays)
-        bandit.reseed(int(parts.arrays["seed"]))
-    except KeyError as error:
-        raise CheckpointError(f"Expected an array {error} of a bandit, found none. Train again.") from error
-    return bandit
-
-
-def _features(context: str, parts: Parts) -> Features:
-    if context == "network":
-        return LastHidden(parts.network(_FEATURES))
-    return Scaling(mean=parts.arrays["mean"], std=parts.arrays["std"])
+def measure_scaling(compiled: CompiledTraces, cost: CompiledCost, gamma: int = 3) -> Scaling:
+    """Mean and deviation of each feature in the states that a constant gamma meets."""
+    rows = visit(compiled, cost, ConstantGamma(gamma)).observations
+    std = rows.std(axis=0)
+    return Scaling(mean=rows.mean(axis=0), std=np.where(std < MIN_STD, np.float32(1.0), std))

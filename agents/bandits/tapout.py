@@ -84,12 +84,17 @@ class TapOut(Bandit):
         """Returns the same for each row, all under the rule that was chosen last."""
         return self.rules[self._rule or 0].go_on_batch(observations)
 
+    def learn(self, outcome: StepOutcome) -> None:
+        """Learns, and lets the rule that drafted remember the step, which is no learning: it forgets the request."""
+        if self._last is not None and outcome.num_drafted:
+            self.rules[self._last[1]].learn(outcome)
+        super().learn(outcome)
+
     def update(self, compression: int, arm: int, observation: FloatArray, outcome: StepOutcome) -> None:
-        """Takes a step that drafted anything into the mean of its rule, and tells the rule."""
+        """Takes a step that drafted anything into the mean of its rule."""
         del observation
         if not outcome.num_drafted:
             return
         reward = blended_reward(outcome.num_accepted, outcome.num_drafted, int(self.arms[0]))
         self.counts[compression, arm] += 1
         self.means[compression, arm] += (reward - self.means[compression, arm]) / self.counts[compression, arm]
-        self.rules[arm].learn(outcome)

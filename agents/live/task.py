@@ -6,8 +6,9 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from agents.building import build_settings
 from agents.live.settings import LiveSettings
-from agents.settings import TrainSettings, build_settings
+from agents.settings import TrainSettings
 from agents.training.task import load_cost
 from envs.live import LivePrompt
 from speckv.cost import CostTable

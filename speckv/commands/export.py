@@ -11,6 +11,7 @@ from pathlib import Path
 from speckv.errors import ConfigError
 from speckv.export import Source, make_policy, tables
 from speckv.export.compiled import CompiledConstant, CompiledTable, compile_batches, compile_constant, compile_steps
+from speckv.export.hf import write_custom_generate
 from speckv.export.making import of_controller
 from speckv.export.onnx import write_onnx
 from speckv.files import replacing_folder
@@ -122,6 +123,10 @@ def _onnx(order: Order, folder: Path) -> None:
     write_onnx(order.policy, folder)
 
 
+def _custom_generate(order: Order, folder: Path) -> None:
+    write_custom_generate(order.policy, folder)
+
+
 def constant(order: Order) -> CompiledConstant:
     """The best constant, said aloud with what it loses."""
     compiled = compile_constant(order.policy.controller, order.traces, order.source.cost)
@@ -174,6 +179,7 @@ def _as_constant(write: Callable[[CompiledConstant, tables.Origin, Path], object
 
 
 TARGETS: Mapping[str, Callable[[Order, Path], None]] = {
+    "hf-custom-generate": _custom_generate,
     "llama-server": _as_constant(tables.write_llama_server),
     "onnx": _onnx,
     "openvino": _as_constant(tables.write_openvino),

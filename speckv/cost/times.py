@@ -3,13 +3,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from speckv.cost.table import CostTable
 from speckv.observation import SCHEMA
 from speckv.types import BITS_PER_WEIGHT, FloatArray, IntArray
+
+if TYPE_CHECKING:
+    from speckv.cost.table import CostTable
 
 Float64 = NDArray[np.float64]
 
@@ -45,7 +48,7 @@ class StepTimes:
         object.__setattr__(self, "_unlagged_s", unlagged)
 
     @staticmethod
-    def of(table: CostTable, compressions: Sequence[str] | None = None, *, gamma_max: int = 16) -> "StepTimes":
+    def of(table: "CostTable", compressions: Sequence[str] | None = None, *, gamma_max: int = 16) -> "StepTimes":
         """Reads a table; a verify pass that was measured faster than a narrower one counts as slow as that.
 
         Args:

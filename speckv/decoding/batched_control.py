@@ -64,7 +64,9 @@ def control(controller: Controller, max_running: int) -> Deciders:
                 f"{controller.name!r}, which learns from one step before it decides on the next. Give max_running=1."
             )
         return _OneByOne(controller, shared=True)
-    return _OneByOne(controller, shared=False) if isinstance(controller, BatchMemory) else _Together(controller)
+    # A learner that is frozen still remembers what it decided on last.
+    alone = isinstance(controller, BatchMemory | OnlineLearner)
+    return _OneByOne(controller, shared=False) if alone else _Together(controller)
 
 
 class _Timed:

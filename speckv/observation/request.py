@@ -144,7 +144,8 @@ class RequestMemory:
             self._accepted_ema = self._accepted_ema + (1.0 - DECAY) * (num_accepted - self._accepted_ema)
             self._lag = int(num_accepted == num_drafted)
         else:
-            self._lag += 1
+            # A draft that ran and was dropped has read the newest token; one that did not run fell behind.
+            self._lag = 0 if self._drafted else self._lag + 1
         self._target = (target_entropy, target_confidence)
         self._previous_drafted = num_drafted
         self._decayed_accepted = self._decayed_accepted * DECAY + num_accepted

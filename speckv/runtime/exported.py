@@ -105,10 +105,11 @@ class Policy:
 
         Args:
             controller: Any.
-            learns: Whether it goes on learning; by default as it is.
+            learns: Whether it goes on learning; by default as it is. False freezes a copy of it.
             **known: Other attributes.
         """
         learner = isinstance(controller, OnlineLearner) and controller.learns
+        controller = controller if learns is not False else _frozen(controller)
         known.setdefault("typical", _neutral())
         known.setdefault("packed", pack_controller(controller))
         return Policy(
@@ -226,6 +227,7 @@ class Policy:
     def _fresh(self) -> "Policy":
         """The same as it was stored, with warnings of its own, to be tried out."""
         controller = unpack(self.packed, self.name) if self.packed else copy.deepcopy(self.controller)
+        controller = controller if self.learns else _frozen(controller)
         return replace(self, controller=controller, warnings=Counter())
 
     @staticmethod
@@ -292,6 +294,15 @@ def _policy(card: Mapping[str, Any], packed: Packed) -> Policy:
     if said != (policy.granularity, policy.sampling_safe, policy.learns, 0):
         raise CheckpointError(f"What its card says ({said}) is not what its parts are. Export it again.")
     return policy
+
+
+def _frozen(controller: Controller) -> Controller:
+    """A copy that does not go on learning, or the controller itself if it never does."""
+    if not (isinstance(controller, OnlineLearner) and controller.learns):
+        return controller
+    frozen = copy.deepcopy(controller)
+    frozen.learns = False
+    return frozen
 
 
 def _neutral() -> FloatArray:

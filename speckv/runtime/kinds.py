@@ -3,13 +3,15 @@
 
 Those that every engine can do with are known here. What else there is, other packages offer by an entry point of the
 group `speckv.kinds`: an object with `pack(folder) -> Packed | None` and `unpack(packed) -> Controller | None`, each
-None where the package does not know it. SpecKV's own agents come that way.
+None where the package does not know it. SpecKV's own agents come that way. A program without that package hands in what
+can `unpack` by `offer`.
 """
 
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from speckv.runtime.acceptance_table import AcceptanceTable
 from speckv.runtime.constant import ConstantGamma, ConstantPerCompression
 from speckv.runtime.policy import STEP_ENVIRONMENT, STOPPING_ENVIRONMENT, MlpPolicy, PolicyController
 from speckv.runtime.recurrent import LstmController, LstmPolicy
-from speckv.runtime.stored import AGENT, load_controller
+from speckv.runtime.stored import AGENT, exported_folder, load_controller
 from speckv.types import Controller
 
 GROUP = "speckv.kinds"
@@ -73,12 +75,24 @@ def _pack_network(policy: MlpPolicy | LstmPolicy) -> Packed:
     return Packed(kind=LSTM if isinstance(policy, LstmPolicy) else MLP, settings=settings, arrays=arrays)
 
 
+def offer(unpacks: Any) -> None:
+    """Adds an object with `unpack` to what installed packages offer; it is asked before them."""
+    _handed_in.append(unpacks)
+
+
 def pack_folder(folder: Path) -> Packed:
     """Takes the controller of a run folder or of a policy's folder apart.
 
     Raises:
         CheckpointError: if there is none, or no installed package knows its kind.
     """
+    if (made_to_travel := exported_folder(folder)) is not None:
+        # Late, because that module puts controllers together with this one.
+        from speckv.runtime.exported import Policy
+
+        exported = Policy.load(made_to_travel).packed
+        assert exported is not None
+        return exported
     if not (folder / AGENT).is_file():
         packed = pack_controller(load_controller(folder))
         if packed is not None:
@@ -114,18 +128,32 @@ def unpack(packed: Packed, name: str) -> Controller:
     return controller
 
 
+def offering(packed: Packed) -> Any | None:
+    """What an installed package offers that can put a controller together; None for a kind that is known here.
+
+    Raises:
+        CheckpointError: as `unpack`.
+    """
+    return None if packed.kind in _NATIVE else _offered_for(packed)[0]
+
+
 def _unpack(packed: Packed, name: str) -> Controller:
     made = _NATIVE.get(packed.kind)
-    if made is not None:
-        return made(packed.settings, packed.arrays, name)
-    for offered in _offered():
+    return _offered_for(packed)[1] if made is None else made(packed.settings, packed.arrays, name)
+
+
+def _offered_for(packed: Packed) -> tuple[Any, Controller]:
+    for offered in chain(_handed_in, _offered()):
         controller: Controller | None = offered.unpack(packed)
         if controller is not None:
-            return controller
+            return offered, controller
     raise CheckpointError(
         f"Expected a policy of a kind in {sorted(_NATIVE)} or of an installed package (entry point group {GROUP!r}), "
         f"got {packed.kind!r}. SpecKV's own agents are there once installed: `pip install -e .` in the checkout."
     )
+
+
+_handed_in: list[Any] = []
 
 
 def _offered() -> Iterator[Any]:

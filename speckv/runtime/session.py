@@ -164,7 +164,8 @@ class Session:
             num_accepted: Drafted tokens kept, bonus excluded.
             target_entropy: At the newest emitted token, in nats; anything if the target's signals are hidden.
             target_confidence: Its top-1 probability there.
-            num_drafted: Tokens verified; by default as many as `go_on` was told of.
+            num_drafted: Tokens verified; by default as many as `go_on` was told of. A loop may verify fewer; where it
+                drops the whole draft, the controller is told nothing.
             num_emitted: Tokens added to the output; by default one more than were accepted.
             seconds: Of the step; by default since `begin_step` returned.
         """
@@ -174,13 +175,14 @@ class Session:
             self._count("a step's time that cannot be")
             elapsed = max(time.perf_counter() - self._began, 1e-9)
         drafted = len(memory.drafted) if num_drafted is None else int(num_drafted)
-        if not 0 <= num_accepted <= drafted or (num_drafted is not None and memory.drafted and drafted < 1):
+        if not 0 <= num_accepted <= drafted:
             self._count("a step's counts that cannot be")
             drafted = max(drafted, 0)
             num_accepted = max(0, min(num_accepted, drafted))
         emitted = num_accepted + 1 if num_emitted is None else int(num_emitted)
         self._doubt, self._carried = self._refuse or self._carried, None
         entropy, confidence = self._target(target_entropy, target_confidence)
+        dropped = bool(memory.drafted) and drafted == 0
         shown = [*memory.drafted[:drafted], *[_SURE] * (drafted - len(memory.drafted))]
         memory.end_step(
             num_drafted=drafted,
@@ -189,7 +191,7 @@ class Session:
             target_entropy=entropy,
             target_confidence=confidence,
         )
-        if self._asked:
+        if self._asked and not dropped:
             self._learn(
                 StepOutcome(
                     gamma=drafted if self._stops else self._gamma,
@@ -203,7 +205,7 @@ class Session:
                     seconds=elapsed,
                 )
             )
-            self._asked = False
+        self._asked = False
 
     def _learn(self, outcome: StepOutcome) -> None:
         try:

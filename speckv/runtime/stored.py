@@ -50,6 +50,16 @@ def has_controller(path: Path) -> bool:
     return (path / RULE).is_file() or _policy_folder(path) is not None
 
 
+def exported_folder(path: Path) -> Path | None:
+    """Where a folder holds a policy made to travel, or None if it holds another controller or none.
+
+    Raises:
+        CheckpointError: if it holds a card that cannot be read.
+    """
+    folder = None if (path / RULE).is_file() else _policy_folder(path)
+    return folder if folder is not None and read_format(folder / CARD) == EXPORTED else None
+
+
 def load_controller(path: Path | str, *, name: str | None = None) -> Controller:
     """Loads a controller from a run folder or from an exported policy's folder.
 
@@ -67,11 +77,11 @@ def load_controller(path: Path | str, *, name: str | None = None) -> Controller:
         rule.name = name or rule.name
         return rule
     folder = _policy_folder(path)
-    if folder is not None and read_format(folder / CARD) == EXPORTED:
+    if (made_to_travel := exported_folder(path)) is not None:
         # Late, because an export may hold a controller of any kind, and this module loads some of them.
         from speckv.runtime.exported import Policy as Exported
 
-        controller = Exported.load(folder).controller
+        controller = Exported.load(made_to_travel).controller
         controller.name = name or controller.name
         return controller
     if folder is None and (path / AGENT).is_file():

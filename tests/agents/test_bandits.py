@@ -19,11 +19,11 @@ from agents.bandits.settings import (
     TapOutSettings,
     UcbSettings,
 )
+from agents.building import build_settings
 from agents.registry import Lesson, agent_settings, begin_learner, make_controller
 from agents.rules.adaedl import AdaEdl, AdaEdlSettings
 from agents.rules.base import StoppingRule
 from agents.rules.svip import Svip, SvipSettings
-from agents.settings import build_settings
 from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError
 from speckv.evaluation.compare import controller_sums, tune_fixed

@@ -2,6 +2,8 @@
 """Every agent exported: the same decisions after a round trip, in sessions as in replay."""
 
 import copy
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,17 +13,22 @@ import pytest
 
 from agents.registry import AGENTS, Lesson, agent_settings, make_controller
 from agents.stored import load_controller, save_controller
+from speckv.commands.export import main
 from speckv.cost import CostTable
+from speckv.decoding.batched_control import control
 from speckv.evaluation.compare import compile_pair
 from speckv.observation import SCHEMA, STOPPING_SCHEMA
 from speckv.replay import replay_controller, replay_stream
 from speckv.runtime import Policy, load
 from speckv.runtime.kinds import pack_folder
 from speckv.runtime.policy import SHIPPED
+from speckv.runtime.session import Session
+from speckv.runtime.vectors import make_script
+from speckv.runtime.vectors import play as play_vectors
 from speckv.traces import TraceSequence, TraceSet, find_traces
 from speckv.types import BatchMemory, Controller, OnlineLearner, StoppingController
 from tests.agents.test_agents_contract import OPTIONS
-from tests.fakes_traces import make_cost_table, random_traces
+from tests.fakes_traces import compile_both, make_cost_table, random_traces
 
 NAMES = sorted(name for name, agent in AGENTS.items() if agent.make is not None)
 
@@ -29,14 +36,8 @@ NAMES = sorted(name for name, agent in AGENTS.items() if agent.make is not None)
 @pytest.fixture(scope="module", params=NAMES)
 def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Controller, Policy]:
     """A controller as its run folder gives it, and the policy that was exported from the folder."""
-    name = request.param
-    _, settings = agent_settings({"name": name, **OPTIONS.get(name, {})})
-    train = random_traces(num_prompts=8, seed=5).select(split="train")
-    controller = make_controller(name, settings, Lesson(train=train, cost=make_cost_table(), seed=0))
-    folder = tmp_path_factory.mktemp(name)
-    save_controller(folder, name, settings, controller)
-    made = Policy.of(load_controller(folder), packed=pack_folder(folder), cost_ratio={"fp16": 0.3, "nf4": 0.5})
-    made.save(folder / "mine.speckv")
+    folder = tmp_path_factory.mktemp(request.param)
+    made(request.param, folder).save(folder / "mine.speckv")
     return load_controller(folder), load(folder / "mine.speckv")
 
 
@@ -129,3 +130,72 @@ def play(
         session.end_step(accepted, *newest, num_emitted=emitted, seconds=seconds[len(steps)])
         steps.append((drafted, accepted))
     return steps
+
+
+def test_a_frozen_policy_learns_nothing_in_its_sessions_or_anywhere(both: tuple[Controller, Policy]) -> None:
+    live, _ = both
+    if not isinstance(live, OnlineLearner):
+        pytest.skip("it never learns")
+    frozen, sessions = Policy.of(live, learns=False, packed=None, cost_ratio={"fp16": 0.3, "nf4": 0.5}), list[Session]()
+
+    def opened(**options: Any) -> Session:
+        sessions.append(frozen.session(**options))
+        return sessions[-1]
+
+    play_vectors(make_script(("fp16", "nf4"), depth=16), opened)
+    replayed = copy.deepcopy(frozen.controller)
+    replay_stream(replayed, *compile_both(random_traces(num_prompts=4, seed=11)))
+    wanted = known(live)
+    for controller in (*(session._controller for session in sessions), replayed):
+        for name, values in known(controller).items():
+            np.testing.assert_array_equal(values, wanted[name])
+    replay_stream(live_one := copy.deepcopy(live), *compile_both(random_traces(num_prompts=4, seed=11)))
+    assert any((values != wanted[name]).any() for name, values in known(live_one).items())
+
+
+def known(learner: Any) -> dict[str, np.ndarray]:
+    """A copy of what it has learned."""
+    return {name: np.array(values) for name, values in learner.get_arrays().items()}
+
+
+def made(name: str, folder: Path) -> Policy:
+    """An agent's run folder, and its policy."""
+    _, settings = agent_settings({"name": name, **OPTIONS.get(name, {})})
+    train = random_traces(num_prompts=8, seed=5).select(split="train")
+    controller = make_controller(name, settings, Lesson(train=train, cost=make_cost_table(), seed=0))
+    save_controller(folder, name, settings, controller)
+    return Policy.of(load_controller(folder), packed=pack_folder(folder), cost_ratio={"fp16": 0.3, "nf4": 0.5})
+
+
+def test_an_exported_folder_is_exported_again(tmp_path: Path) -> None:
+    random_traces(num_prompts=8, seed=5).save(tmp_path / "traces.parquet")
+    make_cost_table().save(tmp_path / "cost.json")
+    known = ["--traces", str(tmp_path / "traces.parquet"), "--cost", str(tmp_path / "cost.json")]
+    made("linucb", tmp_path / "run")
+    folders = [tmp_path / "run", *(tmp_path / f"{number}.speckv" for number in range(3))]
+    for source, to, options in zip(folders[:-1], folders[1:], ([], ["--frozen"], []), strict=True):
+        main([str(source), "--out", str(to), *known, *options])
+    first, frozen, again = (load(folder) for folder in folders[1:])
+    assert (first.learns, frozen.learns, again.learns) == (True, False, False)
+    assert not load_controller(folders[-1]).learns  # type: ignore[attr-defined]
+    for name, values in first.packed.arrays.items():  # type: ignore[union-attr]
+        np.testing.assert_array_equal(values, again.packed.arrays[name])  # type: ignore[union-attr]
+
+
+def test_frozen_learners_decode_side_by_side_each_with_a_memory_of_its_own(tmp_path: Path) -> None:
+    tapout = copy.deepcopy(made("tapout", tmp_path).controller)
+    tapout.learns = False  # type: ignore[attr-defined]
+    deciders = control(tapout, max_running=2)
+    deciders.begin([0, 1])
+    rows = np.random.default_rng(0).random((2, SCHEMA.size)).astype(np.float32)
+    deciders.act([0, 1], rows)
+    assert tapout._last is None  # type: ignore[attr-defined]
+
+
+def test_running_an_exported_agent_needs_no_pyarrow_and_no_torch(tmp_path: Path) -> None:
+    made("survival_stopping", tmp_path / "run").save(tmp_path / "mine.speckv")
+    program = (
+        "import sys; sys.modules['pyarrow'] = sys.modules['torch'] = None; from speckv import runtime; "
+        "s = runtime.load(sys.argv[1]).session(max_new_tokens=9); s.start(0.1, 0.9); s.begin_step()"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "mine.speckv")], check=True)

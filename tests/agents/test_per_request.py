@@ -4,7 +4,8 @@
 import numpy as np
 import pytest
 
-from agents.per_request import PerRequest, PerRequestSettings, fit_per_request
+from agents.per_request import PerRequest, PerRequestSettings
+from agents.per_request_fit import fit_per_request
 from agents.registry import Lesson, agent_settings, make_controller
 from speckv.errors import ConfigError
 from speckv.evaluation.compare import compile_pair

@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 
+from agents.building import build_settings
 from agents.rules.adaedl import AdaEdl, AdaEdlSettings
 from agents.rules.base import StoppingRule
 from agents.rules.gammatune import GammaTunePlus, GammaTuneSettings, make_gammatune
@@ -18,7 +19,6 @@ from agents.rules.transformers_confidence import (
     best_threshold,
 )
 from agents.rules.transformers_heuristic import TransformersHeuristic, TransformersHeuristicSettings
-from agents.settings import build_settings
 from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError
 from speckv.observation import SCHEMA, STOPPING_SCHEMA

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 import train as program
+from agents.building import build_settings
 from agents.searching.search import SHIPPED, run_search
 from agents.searching.settings import SearchSettings, suggest
-from agents.settings import build_settings
 from speckv.commands.app import CONFIGS, compose_checked
 from speckv.errors import ConfigError
 from tests.fakes_runs import CapturedConsole, save_toy

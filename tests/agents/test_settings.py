@@ -3,7 +3,8 @@
 
 import pytest
 
-from agents.settings import DataSettings, EvaluateSettings, RewardSettings, TrainSettings, build_settings
+from agents.building import build_settings
+from agents.settings import DataSettings, EvaluateSettings, RewardSettings, TrainSettings
 from speckv.errors import ConfigError
 
 WHOLE: dict[str, object] = {"agent": {"name": "ppo"}, "data": {"traces": "t"}, "cost": {"table": "c"}}

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import train as program
-from agents.settings import TrainSettings, build_settings
+from agents.building import build_settings
+from agents.settings import TrainSettings
 from agents.studies.outcome import StudyTimes, measure_arms
 from agents.studies.running import Job
 from agents.studies.settings import StudySettings, folder_of

@@ -82,6 +82,30 @@ def test_gamma_leaves_room_for_the_bonus_token() -> None:
     assert session.begin_step() == 0
 
 
+def test_a_draft_may_be_dropped_or_cut() -> None:
+    """As by an engine without room: nothing is distrusted, and the controller is not told of a dropped draft."""
+    watching = Watching()
+    policy, session = opened(watching)
+    session.begin_step()
+    session.go_on(0.2, 0.9, 0.8)
+    session.go_on(0.3, 0.8, 0.7)
+    session.end_step(0, 0.7, 0.6, num_drafted=0, seconds=0.1)
+    assert (policy.warnings, watching.outcomes, session.tokens_left) == ({}, [], 62)
+    session.begin_step()
+    assert watching.seen[1][SCHEMA.index("draft_lag")] == 0.0  # the draft read the newest token before it was dropped
+    assert watching.seen[1][SCHEMA.index("acceptance_ema")] == watching.seen[0][SCHEMA.index("acceptance_ema")]
+    session.go_on(0.2, 0.9, 0.8)
+    session.go_on(0.3, 0.8, 0.7)
+    session.end_step(1, 0.7, 0.6, num_drafted=1, seconds=0.1)
+    assert [outcome.num_drafted for outcome in watching.outcomes] == [1]
+    session.begin_step()
+    session.end_step(0, 0.7, 0.6, num_drafted=0, seconds=0.1)
+    session.begin_step()
+    assert watching.seen[3][SCHEMA.index("draft_lag")] == np.float32(2 / 16)  # nothing was drafted, behind a full draft
+    assert [outcome.num_drafted for outcome in watching.outcomes] == [1, 0]
+    assert not policy.warnings
+
+
 BAD_SIGNALS = [(math.nan, 0.5), (0.1, math.inf), (-1.0, 0.5), (1e9, 0.5), (0.1, 1.5), (0.1, -0.2)]
 
 

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plain data into typed, checked dataclasses."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import TypeVar
+
+from speckv.errors import ConfigError, nearest
+
+T = TypeVar("T")
+
+
+def build_settings(cls: type[T], content: Mapping[str, object], where: str = "") -> T:
+    """Fills a dataclass from plain data, strictly.
+
+    Args:
+        cls: A dataclass of scalars, tuples, mappings and dataclasses.
+        content: Plain values, as a config file holds them.
+        where: Dotted path of `content`, for messages.
+
+    Returns:
+        The dataclass.
+
+    Raises:
+        ConfigError: naming the key, if one is unknown, missing or of the wrong type.
+
+    >>> Clock = dataclasses.make_dataclass("Clock", [("table", str), ("batch", int, 1)])
+    >>> build_settings(Clock, {"tabel": "cpu-2core"})
+    Traceback (most recent call last):
+    speckv.errors.ConfigError: Unknown setting 'tabel'; known here: ['table', 'batch']. Did you mean 'table'?
+    """
+    prefix = f"{where}." if where else ""
+    assert dataclasses.is_dataclass(cls)
+    known = [f.name for f in dataclasses.fields(cls)]
+    for key in content:
+        if key not in known:
+            raise ConfigError(f"Unknown setting {prefix + str(key)!r}; known here: {known}.{nearest(str(key), known)}")
+    hints = typing.get_type_hints(cls)
+    for item in dataclasses.fields(cls):
+        optional = item.default is not dataclasses.MISSING or item.default_factory is not dataclasses.MISSING
+        if item.name not in content and not optional:
+            raise ConfigError(f"Expected a value for {prefix + item.name!r}, found none.")
+    values = {name: _convert(hints[name], value, prefix + name) for name, value in content.items()}
+    return typing.cast(T, cls(**values))
+
+
+def _convert(hint: object, value: object, where: str) -> object:
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"Expected {where} to be a group of settings, got {value!r}.")
+        return build_settings(hint, value, where)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return _convert_union(arguments, value, where)
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_convert(arguments[0], v, f"{where}[{k}]") for k, v in enumerate(value))
+    if origin is not None and isinstance(value, Mapping):
+        return dict(value)
+    if hint is float and type(value) is int:
+        return float(value)
+    if hint is not type(value):
+        name = hint.__name__ if isinstance(hint, type) and origin is None else str(hint)
+        raise ConfigError(f"Expected {where} to be of type {name}, got {value!r}.")
+    return value
+
+
+def _convert_union(options: tuple[object, ...], value: object, where: str) -> object:
+    if value is None and type(None) in options:
+        return None
+    groups = [option for option in options if dataclasses.is_dataclass(option)]
+    if isinstance(value, Mapping) and len(groups) == 1:
+        return _convert(groups[0], value, where)  # its own error says more
+    problems: list[ConfigError] = []
+    for option in options:
+        try:
+            return _convert(option, value, where)
+        except ConfigError as error:
+            problems.append(error)
+    wanted = " or ".join(getattr(option, "__name__", str(option)) for option in options)
+    raise ConfigError(f"Expected {where} to be of type {wanted}, got {value!r}.") from problems[0]

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Modules of installed packages copied side by side into one folder, so that they run where the packages are not.
+
+What a module imports is read from its source, so nothing here has to know what imports what. A copy differs from its
+original in its imports alone: `from speckv.errors import ConfigError` becomes `from .speckv_errors import ConfigError`.
+A name that a package only passes on is imported from where it is defined, and the rest of that package stays out.
+"""
+
+import ast
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec, resolve_name
+from pathlib import Path
+
+from speckv.errors import ConfigError
+
+Table = tuple[str, str]
+"""Name of a dictionary at the top of a module, and the one key that is needed of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """Copied modules.
+
+    Attributes:
+        sources: Name of the copy, which is its file's without the suffix -> its text.
+        libraries: What they import that was not copied, Python's own library left out: top-level names.
+    """
+
+    sources: Mapping[str, str]
+    libraries: frozenset[str]
+
+
+def flat_name(module: str) -> str:
+    """Name of a module's copy.
+
+    >>> flat_name("speckv.runtime.session")
+    'speckv_runtime_session'
+    """
+    return module.replace(".", "_")
+
+
+def bundle(roots: Collection[str], *, narrow: Mapping[str, Table] | None = None) -> Bundle:
+    """Copies modules with all that they import from their own packages.
+
+    Args:
+        roots: Dotted names; everything in their top-level packages that they need is copied, anything else is not.
+        narrow: Module -> a table of which one entry is kept, with the imports that nothing else in the module uses.
+
+    Raises:
+        ConfigError: if a module cannot be found, or imports in a way that cannot be copied.
+    """
+    own = frozenset(root.partition(".")[0] for root in roots)
+    narrow, waiting, copied = narrow or {}, sorted(roots), dict[str, _Copy]()
+    while waiting:
+        module = waiting.pop()
+        known = copied.get(flat_name(module))
+        if known is not None and known.module != module:
+            raise ConfigError(f"Expected modules whose names differ when flat, got {known.module} and {module}.")
+        if known is None:
+            copied[flat_name(module)] = copy = _Copy(module, own, narrow.get(module))
+            waiting += sorted(copy.needed)
+    return Bundle(
+        sources={name: copied[name].text for name in sorted(copied)},
+        libraries=frozenset[str]().union(*(copy.libraries for copy in copied.values())) - sys.stdlib_module_names,
+    )
+
+
+class _Copy:
+    """One module, copied.
+
+    Attributes:
+        module: Its dotted name.
+        text: The source with its imports rewritten.
+        needed: Modules that the copy imports.
+        libraries: What else it imports: top-level names.
+    """
+
+    def __init__(self, module: str, own: Collection[str], table: Table | None) -> None:
+        path = _path(module)
+        self.module, self._own = module, own
+        self._package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+        self.needed: set[str] = set()
+        self.libraries: set[str] = set()
+        source = path.read_text(encoding="utf-8")
+        used = None
+        if table is not None:
+            source = _narrowed(source, module, *table)
+            used = {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
+        edits = [(node, self._rewritten(node, runs, used)) for node, runs in _imports(ast.parse(source))]
+        self.text = _edited(source, [(node, text) for node, text in edits if text is not None])
+
+    def _rewritten(self, node: ast.Import | ast.ImportFrom, runs: bool, used: Collection[str] | None) -> str | None:
+        """What takes a statement's place, or None if it stays."""
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+            if any(self._is_own(module) for module in modules):
+                raise ConfigError(
+                    f"Expected {self.module} to import its own packages by `from ... import`, got line {node.lineno}."
+                )
+            self.libraries |= {module.partition(".")[0] for module in modules if runs}
+            return None
+        origin = resolve_name("." * node.level + (node.module or ""), self._package)
+        if not self._is_own(origin):
+            self.libraries |= {origin.partition(".")[0]} if runs else set()
+            return None
+        if not runs:
+            return "pass"
+        kept = [alias for alias in node.names if used is None or (alias.asname or alias.name) in used]
+        return f"\n{' ' * node.col_offset}".join(self._imported(origin, kept))
+
+    def _imported(self, origin: str, aliases: Collection[ast.alias]) -> list[str]:
+        """One import for each module that something of a package or a module comes from."""
+        found: dict[str, list[str]] = {}
+        for alias in aliases:
+            module, name = _home(origin, alias.name)
+            self.needed.add(module)
+            bound = alias.asname or alias.name
+            source, name = (".", flat_name(module)) if name is None else (f".{flat_name(module)}", name)
+            found.setdefault(source, []).append(name if name == bound else f"{name} as {bound}")
+        return [f"from {source} import {', '.join(names)}" for source, names in found.items()]
+
+    def _is_own(self, module: str) -> bool:
+        return module.partition(".")[0] in self._own
+
+
+def _path(module: str) -> Path:
+    """A module's file, found without importing anything.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    path = _file(module)
+    if path is None:
+        raise ConfigError(f"Expected the source of {module} in an installed package, found none.")
+    return path
+
+
+def _file(module: str) -> Path | None:
+    top, *rest = module.split(".")
+    spec = find_spec(top)
+    for folder in (spec and spec.submodule_search_locations) or ():
+        place = Path(folder, *rest)
+        for path in (place / "__init__.py", place.with_name(f"{place.name}.py")):
+            if path.is_file():
+                return path
+    return None
+
+
+def _home(origin: str, name: str) -> tuple[str, str | None]:
+    """Where something that is imported is defined: a module, and its name there, or None if it is the module itself.
+
+    Raises:
+        ConfigError: if a package neither holds nor defines it.
+    """
+    if name == "*":
+        raise ConfigError(f"Expected names to be imported from {origin}, got a star.")
+    if _file(f"{origin}.{name}") is not None:
+        return f"{origin}.{name}", None
+    path = _path(origin)
+    if path.name != "__init__.py":
+        return origin, name
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        for alias in node.names if isinstance(node, ast.ImportFrom) else ():
+            if name == (alias.asname or alias.name):
+                passed_on = resolve_name("." * node.level + (node.module or ""), origin)
+                return _home(passed_on, alias.name)
+    return origin, name
+
+
+def _imports(tree: ast.AST, runs: bool = True) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
+    """Every import, and whether it runs: those under `if TYPE_CHECKING` do not."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            yield node, runs
+        elif isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            for part, inside in ((node.body, False), (node.orelse, runs)):
+                yield from _imports(ast.Module(part, []), inside)
+        else:
+            yield from _imports(node, runs)
+
+
+def _narrowed(source: str, module: str, table: str, key: str) -> str:
+    """A module's source with one entry left in a table.
+
+    Raises:
+        ConfigError: if it has no such table, or the table no such entry.
+    """
+    for node in ast.parse(source).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        found = getattr(node, "value", None)
+        if isinstance(found, ast.Dict) and any(isinstance(t, ast.Name) and t.id == table for t in targets):
+            for name, value in zip(found.keys, found.values, strict=True):
+                if isinstance(name, ast.Constant) and name.value == key:
+                    return _edited(source, [(found, f"{{{key!r}: {ast.get_source_segment(source, value)}}}")])
+    raise ConfigError(f"Expected a dictionary {table} with a key {key!r} at the top of {module}, found none.")
+
+
+def _edited(source: str, edits: Collection[tuple[ast.stmt | ast.expr, str]]) -> str:
+    """A source with nodes replaced by text."""
+    lines = source.encode().splitlines(keepends=True)  # columns count bytes
+    starts = [0]
+    for line in lines:
+        starts.append(starts[-1] + len(line))
+    data = source.encode()
+    for node, text in sorted(edits, key=lambda edit: (edit[0].lineno, edit[0].col_offset), reverse=True):
+        assert node.end_lineno is not None
+        assert node.end_col_offset is not None
+        begin, end = starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset
+        data = data[:begin] + text.encode() + data[end:]
+    return data.decode()

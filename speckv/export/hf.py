@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A policy as a folder for transformers' `custom_generate`, for users who have transformers and no SpecKV.
+
+transformers copies `generate.py` and what it imports relatively to a place of its own, and nothing else. So the folder
+holds flat copies of SpecKV's modules (`speckv.export.bundle`), and the policy's two files inside one more module.
+"""
+
+import json
+from base64 import b64encode
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from textwrap import wrap
+
+from speckv import __version__
+from speckv.errors import ConfigError
+from speckv.export.bundle import Bundle, Table, bundle, flat_name
+from speckv.files import write_atomically
+from speckv.runtime import Policy
+from speckv.runtime.card import CARD
+from speckv.runtime.exported import WEIGHTS
+from speckv.runtime.kinds import offering
+
+FOLDER = "custom_generate"
+"""Where transformers looks inside the folder that it is given."""
+EMBEDDED = "speckv.integrations.transformers.embedded"
+DATA = "policy_data"
+REQUIREMENTS = ("numpy>=2", "torch>=2.6", "transformers>=5.23", "transformers<6")
+"""As in pyproject.toml; transformers reads one bound a line."""
+_HEADER = "# SPDX-License-Identifier: Apache-2.0"
+_GENERATE = '''{header}
+"""Assisted generation under the SpecKV policy {name}; see README.md. Written by SpecKV {version}."""
+
+{imports}
+
+embedded = Embedded(FILES, kinds=[{kinds}])
+
+
+def generate(inputs=None, *, model, assistant_model=None, **options):
+    """Generates with `assistant_model` drafting as many tokens as the policy says; all else is as in `generate`."""
+    return embedded.generate(model, inputs, assistant_model, **options)
+
+
+if False:  # transformers copies the files that such lines name, wherever they stand
+{manifest}
+'''
+
+
+def write_custom_generate(policy: Policy, folder: Path) -> list[Path]:
+    """Writes the folder: `custom_generate/`, the policy's two files as SpecKV reads them, and a README.
+
+    Args:
+        policy: Of any kind that can be stored.
+        folder: Where to; `target.generate(..., custom_generate=FOLDER)` takes it.
+
+    Raises:
+        CheckpointError: if the policy cannot be stored, or no installed package knows its kind.
+        ConfigError: if what its kind needs cannot be copied, or needs more than NumPy, PyTorch and transformers.
+    """
+    policy.save(folder)
+    kinds, copied = _copied(policy)
+    modules = {
+        **copied.sources,
+        DATA: _data([folder / CARD, folder / WEIGHTS]),
+        "generate": _generate(policy, kinds, [*copied.sources, DATA]),
+    }
+    files = {f"{name}.py": text for name, text in modules.items()}
+    files["requirements.txt"] = "\n".join([*REQUIREMENTS, ""])
+    for name, text in files.items():
+        write_atomically(folder / FOLDER / name, text)
+    write_atomically(folder / "README.md", _readme(policy, len(copied.sources)))
+    return [folder / CARD, folder / WEIGHTS, folder / "README.md", *(folder / FOLDER / name for name in sorted(files))]
+
+
+def _copied(policy: Policy) -> tuple[Sequence[str], Bundle]:
+    """Modules whose `unpack` the policy needs beyond `speckv.runtime`, and all that is to be copied."""
+    assert policy.packed is not None
+    offered = offering(policy.packed)
+    kinds: list[str] = []
+    narrow: dict[str, Table] = {}
+    if offered is not None:
+        kinds.append(offered.unpack.__module__)
+        table = getattr(offered, "TABLE", None)
+        if table is not None:
+            narrow[kinds[0]] = (table, policy.packed.kind)
+    copied = bundle([EMBEDDED, *kinds], narrow=narrow)
+    allowed = {name.rstrip("<>=.0123456789") for name in REQUIREMENTS}
+    if extra := copied.libraries - allowed:
+        raise ConfigError(
+            f"Expected a policy that runs with {sorted(allowed)} alone, but kind {policy.packed.kind!r} also imports "
+            f"{sorted(extra)}. Export it as a policy (--to policy), and install SpecKV where it runs."
+        )
+    return kinds, copied
+
+
+def _generate(policy: Policy, kinds: Sequence[str], modules: Collection[str]) -> str:
+    names = [flat_name(kind) for kind in kinds]
+    imports = [
+        *(f"from . import {name}" for name in names),
+        f"from .{DATA} import FILES",
+        f"from .{flat_name(EMBEDDED)} import Embedded",
+    ]
+    return _GENERATE.format(
+        header=_HEADER,
+        name=json.dumps(policy.name).replace('"""', ""),
+        version=__version__,
+        imports="\n".join(imports),
+        kinds=", ".join(names),
+        manifest="\n".join(f"    from .{name} import *" for name in sorted(modules)),
+    )
+
+
+def _data(files: Sequence[Path]) -> str:
+    lines = [_HEADER, '"""The policy\'s two files, in base 64."""', "", "FILES = {"]
+    for path in files:
+        content = (f'        "{line}"' for line in wrap(b64encode(path.read_bytes()).decode(), 100))
+        lines += [f'    "{path.name}": (', *content, "    ),"]
+    return "\n".join([*lines, "}", ""])
+
+
+def _readme(policy: Policy, modules: int) -> str:
+    known = policy.trained_on
+    inside = policy.granularity == "token"
+    rows = {
+        "decides": "before each step, and behind each drafted token" if inside else "before each step",
+        "goes on learning": "yes, from request to request, until the process ends" if policy.learns else "no",
+        "tokens drafted at most": policy.gamma_max,
+        "tokens drafted where it cannot be asked": ", ".join(f"{g} ({c})" for c, g in policy.fallback.items()) or 0,
+        "target": known.get("target", "unknown"),
+        "draft": known.get("draft", "unknown"),
+        "vocabulary": known.get("vocab_size", "unknown"),
+        "compressions of the target": ", ".join(policy.compressions),
+        "cost table": known.get("cost_table", "unknown"),
+    }
+    return _README.format(
+        name=policy.name.replace("`", "'"),
+        default=policy.compressions[0],
+        rows="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
+        version=__version__,
+        modules=modules,
+        needs=", ".join(REQUIREMENTS),
+    )
+
+
+_README = """---
+library_name: transformers
+license: apache-2.0
+tags:
+- custom_generate
+---
+
+# Assisted generation under the SpecKV policy `{name}`
+
+How many tokens the draft proposes at each step is chosen by a trained policy. Verification is transformers' own: greedy
+text is the target's, token by token, and sampled text has its distribution. SpecKV need not be installed.
+
+```python
+target.generate(**inputs, custom_generate="FOLDER", trust_remote_code=True, assistant_model=draft)
+```
+
+FOLDER is this folder, or a hub repository that holds its content. `custom_generate/` may also lie in the target's own
+repository: a target loaded with `trust_remote_code=True` then needs `generate(**inputs, assistant_model=draft)` alone.
+Two options are the policy's: `compression`, of the target ({default!r} by default), and `cost_ratio`, the time of one
+draft pass over that of one target pass.
+
+One prompt a call, decoder-only models of one vocabulary, greedy or sampled. Batches, beams, several texts and a second
+tokenizer are refused.
+
+| the policy | |
+|---|---|
+{rows}
+
+With a target of another vocabulary, or signals that cannot be, the fallback is drafted; a warning is logged the first
+time for each reason.
+
+| file | |
+|---|---|
+| `custom_generate/policy_data.py` | the policy; its hash and test vectors are checked at the first call |
+| `policy.json`, `policy.safetensors` | the same, as SpecKV reads it; `custom_generate` does not look here |
+| `custom_generate/generate.py` | what transformers calls |
+| {modules} other modules there | copied from SpecKV {version}, with their imports made relative |
+
+Needs Python 3.11 and {needs}.
+
+Licence: Apache-2.0, https://www.apache.org/licenses/LICENSE-2.0. Modules whose names begin neither with `speckv` nor
+with `agents`, if there are any, are under the licence of the package that they come from.
+"""

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A program that has transformers and no SpecKV: generates as it is told, and says what came of it.
+
+    python -I without_speckv.py TARGET DRAFT < calls.json > answers.json
+
+A call is `generate`'s options with the prompt's ids under `ids`. An answer holds the `text` and how many tokens were
+`drafted` at each step, or an `error`. `target` names another target, loaded with its own code.
+"""
+
+import json
+import sys
+from typing import Any
+
+ABSENT = ("speckv", "agents", "envs", "pyarrow")
+
+
+class Absence:
+    """Makes packages as good as not installed."""
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name.partition(".")[0] in ABSENT:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+def absent(name: str) -> bool:
+    try:
+        __import__(name)
+    except ModuleNotFoundError:
+        return True
+    return False
+
+
+def answered(target: Any, draft: Any, call: dict[str, Any]) -> dict[str, Any]:
+    """What one call of `generate` came to."""
+    import torch
+
+    widths: list[int] = []
+    hook = target.register_forward_pre_hook(
+        lambda _, args, options: widths.append((args[0] if args else options["input_ids"]).shape[1]), with_kwargs=True
+    )
+    ids = torch.tensor(call.pop("ids"))
+    if call.pop("assisted", True):
+        call["assistant_model"] = draft
+    torch.manual_seed(0)
+    try:
+        text = target.generate(ids, **call)
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+    finally:
+        hook.remove()
+    return {"text": text[0].tolist(), "drafted": [width - 1 for width in widths[1:]]}
+
+
+def main(target_folder: str, draft_folder: str) -> None:
+    sys.meta_path.insert(0, Absence())  # type: ignore[arg-type]
+    found = [name for name in ABSENT if not absent(name)]
+    from transformers import AutoModelForCausalLM
+
+    def loaded(folder: str, **options: Any) -> Any:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype="float64", **options).eval()
+
+    target, draft = loaded(target_folder), loaded(draft_folder)
+    answers = []
+    for call in json.load(sys.stdin):
+        other = call.pop("target", None)
+        answers.append(answered(loaded(other, trust_remote_code=True) if other else target, draft, call))
+    found += [name for name in sys.modules if name.partition(".")[0] in ABSENT]
+    json.dump({"found": found, "answers": answers}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
