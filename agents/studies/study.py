@@ -80,7 +80,7 @@ def plan(study: StudySettings, seeds: Sequence[int], overrides: Sequence[str], f
         Job(
             arm=arm,
             seed=seed,
-            overrides=(*shared_overrides(overrides), *study.overrides(arm), *_NOT_A_STUDY, f"seed={seed}"),
+            overrides=(*_LEAN, *shared_overrides(overrides), *study.overrides(arm), *_NOT_A_STUDY, f"seed={seed}"),
             folder=folder / folder_of(arm) / f"seed{seed}",
         )
         for arm in study.arms
@@ -88,6 +88,8 @@ def plan(study: StudySettings, seeds: Sequence[int], overrides: Sequence[str], f
     ]
 
 
+_LEAN = ("eval.num_resamples=1000",)
+"""Unless told otherwise: a run's own table is a by-product here, and takes longer than some runs."""
 _NOT_A_STUDY = ("study=null", "seeds=null")
 
 
