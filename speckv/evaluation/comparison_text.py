@@ -110,9 +110,10 @@ def render_comparison(comparison: Comparison, times: Sequence[DecisionTime] = ()
     sections += [*seeds_section(comparison), *verdict_sections(comparison)]
     sections += [_task_section(comparison), length_section(comparison), profile_section(comparison)]
     sections.append(
-        f"Brackets: 95 % paired bootstrap intervals, whole prompts resampled {setting.num_resamples} times. "
-        "Headroom: share of the room\nbetween the best fixed gamma and the clairvoyant bound. "
-        "task-oracle: the best fixed gamma of each task, tuned on\ntrain prompts; "
+        f"Brackets: 95 % paired bootstrap intervals, whole prompts resampled {setting.num_resamples} times"
+        f"{' and seeds with them' if comparison.seed_groups else ''}.\n"
+        "Headroom: share of the room between the best fixed gamma and the clairvoyant bound. "
+        "task-oracle: the best fixed\ngamma of each task, tuned on train prompts; "
         "request-oracle: that of each test prompt, in hindsight."
     )
     sections.extend(

@@ -31,7 +31,7 @@ class Bucket:
     @property
     def name(self) -> str:
         """The bounds, as a table shows them."""
-        return f"{self.shortest}-{self.longest}"
+        return f"{self.shortest}-{self.longest}" if self.longest > self.shortest else str(self.shortest)
 
 
 def length_buckets(compiled: CompiledTraces, grid: Grid) -> tuple[Bucket, ...]:

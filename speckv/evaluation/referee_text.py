@@ -25,7 +25,7 @@ def format_p(value: float) -> str:
 def _family_lines(family: Family) -> list[str]:
     lines = []
     if family.question == VS_FIRST:
-        lines.append(f"{family.against} ranks first ({family.num_comparisons} pairs)")
+        lines.append(f"{family.against} ranks first (pairs compared: {family.num_comparisons})")
     for word in (AHEAD, BEHIND, EQUAL):
         said = [v for v in family.verdicts if v.word == word]
         if said:

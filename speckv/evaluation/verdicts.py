@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from speckv.evaluation.bootstrap import Float64
 from speckv.evaluation.hierarchy import Entrant
-from speckv.evaluation.metrics import ALL, Group
+from speckv.evaluation.metrics import Group
 from speckv.evaluation.significance import holm, sign_flip_p_values
 
 LEVEL = 0.05

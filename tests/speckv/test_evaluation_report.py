@@ -13,7 +13,8 @@ from matplotlib.patches import Rectangle
 
 from agents.fixed import FixedGamma
 from speckv.evaluation.bootstrap import Interval
-from speckv.evaluation.compare import Comparison, DecisionTime, compare
+from speckv.evaluation.compare import Comparison, compare
+from speckv.evaluation.comparison_text import render_comparison
 from speckv.evaluation.metrics import ALL
 from speckv.evaluation.plots import TimelineStep, gamma_histogram, speedup_bars, speedup_dots, timeline
 from speckv.evaluation.report import (
@@ -25,7 +26,7 @@ from speckv.evaluation.report import (
     timeline_figure,
 )
 from speckv.evaluation.results import PER_PROMPT_COLUMNS, comparison_json, headline, per_prompt_csv
-from speckv.evaluation.table import render_comparison
+from speckv.evaluation.timing import DecisionTime
 from speckv.files import canonical_json
 from speckv.traces import TraceSet
 from tests.fakes_traces import make_cost_table, random_traces
