@@ -5,10 +5,11 @@ import itertools
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from benchmarks.interval_coverage import sums_of, whole_group
 from speckv.errors import ConfigError
-from speckv.evaluation.bootstrap import resample_counts
+from speckv.evaluation.bootstrap import Float64, resample_counts
 from speckv.evaluation.compare import Comparison, compare
 from speckv.evaluation.hierarchy import Entrant, SeedGroup, interquartile_mean, make_entrants, measure_entrant
 from speckv.evaluation.metrics import ALL, References, measure
@@ -19,11 +20,11 @@ BASE = sums_of("base", np.array([[6.0], [2.0], [4.0]]))
 REFERENCES = References(autoregressive=BASE, best_fixed=BASE, clairvoyant=BASE)
 
 
-def runs_of(*seconds: list[float]) -> list[np.ndarray]:
+def runs_of(*seconds: list[float]) -> list[Float64]:
     return [np.array(s)[:, np.newaxis] for s in seconds]
 
 
-def entrant_of(*seconds: list[float], picks: np.ndarray | None = None, resamples: int = 4) -> Entrant:
+def entrant_of(*seconds: list[float], picks: NDArray[np.int64] | None = None, resamples: int = 4) -> Entrant:
     runs = [sums_of(f"run{k}", s) for k, s in enumerate(runs_of(*seconds))]
     return Entrant.of("agent", runs, np.zeros((resamples, len(runs)), np.int64) if picks is None else picks)
 

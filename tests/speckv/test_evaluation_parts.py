@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from benchmarks.interval_coverage import sums_of, whole_group
 from speckv.evaluation.bootstrap import resample_counts
@@ -12,13 +13,14 @@ from speckv.evaluation.hierarchy import Entrant
 from speckv.evaluation.lengths import groups_by_length, length_buckets
 from speckv.evaluation.metrics import ALL, Grid, groups_of
 from speckv.evaluation.profile_plots import profile_lines
-from speckv.evaluation.profiles import TAUS, speedup_profile
+from speckv.evaluation.profiles import TAUS, Profile, speedup_profile
 from speckv.evaluation.referee_text import format_p
 from speckv.runtime.constant import ConstantGamma
+from speckv.traces import TraceSequence
 from tests.fakes_traces import compile_both, make_cost_table, make_sequence, make_traces
 
 
-def recording(number: int, prompt_len: int, compression: str = "fp16", split: str = "test"):  # type: ignore[no-untyped-def]
+def recording(number: int, prompt_len: int, compression: str = "fp16", split: str = "test") -> TraceSequence:
     return make_sequence(
         [1, 0, 1, 1, 0, 1],
         prompt_id=f"{split}{number}",
@@ -81,7 +83,7 @@ def test_lengths_in_a_comparison_add_up_to_the_whole() -> None:
     assert comparison.setting.temperature == 0.0
 
 
-def profile_of(seconds: list[list[float]], resamples: int = 500, picks: np.ndarray | None = None):  # type: ignore[no-untyped-def]
+def profile_of(seconds: list[list[float]], resamples: int = 500, picks: NDArray[np.int64] | None = None) -> Profile:
     fixed = sums_of("fixed", np.full((len(seconds[0]), 1), 12.0))
     runs = [sums_of(f"run{k}", np.array(s)[:, np.newaxis]) for k, s in enumerate(seconds)]
     drawn = np.zeros((resamples, len(runs)), np.int64) if picks is None else picks
@@ -130,7 +132,7 @@ def test_profiles_are_drawn_with_their_bands() -> None:
     assert profile_lines(axes, {"agent": profile}, {"agent": "#000000"}, "nf4") is axes
     line = axes.get_lines()[0]
     assert line.get_label() == "agent"
-    assert list(line.get_ydata()) == profile.shares.tolist()  # type: ignore[arg-type]
+    assert np.asarray(line.get_ydata()).tolist() == profile.shares.tolist()
     assert len(axes.collections) == 1
     assert (axes.get_title(loc="left"), axes.get_ylabel()) == ("nf4", "share of test prompts")
 

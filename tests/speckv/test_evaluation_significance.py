@@ -9,6 +9,7 @@ import pytest
 from benchmarks.interval_coverage import false_claims, lognormal
 from speckv.errors import ConfigError
 from speckv.evaluation import significance
+from speckv.evaluation.bootstrap import Float64
 from speckv.evaluation.significance import holm, sign_flip_p_values
 
 
@@ -51,7 +52,7 @@ def test_a_difference_on_every_prompt_is_found() -> None:
     assert sign_flip_p_values(np.full((40, 1), 0.01), num_flips=999, seed=0).tolist() == [0.001]
 
 
-def ks_distance(p_values: np.ndarray) -> float:
+def ks_distance(p_values: Float64) -> float:
     """Greatest distance of an empirical distribution from the uniform one."""
     ordered, n = np.sort(p_values), len(p_values)
     places = np.arange(n)
