@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prompts by length, and shares of prompts by speed-up, against counts by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -15,6 +17,7 @@ from speckv.evaluation.metrics import ALL, Grid, groups_of
 from speckv.evaluation.profile_plots import profile_lines
 from speckv.evaluation.profiles import TAUS, Profile, speedup_profile
 from speckv.evaluation.referee_text import format_p
+from speckv.evaluation.setting import describe_setting
 from speckv.runtime.constant import ConstantGamma
 from speckv.traces import TraceSequence
 from tests.fakes_traces import compile_both, make_cost_table, make_sequence, make_traces
@@ -81,6 +84,23 @@ def test_lengths_in_a_comparison_add_up_to_the_whole() -> None:
     assert 25 / sum(parts) == pytest.approx(comparison.group("fp16", ALL).row("three").throughput)
     assert fp16[0].result.row("three").speedup_vs_ar.low is not None
     assert comparison.setting.temperature == 0.0
+
+
+@pytest.mark.parametrize(
+    ("sampling", "temperature", "text"),
+    [
+        ({"mode": "greedy", "temperature": 1.0}, 0.0, "greedy"),
+        ({"mode": "gumbel", "temperature": 0.7}, 0.7, "gumbel, temperature 0.7"),
+        ({"mode": "gumbel"}, None, "gumbel"),
+    ],
+)
+def test_the_setting_states_the_recordings_temperature(
+    sampling: dict[str, str | float | int], temperature: float | None, text: str
+) -> None:
+    traces = make_traces([recording(0, 5)], max_new_tokens=6)
+    traces = replace(traces, metadata=replace(traces.metadata, sampling=sampling))
+    setting = describe_setting(traces, traces, make_cost_table(), ["fp16"], num_resamples=1, seed=0)
+    assert (setting.temperature, setting.text) == (temperature, text)
 
 
 def profile_of(seconds: list[list[float]], resamples: int = 500, picks: NDArray[np.int64] | None = None) -> Profile:
