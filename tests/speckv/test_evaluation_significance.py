@@ -83,7 +83,7 @@ def test_p_values_are_uniform_where_only_the_drawn_runs_differ(seeds: int) -> No
     """
     rng = np.random.default_rng(3)
     prompts, studies = 40, 2000
-    by_run = rng.normal(0.0, 0.05, (seeds, studies))
+    by_run = rng.normal(0.0, 0.03 * np.sqrt(seeds), (seeds, studies))
     differences = rng.normal(0.0, 0.1, (prompts, studies)) + by_run.mean(axis=0)
     errors = prompts * by_run.std(axis=0, ddof=1, keepdims=True) / np.sqrt(seeds)
     p_values = sign_flip_p_values(differences, num_flips=999, seed=0, seed_errors=errors, freedom=np.array([seeds - 1]))
@@ -95,10 +95,22 @@ def test_p_values_are_uniform_where_only_the_drawn_runs_differ(seeds: int) -> No
 
 @pytest.mark.slow
 def test_any_false_claim_comes_as_rarely_as_promised() -> None:
-    """800 studies of eight equal controllers: at most 5 % with any false claim, plus three sigma of 0.0077 each.
-
-    The first-ranked is the best of eight by luck; were its family the seven comparisons that are shown, a false claim
-    would come in about a fifth of the studies.
-    """
+    """800 studies of eight equal controllers: at most 5 % with any false claim, plus three sigma of 0.0077 each."""
     for share in false_claims(8, 40, studies=800, flips=400).values():
         assert share < 0.05 + 3 * 0.0077
+
+
+@pytest.mark.slow
+def test_the_best_of_equals_is_ahead_by_luck_unless_every_pair_counts() -> None:
+    """Why the family of the first-ranked holds every pair: the seven that are shown alone claim falsely twice as often.
+
+    400 studies; the share is 0.11 give or take 0.016, and 0.08 is two sigma below.
+    """
+    rng = np.random.default_rng(0)
+    wrong = 0
+    for study in range(400):
+        seconds = lognormal(rng, 0.5, 40) * lognormal(rng, 0.15, 8, 40)
+        first = int(seconds.sum(axis=1).argmin())
+        behind = np.delete(seconds - seconds[first], first, axis=0).T
+        wrong += bool((holm(sign_flip_p_values(behind, num_flips=400, seed=study)) <= 0.05).any())
+    assert wrong / 400 > 0.08
