@@ -37,6 +37,8 @@ MOST_BARS = 6
 """Controllers that bars still tell apart."""
 MOST_PROFILES = 5
 """Profiles that lines still tell apart."""
+MOST_BANDS = 3
+"""Bands that still can be seen through one another."""
 _DPI = 150
 
 
@@ -152,19 +154,21 @@ def profile_figure(comparison: Comparison) -> Figure:
     ranked = sorted(comparison.entrants, key=lambda name: -overall.row(name).geomean_vs_best_fixed.estimate)
     shown = ranked[:MOST_PROFILES]
     colors = dict(zip(shown, PALETTE, strict=False)) | {CLAIRVOYANT: GREY}
+    banded = shown if len(shown) <= MOST_BANDS else shown[:1]
     compressions = comparison.grid.compressions
     figure = Figure(figsize=(1.2 + 4.2 * len(compressions), 4.6), dpi=_DPI, layout="constrained")
     panels = figure.subplots(1, len(compressions), sharey=True, squeeze=False)[0]
     for axes, compression in zip(panels, compressions, strict=True):
         profiles = {name: comparison.profile(name, compression) for name in colors}
-        profile_lines(axes, profiles, colors, compression)
+        profile_lines(axes, profiles, colors, banded, compression)
     for axes in panels[1:]:
         axes.set_ylabel("")
     figure.legend(
         *panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=9
     )
-    few = f" The {len(shown)} of {len(ranked)} controllers that rank first." if len(ranked) > len(shown) else ""
-    _caption(figure, comparison, f"Bands: 95 % bootstrap intervals at each speed-up by itself.{few}")
+    few = f" Shown: the first {len(shown)} of {len(ranked)} controllers." if len(ranked) > len(shown) else ""
+    whose = "" if banded == shown else f" of {banded[0]}"
+    _caption(figure, comparison, f"Band{whose}: 95 % bootstrap interval at each speed-up by itself.{few}")
     return figure
 
 

@@ -149,7 +149,8 @@ def test_one_prompt_has_a_profile_without_a_band() -> None:
 def test_profiles_are_drawn_with_their_bands() -> None:
     axes = Figure().add_subplot()
     profile = profile_of([[10.0, 12.0, 15.0, 8.0]])
-    assert profile_lines(axes, {"agent": profile}, {"agent": "#000000"}, "nf4") is axes
+    colors = {"agent": "#000000", "bound": "#9A9A9A"}
+    assert profile_lines(axes, {"agent": profile, "bound": profile}, colors, ["agent"], "nf4") is axes
     line = axes.get_lines()[0]
     assert line.get_label() == "agent"
     assert np.asarray(line.get_ydata()).tolist() == profile.shares.tolist()

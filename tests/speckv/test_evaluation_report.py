@@ -195,7 +195,7 @@ def test_profiles_show_those_that_rank_first(comparison: Comparison) -> None:
     crowded = compare(train=train, test=test, cost=make_cost_table(), controllers=many, num_resamples=5)
     figure = profile_figure(crowded)
     assert len(figure.legends[0].get_texts()) == 6
-    assert "The 5 of 8 controllers that rank first" in figure.get_supxlabel().replace("\n", " ")
+    assert "Shown: the first 5 of 8 controllers" in figure.get_supxlabel().replace("\n", " ")
 
 
 def test_many_controllers_get_a_line_each() -> None:
