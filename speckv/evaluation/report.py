@@ -168,7 +168,8 @@ def profile_figure(comparison: Comparison) -> Figure:
     )
     few = f" Shown: the first {len(shown)} of {len(ranked)} controllers." if len(ranked) > len(shown) else ""
     whose = "" if banded == shown else f" of {banded[0]}"
-    _caption(figure, comparison, f"Band{whose}: 95 % bootstrap interval at each speed-up by itself.{few}")
+    bands = f"Band{whose}: 95 % bootstrap interval at each speed-up by itself." if banded else ""
+    _caption(figure, comparison, f"{bands}{few}")
     return figure
 
 
