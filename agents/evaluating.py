@@ -8,16 +8,19 @@ from pathlib import Path
 from agents.console import Console
 from agents.controllers import latest_run, load_named, shipped_policy
 from agents.registry import AGENTS, Lesson, agent_settings, make_controller, require_agent
+from agents.seeds import find_seed_groups
 from agents.settings import EvaluateSettings
 from agents.training.task import load_cost, load_splits
 from agents.tuning import GRIDS, tune
 from speckv.cost import CostTable
 from speckv.errors import ConfigError
 from speckv.evaluation.baselines import FixedSweep
-from speckv.evaluation.compare import Comparison, compare, compile_pair, sample_observations, time_decisions
+from speckv.evaluation.compare import Comparison, compare, compile_pair
+from speckv.evaluation.comparison_text import render_comparison
+from speckv.evaluation.hierarchy import SeedGroup
 from speckv.evaluation.report import make_timelines, save_report
 from speckv.evaluation.results import headline
-from speckv.evaluation.table import render_comparison
+from speckv.evaluation.timing import sample_observations, time_decisions
 from speckv.traces import TraceSet
 from speckv.types import Controller
 
@@ -35,6 +38,7 @@ def evaluate_controllers(
     seed: int,
     console: Console,
     train_sweep: FixedSweep | None = None,
+    seed_groups: Sequence[SeedGroup] = (),
 ) -> Comparison:
     """Compares, prints the table, and saves everything.
 
@@ -45,9 +49,10 @@ def evaluate_controllers(
         cost: The clock.
         output: Folder for text, JSON, CSV and figures.
         num_resamples: Of the bootstrap.
-        seed: Of the bootstrap.
+        seed: Of the bootstrap and the tests.
         console: Takes the table.
         train_sweep: Every fixed gamma on `train`, if that was replayed already.
+        seed_groups: Which controllers are runs of one agent that differ by their seed.
     """
     comparison = compare(
         train=train,
@@ -57,6 +62,7 @@ def evaluate_controllers(
         num_resamples=num_resamples,
         seed=seed,
         train_sweep=train_sweep,
+        seed_groups=seed_groups,
     )
     compiled, compiled_cost = compile_pair(test, cost)
     observations = sample_observations(compiled, compiled_cost)
@@ -87,6 +93,9 @@ def evaluate(settings: EvaluateSettings, console: Console) -> Comparison:
     for controller, path in zip(controllers, paths, strict=True):
         if controller.name in {c.name for c in made}:
             controller.name = path.resolve().name
+    groups = find_seed_groups(paths, controllers)
+    for group in groups:
+        console.write(f"{group.name}: {', '.join(group.members)}")
     controllers += made
     output = Path(settings.output) if settings.output else _default_output(settings, paths, cost.name)
     comparison = evaluate_controllers(
@@ -98,6 +107,7 @@ def evaluate(settings: EvaluateSettings, console: Console) -> Comparison:
         num_resamples=settings.num_resamples,
         seed=settings.seed,
         console=console,
+        seed_groups=groups,
     )
     console.write(json.dumps({**headline(comparison), "output": str(output)}, sort_keys=True))
     return comparison

@@ -228,10 +228,11 @@ class EvaluateSettings:
     Attributes:
         data: Recordings.
         cost: Clock.
-        controllers: Run folders or exported policies; None takes the latest run on this cost table.
+        controllers: Run folders or exported policies; runs that differ by their seed alone count as one controller.
+            None takes the latest run on this cost table.
         agents: Agents to make on the train prompts and add, with their default settings; "all" for every one.
         tuned: Whether agents that have a grid are added tuned on the train prompts as well.
-        seed: Of the bootstrap.
+        seed: Of the bootstrap and the tests.
         num_resamples: Of the bootstrap.
         runs_dir: Where run folders are looked for.
         output: Where results go; None means the run folder, or `runs_dir/evaluate-<cost>` without one.

@@ -25,6 +25,7 @@ from tests.fakes_paper import write_paper
 from tests.fakes_runs import CapturedConsole, save_toy, toy_settings
 from tests.speckv.test_runtime_policy import random_policy
 
+save_figure = report.save_figure
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -61,6 +62,87 @@ def test_named_controllers_are_compared_and_saved(settings: EvaluateSettings, tm
     assert (output / "results.json").read_bytes() == first
     times = json.loads((output / "decision_times.json").read_text())["decision_times"]
     assert [t["controller"] for t in times] == ["random", "agent fixed-2"]
+
+
+def train_seeds(settings: EvaluateSettings, tmp_path: Path, seeds: tuple[int, ...]) -> tuple[str, ...]:
+    """Trains the same logistic model with several seeds; what it draws from its seed is beside the point here."""
+    folders = []
+    for seed in seeds:
+        run = tmp_path / "runs" / f"mine-seed{seed}"
+        made = replace(
+            toy_settings(tmp_path, run, agent={"name": "survival"}), cost=settings.cost, data=settings.data, seed=seed
+        )
+        config = f"agent:\n  name: survival\nseed: {seed}\noutput: {run}\n"
+        train(made, CapturedConsole(), config=config, overrides=[])
+        folders.append(str(run))
+    return tuple(folders)
+
+
+@pytest.mark.slow
+def test_runs_that_differ_by_seed_are_one_controller(settings: EvaluateSettings, tmp_path: Path) -> None:
+    save_rule(tmp_path / "rule", FixedGamma(2))
+    runs = train_seeds(settings, tmp_path, (0, 1, 2))
+    console = CapturedConsole()
+    named = replace(settings, controllers=(*runs, str(tmp_path / "rule")), output=str(tmp_path / "results"))
+    comparison = evaluate(named, console)
+    assert comparison.entrants == ("survival (3 seeds)", "agent fixed-2")
+    assert "survival (3 seeds): mine-seed0, mine-seed1, mine-seed2" in console.text
+    content = json.loads((tmp_path / "results" / "results.json").read_text())
+    assert content["seed_groups"] == {"survival (3 seeds)": ["mine-seed0", "mine-seed1", "mine-seed2"]}
+    for group in content["groups"]:
+        rows = {row["controller"]: row for row in group["rows"]}
+        assert {"survival (3 seeds)", "mine-seed0", "mine-seed1", "mine-seed2", "agent fixed-2"} <= set(rows)
+        assert "seeds_iqm_speedup_vs_best_fixed" in rows["survival (3 seeds)"]
+    families = content["significance"]["families"]
+    questions = {(f["question"], f["compression"]) for f in families}
+    assert questions == {
+        (q, c) for q in ("best fixed gamma", "first-ranked controller") for c in ("fp16", "nf4", "all")
+    }
+    assert {v["verdict"] for f in families for v in f["verdicts"]} <= {
+        "ahead of",
+        "behind",
+        "not distinguishable from",
+    }
+    text = (tmp_path / "results" / "results.txt").read_text()
+    assert "mine-seed0" not in text.partition("decision time")[0]
+    assert "interquartile mean" in text
+
+
+@pytest.mark.slow
+def test_the_same_seed_leaves_the_same_bytes(
+    settings: EvaluateSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every file that is promised: all but the decision times, and their lines at the end of the text."""
+    monkeypatch.setattr(report, "save_figure", save_figure)
+    random_policy().save(tmp_path / "learned" / "policy")
+    runs = train_seeds(settings, tmp_path, (0, 1))
+    saved = []
+    for name in ("first", "second"):
+        output = tmp_path / name
+        evaluate(
+            replace(
+                settings,
+                controllers=(*runs, str(tmp_path / "learned")),
+                agents=("svip", "ucb1"),
+                output=str(output),
+                seed=7,
+            ),
+            CapturedConsole(),
+        )
+        files = {path.name: path.read_bytes() for path in output.iterdir()}
+        assert files.pop("decision_times.json")
+        files["results.txt"] = files["results.txt"].partition(b"decision time of")[0]
+        saved.append(files)
+    assert sorted(saved[0]) == [
+        "gamma.png",
+        "per_prompt.csv",
+        "profiles.png",
+        "results.json",
+        "results.txt",
+        "speedup.png",
+        "timeline.png",
+    ]
+    assert saved[0] == saved[1]
 
 
 def test_by_default_the_latest_run_is_taken_and_written_into(settings: EvaluateSettings, tmp_path: Path) -> None:

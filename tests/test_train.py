@@ -137,6 +137,7 @@ def test_a_run_leaves_all_that_decided_it(finished: tuple[Path, str]) -> None:
         "evaluation/per_prompt.csv",
         "evaluation/speedup.png",
         "evaluation/gamma.png",
+        "evaluation/profiles.png",
         "evaluation/timeline.png",
     } <= names
     assert not [name for name in names if "partial" in name]

@@ -30,6 +30,11 @@ class Interval:
     high: float | None
 
 
+def unbounded(estimate: float) -> Interval:
+    """An estimate that too little stands behind to give it bounds."""
+    return Interval(estimate=estimate, low=None, high=None)
+
+
 def resample_counts(strata: Sequence[str], num_resamples: int, seed: int) -> Float64:
     """How often each prompt occurs in each bootstrap resample.
 
@@ -66,7 +71,7 @@ def percentile_interval(estimate: float, replicates: Float64, confidence: float 
     """
     usable = replicates[np.isfinite(replicates)]
     if not len(usable):
-        return Interval(estimate=estimate, low=None, high=None)
+        return unbounded(estimate)
     tail = 50.0 * (1.0 - confidence)
     low, high = np.percentile(usable, [tail, 100.0 - tail])
     return Interval(estimate=estimate, low=float(low), high=float(high))
@@ -86,7 +91,7 @@ def ratio_interval(numerator: Float64, denominator: Float64, counts: Float64, *,
     """
     estimate = float(numerator.sum() / denominator.sum())
     if np.count_nonzero(denominator) < MIN_PROMPTS:
-        return Interval(estimate=estimate, low=None, high=None)
+        return unbounded(estimate)
     with np.errstate(divide="ignore", invalid="ignore"):
         replicates = (counts @ numerator) / (counts @ denominator)
     return percentile_interval(estimate, replicates, confidence)
@@ -111,7 +116,7 @@ def geometric_mean_ratio_interval(
     """
     estimate = float(np.exp(np.log(numerator.sum(axis=0) / denominator.sum(axis=0)).mean()))
     if np.count_nonzero(denominator.sum(axis=1)) < MIN_PROMPTS:
-        return Interval(estimate=estimate, low=None, high=None)
+        return unbounded(estimate)
     with np.errstate(divide="ignore", invalid="ignore"):
         replicates = np.exp(np.log((counts @ numerator) / (counts @ denominator)).mean(axis=1))
     return percentile_interval(estimate, replicates, confidence)

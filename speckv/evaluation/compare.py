@@ -2,14 +2,12 @@
 """Replays controllers over the same recorded prompts and measures them against the baselines and the bound."""
 
 import copy
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from speckv.cost import CompiledCost, CostTable, describe_clock
+from speckv.cost import CompiledCost, CostTable
 from speckv.errors import ConfigError, TraceError
 from speckv.evaluation.baselines import (
     AUTOREGRESSIVE,
@@ -20,57 +18,21 @@ from speckv.evaluation.baselines import (
     FixedSweep,
     sweep_fixed,
 )
-from speckv.evaluation.bootstrap import resample_counts
-from speckv.evaluation.metrics import Grid, Group, References, Row, Sums, groups_of, measure
-from speckv.observation import SCHEMA, observe_draft
-from speckv.replay import CompiledTraces, clairvoyant, replay_controller, replay_policy, replay_stream
+from speckv.evaluation.bootstrap import Float64, resample_counts
+from speckv.evaluation.hierarchy import Entrant, SeedGroup, make_entrants, measure_entrant
+from speckv.evaluation.lengths import Bucket, groups_by_length, length_buckets
+from speckv.evaluation.metrics import ALL, Grid, Group, References, Row, Sums, groups_of, measure
+from speckv.evaluation.profiles import Profile, speedup_profile
+from speckv.evaluation.setting import Setting, describe_setting
+from speckv.evaluation.verdicts import Family, judge
+from speckv.replay import CompiledTraces, clairvoyant, replay_controller, replay_stream
 from speckv.traces import TraceSet
-from speckv.types import Controller, FloatArray, OnlineLearner, StoppingController
+from speckv.types import Controller, OnlineLearner
 
 NUM_RESAMPLES = 10_000
 STREAM_SEED = 20_260_101
 """Of the order in which online learners meet the prompts."""
 RESERVED_NAMES = (BEST_FIXED, TASK_ORACLE, REQUEST_ORACLE, CLAIRVOYANT, AUTOREGRESSIVE)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """What was compared on what.
-
-    Attributes:
-        target: Id of the target model.
-        draft: Id of the draft model.
-        dtype: Compression -> arithmetic of the target; "draft" -> the draft's.
-        sampling: "greedy" or "gumbel".
-        traces_sha256: Hash of the trace file.
-        cost: Name of the cost table.
-        cost_kind: "measured" or "fitted".
-        cost_check: Compression -> in a few words, how well the table's times add up to live runs.
-        cost_ratio: Compression -> one draft pass over one target pass.
-        train_prompts: Distinct prompts the best fixed gamma was tuned on.
-        test_prompts: Distinct prompts compared on.
-        num_resamples: Of the bootstrap.
-        seed: Of the bootstrap.
-    """
-
-    target: str
-    draft: str
-    dtype: dict[str, str]
-    sampling: str
-    traces_sha256: str
-    cost: str
-    cost_kind: str
-    cost_check: dict[str, str]
-    cost_ratio: dict[str, float]
-    train_prompts: int
-    test_prompts: int
-    num_resamples: int
-    seed: int
-
-    @property
-    def clock(self) -> str:
-        """The cost table's name, and what a reader must know of it."""
-        return f"{self.cost} ({describe_clock(self.cost_kind, self.cost_check)})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,28 +48,50 @@ class GroupResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LengthResult:
+    """Prompts of one length: controllers under test, the number to beat, plain decoding and the bound."""
+
+    bucket: Bucket
+    result: GroupResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
     """The whole result.
 
     Attributes:
         setting: What was compared on what.
         best_fixed_gammas: Compression -> gamma tuned on train prompts.
-        controllers: Names of the controllers under test, in the order given.
+        controllers: Names of the controllers under test, in the order given; runs of one agent each by itself.
+        entrants: The same with one name for the runs of one agent: what tables and figures show.
+        seed_groups: Which controllers those names stand for.
         grid: The test prompts and compressions.
-        sums: Per-prompt sums of every controller, baselines and bound included.
+        sums: Per-prompt sums of every controller, baselines and bound included, runs each by itself.
         groups: Figures, per compression and task.
+        lengths: Figures, per length of the prompt and compression.
+        families: Who is ahead of whom.
+        profiles: Shares of prompts by speed-up, per entrant or bound and compression.
     """
 
     setting: Setting
     best_fixed_gammas: dict[str, int]
     controllers: tuple[str, ...]
+    entrants: tuple[str, ...]
+    seed_groups: tuple[SeedGroup, ...]
     grid: Grid
     sums: tuple[Sums, ...]
     groups: tuple[GroupResult, ...]
+    lengths: tuple[LengthResult, ...]
+    families: tuple[Family, ...]
+    profiles: tuple[Profile, ...]
 
     def group(self, compression: str, task: str) -> GroupResult:
         """Figures of one group."""
         return next(g for g in self.groups if (g.group.compression, g.group.task) == (compression, task))
+
+    def profile(self, controller: str, compression: str) -> Profile:
+        """Profile of an entrant or of the bound."""
+        return next(p for p in self.profiles if (p.controller, p.compression) == (controller, compression))
 
 
 def compare(
@@ -119,6 +103,7 @@ def compare(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
     train_sweep: FixedSweep | None = None,
+    seed_groups: Sequence[SeedGroup] = (),
 ) -> Comparison:
     """Compares controllers with plain decoding, every fixed gamma, the best of them, oracles and the clairvoyant bound.
 
@@ -128,13 +113,15 @@ def compare(
         cost: Turns steps into seconds.
         controllers: Under test; their names must differ from one another and from the baselines'.
         num_resamples: Bootstrap resamples of the test prompts.
-        seed: Of the bootstrap; nothing else here is random but what controllers draw from generators of their own.
+        seed: Of bootstrap and tests; nothing else here is random but what controllers draw from generators of their
+            own.
         train_sweep: What `tune_fixed(train, cost)` gives, if it is known already.
+        seed_groups: Which controllers are runs of one agent that differ by their seed.
 
     Returns:
         The same result for the same arguments.
     """
-    _check(train, test, controllers)
+    _check(train, test, [*(c.name for c in controllers), *(g.name for g in seed_groups)])
     cost.require(test.compressions)
     tuned = train_sweep or tune_fixed(train, cost)
     gammas = tuned.best()
@@ -142,42 +129,80 @@ def compare(
     sweep = sweep_fixed(compiled, compiled_cost, gamma_max=test.metadata.gamma_max)
     grid = sweep.grid
     tested = [controller_sums(c, compiled, compiled_cost) for c in controllers]
+    entrants = make_entrants(tested, seed_groups, num_resamples=num_resamples, seed=seed)
     bound = grid.sums(CLAIRVOYANT, clairvoyant(compiled, compiled_cost))
     best = sweep.combine(gammas)
-    references = References(autoregressive=sweep.sums[0], best_fixed=best, clairvoyant=bound)
-    sums = (*sweep.sums, best, sweep.task_oracle(tuned), sweep.request_oracle(), *tested, bound)
-    counts = resample_counts(grid.tasks, num_resamples, seed)
-    groups = tuple(
-        GroupResult(group=group, rows=tuple(measure(s, group, references, counts) for s in sums))
-        for group in groups_of(grid, sweep.sums[0].tokens)
-    )
-    metadata = test.metadata
-    setting = Setting(
-        target=metadata.target_id,
-        draft=metadata.draft_id,
-        dtype=dict(metadata.dtype),
-        sampling=str(metadata.sampling["mode"]),
-        traces_sha256=test.sha256,
-        cost=cost.name,
-        cost_kind=cost.kind,
-        cost_check={c: cost.checks[c] for c in grid.compressions},
-        cost_ratio={c: float(cost.cost_ratio(c)) for c in grid.compressions},
-        train_prompts=len(train.prompt_ids),
-        test_prompts=len(grid.prompt_ids),
-        num_resamples=num_resamples,
+    field = _Field(
+        references=References(autoregressive=sweep.sums[0], best_fixed=best, clairvoyant=bound),
+        entrants=entrants,
+        counts=resample_counts(grid.tasks, num_resamples, seed),
         seed=seed,
     )
+    sums = (*sweep.sums, best, sweep.task_oracle(tuned), sweep.request_oracle(), *tested, bound)
+    groups = groups_of(grid, sweep.sums[0].tokens)
+    whole = tuple(g for g in groups if g.task == ALL)
     return Comparison(
-        setting=setting,
+        setting=describe_setting(train, test, cost, grid.compressions, num_resamples=num_resamples, seed=seed),
         best_fixed_gammas=gammas,
         controllers=tuple(s.name for s in tested),
+        entrants=tuple(e.name for e in entrants),
+        seed_groups=tuple(seed_groups),
         grid=grid,
         sums=sums,
-        groups=groups,
+        groups=tuple(field.measure(group, sums) for group in groups),
+        lengths=field.by_length(length_buckets(compiled, grid), whole),
+        families=field.judge(_distinct(whole)),
+        profiles=field.profiles(_distinct(whole)),
     )
 
 
-def _check(train: TraceSet, test: TraceSet, controllers: Sequence[Controller]) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Field:
+    """Who takes part, and the resamples that all are judged on."""
+
+    references: References
+    entrants: tuple[Entrant, ...]
+    counts: Float64
+    seed: int
+
+    def measure(self, group: Group, sums: Sequence[Sums]) -> GroupResult:
+        """Rows of single controllers, then those of entrants that are several runs."""
+        several = [e for e in self.entrants if len(e.runs) > 1]
+        rows = [measure(s, group, self.references, self.counts) for s in sums]
+        return GroupResult(
+            group=group,
+            rows=(*rows, *(measure_entrant(e, group, self.references, self.counts) for e in several)),
+        )
+
+    def by_length(self, buckets: Sequence[Bucket], whole: tuple[Group, ...]) -> tuple[LengthResult, ...]:
+        """Rows of each bucket."""
+        references = self.references
+        ends = [Entrant.alone(s, len(self.counts)) for s in (references.autoregressive, references.best_fixed)]
+        shown = (*ends, *self.entrants, Entrant.alone(references.clairvoyant, len(self.counts)))
+        found = []
+        for bucket in buckets:
+            for group in groups_by_length(bucket, whole):
+                rows = tuple(measure_entrant(e, group, references, self.counts) for e in shown)
+                found.append(LengthResult(bucket=bucket, result=GroupResult(group=group, rows=rows)))
+        return tuple(found)
+
+    def judge(self, groups: Sequence[Group]) -> tuple[Family, ...]:
+        """Verdicts of each group."""
+        best_fixed = Entrant.alone(self.references.best_fixed, len(self.counts))
+        return judge(self.entrants, best_fixed, groups, num_resamples=len(self.counts), seed=self.seed)
+
+    def profiles(self, groups: Sequence[Group]) -> tuple[Profile, ...]:
+        """Profiles of every entrant and of the bound in each group."""
+        shown = (*self.entrants, Entrant.alone(self.references.clairvoyant, len(self.counts)))
+        return tuple(speedup_profile(e, self.references.best_fixed, g, self.counts) for g in groups for e in shown)
+
+
+def _distinct(whole: tuple[Group, ...]) -> tuple[Group, ...]:
+    """Leaves out "all compressions" where there is one."""
+    return whole if len(whole) > 2 else whole[:1]
+
+
+def _check(train: TraceSet, test: TraceSet, names: Sequence[str]) -> None:
     if missing := set(test.compressions) - set(train.compressions):
         raise TraceError(
             f"Expected train prompts at every tested compression, found none at {sorted(missing)}. "
@@ -185,7 +210,6 @@ def _check(train: TraceSet, test: TraceSet, controllers: Sequence[Controller]) -
         )
     if shared := set(train.prompt_ids) & set(test.prompt_ids):
         raise TraceError(f"Expected disjoint prompts, but {sorted(shared)[:3]} are in train and test. Split by prompt.")
-    names = [c.name for c in controllers]
     fixed = {name for name in names if name in RESERVED_NAMES or names.count(name) > 1}
     if fixed:
         raise ConfigError(
@@ -220,51 +244,3 @@ def controller_sums(controller: Controller, compiled: CompiledTraces, cost: Comp
     else:
         record = replay_controller(controller, compiled, cost)
     return Grid.of(compiled).sums(controller.name, record)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecisionTime:
-    """How long one decision takes here and now, in microseconds: a measurement, so no two runs agree."""
-
-    controller: str
-    p50_us: float
-    p99_us: float
-
-
-def time_decisions(controller: Controller, observations: FloatArray, *, warm_up: int = 100) -> DecisionTime:
-    """Times decisions on each observation in turn, one call at a time as a live decoder makes them.
-
-    Args:
-        controller: Under test; one that also decides inside steps is asked that as well, as a decision of its own.
-        observations: Shape [decisions, features], as `STOPPING_SCHEMA` lists; more than `warm_up` rows.
-        warm_up: First calls that are not counted.
-    """
-    controller.reset()
-    seconds: list[float] = []
-    stopper = controller if isinstance(controller, StoppingController) else None
-    for observation in observations:
-        before = observation[: SCHEMA.size]
-        start = time.perf_counter()
-        controller.act(before)
-        seconds.append(time.perf_counter() - start)
-        if stopper is not None:
-            start = time.perf_counter()
-            stopper.go_on(observation)
-            seconds.append(time.perf_counter() - start)
-    p50, p99 = np.percentile(np.array(seconds[warm_up:]) * 1e6, [50, 99])
-    return DecisionTime(controller=controller.name, p50_us=float(p50), p99_us=float(p99))
-
-
-def sample_observations(compiled: CompiledTraces, cost: CompiledCost, count: int = 2000) -> FloatArray:
-    """Observations that a constant gamma meets, each with some draft so far as `STOPPING_SCHEMA` has it, for timing."""
-    met: list[FloatArray] = []
-
-    def remember(observations: FloatArray) -> NDArray[np.int64]:
-        met.append(np.array(observations))
-        return np.full(len(observations), 4, np.int64)
-
-    replay_policy(compiled, cost, remember)
-    rows = np.concatenate(met)
-    places = np.arange(count)
-    drafts = compiled.drafts[places % len(compiled.drafts), 1 + places % (compiled.gamma_max - 1)]
-    return observe_draft(rows[places % len(rows)], drafts)

@@ -6,7 +6,7 @@ the set's tokens over its total time; a mean of per-prompt rates would rank cont
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,16 @@ class Sums:
     accepted: Float64
     tested: Float64
     gammas: Float64
+
+
+def pooled(name: str, runs: Sequence[Sums]) -> Sums:
+    """Means of several runs' sums over the same prompts."""
+
+    def mean(field: str) -> Float64:
+        averaged: Float64 = np.mean([getattr(run, field) for run in runs], axis=0)
+        return averaged
+
+    return Sums(name=name, **{f.name: mean(f.name) for f in fields(Sums) if f.name != "name"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +165,8 @@ class Row:
         acceptance_rate: Accepted over tested; None if nothing was drafted.
         mean_gamma: Mean gamma asked for.
         headroom_share: (throughput - best fixed) / (clairvoyant - best fixed); None where there is no room.
+        seeds_iqm: Interquartile mean over seeds of the geometric mean over compressions of the speed-up over the best
+            fixed gamma; None for a single run.
     """
 
     controller: str
@@ -168,6 +180,7 @@ class Row:
     acceptance_rate: float | None
     mean_gamma: float
     headroom_share: float | None
+    seeds_iqm: Interval | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

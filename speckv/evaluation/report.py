@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes a comparison into a folder: text, JSON, CSV and three figures."""
+"""Writes a comparison into a folder: text, JSON, CSV and four figures."""
 
 import copy
 import io
@@ -13,11 +13,21 @@ from matplotlib.figure import Figure
 
 from speckv.cost import CostTable
 from speckv.evaluation.baselines import BEST_FIXED, CLAIRVOYANT
-from speckv.evaluation.compare import Comparison, DecisionTime, compile_pair
+from speckv.evaluation.compare import Comparison, compile_pair
+from speckv.evaluation.comparison_text import render_comparison
 from speckv.evaluation.metrics import ALL
-from speckv.evaluation.plots import TimelineStep, gamma_histogram, speedup_bars, speedup_dots, timeline
+from speckv.evaluation.plots import (
+    GREY,
+    PALETTE,
+    TimelineStep,
+    gamma_histogram,
+    speedup_bars,
+    speedup_dots,
+    timeline,
+)
+from speckv.evaluation.profile_plots import profile_lines
 from speckv.evaluation.results import comparison_json, per_prompt_csv
-from speckv.evaluation.table import render_comparison
+from speckv.evaluation.timing import DecisionTime
 from speckv.files import canonical_json, write_atomically
 from speckv.replay import ReplayRecord, StepLog, replay_controller, replay_fixed, replay_stream
 from speckv.traces import TraceSet
@@ -25,6 +35,10 @@ from speckv.types import Controller, OnlineLearner
 
 MOST_BARS = 6
 """Controllers that bars still tell apart."""
+MOST_PROFILES = 5
+"""Profiles that lines still tell apart."""
+MOST_BANDS = 3
+"""Bands that still can be seen through one another."""
 _DPI = 150
 
 
@@ -109,7 +123,7 @@ def speedup_figure(comparison: Comparison) -> Figure:
     Bars for a few, a line of dots a compression for many.
     """
     compressions = comparison.grid.compressions
-    names = (BEST_FIXED, *comparison.controllers, CLAIRVOYANT)
+    names = (BEST_FIXED, *comparison.entrants, CLAIRVOYANT)
     speedups = {name: [comparison.group(c, ALL).row(name).speedup_vs_ar for c in compressions] for name in names}
     if len(names) <= MOST_BARS:
         figure = Figure(figsize=(8.4, 4.6), dpi=_DPI, layout="constrained")
@@ -131,6 +145,31 @@ def gamma_figure(comparison: Comparison, controller: str) -> Figure:
     axes = gamma_histogram(figure.add_subplot(), counts, comparison.best_fixed_gammas)
     axes.set_title(f"gamma chosen by {controller}", fontsize=10, loc="left")
     _caption(figure, comparison, f"{int(sums.steps.sum())} decode steps, counted as asked for.")
+    return figure
+
+
+def profile_figure(comparison: Comparison) -> Figure:
+    """Performance profiles of the controllers that rank first over all compressions, and of the bound."""
+    overall = comparison.group(ALL, ALL)
+    ranked = sorted(comparison.entrants, key=lambda name: -overall.row(name).geomean_vs_best_fixed.estimate)
+    shown = ranked[:MOST_PROFILES]
+    colors = dict(zip(shown, PALETTE, strict=False)) | {CLAIRVOYANT: GREY}
+    banded = shown if len(shown) <= MOST_BANDS else shown[:1]
+    compressions = comparison.grid.compressions
+    figure = Figure(figsize=(1.2 + 4.2 * len(compressions), 4.6), dpi=_DPI, layout="constrained")
+    panels = figure.subplots(1, len(compressions), sharey=True, squeeze=False)[0]
+    for axes, compression in zip(panels, compressions, strict=True):
+        profiles = {name: comparison.profile(name, compression) for name in colors}
+        profile_lines(axes, profiles, colors, banded, compression)
+    for axes in panels[1:]:
+        axes.set_ylabel("")
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False, fontsize=9
+    )
+    few = f" Shown: the first {len(shown)} of {len(ranked)} controllers." if len(ranked) > len(shown) else ""
+    whose = "" if banded == shown else f" of {banded[0]}"
+    bands = f"Band{whose}: 95 % bootstrap interval at each speed-up by itself." if banded else ""
+    _caption(figure, comparison, f"{bands}{few}")
     return figure
 
 
@@ -194,5 +233,6 @@ def save_report(
     save_figure(speedup_figure(comparison), folder / "speedup.png")
     shown = comparison.controllers[0] if comparison.controllers else CLAIRVOYANT
     save_figure(gamma_figure(comparison, shown), folder / "gamma.png")
+    save_figure(profile_figure(comparison), folder / "profiles.png")
     if timelines is not None:
         save_figure(timeline_figure(comparison, timelines), folder / "timeline.png")

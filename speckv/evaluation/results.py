@@ -3,13 +3,19 @@
 
 import csv
 import io
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from speckv.evaluation.bootstrap import Interval
-from speckv.evaluation.compare import Comparison, GroupResult
+from speckv.evaluation.compare import Comparison, GroupResult, LengthResult
 from speckv.evaluation.metrics import ALL, Row, Sums
+from speckv.evaluation.profiles import TAUS, Profile
+from speckv.evaluation.verdicts import LEVEL, Family
 
 RESULTS_VERSION = 1
+"""Of the keys: new ones may join, none of these moves or changes its meaning."""
+PROFILE_STRIDE = 2
+"""Every second tau of a profile is stored: 0.05 apart."""
 _DIGITS = 6
 PER_PROMPT_COLUMNS = (
     "controller",
@@ -39,7 +45,8 @@ def _interval(interval: Interval) -> dict[str, object]:
 
 
 def _row(row: Row) -> dict[str, object]:
-    return {
+    together = {} if row.seeds_iqm is None else {"seeds_iqm_speedup_vs_best_fixed": _interval(row.seeds_iqm)}
+    return together | {
         "controller": row.controller,
         "throughput_tokens_per_s": rounded(row.throughput),
         "speedup_vs_ar": _interval(row.speedup_vs_ar),
@@ -63,6 +70,50 @@ def _group(result: GroupResult) -> dict[str, object]:
     }
 
 
+def _length(found: LengthResult) -> dict[str, object]:
+    bucket = found.bucket
+    tokens = {
+        "shortest_prompt": bucket.shortest,
+        "longest_prompt": bucket.longest,
+        "longest_context": bucket.longest_context,
+    }
+    return {"tokens": tokens, **_group(found.result)}
+
+
+def _family(family: Family) -> dict[str, object]:
+    verdicts = [
+        {
+            "controller": v.controller,
+            "speedup": rounded(v.speedup),
+            "p_value": rounded(v.p_value),
+            "p_holm": rounded(v.p_holm),
+            "verdict": v.word,
+        }
+        for v in family.verdicts
+    ]
+    return {
+        "question": family.question,
+        "compression": family.compression,
+        "against": family.against,
+        "num_comparisons": family.num_comparisons,
+        "num_sign_flips": family.num_flips,
+        "verdicts": verdicts,
+    }
+
+
+def _profile(profile: Profile) -> dict[str, object]:
+    def listed(values: Sequence[float] | None) -> list[float | None] | None:
+        return None if values is None else [rounded(float(v)) for v in values[::PROFILE_STRIDE]]
+
+    return {
+        "controller": profile.controller,
+        "compression": profile.compression,
+        "shares": listed(profile.shares.tolist()),
+        "low": listed(None if profile.low is None else profile.low.tolist()),
+        "high": listed(None if profile.high is None else profile.high.tolist()),
+    }
+
+
 def _histogram(sums: Sums, compressions: tuple[str, ...]) -> dict[str, list[int]]:
     counts = sums.gammas.sum(axis=0)
     return {name: [int(n) for n in counts[column]] for column, name in enumerate(compressions)}
@@ -77,13 +128,30 @@ def comparison_json(comparison: Comparison) -> dict[str, object]:
         "setting": setting,
         "best_fixed_gammas": comparison.best_fixed_gammas,
         "controllers": list(comparison.controllers),
+        "entrants": list(comparison.entrants),
+        "seed_groups": {group.name: list(group.members) for group in comparison.seed_groups},
         "groups": [_group(result) for result in comparison.groups],
         "gamma_histograms": {s.name: _histogram(s, comparison.grid.compressions) for s in comparison.sums},
+        "prompt_lengths": [_length(found) for found in comparison.lengths],
+        "significance": {
+            "test": "paired sign flips over prompts, two-sided",
+            "adjustment": "Holm",
+            "level": LEVEL,
+            "families": [_family(family) for family in comparison.families],
+        },
+        "performance_profiles": {
+            "speedups": list(TAUS[::PROFILE_STRIDE]),
+            "profiles": [_profile(profile) for profile in comparison.profiles],
+        },
     }
 
 
 def headline(comparison: Comparison) -> dict[str, object]:
-    """The few figures that a script wants: throughput and speed-ups of each controller under test."""
+    """The few figures that a script wants: throughput and speed-ups of each controller under test.
+
+    Runs of one agent are there by themselves and together.
+    """
+    names = dict.fromkeys((*comparison.entrants, *comparison.controllers))
     groups = [r for r in comparison.groups if r.group.task == ALL]
     return {
         "cost": comparison.setting.cost,
@@ -105,7 +173,7 @@ def headline(comparison: Comparison) -> dict[str, object]:
                 }
                 for result in groups
             }
-            for name in comparison.controllers
+            for name in names
         },
     }
 

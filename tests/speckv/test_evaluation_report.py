@@ -12,25 +12,29 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from agents.fixed import FixedGamma
+from speckv.evaluation.baselines import AUTOREGRESSIVE, BEST_FIXED, CLAIRVOYANT
 from speckv.evaluation.bootstrap import Interval
-from speckv.evaluation.compare import Comparison, DecisionTime, compare
+from speckv.evaluation.compare import Comparison, compare
+from speckv.evaluation.comparison_text import render_comparison
 from speckv.evaluation.metrics import ALL
 from speckv.evaluation.plots import TimelineStep, gamma_histogram, speedup_bars, speedup_dots, timeline
 from speckv.evaluation.report import (
     gamma_figure,
     make_timelines,
     pick_prompt,
+    profile_figure,
     save_report,
     speedup_figure,
     timeline_figure,
 )
 from speckv.evaluation.results import PER_PROMPT_COLUMNS, comparison_json, headline, per_prompt_csv
-from speckv.evaluation.table import render_comparison
+from speckv.evaluation.timing import DecisionTime
 from speckv.files import canonical_json
 from speckv.traces import TraceSet
 from tests.fakes_traces import make_cost_table, random_traces
 
 AGENT = FixedGamma(2)
+SECTIONS = ("not distinguishable from", "by length of the prompt", "share of prompts by speed-up")
 
 
 def splits() -> tuple[TraceSet, TraceSet]:
@@ -70,6 +74,16 @@ def test_json_says_what_was_compared_and_what_came_out(comparison: Comparison) -
     assert set(row["speedup_vs_best_fixed"]) == {"estimate", "low", "high"}
     chosen = content["gamma_histograms"][AGENT.name]["nf4"]
     assert chosen[2] == sum(chosen) > 0
+    assert (content["setting"]["sampling"], content["setting"]["temperature"]) == ("greedy", 0.0)
+    lengths = [part for part in content["prompt_lengths"] if part["compression"] == "fp16"]
+    assert sum(part["num_prompts"] for part in lengths) == 6
+    assert set(lengths[0]["tokens"]) == {"shortest_prompt", "longest_prompt", "longest_context"}
+    assert {row["controller"] for row in lengths[0]["rows"]} == {AUTOREGRESSIVE, BEST_FIXED, AGENT.name, CLAIRVOYANT}
+    profiles = content["performance_profiles"]
+    assert profiles["speedups"][:2] == [0.6, 0.65]
+    shares = {(p["controller"], p["compression"]): p["shares"] for p in profiles["profiles"]}
+    assert set(shares) == {(name, c) for name in (AGENT.name, CLAIRVOYANT) for c in ("fp16", "nf4", ALL)}
+    assert all(len(s) == len(profiles["speedups"]) and s == sorted(s, reverse=True) for s in shares.values())
 
 
 def test_headline_is_one_line_of_json(comparison: Comparison) -> None:
@@ -90,7 +104,16 @@ def test_per_prompt_rows_add_up(comparison: Comparison) -> None:
 
 def test_text_names_the_setting_the_columns_and_the_intervals(comparison: Comparison) -> None:
     text = render_comparison(comparison, [DecisionTime(controller="a", p50_us=5.0, p99_us=9.0)])
-    for promised in ("fake-target", "cost ratio 0.125", "tok/s", "x best fixed", "headroom", "by task", "geomean"):
+    for promised in (
+        "fake-target",
+        "cost ratio 0.125",
+        "tok/s",
+        "x best fixed",
+        "headroom",
+        "by task",
+        "geomean",
+        *SECTIONS,
+    ):
         assert promised in text
     assert "95 % paired bootstrap" in text
     assert "decision time of a: p50 5.0 us, p99 9.0 us" in text
@@ -105,12 +128,13 @@ def test_a_report_is_whole(comparison: Comparison, tmp_path: Path) -> None:
         "decision_times.json",
         "gamma.png",
         "per_prompt.csv",
+        "profiles.png",
         "results.json",
         "results.txt",
         "speedup.png",
         "timeline.png",
     ]
-    assert all((tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG" for name in ("gamma", "speedup", "timeline"))
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in tmp_path.glob("*.png"))
 
 
 def test_timelines_are_the_replays_of_one_prompt(comparison: Comparison) -> None:
@@ -159,6 +183,19 @@ def test_captions_give_prompts_and_intervals(comparison: Comparison) -> None:
     assert "95 %" in speedup.get_supxlabel()
     assert "n = 1 test prompt;" in one.get_supxlabel()
     assert "cost table fake" in gamma_figure(comparison, AGENT.name).get_supxlabel()
+
+
+def test_profiles_show_those_that_rank_first(comparison: Comparison) -> None:
+    figure = profile_figure(comparison)
+    assert len(figure.axes) == 2
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == [AGENT.name, CLAIRVOYANT]
+    train, test = splits()
+    many = [FixedGamma(g) for g in range(1, 9)]
+    crowded = compare(train=train, test=test, cost=make_cost_table(), controllers=many, num_resamples=5)
+    figure = profile_figure(crowded)
+    assert len(figure.legends[0].get_texts()) == 6
+    assert "Shown: the first 5 of 8 controllers" in figure.get_supxlabel().replace("\n", " ")
 
 
 def test_many_controllers_get_a_line_each() -> None:

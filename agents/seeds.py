@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run folders that hold the same training but for its seed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from agents.stored import load_controller
+from agents.training.run_folder import CONFIG, RunFolder
+from speckv.errors import CheckpointError
+from speckv.evaluation.hierarchy import MIN_SEEDS, SeedGroup
+from speckv.types import Controller
+
+_FREE = ("seed", "output", "runs_dir")
+"""Settings that may differ: the seed, and those that say where a run goes, which change nothing in it."""
+_DECISIVE = ("agent", "cost", "traces", "live")
+"""Facts that must agree as well: a config names files, and these hold their hashes."""
+
+
+def find_seed_groups(paths: Sequence[Path], controllers: Sequence[Controller]) -> list[SeedGroup]:
+    """Finds runs that differ by their seed alone.
+
+    Two runs of one seed are the same run twice and add nothing: the second stays by itself.
+
+    Args:
+        paths: Run folders or others; what is no run folder is in no group.
+        controllers: What was loaded from each, under the names that tables show.
+
+    Returns:
+        Groups of two runs or more, by first appearance.
+    """
+    runs: dict[str, dict[int, tuple[Path, str]]] = {}
+    for path, controller in zip(paths, controllers, strict=True):
+        known = _terms_and_seed(RunFolder(path))
+        if known is not None:
+            terms, seed = known
+            runs.setdefault(terms, {}).setdefault(seed, (path, controller.name))
+    found = [list(by_seed.values()) for by_seed in runs.values() if len(by_seed) >= MIN_SEEDS]
+    # Controllers that share a name are shown under their folders'; the agent's own name is the group's.
+    names = [load_controller(members[0][0]).name for members in found]
+    return [
+        SeedGroup.of(name if names.count(name) == 1 else f"{name} as {members[0][1]}", [shown for _, shown in members])
+        for name, members in zip(names, found, strict=True)
+    ]
+
+
+def _terms_and_seed(folder: RunFolder) -> tuple[str, int] | None:
+    """Everything that decided a run but its seed, as text, and the seed; None if this is no run folder."""
+    try:
+        facts = folder.read_facts()
+        config = (folder / CONFIG).read_text(encoding="utf-8")
+    except (CheckpointError, OSError, ValueError):
+        return None
+    settings = top_level(config)
+    seed = facts.get("seed")
+    if "seed" not in settings or not isinstance(seed, int):
+        return None
+    kept = {key: block for key, block in settings.items() if key not in _FREE}
+    return repr((sorted(kept.items()), [facts.get(key) for key in _DECISIVE])), seed
+
+
+def top_level(config: str) -> dict[str, str]:
+    r"""Splits a config into its top-level settings, each with its value as it is written.
+
+    A run's config is written by one program in one form, so equal settings are equal text.
+
+    Args:
+        config: YAML in block style, as a run folder holds it.
+
+    >>> top_level("agent:\n  name: ppo\nseed: 0\n")
+    {'agent': '\n  name: ppo\n', 'seed': ' 0\n'}
+    """
+    settings: dict[str, str] = {}
+    key = ""
+    for line in config.splitlines(keepends=True):
+        # A list's items may stand at the margin too, and belong to the setting above.
+        if line[:1] not in ("", " ", "-", "#", "\n"):
+            key, _, line = line.partition(":")
+        settings[key] = settings.get(key, "") + line
+    return settings
