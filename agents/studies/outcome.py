@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the runs of a study come to: each arm over the best fixed gamma, and over the arm that others are held to.
 
-Seconds of every run, prompt and compression are read back from the runs' own evaluations on the test prompts. An
-interval is a bootstrap of prompts, within tasks and shared by all arms, and of seeds, drawn anew for each arm.
+Seconds of every run, prompt and compression are read back from the runs' own evaluations on the test prompts.
+Intervals are a bootstrap of prompts and seeds (`speckv.evaluation.hierarchy`), claims are sign-flip tests with Holm's
+control over the study's arms (`speckv.evaluation.verdicts`).
 """
 
 import csv
@@ -15,30 +16,31 @@ import numpy as np
 
 from agents.studies.running import Job
 from speckv.errors import CheckpointError
-from speckv.evaluation.baselines import BEST_FIXED
-from speckv.evaluation.bootstrap import Float64, Interval, percentile_interval, resample_counts
+from speckv.evaluation.baselines import AUTOREGRESSIVE, BEST_FIXED, CLAIRVOYANT
+from speckv.evaluation.bootstrap import Float64, Interval, resample_counts
+from speckv.evaluation.hierarchy import Entrant, measure_entrant, speedup_over
+from speckv.evaluation.metrics import ALL, Grid, Group, References, Sums, groups_of
+from speckv.evaluation.verdicts import Verdict, judge_against
 
 EVALUATION = "evaluation"
 NUM_RESAMPLES = 10_000
-Key = tuple[str, str, str]
-"""Prompt, task and compression."""
+_COUNTS = ("tokens", "seconds", "steps", "drafted", "accepted", "tested")
+_BASELINES = (AUTOREGRESSIVE, BEST_FIXED, CLAIRVOYANT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StudyTimes:
-    """Decode seconds of every run on the test prompts.
+class StudySums:
+    """What every run summed up to on the test prompts.
 
     Attributes:
-        tasks: Task of each prompt.
-        compressions: Columns.
-        best_fixed: Shape [prompts, compressions]; of the best fixed gammas.
-        arms: Name -> shape [seeds, prompts, compressions].
+        grid: Prompts and compressions.
+        references: Baselines and bound, the same for all runs.
+        arms: Name -> a run a seed.
     """
 
-    tasks: tuple[str, ...]
-    compressions: tuple[str, ...]
-    best_fixed: Float64
-    arms: Mapping[str, Float64]
+    grid: Grid
+    references: References
+    arms: Mapping[str, tuple[Sums, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +52,8 @@ class ArmOutcome:
         over_best_fixed: Geometric mean over compressions of the speed-up over the best fixed gamma.
         by_compression: Compression -> speed-up over the best fixed gamma.
         by_seed: Geometric mean over compressions, a seed each.
-        over_reference: Of the geometric mean over that of the first arm; None for the first arm itself.
+        over_reference: The same mean over that of the first arm; None for the first arm itself.
+        verdict: Whether it is ahead of the first arm or behind; None for the first arm itself.
     """
 
     name: str
@@ -58,101 +61,115 @@ class ArmOutcome:
     by_compression: Mapping[str, Interval]
     by_seed: tuple[float, ...]
     over_reference: Interval | None
+    verdict: Verdict | None
 
 
-def read_times(jobs: Sequence[Job]) -> StudyTimes:
+def read_sums(jobs: Sequence[Job]) -> StudySums:
     """Reads the evaluations of finished runs.
 
     Raises:
         CheckpointError: if one is missing or damaged, or was made on other prompts or another clock than the first.
     """
-    runs = {job: _read(job.folder / EVALUATION) for job in jobs}
-    first, best = next(iter(runs.values()))
-    keys = sorted(first)
-    for job, (own, fixed) in runs.items():
-        if sorted(own) != keys or fixed != best:
+    runs = {job: _Evaluation(job.folder / EVALUATION) for job in jobs}
+    first = runs[jobs[0]]
+    arms: dict[str, list[Sums]] = {}
+    for job, run in runs.items():
+        if run.keys != first.keys or run.sums[BEST_FIXED] != first.sums[BEST_FIXED]:
             raise CheckpointError(
                 f"Expected {job.folder} to be evaluated on the prompts and the clock of {jobs[0].folder}, got others. "
                 "Delete it and run the study again."
             )
-    prompts = sorted({(prompt, task) for prompt, task, _ in keys})
-    compressions = tuple(sorted({compression for _, _, compression in keys}))
-
-    def table(seconds: Mapping[Key, float]) -> Float64:
-        return np.array([[seconds.get((*prompt, c), 0.0) for c in compressions] for prompt in prompts])
-
-    arms: dict[str, list[Float64]] = {}
-    for job, (own, _) in runs.items():
-        arms.setdefault(job.arm, []).append(table(own))
-    return StudyTimes(
-        tasks=tuple(task for _, task in prompts),
-        compressions=compressions,
-        best_fixed=table(best),
-        arms={name: np.stack(tables) for name, tables in arms.items()},
+        arms.setdefault(job.arm, []).append(run.table(first.grid, run.controller))
+    plain, best, bound = (first.table(first.grid, name) for name in _BASELINES)
+    return StudySums(
+        grid=first.grid,
+        references=References(autoregressive=plain, best_fixed=best, clairvoyant=bound),
+        arms={name: tuple(tables) for name, tables in arms.items()},
     )
 
 
-def _read(folder: Path) -> tuple[dict[Key, float], dict[Key, float]]:
-    """Seconds of the run's controller, and of the best fixed gammas."""
-    try:
-        names = json.loads((folder / "results.json").read_text(encoding="utf-8"))["controllers"]
-        with (folder / "per_prompt.csv").open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        seconds: dict[str, dict[Key, float]] = {name: {} for name in (names[0], BEST_FIXED)}
-        for row in rows:
-            if row["controller"] in seconds:
-                seconds[row["controller"]][row["prompt_id"], row["task"], row["compression"]] = float(row["seconds"])
-    except (OSError, ValueError, KeyError, IndexError) as error:
-        raise CheckpointError(f"Expected a run's evaluation in {folder}, got: {error}. Run the study again.") from error
-    return seconds[names[0]], seconds[BEST_FIXED]
+class _Evaluation:
+    """One run's evaluation as it lies on the disk."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+            self.controller = str(content["controllers"][0])
+            self.sums: dict[str, dict[tuple[str, ...], list[float]]] = {n: {} for n in (self.controller, *_BASELINES)}
+            with (folder / "per_prompt.csv").open(encoding="utf-8", newline="") as file:
+                for row in csv.DictReader(file):
+                    if row["controller"] in self.sums:
+                        key = row["prompt_id"], row["task"], row["compression"]
+                        self.sums[row["controller"]][key] = [float(row[name]) for name in _COUNTS]
+        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+            raise CheckpointError(
+                f"Expected a run's evaluation in {folder}, got: {error}. Run the study again."
+            ) from error
+        self.keys = sorted(self.sums[BEST_FIXED])
+
+    @property
+    def grid(self) -> Grid:
+        """Prompts and compressions."""
+        prompts = sorted({(prompt, task) for prompt, task, _ in self.keys})
+        compressions = tuple(sorted({compression for *_, compression in self.keys}))
+        return Grid(
+            prompt_ids=tuple(prompt for prompt, _ in prompts),
+            tasks=tuple(task for _, task in prompts),
+            compressions=compressions,
+            rows=np.array([prompts.index((prompt, task)) for prompt, task, _ in self.keys], np.int64),
+            columns=np.array([compressions.index(compression) for *_, compression in self.keys], np.int64),
+        )
+
+    def table(self, grid: Grid, controller: str) -> Sums:
+        """One controller's sums; how often it chose each gamma is not on the disk by prompt, and is left out."""
+        values = np.zeros((len(_COUNTS), len(grid.prompt_ids), len(grid.compressions)))
+        for key, row, column in zip(self.keys, grid.rows, grid.columns, strict=True):
+            values[:, row, column] = self.sums[controller][key]
+        unknown = np.zeros((*values.shape[1:], 1))
+        unknown[grid.rows, grid.columns] = 1.0
+        return Sums(name=controller, gammas=unknown, **dict(zip(_COUNTS, values, strict=True)))
 
 
-def measure_arms(times: StudyTimes, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> tuple[ArmOutcome, ...]:
-    """Estimates with their intervals, in the order of the arms.
+def measure_arms(sums: StudySums, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> tuple[ArmOutcome, ...]:
+    """Estimates with their intervals and claims, in the order of the arms.
 
     Args:
-        times: From `read_times`.
-        num_resamples: Of the bootstrap.
-        seed: Of the bootstrap; the same one gives the same intervals.
+        sums: From `read_sums`.
+        num_resamples: Of bootstrap and sign flips.
+        seed: Of both; the same one gives the same outcomes.
     """
-    counts = resample_counts(times.tasks, num_resamples, seed)
-    ones = np.ones((1, len(times.tasks)))
-    outcomes: list[ArmOutcome] = []
-    reference: tuple[Float64, Float64] | None = None
-    for number, (name, seconds) in enumerate(times.arms.items()):
-        rng = np.random.default_rng([seed, number])
-        num_seeds = len(seconds)
-        drawn = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), num_resamples) / num_seeds
-        exact = _ratios(times.best_fixed, seconds, ones, np.full((1, num_seeds), 1 / num_seeds))[0]
-        replicates = _ratios(times.best_fixed, seconds, counts, drawn)
-        mean, means = _geomean(exact), _geomean(replicates)
-        over = None
-        if reference is None:
-            reference = mean, means
-        else:
-            over = percentile_interval(float(mean / reference[0]), means / reference[1])
-        single = [_ratios(times.best_fixed, run[None], ones, np.ones((1, 1)))[0] for run in seconds]
-        outcomes.append(
-            ArmOutcome(
-                name=name,
-                over_best_fixed=percentile_interval(float(mean), means),
-                by_compression={
-                    c: percentile_interval(float(exact[k]), replicates[:, k]) for k, c in enumerate(times.compressions)
-                },
-                by_seed=tuple(float(_geomean(run)) for run in single),
-                over_reference=over,
-            )
-        )
-    return tuple(outcomes)
+    counts = resample_counts(sums.grid.tasks, num_resamples, seed)
+    rng = np.random.default_rng([seed, 1])
+    entrants = [
+        Entrant.of(name, runs, rng.integers(0, len(runs), (num_resamples, len(runs))))
+        for name, runs in sums.arms.items()
+    ]
+    groups = {g.compression: g for g in groups_of(sums.grid, sums.references.best_fixed.tokens) if g.task == ALL}
+    whole = groups[ALL]
+    first, *others = entrants
+    verdicts: dict[str, Verdict] = {}
+    if others:
+        family = judge_against(first, others, whole, question="first arm", num_resamples=num_resamples, seed=seed)
+        verdicts = {verdict.controller: verdict for verdict in family.verdicts}
+    return tuple(_outcome(entrant, first, groups, sums.references, counts, verdicts) for entrant in entrants)
 
 
-def _ratios(best_fixed: Float64, seconds: Float64, counts: Float64, seeds: Float64) -> Float64:
-    """Shape [resamples, compressions]; sums of seconds of the best fixed gamma over the mean of the runs' sums."""
-    sums = np.stack([counts @ run for run in seconds], axis=1)
-    ratios: Float64 = (counts @ best_fixed) / np.einsum("rs,rsc->rc", seeds, sums)
-    return ratios
-
-
-def _geomean(ratios: Float64) -> Float64:
-    mean: Float64 = np.exp(np.log(ratios).mean(axis=-1))
-    return mean
+def _outcome(
+    entrant: Entrant,
+    first: Entrant,
+    groups: Mapping[str, Group],
+    references: References,
+    counts: Float64,
+    verdicts: Mapping[str, Verdict],
+) -> ArmOutcome:
+    rows = {name: measure_entrant(entrant, group, references, counts) for name, group in groups.items()}
+    best = groups[ALL].take(references.best_fixed.seconds).sum(axis=0)
+    by_seed = [np.log(best / groups[ALL].take(run.seconds).sum(axis=0)).mean() for run in entrant.runs]
+    return ArmOutcome(
+        name=entrant.name,
+        over_best_fixed=rows[ALL].geomean_vs_best_fixed,
+        by_compression={name: row.speedup_vs_best_fixed for name, row in rows.items() if name != ALL},
+        by_seed=tuple(float(np.exp(value)) for value in by_seed),
+        over_reference=None if entrant is first else speedup_over(entrant, first, groups[ALL], counts),
+        verdict=verdicts.get(entrant.name),
+    )

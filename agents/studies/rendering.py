@@ -7,7 +7,7 @@ from typing import Any
 from speckv.evaluation.bootstrap import Interval
 from speckv.evaluation.table import format_interval, render_table
 
-HEADER = ("arm", "x best fixed gamma", "over the first arm")
+HEADER = ("arm", "x best fixed gamma", "x first arm", "against the first arm")
 
 
 def cells(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -21,7 +21,7 @@ def cells(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for outcome in record["outcomes"]:
         over = outcome["over_reference"]
-        row = [outcome["name"], show(outcome["over_best_fixed"]), show(over) if over else ""]
+        row = [outcome["name"], show(outcome["over_best_fixed"]), show(over) if over else "", outcome["claim"] or ""]
         if len(compressions) > 1:
             row += [show(outcome["by_compression"][name]) for name in compressions]
         rows.append(row)
@@ -42,6 +42,7 @@ def render(record: Mapping[str, Any]) -> str:
         f"{record['test_prompts']} test prompts; clock {cost['name']} ({cost['clock']}), traces {traces}; "
         f"{_seeds(record['seeds'])}.\n"
         "Brackets: 95 % bootstrap intervals over prompts and seeds. Over best fixed: geometric mean of compressions.\n"
+        "Against the first arm: sign-flip tests at 5 %, Holm's control over the study's arms.\n"
     )
 
 

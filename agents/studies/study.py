@@ -10,7 +10,7 @@ from typing import Any
 from agents.console import Console
 from agents.settings import TrainSettings
 from agents.studies.drawing import draw
-from agents.studies.outcome import ArmOutcome, measure_arms, read_times
+from agents.studies.outcome import ArmOutcome, measure_arms, read_sums
 from agents.studies.rendering import render
 from agents.studies.running import Job, run_jobs
 from agents.studies.settings import StudySettings, folder_of
@@ -48,8 +48,7 @@ def run_study(settings: TrainSettings, console: Console, *, overrides: Sequence[
     jobs = plan(study, settings.all_seeds, overrides, folder)
     console.write(f"{study.name}: {study.question}")
     run_jobs(jobs, min(settings.processes or os.cpu_count() or 1, len(jobs)), console)
-    times = read_times(jobs)
-    outcomes = measure_arms(times, num_resamples=settings.eval.num_resamples, seed=settings.seed)
+    outcomes = measure_arms(read_sums(jobs), num_resamples=settings.eval.num_resamples, seed=settings.seed)
     facts = {
         "format_version": FORMAT_VERSION,
         "study": study.name,
@@ -127,6 +126,8 @@ def _record(outcome: ArmOutcome) -> Mapping[str, Any]:
         "by_compression": {name: as_record(interval) for name, interval in outcome.by_compression.items()},
         "by_seed": [rounded(value) for value in outcome.by_seed],
         "over_reference": as_record(outcome.over_reference) if outcome.over_reference else None,
+        "claim": outcome.verdict.word if outcome.verdict else None,
+        "p_holm": rounded(outcome.verdict.p_holm) if outcome.verdict else None,
     }
 
 

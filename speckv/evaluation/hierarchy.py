@@ -177,10 +177,42 @@ def _intervals(entrant: Entrant, baseline: Sums, group: Group, counts: Float64) 
     weights = counts[:, group.prompts]
     with np.errstate(divide="ignore", invalid="ignore"):
         above = weights @ plain
-        below = np.einsum("bs,bsc->bc", entrant.shares, _resampled(ours, weights))
+        below = resampled_seconds(entrant, group, counts)
         ratios = above.sum(axis=1) / below.sum(axis=1)
         geomeans = np.exp(np.log(above / below).mean(axis=1))
     return percentile_interval(ratio, ratios), percentile_interval(geomean, geomeans)
+
+
+def resampled_seconds(entrant: Entrant, group: Group, counts: Float64) -> Float64:
+    """Seconds in each resample of prompts and runs, of shape [resamples, compressions].
+
+    Args:
+        entrant: The controller.
+        group: Where.
+        counts: Shape [resamples, prompts of the whole grid], from `resample_counts`.
+    """
+    seconds: Float64 = np.einsum(
+        "bs,bsc->bc", entrant.shares, _resampled(_seconds(entrant, group), counts[:, group.prompts])
+    )
+    return seconds
+
+
+def speedup_over(entrant: Entrant, other: Entrant, group: Group, counts: Float64) -> Interval:
+    """Geometric mean over compressions of the speed-up over another controller, whose runs are drawn apart.
+
+    Args:
+        entrant: The controller.
+        other: The one that it is held to.
+        group: Where.
+        counts: As above.
+    """
+    above, below = (group.take(e.sums.seconds).sum(axis=0) for e in (other, entrant))
+    estimate = float(np.exp(np.log(above / below).mean()))
+    if not _enough(_seconds(entrant, group)):
+        return unbounded(estimate)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = resampled_seconds(other, group, counts) / resampled_seconds(entrant, group, counts)
+        return percentile_interval(estimate, np.exp(np.log(ratios).mean(axis=1)))
 
 
 def _resampled(ours: Float64, weights: Float64) -> Float64:

@@ -114,6 +114,25 @@ def judge(
     return tuple(families)
 
 
+def judge_against(
+    first: Entrant, others: Sequence[Entrant], group: Group, *, question: str, num_resamples: int, seed: int
+) -> Family:
+    """Holds some controllers to one.
+
+    Args:
+        first: The one.
+        others: The family.
+        group: Where.
+        question: What the family is called.
+        num_resamples: Sign flips; more are made where a family is too large for that many.
+        seed: Of the sign flips.
+    """
+    contestants = (first, *others)
+    num_flips = max(num_resamples, FLIPS_PER_PAIR * len(others))
+    pairs = _compare(contestants, group, num_flips, seed)
+    return _family(question, contestants, 0, pairs, pairs.left == 0, group, num_flips)
+
+
 def _log_seconds(entrant: Entrant, group: Group) -> float:
     """Mean over compressions of the logarithm of total seconds: what the geometric mean of speed-ups ranks by."""
     return float(np.log(group.take(entrant.sums.seconds).sum(axis=0)).mean())

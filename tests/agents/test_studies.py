@@ -12,7 +12,7 @@ import pytest
 import train as program
 from agents.building import build_settings
 from agents.settings import TrainSettings
-from agents.studies.outcome import StudyTimes, measure_arms
+from agents.studies.outcome import StudySums, measure_arms
 from agents.studies.running import Job
 from agents.studies.settings import StudySettings, folder_of
 from agents.studies.study import plan, run_study
@@ -20,6 +20,7 @@ from agents.training.learn_settings import LearnSettings
 from agents.training.task import first_of_tasks, load_task
 from speckv.commands.app import CONFIGS, compose_checked
 from speckv.errors import ConfigError, SpecKVError
+from speckv.evaluation.metrics import Grid, References, Sums
 from tests.fakes_runs import CapturedConsole, save_toy, toy_settings, toy_traces
 
 STUDIES = sorted(
@@ -151,26 +152,55 @@ def test_names_become_folders() -> None:
     assert folder_of("PPO, once a step: 16") == "ppo-once-a-step-16"
 
 
-def test_intervals_hold_seeds_and_prompts(tmp_path: Path) -> None:
-    del tmp_path
+def sums_of(name: str, seconds: np.ndarray) -> Sums:
+    ones = np.ones_like(seconds)
+    return Sums(
+        name=name,
+        tokens=ones,
+        seconds=seconds,
+        steps=ones,
+        drafted=ones,
+        accepted=ones,
+        tested=ones,
+        gammas=np.ones((*seconds.shape, 2)),
+    )
+
+
+def test_intervals_hold_seeds_and_prompts() -> None:
     rng = np.random.default_rng(0)
     best = rng.uniform(1, 2, (40, 2))
-    alike = np.stack([best * 0.8] * 3)
-    apart = alike * np.array([0.9, 1.0, 1.1])[:, None, None]
-    times = StudyTimes(
-        tasks=("code",) * 40, compressions=("fp16", "nf4"), best_fixed=best, arms={"alike": alike, "apart": apart}
+    rows, columns = np.divmod(np.arange(80), 2)
+    grid = Grid(
+        prompt_ids=tuple(f"p{n:02d}" for n in range(40)),
+        tasks=("code",) * 40,
+        compressions=("fp16", "nf4"),
+        rows=rows,
+        columns=columns,
     )
-    first, second = measure_arms(times, num_resamples=2000)
+    arms = {
+        "alike": tuple(sums_of("a", best * 0.8) for _ in range(3)),
+        "apart": tuple(sums_of("b", best * 0.8 * f) for f in (0.9, 1.0, 1.1)),
+        "slow": tuple(sums_of("c", best * f) for f in (0.99, 1.0, 1.01)),
+    }
+    references = References(
+        autoregressive=sums_of("plain", best * 2), best_fixed=sums_of("best", best), clairvoyant=sums_of("k", best / 2)
+    )
+    sums = StudySums(grid=grid, references=references, arms=arms)
+    first, second, third = measure_arms(sums, num_resamples=2000)
     assert first.over_best_fixed.estimate == pytest.approx(1.25)
     assert first.over_best_fixed.low == pytest.approx(1.25)  # every prompt and seed agrees
     assert first.over_reference is None
+    assert first.verdict is None
     assert second.by_seed == pytest.approx((1.25 / 0.9, 1.25, 1.25 / 1.1))
     assert second.over_reference is not None
-    low, high = second.over_reference.low, second.over_reference.high
-    assert low is not None
-    assert high is not None
-    assert low < 0.95 < 1.05 < high  # seeds alone move it
-    assert measure_arms(times, num_resamples=50) == measure_arms(times, num_resamples=50)
+    assert second.over_reference.low is not None
+    assert second.over_reference.high is not None
+    assert second.over_reference.low < 0.95 < 1.05 < second.over_reference.high  # seeds alone move it
+    assert second.verdict is not None
+    assert second.verdict.word == "not distinguishable from"
+    assert third.verdict is not None
+    assert third.verdict.word == "behind"
+    assert measure_arms(sums, num_resamples=50) == measure_arms(sums, num_resamples=50)
 
 
 def test_learning_may_meet_something_else_than_the_test(tmp_path: Path) -> None:
