@@ -4,25 +4,30 @@
     python -m benchmarks.live_decoding --prompts test.jsonl --weights FOLDER --controllers shipped runs/mine --gamma 3 \
         --dtype float32 --out benchmarks/results/live-float32.json
 
-Every prompt is decoded by all arms in one process, in an order that rotates. Seconds are decode time: prefill left out,
-decisions included. Texts are compared token by token; in 16-bit arithmetic a verify pass of another width can flip a
-near-tie, after which two texts go different ways: such prompts are counted and reported.
+Every prompt is decoded by all arms in one process, in turns of one decode step each, so that a slow moment of the
+machine falls on all alike. Seconds are decode time: prefill left out, decisions included. Texts are compared token by
+token; in 16-bit arithmetic a verify pass of another width can flip a near-tie, after which two texts go different ways:
+such prompts are counted and reported.
 """
 
 import argparse
 import json
 import logging
-from collections import defaultdict
+from collections import defaultdict, deque
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from agents.stored import load_controller
 from benchmarks import qwen
+from benchmarks.arms import NUM_RESAMPLES, as_ratio
 from benchmarks.divergence import first_difference
 from speckv.commands.decode import find_controller
 from speckv.cost import CostTable
-from speckv.decoding import Engine, GenerationResult, RequestContext, draft_source, generate
+from speckv.decoding import DecodeStep, Engine, GenerationResult, RequestContext, draft_source, generate, stepwise
+from speckv.evaluation.bootstrap import resample_counts
 from speckv.models.dtypes import dtype_name
 from speckv.profiling.machine import describe_machine
 from speckv.profiling.prompts import first_of_each, read_prompts
@@ -30,7 +35,37 @@ from speckv.runtime.constant import ConstantGamma
 from speckv.types import Controller
 
 logger = logging.getLogger(__name__)
-PLAIN = "autoregressive"
+PLAIN, BEST = "autoregressive", "best fixed"
+
+Steps = Generator[DecodeStep, None, GenerationResult]
+Ratio = dict[str, float | None]
+
+
+def in_turns(running: Mapping[str, Steps], *, first: int) -> dict[str, GenerationResult]:
+    """Lets requests take a decode step each in turn, until all are finished.
+
+    Args:
+        running: Arm -> its request.
+        first: Place of the arm that begins.
+    """
+    names = list(running)
+    waiting = deque(names[first:] + names[:first])
+    found: dict[str, GenerationResult] = {}
+    while waiting:
+        name = waiting.popleft()
+        try:
+            next(running[name])
+        except StopIteration as ended:
+            found[name] = ended.value
+        else:
+            waiting.append(name)
+    return {name: found[name] for name in names}
+
+
+def over(reference: Sequence[GenerationResult], mine: Sequence[GenerationResult], tasks: Sequence[str]) -> Ratio:
+    """Total decode time of one arm over another's, with its paired interval."""
+    left, right = (np.array([run.decode_s for run in runs]) for runs in (reference, mine))
+    return as_ratio(left, right, resample_counts(list(tasks), NUM_RESAMPLES, 0))
 
 
 def summarise(results: dict[str, list[GenerationResult]]) -> dict[str, dict[str, float]]:
@@ -75,20 +110,24 @@ def main() -> None:
     pair = qwen.load_qwen(arguments.weights, **settings)
     table = CostTable.load(arguments.cost)
     context = RequestContext(compression=arguments.compression, cost_ratio=table.cost_ratio(arguments.compression))
-    arms: list[Controller] = [ConstantGamma(0), ConstantGamma(arguments.gamma, name="best fixed")]
+    arms: list[Controller] = [ConstantGamma(0), ConstantGamma(arguments.gamma, name=BEST)]
     for path in arguments.controllers:
         arms.append(find_controller(path, table.name) if path == "shipped" else load_controller(path))
     prompts = [p for p in read_prompts(arguments.prompts) if p.split == "test"]
     prompts = first_of_each(prompts, arguments.per_task)
-    engine = Engine(pair.target, draft_source(pair), eos_token_ids=pair.eos_token_ids)
-    generate(engine, pair.encode("Warm up."), ConstantGamma(2), context=context, max_new_tokens=8)
+    # An engine each: all requests are under way at once.
+    engines = [Engine(pair.target, draft_source(pair), eos_token_ids=pair.eos_token_ids) for _ in arms]
+    for engine in engines:
+        generate(engine, pair.encode("Warm up."), ConstantGamma(2), context=context, max_new_tokens=8)
     results: dict[str, list[GenerationResult]] = defaultdict(list)
     for number, prompt in enumerate(prompts):
         ids = pair.encode(prompt.text)
-        first = number % len(arms)
-        for arm in arms[first:] + arms[:first]:
-            run = generate(engine, ids, arm, context=context, max_new_tokens=arguments.max_new_tokens)
-            results[arm.name].append(run)
+        running = {
+            arm.name: stepwise(engine, ids, arm, context=context, max_new_tokens=arguments.max_new_tokens)
+            for arm, engine in zip(arms, engines, strict=True)
+        }
+        for name, run in in_turns(running, first=number % len(arms)).items():
+            results[name].append(run)
         logger.info(
             "%s: %s",
             prompt.prompt_id,
@@ -96,8 +135,9 @@ def main() -> None:
         )
     summary = summarise(results)
     plain = summary[PLAIN]["tokens_per_s"]
+    tasks = [prompt.task for prompt in prompts]
     report = {
-        "what": "live decoding, decode time only, arms interleaved in one process",
+        "what": "live decoding, decode time only, arms in turns of one step each in one process",
         "pair": qwen.NAME,
         "draft": arguments.draft,
         "compression": arguments.compression,
@@ -108,6 +148,9 @@ def main() -> None:
         "cost_table": table.name,
         "arms": summary,
         "ratio_to_plain": {name: row["tokens_per_s"] / plain for name, row in summary.items()},
+        "speedup_over_plain": {name: over(results[PLAIN], runs, tasks) for name, runs in results.items()},
+        "speedup_over_best_fixed": {name: over(results[BEST], runs, tasks) for name, runs in results.items()},
+        "decode_s": {name: [run.decode_s for run in runs] for name, runs in results.items()},
         "first_difference": {
             name: [first_difference(r.tokens, p.tokens) for r, p in zip(runs, results[PLAIN], strict=True)]
             for name, runs in results.items()

@@ -4,7 +4,7 @@
 from speckv.decoding.batched import BatchEngine
 from speckv.decoding.batched_generation import BatchResult, generate_batch
 from speckv.decoding.engine import Engine
-from speckv.decoding.generation import GenerationResult, RequestContext, generate
+from speckv.decoding.generation import GenerationResult, RequestContext, generate, stepwise
 from speckv.decoding.prompt_lookup import PromptLookup
 from speckv.decoding.sampling import SamplingConfig
 from speckv.decoding.sources import draft_source
@@ -22,4 +22,5 @@ __all__ = [
     "draft_source",
     "generate",
     "generate_batch",
+    "stepwise",
 ]

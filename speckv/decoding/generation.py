@@ -2,7 +2,7 @@
 """Drives the engine with a controller until a request ends."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,10 +96,39 @@ def generate(
         ProbabilityError: if a model's scores are no numbers.
         DeviceError: if a device runs out of memory or is lost.
     """
+    running = stepwise(engine, prompt, controller, context=context, max_new_tokens=max_new_tokens, request=request)
+    while True:
+        try:
+            step = next(running)
+        except StopIteration as ended:
+            result: GenerationResult = ended.value
+            return result
+        if on_step:
+            on_step(step)
+
+
+def stepwise(
+    engine: Engine,
+    prompt: Sequence[int],
+    controller: Controller,
+    *,
+    context: RequestContext,
+    max_new_tokens: int,
+    request: str = "",
+) -> Generator[DecodeStep, None, GenerationResult]:
+    """Decodes one request step by step: whoever asks for the next step may do something else before.
+
+    Arguments and errors are those of `generate`; what happens between two steps is in no step's time.
+
+    Yields:
+        The prefill's step, then every decode step.
+
+    Returns:
+        The finished request.
+    """
     controller.reset()
     prefill = engine.start(prompt, max_new_tokens=max_new_tokens, request=request)
-    if on_step:
-        on_step(prefill)
+    yield prefill
     static = StaticContext.of([context.compression], {context.compression: context.cost_ratio}, [max_new_tokens])
     history = History.start(1, prefill.outcome.target_entropy, prefill.outcome.target_confidence)
     steps: list[DecodeStep] = []
@@ -117,8 +146,7 @@ def generate(
         history = update_history(history, StepBatch.from_outcome(step.outcome))
         controller_s += answered - asked + time.perf_counter() - stepped
         steps.append(step)
-        if on_step:
-            on_step(step)
+        yield step
     assert engine.finish is not None
     return GenerationResult(
         tokens=tuple(engine.tokens),

@@ -3,7 +3,7 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,23 @@ def test_live_arms(report: Callable[..., dict[str, Any]]) -> None:
     found = report(live_decoding.main, "--gamma", "2")
     assert set(found["first_difference"]["best fixed"]) == {None}
     assert found["arms"]["best fixed"]["mean_gamma"] == 2
+    assert found["speedup_over_best_fixed"]["best fixed"]["estimate"] == 1
+    for seconds in found["decode_s"].values():
+        assert len(seconds) == len(PROMPTS)
+
+
+def test_turns_are_of_one_step_each_and_all_finish() -> None:
+    order: list[str] = []
+
+    def steps(name: str, count: int) -> Generator[Any, None, Any]:
+        for _ in range(count):
+            order.append(name)
+            yield None
+        return name * 2
+
+    found = live_decoding.in_turns({"a": steps("a", 3), "b": steps("b", 1), "c": steps("c", 2)}, first=1)
+    assert found == {"a": "aa", "b": "bb", "c": "cc"}
+    assert "".join(order) == "bcacaa"
 
 
 def test_steps_taken_apart(report: Callable[..., dict[str, Any]]) -> None:
