@@ -53,7 +53,7 @@ def _facts(settings: TrainSettings, name: str, task: Task) -> dict[str, object]:
     return {
         "agent": name,
         "commit": commit(),
-        "cost": {"name": task.cost.name, "sha256": task.cost_sha256},
+        "cost": {"name": task.cost.name, "sha256": task.cost_sha256, "table": settings.cost.table},
         "machine": machine(),
         "seed": settings.seed,
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),

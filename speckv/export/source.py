@@ -58,8 +58,8 @@ class Source:
         if not folder.is_dir():
             raise CheckpointError(f"Expected a run folder or a policy's folder at {folder}, found none.")
         facts = _facts(folder)
-        cost = cost or _name(facts, "cost")
-        traces = traces or _name(facts, "traces") or (_DEFAULT_TRACES if run == SHIPPED_WORD else None)
+        cost = cost or _said(facts, "cost", "table") or _said(facts, "cost", "name")
+        traces = traces or _said(facts, "traces", "name") or (_DEFAULT_TRACES if run == SHIPPED_WORD else None)
         if cost is None or traces is None:
             missing = "--cost" if cost is None else "--traces"
             raise CheckpointError(f"{folder} does not say what it was trained on. Give {missing} NAME.")
@@ -82,7 +82,7 @@ def _facts(folder: Path) -> Mapping[str, object]:
     return facts if isinstance(facts, dict) else {}
 
 
-def _name(facts: Mapping[str, object], what: str) -> str | None:
+def _said(facts: Mapping[str, object], what: str, key: str) -> str | None:
     said = facts.get(what)
-    name = said.get("name") if isinstance(said, dict) else None
-    return str(name) if name else None
+    value = said.get(key) if isinstance(said, dict) else None
+    return str(value) if value else None
