@@ -16,6 +16,8 @@ from agents.training.run_folder import LAST, OVERRIDES
 from speckv.errors import ConfigError, SpecKVError
 
 LOG = "log.txt"
+ERROR = "speckv: "
+"""How a program begins the line of an error that it explains."""
 PROGRAM = Path(__file__).resolve().parents[2] / "train.py"
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _POLL_S = 0.2
@@ -136,5 +138,7 @@ def _require_success(job: Job, status: int) -> None:
 
 
 def said(job: Job) -> str:
-    """The end of what a run said."""
-    return _log(job).read_text(encoding="utf-8", errors="replace")[-_TAIL:].strip()
+    """The error that a run ended with, or else the end of what it said."""
+    text = _log(job).read_text(encoding="utf-8", errors="replace").strip()
+    last = text.splitlines()[-1] if text else ""
+    return last if last.startswith(ERROR) else text[-_TAIL:]
