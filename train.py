@@ -70,7 +70,7 @@ def job(config: DictConfig) -> None:
         chosen = resumed(config, overrides)
         settings = settings_from(chosen)
         text = OmegaConf.to_yaml(chosen, resolve=True)
-        if settings.tune is not None:
+        if settings.search is not None:
             run_search(settings, Console(), overrides=overrides)
             return
         if settings.is_study:
@@ -86,7 +86,7 @@ def job(config: DictConfig) -> None:
     try:
         run_explained(action)
     except InterruptedTraining as interruption:
-        sys.stderr.write(f"speckv: {interruption}; the checkpoint is saved, continue with resume=RUN_FOLDER\n")
+        sys.stderr.write(f"speckv: {interruption}; {interruption.advice}\n")
         sys.exit(interruption.exit_code)
 
 

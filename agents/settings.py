@@ -140,7 +140,7 @@ class TrainSettings:
         init_from: Run folder, or name of a shipped policy, that live learning begins with.
         learn: What learning meets, where that is other than what is tested.
         study: Asks for many runs that are compared.
-        tune: Asks for a search for hyper-parameters.
+        search: Asks for a search for hyper-parameters.
         seeds: Asks for a run a seed: a number of them, counted from 0, or a list.
         processes: Runs at once of a study or of several seeds, one thread each; None takes one a core.
     """
@@ -161,7 +161,7 @@ class TrainSettings:
     init_from: str | None = None
     learn: LearnSettings = field(default_factory=LearnSettings)
     study: StudySettings | None = None
-    tune: SearchSettings | None = None
+    search: SearchSettings | None = None
     seeds: tuple[int, ...] | int | None = None
     processes: int | None = None
 
@@ -178,11 +178,11 @@ class TrainSettings:
             _require(not self.env.hide, "env.hide", "empty with env=live", self.env.hide)
             _require(not self.learn.changes, "learn", "to change nothing with env=live", self.learn)
             _require(not self.is_study, "seeds and study", "null with env=live", self.seeds or self.study)
-            _require(self.tune is None, "tune", "null with env=live", self.tune)
+            _require(self.search is None, "search", "null with env=live", self.search)
         _require(self.processes is None or self.processes >= 1, "processes", "1 or more, or null", self.processes)
-        _require(not (self.is_study and self.tune), "tune", "null beside seeds or a study", self.tune)
+        _require(not (self.is_study and self.search), "search", "null beside seeds or a study", self.search)
         _require(
-            not (self.is_study or self.tune) or self.resume is None,
+            not (self.is_study or self.search) or self.resume is None,
             "resume",
             "null: name the folder in output",
             self.resume,

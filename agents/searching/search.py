@@ -36,7 +36,7 @@ def run_search(settings: TrainSettings, console: Console, *, overrides: Sequence
     """Searches, or goes on with a search that was stopped.
 
     Args:
-        settings: Checked; `tune` says what to try.
+        settings: Checked; `search` says what to try.
         console: Takes what the user sees.
         overrides: What was set on the command line.
 
@@ -47,7 +47,7 @@ def run_search(settings: TrainSettings, console: Console, *, overrides: Sequence
         ConfigError: if Optuna is not installed.
         SpecKVError: if a run of the final comparison fails.
     """
-    search = settings.tune
+    search = settings.search
     assert search is not None
     folder = Path(settings.output) if settings.output else Path(settings.runs_dir) / search.name
     task = load_task(settings.data, settings.cost, settings.learn)
@@ -56,7 +56,7 @@ def run_search(settings: TrainSettings, console: Console, *, overrides: Sequence
     console.write(f"{search.name}: {len(study.trials)} of {search.trials} trials are there already")
 
     def job(number: int, told: list[str]) -> Job:
-        own = (*shared_overrides(overrides), *told, "tune=null", "eval.on_test=false", f"seed={settings.seed}")
+        own = (*shared_overrides(overrides), *told, "search=null", "eval.on_test=false", f"seed={settings.seed}")
         return Job(arm=f"trial {number}", seed=settings.seed, overrides=own, folder=folder / "trials" / f"{number:04d}")
 
     processes = settings.processes or os.cpu_count() or 1
@@ -71,9 +71,8 @@ def run_search(settings: TrainSettings, console: Console, *, overrides: Sequence
         arms=arms,
         seeds=search.final_seeds,
     )
-    told = [o for o in overrides if not o.startswith(("tune=", "tune."))]
-    again = replace(settings, tune=None, study=final, seeds=None, output=str(folder / "final"))
-    run_study(again, console, overrides=[*told, "tune=null"])
+    again = replace(settings, search=None, study=final, seeds=None, output=str(folder / "final"))
+    run_study(again, console, overrides=[*overrides, "search=null"])
     record = _record(search, study, final, folder, validator)
     record |= {"cost": {"name": task.cost.name, "sha256": task.cost_sha256}, "traces_sha256": task.train.sha256}
     write_atomically(folder / RECORD, canonical_json(record))

@@ -34,11 +34,11 @@ class SearchSettings:
         """Checks ranges, and that every setting has values."""
         for name in ("trials", "warm_up", "top"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"Expected tune.{name} 1 or more, got {getattr(self, name)}.")
+                raise ConfigError(f"Expected search.{name} 1 or more, got {getattr(self, name)}.")
         if not self.final_seeds or min(self.final_seeds) < 0:
-            raise ConfigError(f"Expected tune.final_seeds to list seeds of 0 or more, got {self.final_seeds}.")
+            raise ConfigError(f"Expected search.final_seeds to list seeds of 0 or more, got {self.final_seeds}.")
         if not self.space:
-            raise ConfigError("Expected tune.space to name one setting or more, got none.")
+            raise ConfigError("Expected search.space to name one setting or more, got none.")
         for key, values in self.space.items():
             _check_values(key, values)
 
@@ -49,7 +49,7 @@ def _check_values(key: str, values: object) -> None:
             return
         if {"low", "high"} <= set(values) <= _RANGE and values["low"] < values["high"]:
             return
-    raise ConfigError(f"Expected tune.space.{key} to be {{low, high}} or {{choices}}, got {values!r}.")
+    raise ConfigError(f"Expected search.space.{key} to be {{low, high}} or {{choices}}, got {values!r}.")
 
 
 def suggest(trial: Any, space: Mapping[str, object]) -> list[str]:

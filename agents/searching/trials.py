@@ -9,12 +9,11 @@ from typing import Any
 
 from agents.console import Console
 from agents.searching.settings import SearchSettings, suggest
-from agents.studies.running import Job, begin, said
+from agents.studies.running import POLL_S, Job, begin, require_no, said, stopped_at_the_end
 from agents.training.curve import curve_of
+from agents.training.interrupts import catch_signals
 from agents.training.run_folder import EVAL
 from agents.training.validation import Validator
-
-_POLL_S = 0.5
 
 
 @dataclass(slots=True, kw_only=True)
@@ -47,30 +46,36 @@ def run_trials(
         validator: Scores its rows.
         processes: At once.
         console: Takes a line a trial.
+
+    Raises:
+        InterruptedTraining: if a signal came; trials under way count as failed.
     """
     running: list[_Running] = []
     left = settings.trials - len(study.trials)
     try:
-        while left > 0 or running:
-            while left > 0 and len(running) < processes:
-                trial = study.ask()
-                overrides = suggest(trial, settings.space)
-                trial.set_user_attr("overrides", overrides)
-                job = make_job(trial.number, overrides)
-                running.append(_Running(trial=trial, job=job, process=begin(job)))
-                left -= 1
-            for one in running:
-                _watch(one, validator)
-            for one in [r for r in running if r.process.poll() is not None]:
-                running.remove(one)
-                _tell(study, one, validator, console)
-            time.sleep(_POLL_S)
+        with catch_signals() as request:
+            while left > 0 or running:
+                require_no(request)
+                while left > 0 and len(running) < processes:
+                    running.append(_begin(study.ask(), settings, make_job))
+                    left -= 1
+                for one in running:
+                    _watch(one, validator)
+                for one in [r for r in running if r.process.poll() is not None]:
+                    running.remove(one)
+                    _tell(study, one, validator, console)
+                time.sleep(POLL_S)
     finally:
-        for one in running:
-            one.process.terminate()
-        for one in running:
-            one.process.wait()
-            study.tell(one.trial, state=_states().FAIL)
+        with stopped_at_the_end([one.process for one in running]):
+            for one in running:
+                study.tell(one.trial, state=_states().FAIL)
+
+
+def _begin(trial: Any, settings: SearchSettings, make_job: Callable[[int, list[str]], Job]) -> _Running:
+    overrides = suggest(trial, settings.space)
+    trial.set_user_attr("overrides", overrides)
+    job = make_job(trial.number, overrides)
+    return _Running(trial=trial, job=job, process=begin(job))
 
 
 def _watch(one: _Running, validator: Validator) -> None:

@@ -3,15 +3,16 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from agents.console import Console
+from agents.training.interrupts import InterruptedTraining, StopRequest, catch_signals
 from agents.training.run_folder import LAST, OVERRIDES
 from speckv.errors import ConfigError, SpecKVError
 
@@ -20,7 +21,7 @@ ERROR = "speckv: "
 """How a program begins the line of an error that it explains."""
 PROGRAM = Path(__file__).resolve().parents[2] / "train.py"
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-_POLL_S = 0.2
+POLL_S = 0.2
 _TAIL = 800
 
 
@@ -83,15 +84,16 @@ def run_jobs(jobs: Sequence[Job], processes: int, console: Console) -> None:
 
     Raises:
         SpecKVError: if a run failed, with the end of what it said; the others that had begun are stopped.
-        KeyboardInterrupt: after the runs have saved what they have, if it came.
+        InterruptedTraining: after the runs have saved what they have, if a signal came.
     """
     for job in jobs:
         job.require_same()
     waiting = [job for job in jobs if not job.finished]
     console.write(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them finished before; {processes} at once")
     running: dict[Job, subprocess.Popen[bytes]] = {}
-    try:
+    with catch_signals() as request, stopped_at_the_end(running.values()):
         while waiting or running:
+            require_no(request)
             while waiting and len(running) < processes:
                 job = waiting.pop(0)
                 running[job] = begin(job)
@@ -100,12 +102,30 @@ def run_jobs(jobs: Sequence[Job], processes: int, console: Console) -> None:
                 _require_success(job, status)
                 left = len(waiting) + len(running)
                 console.write(f"{job.arm}, seed {job.seed}: done, {left} to go")
-            time.sleep(_POLL_S)
+            time.sleep(POLL_S)
+
+
+@contextmanager
+def stopped_at_the_end(processes: Iterable["subprocess.Popen[bytes]"]) -> Iterator[None]:
+    """Stops what still runs when the block is left: a learner saves a checkpoint then."""
+    try:
+        yield
     finally:
-        for process in running.values():
-            process.send_signal(signal.SIGTERM)  # a learner saves a checkpoint then
-        for process in running.values():
+        left = list(processes)
+        for process in left:
+            process.terminate()
+        for process in left:
             process.wait()
+
+
+def require_no(request: StopRequest) -> None:
+    """Passes if nobody asked to stop.
+
+    Raises:
+        InterruptedTraining: if a signal came.
+    """
+    if request.signum is not None:
+        raise InterruptedTraining(request.signum, "run the same command again to go on where it stopped")
 
 
 def begin(job: Job) -> "subprocess.Popen[bytes]":

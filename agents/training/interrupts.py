@@ -13,11 +13,13 @@ class InterruptedTraining(Exception):  # noqa: N818
 
     Attributes:
         signum: The signal.
+        advice: How to go on.
     """
 
-    def __init__(self, signum: int) -> None:
+    def __init__(self, signum: int, advice: str = "the checkpoint is saved, continue with resume=RUN_FOLDER") -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
         self.signum = signum
+        self.advice = advice
 
     @property
     def exit_code(self) -> int:

@@ -24,12 +24,12 @@ SEARCHES = sorted(p.stem for p in (CONFIGS / "tune").glob("*.yaml"))
 @pytest.mark.parametrize("name", SEARCHES)
 def test_every_search_composes_and_what_it_draws_is_a_command_line(name: str) -> None:
     settings = program.settings_from(compose_checked(program.NAME, [f"tune={name}"]))
-    assert settings.tune is not None
+    assert settings.search is not None
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(3):
-        told = suggest(study.ask(), settings.tune.space)
-        assert len(told) == len(settings.tune.space)
-        program.settings_from(compose_checked(program.NAME, [f"tune={name}", *told, "tune=null"]))
+        told = suggest(study.ask(), settings.search.space)
+        assert len(told) == len(settings.search.space)
+        program.settings_from(compose_checked(program.NAME, [f"tune={name}", *told, "search=null"]))
 
 
 def test_values_are_drawn_from_ranges_and_choices() -> None:
@@ -47,7 +47,7 @@ def test_values_are_drawn_from_ranges_and_choices() -> None:
     "values", [{"low": 2, "high": 1}, {"low": 1}, {"choices": []}, 3, {"low": 0, "high": 1, "odd": 2}]
 )
 def test_a_space_that_makes_no_sense_is_refused(values: Any) -> None:
-    with pytest.raises(ConfigError, match=r"tune\.space\.agent\.gamma"):
+    with pytest.raises(ConfigError, match=r"search\.space\.agent\.gamma"):
         build_settings(SearchSettings, {"name": "toy", "space": {"agent.gamma": values}})
 
 
@@ -64,7 +64,7 @@ def test_a_search_finds_the_better_values_and_goes_on_where_it_stopped(tmp_path:
     settings = program.settings_from(compose_checked(program.NAME, overrides))
     space = {"agent.gamma": {"low": 0, "high": 16}}
     search = SearchSettings(name="toy", space=space, trials=4, warm_up=4, top=1, final_seeds=(5,))
-    settings = replace(settings, tune=search, output=str(tmp_path / "search"), processes=2)
+    settings = replace(settings, search=search, output=str(tmp_path / "search"), processes=2)
     record = run_search(settings, CapturedConsole(), overrides=overrides)
     trials = record["trials"]
     assert [t["state"] for t in trials] == ["complete"] * 4
@@ -78,7 +78,7 @@ def test_a_search_finds_the_better_values_and_goes_on_where_it_stopped(tmp_path:
     assert "gamma:" in (folder / "winner.yaml").read_text(encoding="utf-8")
     assert json.loads((folder / "search.json").read_text(encoding="utf-8"))["winner"] == record["winner"]
 
-    more = replace(settings, tune=replace(search, trials=5))
+    more = replace(settings, search=replace(search, trials=5))
     console = CapturedConsole()
     longer = run_search(more, console, overrides=overrides)
     assert "4 of 5 trials are there already" in console.text
@@ -93,7 +93,7 @@ def test_a_trial_that_fails_is_told_and_the_search_goes_on(tmp_path: Path) -> No
     search = SearchSettings(
         name="toy", space={"agent.gamma": {"choices": [-5, 3]}}, trials=6, warm_up=6, top=1, final_seeds=(5,)
     )
-    settings = replace(settings, tune=search, output=str(tmp_path / "search"), processes=2)
+    settings = replace(settings, search=search, output=str(tmp_path / "search"), processes=2)
     console = CapturedConsole()
     record = run_search(settings, console, overrides=overrides)
     assert {t["state"] for t in record["trials"]} == {"complete", "fail"}

@@ -103,7 +103,8 @@ def test_a_folder_of_another_study_is_refused(tmp_path: Path) -> None:
 
 def test_a_run_that_fails_is_told_with_what_it_said(tmp_path: Path) -> None:
     settings, overrides = toy_study(tmp_path, {"one": [], "broken": ["agent.gamma=-3"]}, seeds=(0,))
-    with pytest.raises(SpecKVError, match=r"broken, seed 0.*gamma"):
+    settings = replace(settings, processes=1)
+    with pytest.raises(SpecKVError, match=r"broken, seed 0.*Expected gamma from 0 to 16"):
         run_study(settings, CapturedConsole(), overrides=overrides)
     assert (tmp_path / "study" / "one" / "seed0" / "evaluation").is_dir()
 
@@ -208,10 +209,11 @@ def test_learning_may_meet_something_else_than_the_test(tmp_path: Path) -> None:
     plain = load_task(settings.data, settings.cost)
     assert plain.learning_cost == plain.cost
     assert plain.validation_gammas == plain.best_fixed_gammas
-    task = load_task(settings.data, settings.cost, LearnSettings(compressions=("nf4",), tasks=("code",), prompts=1))
+    other = LearnSettings(compressions=("nf4",), tasks=("code", "chat"), prompts=1)
+    task = load_task(settings.data, settings.cost, other)
     assert task.learning.compressions == ("nf4",)
-    assert task.learning.tasks == ("code",)
-    assert len(task.learning.prompt_ids) == 1
+    assert task.learning.tasks == ("chat", "code")
+    assert len(task.learning.prompt_ids) == 2
     assert set(task.test.prompt_ids) == set(plain.test.prompt_ids)
     assert task.test.compressions == plain.test.compressions
     assert task.best_fixed_gammas == plain.best_fixed_gammas

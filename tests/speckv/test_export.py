@@ -33,7 +33,8 @@ def folder(traces: TraceSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("run")
     traces.save(place / "traces.parquet")
     make_cost_table().save(place / "cost.json")
-    names = {"cost": {"name": "mine", "table": str(place / "cost.json")}, "traces": {"name": str(place / "traces.parquet")}}
+    cost = {"name": "mine", "table": str(place / "cost.json")}
+    names = {"cost": cost, "traces": {"name": str(place / "traces.parquet")}}
     (place / "run.json").write_text(json.dumps(names))
     random_policy().save(place / "policy")
     return place
