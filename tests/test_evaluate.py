@@ -21,6 +21,7 @@ from speckv.commands.app import compose_checked, prepare
 from speckv.errors import CheckpointError, CostTableError, DataError, SchemaError, SpecKVError, TraceError
 from speckv.evaluation import report
 from speckv.runtime.stored import save_rule
+from tests.agents.test_seeds import make_run
 from tests.fakes_paper import write_paper
 from tests.fakes_runs import CapturedConsole, save_toy, toy_settings
 from tests.speckv.test_runtime_policy import random_policy
@@ -115,7 +116,7 @@ def test_the_same_seed_leaves_the_same_bytes(
     """Every file that is promised: all but the decision times, and their lines at the end of the text."""
     monkeypatch.setattr(report, "save_figure", save_figure)
     random_policy().save(tmp_path / "learned" / "policy")
-    runs = train_seeds(settings, tmp_path, (0, 1))
+    runs = [str(make_run(tmp_path / f"rule-seed{seed}", seed=seed)) for seed in (0, 1)]
     saved = []
     for name in ("first", "second"):
         output = tmp_path / name

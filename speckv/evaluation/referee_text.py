@@ -17,9 +17,19 @@ def format_p(value: float) -> str:
     """Renders a p-value; very small ones by their bound.
 
     >>> format_p(0.0412), format_p(0.00002), format_p(1.0)
-    ('p 0.041', 'p < 0.001', 'p 1.000')
+    ('p=0.041', 'p<0.001', 'p=1.000')
     """
-    return "p < 0.001" if value < 0.001 else f"p {value:.3f}"
+    return "p<0.001" if value < 0.001 else f"p={value:.3f}"
+
+
+def format_speedup(value: float) -> str:
+    """Renders a speed-up, with more digits where three would show nothing of a difference.
+
+    >>> format_speedup(1.0312), format_speedup(0.99978), format_speedup(1.0)
+    ('1.031', '0.99978', '1.000')
+    """
+    hidden = 5e-7 < abs(value - 1.0) < 5e-4
+    return f"{value:.6g}" if hidden else f"{value:.3f}"
 
 
 def _family_lines(family: Family) -> list[str]:
@@ -29,7 +39,7 @@ def _family_lines(family: Family) -> list[str]:
     for word in (AHEAD, BEHIND, EQUAL):
         said = [v for v in family.verdicts if v.word == word]
         if said:
-            names = "; ".join(f"{v.controller} ({v.speedup:.3f}, {format_p(v.p_holm)})" for v in said)
+            names = "; ".join(f"{v.controller} ({format_speedup(v.speedup)}, {format_p(v.p_holm)})" for v in said)
             lines.append(f"{word} {family.against}: {names}")
     return [
         textwrap.fill(line, _WIDTH, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False)

@@ -159,4 +159,4 @@ def test_profiles_are_drawn_with_their_bands() -> None:
 
 
 def test_small_p_values_are_given_by_their_bound() -> None:
-    assert [format_p(p) for p in (0.00099, 0.001, 0.25)] == ["p < 0.001", "p 0.001", "p 0.250"]
+    assert [format_p(p) for p in (0.00099, 0.001, 0.25)] == ["p<0.001", "p=0.001", "p=0.250"]
