@@ -11,7 +11,6 @@ from agents.registry import AGENTS, Lesson, agent_settings, make_controller
 from agents.settings import TrainSettings
 from agents.training.session import train
 from speckv.evaluation.compare import Comparison, compare
-from speckv.evaluation.metrics import ALL
 from speckv.report.content import Shown, Words, page_content
 from speckv.report.curves import Curve
 from speckv.traces import TraceSet
@@ -68,15 +67,12 @@ def toy_content(
     )
 
 
-def toy_run(folder: Path, name: str = "run", **agent: object) -> Path:
-    """A whole training run, as `train.py` leaves it."""
-    settings = toy_settings(folder, folder / name, **({"agent": agent} if agent else {}))
+def toy_run(folder: Path, name: str, agent: Mapping[str, object]) -> Path:
+    """A whole training run, as `train.py` leaves it, beside its recordings and clock."""
+    settings = toy_settings(folder, folder / name, agent=agent)
     train(settings, CapturedConsole(), config=config_of(settings), overrides=[])
     return folder / name
 
 
 def config_of(settings: TrainSettings) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(asdict(settings)))
-
-
-__all__ = ["ALL", "COST", "HOSTILE", "PIECES", "compared", "config_of", "made", "splits", "toy_content", "toy_run"]

@@ -16,6 +16,7 @@ from speckv.errors import CheckpointError, DataError
 from speckv.evaluation.baselines import BEST_FIXED
 from speckv.evaluation.bootstrap import Interval
 from speckv.evaluation.compare import tune_fixed
+from speckv.evaluation.metrics import ALL
 from speckv.evaluation.results import comparison_json
 from speckv.report.choosing import choose_prompts, describe_rule
 from speckv.report.content import verdict
@@ -25,7 +26,7 @@ from speckv.report.texts import TokenTexts
 from speckv.report.vocabulary import ASSETS, Vocabulary, shipped_vocabulary, tokens_of
 from speckv.traces import TraceSet
 from speckv.traces.collection import ASSETS as TRACES
-from tests.fakes_report import ALL, COST, HOSTILE, PIECES, compared, made, splits, toy_content
+from tests.fakes_report import COST, HOSTILE, PIECES, compared, made, splits, toy_content
 
 
 def test_the_page_holds_the_comparison_as_it_is_saved() -> None:
