@@ -77,7 +77,7 @@ def page_content(
         Plain data; the same for the same arguments.
     """
     return {
-        "title": ", ".join(comparison.controllers) or "Baselines",
+        "title": f"{', '.join(comparison.controllers) or CLAIRVOYANT} against the best fixed gamma",
         "version": speckv.__version__,
         "verdict": verdict(comparison),
         "facts": setting_facts(comparison, test, cost),

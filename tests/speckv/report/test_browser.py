@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.image import imread
 
 from speckv.evaluation.bootstrap import Interval
 from speckv.report.curves import Curve, Point
@@ -288,8 +289,15 @@ def test_nothing_is_wider_than_the_screen(opened: webdriver.Chrome, width: int) 
     assert complaints(opened) == []
 
 
-def test_it_can_be_looked_at(opened: webdriver.Chrome, tmp_path: Path) -> None:
-    picture = tmp_path / "page.png"
-    assert opened.save_screenshot(str(picture))
-    assert picture.read_bytes()[:4] == b"\x89PNG"
-    assert len(set(picture.read_bytes())) > 200
+def test_it_can_be_looked_at_in_light_and_dark(opened: webdriver.Chrome, tmp_path: Path) -> None:
+    pictures = []
+    for name in ("light", "dark"):
+        path = tmp_path / f"{name}.png"
+        assert opened.save_screenshot(str(path))
+        pictures.append(imread(path)[..., :3])
+        by_id(opened, "theme").click()
+    light, dark = pictures
+    assert light.shape == dark.shape
+    assert light.mean() > 0.8
+    assert dark.mean() < 0.3
+    assert light.std() > 0.02
