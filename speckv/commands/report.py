@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from speckv.commands.models import pair_config
 from speckv.commands.run_folders import RunFolder, Terms, agreed
 from speckv.cost import CostTable
-from speckv.errors import CheckpointError, ConfigError
+from speckv.errors import CheckpointError, ConfigError, DataError
 from speckv.evaluation.compare import compare, tune_fixed
 from speckv.export.source import SHIPPED_WORD
 from speckv.files import write_atomically
@@ -19,7 +19,7 @@ from speckv.profiling.prompts import read_prompts
 from speckv.report.content import Shown, Words, page_content
 from speckv.report.curves import read_curve
 from speckv.report.page import render_page
-from speckv.report.vocabulary import shipped_vocabulary
+from speckv.report.vocabulary import Vocabulary, shipped_vocabulary
 from speckv.runtime.policy import SHIPPED
 from speckv.runtime.stored import load_controller, name_apart
 from speckv.traces import TraceSet, find_traces
@@ -98,12 +98,21 @@ def _words(config: DictConfig, test: TraceSet) -> Words:
 
         pieces = vocabulary_of(source, {"the trace file": test}).pieces
         return Words(pieces=pieces, source=f"Texts from the tokenizer of {Path(source).name}.", prompts=prompts)
-    shipped = shipped_vocabulary(test.metadata.tokenizer_sha256)
+    expected = test.metadata.tokenizer_sha256
+    if config.vocabulary:
+        vocabulary = Vocabulary.load(Path(config.vocabulary))
+        if vocabulary.tokenizer_sha256 != expected:
+            raise DataError(
+                f"Expected a vocabulary of the recordings' tokenizer, sha256 {expected[:16]}, got {config.vocabulary} "
+                f"of {vocabulary.tokenizer_sha256[:16]}. Write one with `python -m speckv vocabulary`."
+            )
+        return Words(pieces=vocabulary.pieces, source=f"Texts from {Path(config.vocabulary).name}.", prompts=prompts)
+    shipped = shipped_vocabulary(expected)
     if shipped is not None:
         return Words(pieces=shipped.pieces, source="Texts from the vocabulary that comes with SpecKV.", prompts=prompts)
     why = (
         "Tokens are shown as numbers, because no vocabulary of this tokenizer comes with SpecKV: name one with "
-        "tokenizer=FOLDER."
+        "tokenizer=FOLDER, or a file with vocabulary=FILE."
     )
     return Words(pieces={}, source=why, prompts=prompts)
 

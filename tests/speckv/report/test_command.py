@@ -4,6 +4,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from speckv.commands import report
 from speckv.commands.main import main
 from speckv.cost import CostTable
 from speckv.models.pieces import token_bytes
+from speckv.models.tokenizer import load_tokenizer, vocabulary_hash
 from speckv.report.vocabulary import Vocabulary
 from speckv.runtime.stored import save_rule
 from speckv.traces import TraceSet
@@ -176,10 +178,6 @@ def test_a_page_that_would_be_too_large_shows_fewer_prompts_or_none(
 def test_texts_from_a_tokenizer_or_a_vocabulary_made_of_it(
     runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from dataclasses import replace
-
-    from speckv.models.tokenizer import load_tokenizer, vocabulary_hash
-
     model = save_tiny(tmp_path / "model", tiny_qwen(0))
     tokenizer = load_tokenizer(str(model))
     assert token_bytes(tokenizer, [0, 3]) == {0: LETTERS[0].encode(), 3: LETTERS[3].encode()}
@@ -200,6 +198,11 @@ def test_texts_from_a_tokenizer_or_a_vocabulary_made_of_it(
     assert main([*named, f"tokenizer={model}"]) == 0
     from_tokenizer = content_of(out)["timeline"]
     assert from_tokenizer["words"] == "Texts from the tokenizer of model."
+    assert main([*named, f"vocabulary={words}"]) == 0
+    from_file = content_of(out)["timeline"]
+    assert from_file["sequences"] == from_tokenizer["sequences"]
+    assert from_file["words"] == "Texts from words.json."
+    assert "Expected a vocabulary of" in refused([str(runs[0]), f"vocabulary={words}"], capsys)
     monkeypatch.setattr(report, "shipped_vocabulary", lambda sha256: vocabulary if sha256 else None)
     assert main(named) == 0
     shipped = content_of(out)["timeline"]
