@@ -2,13 +2,12 @@
 """`python -m speckv report RUN...`: one self-contained HTML page about an evaluation."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from speckv.commands.models import pair_config
 from speckv.commands.run_folders import RunFolder, Terms, agreed
 from speckv.cost import CostTable
 from speckv.errors import CheckpointError, ConfigError, DataError
@@ -92,12 +91,9 @@ def _folder(word: str, cost: DictConfig | None) -> Path:
 def _words(config: DictConfig, test: TraceSet) -> Words:
     """Texts of tokens, from the first of: a tokenizer that is named, what is shipped, nothing."""
     prompts = {p.prompt_id: p.text for p in read_prompts(config.prompts)} if config.prompts else {}
-    source = config.tokenizer or (pair_config(config.model).target if config.model.folder else None)
-    if source is not None:
-        from speckv.commands.vocabulary import vocabulary_of  # late, because transformers takes seconds to import
-
-        pieces = vocabulary_of(source, {"the trace file": test}).pieces
-        return Words(pieces=pieces, source=f"Texts from the tokenizer of {Path(source).name}.", prompts=prompts)
+    if config.tokenizer or config.model.folder:
+        pieces, name = _from_tokenizer(config, test)
+        return Words(pieces=pieces, source=f"Texts from the tokenizer of {name}.", prompts=prompts)
     expected = test.metadata.tokenizer_sha256
     if config.vocabulary:
         vocabulary = Vocabulary.load(Path(config.vocabulary))
@@ -115,6 +111,16 @@ def _words(config: DictConfig, test: TraceSet) -> Words:
         "tokenizer=FOLDER, or a file with vocabulary=FILE."
     )
     return Words(pieces={}, source=why, prompts=prompts)
+
+
+def _from_tokenizer(config: DictConfig, test: TraceSet) -> tuple[Mapping[int, bytes], str]:
+    """The bytes of the recordings' tokens, and the name of where they are from."""
+    # Late, because transformers takes seconds to import and most pages need none of it.
+    from speckv.commands.models import pair_config
+    from speckv.commands.vocabulary import vocabulary_of
+
+    source = config.tokenizer or pair_config(config.model).target
+    return vocabulary_of(source, {"the trace file": test}).pieces, Path(source).name
 
 
 def _page(config: DictConfig, runs: Sequence[RunFolder], ground: _Ground, words: Words) -> str:
