@@ -72,8 +72,9 @@ def run(config: DictConfig) -> None:
     """
     if int(config.prompts_per_task) < 1:
         raise ConfigError(f"Expected prompts_per_task of 1 or more, got {config.prompts_per_task}.")
-    runs = [RunFolder.read(_folder(str(word), config.cost)) for word in config.runs]
-    ground = _Ground.load(agreed(runs, config.cost, config.data), runs[0].path)
+    cost, data = config.get("cost"), config.get("data")  # groups of which nothing need be chosen
+    runs = [RunFolder.read(_folder(str(word), cost)) for word in config.runs]
+    ground = _Ground.load(agreed(runs, cost, data), runs[0].path)
     out = Path(config.out) if config.out else runs[0].path / "evaluation" / PAGE if len(runs) == 1 else Path(PAGE)
     page = _page(config, runs, ground, _words(config, ground.test))
     write_atomically(out, page)
@@ -140,7 +141,7 @@ def _page(config: DictConfig, runs: Sequence[RunFolder], ground: _Ground, words:
         train_sweep=sweep,
     )
     # Recorded seconds are of the run's own clock: beside another one they say nothing.
-    own = config.cost is None and config.data is None
+    own = config.get("cost") is None and config.get("data") is None
     curves = [
         read_curve(one.path, controller.name, sweep, num_resamples=resamples, seed=seed) if own else None
         for one, controller in zip(runs, controllers, strict=True)

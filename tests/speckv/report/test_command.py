@@ -182,6 +182,7 @@ def test_texts_from_a_tokenizer_or_a_vocabulary_made_of_it(
     tokenizer = load_tokenizer(str(model))
     assert token_bytes(tokenizer, [0, 3]) == {0: LETTERS[0].encode(), 3: LETTERS[3].encode()}
     home = runs[0].parent
+    capsys.readouterr()  # how far saving the model had come
     assert "Expected the tokenizer that" in refused([str(runs[0]), f"tokenizer={model}"], capsys)
     traces = TraceSet.load(home / "toy.parquet")
     own = replace(traces, metadata=replace(traces.metadata, tokenizer_sha256=vocabulary_hash(tokenizer)))
