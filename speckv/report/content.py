@@ -129,8 +129,11 @@ def setting_facts(comparison: Comparison, test: TraceSet, cost: CostTable) -> li
     if metadata.is_sampled:
         sampling += f" at temperature {metadata.sampling.get('temperature')}"
     by_compression = [
-        f"{name}: times {setting.cost_check[name]}, draft pass / target pass {setting.cost_ratio[name]:.3f}, "
-        f"best fixed gamma {comparison.best_fixed_gammas[name]}"
+        (
+            name,
+            f"times {setting.cost_check[name]}, draft pass / target pass {setting.cost_ratio[name]:.3f}, "
+            f"best fixed gamma {comparison.best_fixed_gammas[name]}",
+        )
         for name in comparison.grid.compressions
     ]
     return [
@@ -139,7 +142,7 @@ def setting_facts(comparison: Comparison, test: TraceSet, cost: CostTable) -> li
         ("Arithmetic", ", ".join(f"{name} {dtype}" for name, dtype in setting.dtype.items())),
         ("Recordings", f"{sampling}, up to {metadata.max_new_tokens} tokens; sha256 {test.sha256 or 'in memory'}"),
         ("Cost table", f"{setting.clock}, batch {cost.batch}; sha256 {cost.sha256}"),
-        ("Compressions", "; ".join(by_compression)),
+        *by_compression,
         (
             "Prompts",
             f"{setting.test_prompts} test prompts; the best fixed gamma is tuned on {setting.train_prompts} others",

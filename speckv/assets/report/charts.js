@@ -38,18 +38,31 @@ function extent(intervals) {
   return [low - margin, high + margin];
 }
 
+const isBelow = (value) => value.estimate < 0.9995; // what is shown as 1.000 is not behind
+
+// Far slower constants would squeeze all others into a point: they get an arrow at the edge instead.
+function whiskerBounds(intervals) {
+  const [low, high] = extent(intervals);
+  return [Math.max(low, 1 - 1.25 * (high - 1)), high];
+}
+
 // An estimate between its bounds, and where the best fixed gamma stands.
 function whisker(value, [low, high]) {
-  const [width, height] = [132, 20];
-  const x = scale(low, high, 4, width - 4);
+  const [width, height] = [100, 20];
+  const x = scale(low, high, 6, width - 6);
   const y = height / 2;
   const drawn = svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, class: "whisker", "aria-hidden": "true" });
   drawn.append(line(x(1), 1, x(1), height - 1, "reference"));
-  if (value.low !== null) {
-    drawn.append(line(x(value.low), y, x(value.high), y, "bound"));
-    for (const end of [value.low, value.high]) drawn.append(line(x(end), y - 4, x(end), y + 4, "bound"));
+  if (value.estimate < low) {
+    drawn.append(svg("path", { d: `M1 ${y}l8 -4.5v9z`, class: "dot below" }));
+    return drawn;
   }
-  drawn.append(svg("circle", { cx: x(value.estimate), cy: y, r: 3.4, class: value.estimate < 1 ? "dot below" : "dot" }));
+  if (value.low !== null) {
+    const ends = [Math.max(value.low, low), value.high];
+    drawn.append(line(x(ends[0]), y, x(ends[1]), y, "bound"));
+    for (const end of ends) drawn.append(line(x(end), y - 5, x(end), y + 5, "bound"));
+  }
+  drawn.append(svg("circle", { cx: x(value.estimate), cy: y, r: 3, class: isBelow(value) ? "dot below" : "dot" }));
   return drawn;
 }
 
@@ -64,7 +77,7 @@ function headroomChart() {
     ...names.map((name) => ({ group, name, value: overBestFixed(group, rowOf(group, name)) })),
   ]);
   const [low, high] = extent(rows.filter((row) => row.name).map((row) => row.value));
-  const step = left === 8 ? 38 : 24;
+  const step = left === 8 ? 40 : 24;
   const height = rows.length * step + 34;
   const right = 66;
   const x = scale(low, high, left, width - right);
@@ -85,7 +98,7 @@ function headroomChart() {
       return;
     }
     const bound = row.name === BOUND;
-    const labelled = left === 8 ? [left, y - 9] : [10, y + 4];
+    const labelled = left === 8 ? [left, y - 10] : [10, y + 4];
     chart.append(text(...labelled, clip(titleOf(row.name), left === 8 ? 44 : 27), { class: "label" }));
     const share = rowOf(row.group, row.name).headroom_share;
     const said = bound || share === null ? "" : ` (${(100 * share).toFixed(0)} %)`;
@@ -95,7 +108,7 @@ function headroomChart() {
     }
     const mark = bound
       ? svg("path", { d: `M${x(row.value.estimate)} ${y - 5}l5 5l-5 5l-5 -5z`, class: "diamond" })
-      : svg("circle", { cx: x(row.value.estimate), cy: y, r: 4, class: row.value.estimate < 1 ? "dot below" : "dot" });
+      : svg("circle", { cx: x(row.value.estimate), cy: y, r: 4, class: isBelow(row.value) ? "dot below" : "dot" });
     chart.append(mark);
     const beside = Math.max(x(row.value.estimate), row.value.high === null ? 0 : x(row.value.high)) + 8;
     chart.append(text(Math.min(beside, width - 78), y + 4, fixed(row.value.estimate, 3) + said, { class: "value" }));

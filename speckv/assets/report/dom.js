@@ -77,8 +77,8 @@ const TITLES = {
   autoregressive: "plain decoding",
   "best-fixed": "best fixed gamma",
   clairvoyant: "clairvoyant bound",
-  "task-oracle": "best fixed gamma of each task",
-  "request-oracle": "best fixed gamma of each prompt, in hindsight",
+  "task-oracle": "best fixed, by task",
+  "request-oracle": "best fixed, by prompt",
 };
 
 function titleOf(controller) {

@@ -7,13 +7,13 @@ const COLUMNS = [
   { key: "rate", title: "Tokens/s", value: (group, row) => row.throughput_tokens_per_s, cell: rate },
   { key: "plain", title: "× plain decoding [95 %]", value: (group, row) => overPlain(group, row).estimate },
   { key: "fixed", title: "× best fixed gamma [95 %]", value: (group, row) => overBestFixed(group, row).estimate },
-  { key: "tokens", title: "Tokens/step", value: (group, row) => row.tokens_per_step, cell: (value) => fixed(value, 2) },
-  { key: "drafted", title: "Drafted/token", value: (group, row) => row.drafted_per_token, cell: (value) => fixed(value, 2) },
-  { key: "accepted", title: "Accepted/tested", value: (group, row) => row.acceptance_rate, cell: (value) => fixed(value, 3) },
-  { key: "gamma", title: "Mean gamma", value: (group, row) => row.mean_gamma, cell: (value) => fixed(value, 2) },
+  { key: "tokens", title: "Tokens/ step", value: (group, row) => row.tokens_per_step, cell: (value) => fixed(value, 2) },
+  { key: "drafted", title: "Drafted/ token", value: (group, row) => row.drafted_per_token, cell: (value) => fixed(value, 2) },
+  { key: "accepted", title: "Accepted", value: (group, row) => row.acceptance_rate, cell: (value) => fixed(value, 3) },
+  { key: "gamma", title: "Gamma", value: (group, row) => row.mean_gamma, cell: (value) => fixed(value, 2) },
   {
     key: "share",
-    title: "Share of headroom",
+    title: "Headroom",
     value: (group, row) => (row.controller === PLAIN ? null : row.headroom_share),
     cell: (value) => (value === null ? "" : `${(100 * value).toFixed(1)} %`),
   },
@@ -44,7 +44,7 @@ function headerCell(column) {
   const active = sorting.key === column.key;
   const state = active ? (sorting.descending ? "descending" : "ascending") : "none";
   const arrow = el("span", { "aria-hidden": "true", class: "arrow" }, active ? (sorting.descending ? "▼" : "▲") : "↕");
-  const button = el("button", { type: "button", "data-key": column.key, click: () => sortBy(column) }, column.title, " ", arrow);
+  const button = el("button", { type: "button", "data-key": column.key, click: () => sortBy(column) }, column.title, "\u00a0", arrow);
   return el("th", { scope: "col", "aria-sort": state, class: column.key === "controller" ? "name" : "number" }, button);
 }
 
@@ -73,10 +73,12 @@ function drawTable() {
   }
   const every = byId("every").checked;
   const listed = every ? group.rows : DATA.listed.map((name) => rowOf(group, name));
-  const bounds = extent(listed.map((row) => overBestFixed(group, row)));
+  const bounds = whiskerBounds(listed.map((row) => overBestFixed(group, row)));
   const words = compression === "all" ? "Ratios over all compressions are geometric means; tokens a second are sums over sums. " : "";
   byId("table-note").textContent =
-    `${group.num_prompts} test prompts. ${words}The line beside the numbers marks 1: the best fixed gamma, tuned on other prompts.`;
+    `${group.num_prompts} test prompts. ${words}The line beside the numbers marks 1: the best fixed gamma, tuned on other `
+    + "prompts. Accepted: of the drafted tokens that the target judged. Gamma: mean. Headroom: share of what lies between the best "
+    + "fixed gamma and the clairvoyant bound. An arrow at the edge: slower than is drawn.";
   const head = el("thead", {}, el("tr", {}, ...COLUMNS.map(headerCell)));
   const body = sorted(group, listed).map((row) =>
     el("tr", { class: rowClass(row) }, ...COLUMNS.map((column) => bodyCell(column, group, row, bounds))));

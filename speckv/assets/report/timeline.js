@@ -100,7 +100,6 @@ function choiceRow(player, step) {
 function choiceTable(step) {
   const head = ["Controller", "Gamma here", "Would keep", "Would take", "Tokens/s", "Its own step at this token", "Clock after it"];
   return el("table", { id: "choices" },
-    el("caption", {}, `Here, at token ${step.position}, in the state that ${titleOf(TIMELINE.players[shown.player])} is in`),
     el("thead", {}, el("tr", {}, ...head.map((title, k) => el("th", { scope: "col", class: k === 0 ? "name" : null }, title)))),
     el("tbody", {}, ...TIMELINE.players.map((_, player) => choiceRow(player, step))));
 }
@@ -108,7 +107,7 @@ function choiceTable(step) {
 // A lane a controller on one clock: a bar a step, as wide as it took and as high as the tokens that it emitted.
 function lanes(position) {
   const width = widthOf("lanes", 1100);
-  const [left, right, step] = [4, 62, 46];
+  const [left, right, step] = [4, 62, 54];
   const totals = TIMELINE.players.map((_, player) => walkOf(player).reduce((sum, [, , choices]) => sum + choices[player][3], 0));
   const most = Math.max(...TIMELINE.players.flatMap((_, player) => walkOf(player).map(([, emitted]) => emitted)));
   const x = scale(0, Math.max(...totals), left, width - right);
@@ -119,7 +118,7 @@ function lanes(position) {
     const bottom = (player + 1) * step;
     const here = covering(player, position).index;
     let elapsed = 0;
-    chart.append(text(left, bottom - 30, clip(titleOf(name), 48), { class: player === shown.player ? "label strong" : "label" }));
+    chart.append(text(left, bottom - 32, clip(titleOf(name), 48), { class: player === shown.player ? "label strong" : "label" }));
     walkOf(player).forEach(([, emitted, choices], k) => {
       const time = choices[player][3];
       const tall = (24 * emitted) / most;
@@ -152,6 +151,7 @@ function drawStep() {
     + `Since the prompt was read: ${count(step.position + step.emitted - 1, "token")} in ${seconds(after.elapsed)}.`;
   show("text", ...textSoFar());
   show("drafted", draftList(step));
+  byId("here").textContent = `Here, at token ${step.position}, in the state that ${titleOf(TIMELINE.players[shown.player])} is in`;
   show("choices-box", choiceTable(step));
   lanes(step.position);
   const [box, now] = [byId("text"), byId("now")];
@@ -227,7 +227,8 @@ function buildTimeline() {
     el("div", { id: "text", class: "text", tabindex: 0, role: "region", "aria-label": "Text so far; arrow keys step" }),
     el("h3", {}, "Drafted at this step"),
     el("div", { id: "drafted" }),
-    el("div", { id: "choices-box", class: "scroll", tabindex: 0, role: "region", "aria-label": "What each controller would do here" }),
+    el("h3", { id: "here" }),
+    el("div", { id: "choices-box", class: "scroll", tabindex: 0, role: "region", "aria-labelledby": "here" }),
     el("p", { class: "note" }, meaning()),
     el("h3", {}, "All on one clock"),
     el("p", { class: "note" }, "A bar a step, as wide as it took, as high as the tokens it gave; marked: the step that covers this token."),
