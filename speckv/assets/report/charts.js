@@ -110,7 +110,8 @@ function headroomChart() {
       ? svg("path", { d: `M${x(row.value.estimate)} ${y - 5}l5 5l-5 5l-5 -5z`, class: "diamond" })
       : svg("circle", { cx: x(row.value.estimate), cy: y, r: 4, class: isBelow(row.value) ? "dot below" : "dot" });
     chart.append(mark);
-    const beside = Math.max(x(row.value.estimate), row.value.high === null ? 0 : x(row.value.high)) + 8;
+    const ends = [x(1), x(row.value.estimate), row.value.high === null ? 0 : x(row.value.high)];
+    const beside = Math.max(...ends) + 8;
     chart.append(text(Math.min(beside, width - 78), y + 4, fixed(row.value.estimate, 3) + said, { class: "value" }));
   });
   show("headroom", chart);
@@ -136,7 +137,7 @@ function histogram(name, compression) {
   const counts = byCompression[chosen[0]].map((_, gamma) => chosen.reduce((sum, c) => sum + byCompression[c][gamma], 0));
   const total = counts.reduce((sum, count) => sum + count, 0) || 1;
   const shares = counts.map((count) => count / total);
-  const [width, height, left, bottom] = [panelWidth("gammas"), 170, 38, 34];
+  const [width, height, left, bottom] = [panelWidth("gammas"), 170, 46, 34];
   const peak = Math.max(...shares);
   const x = scale(0, counts.length, left, width - 6);
   const y = scale(0, peak, height - bottom, 16);
