@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from speckv.commands.app import plain
 from speckv.errors import CheckpointError, ConfigError
@@ -67,7 +65,7 @@ class RunFolder:
         try:
             facts = json.loads((path / RUN).read_text(encoding="utf-8")) if (path / RUN).is_file() else {}
             config = OmegaConf.load(path / CONFIG) if (path / CONFIG).is_file() else OmegaConf.create({})
-        except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        except Exception as error:  # the YAML parser has errors of its own, which nobody here can name
             raise CheckpointError(f"{path}: expected a readable {RUN} and {CONFIG}, got: {error}.") from error
         if not isinstance(facts, dict) or not isinstance(config, DictConfig):
             raise CheckpointError(f"{path}: expected an object in {RUN} and in {CONFIG}. The run folder is damaged.")

@@ -22,7 +22,7 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[int]) -> di
     Returns:
         Id -> bytes. Special tokens stand for their names.
     """
-    ids = sorted(set(tokens))
+    ids = sorted(set(tokens) & set(tokenizer.get_vocab().values()))
     added = {number: str(token).encode() for number, token in tokenizer.added_tokens_decoder.items()}
     names = dict(zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True))
     steps = _decoding_steps(tokenizer)
@@ -30,15 +30,13 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[int]) -> di
     for number, name in names.items():
         if number in added:
             found[number] = added[number]
-        elif name is None:
-            continue
         elif "ByteLevel" in steps:
             found[number] = bytes(BYTE_OF[letter] for letter in name)
         elif "ByteFallback" in steps:
             raw = _RAW_BYTE.fullmatch(name)
             found[number] = bytes.fromhex(raw[1]) if raw else name.replace(_SPACE, " ").encode()
         else:
-            found[number] = tokenizer.decode([number]).encode()
+            found[number] = str(tokenizer.decode([number])).encode()
     return found
 
 

@@ -94,7 +94,7 @@ def read_curve(folder: Path, controller: str, sweep: FixedSweep, *, num_resample
 
 
 def _speedups(fixed: Float64, ours: Float64, counts: Float64, compressions: Sequence[str]) -> dict[str, Interval]:
-    columns = np.flatnonzero(ours.any(axis=0))
+    columns = np.flatnonzero(ours.any(axis=0)).tolist()
     found = {compressions[c]: ratio_interval(fixed[:, c], ours[:, c], counts) for c in columns}
     return found | {ALL: geometric_mean_ratio_interval(fixed[:, columns], ours[:, columns], counts)}
 

@@ -68,6 +68,7 @@ class Player:
         self.name, self.learned = name, learned
         self._controller = controller
         self._plan: OptimalPlan | None = None
+        self._memory: BatchMemory | None = None
 
     def charge(self, cost: CompiledCost) -> float:
         """Seconds of one decision."""
@@ -81,8 +82,9 @@ class Player:
         if self.learned is not None:
             self._controller = copy.deepcopy(self.learned[int(batch.sequence[0])])
         self._controller.reset()
-        if isinstance(self._controller, BatchMemory):
-            self._controller.start(batch.num_slots)
+        self._memory = self._controller if isinstance(self._controller, BatchMemory) else None
+        if self._memory is not None:
+            self._memory.start(batch.num_slots)
 
     def choose(self, batch: ReplayBatch) -> Choice:
         """Decides for every slot."""
@@ -96,8 +98,8 @@ class Player:
         if self.learned is not None:
             if drives and self._controller is not None:
                 self._controller.learn(outcome_of(step, batch))
-        elif isinstance(self._controller, BatchMemory):
-            self._controller.remember(step, where)
+        elif self._memory is not None:
+            self._memory.remember(step, where)
 
 
 def players_of(

@@ -130,6 +130,16 @@ def test_a_clock_that_is_no_longer_the_runs_is_refused(
     assert "that " + str(before) + " was trained on" in refused([str(before)], capsys)
 
 
+@pytest.mark.parametrize(("name", "text"), [("run.json", "{"), ("config.yaml", "a: [1"), ("config.yaml", "[1]")])
+def test_a_damaged_folder_is_refused(
+    name: str, text: str, runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(runs[0], damaged)
+    (damaged / name).write_text(text, encoding="utf-8")
+    assert f"{damaged}: expected" in refused([str(damaged)], capsys)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

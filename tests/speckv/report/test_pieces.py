@@ -41,7 +41,8 @@ def test_pieces_put_together_are_the_text(tokenizer: PreTrainedTokenizerFast) ->
 
 def test_special_tokens_stand_for_their_names_and_unknown_ids_for_nothing() -> None:
     tokenizer = byte_level()
-    (end,) = tokenizer.convert_tokens_to_ids(["<|end|>"])
+    end = tokenizer.convert_tokens_to_ids("<|end|>")
+    assert isinstance(end, int)
     assert token_bytes(tokenizer, [end, 100_000]) == {end: b"<|end|>"}
 
 
