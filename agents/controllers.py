@@ -6,6 +6,7 @@ from pathlib import Path
 
 from agents.stored import has_controller, load_controller
 from speckv.runtime.policy import SHIPPED
+from speckv.runtime.stored import name_apart
 from speckv.types import Controller
 
 
@@ -42,8 +43,5 @@ def shipped_policy(cost: str) -> Path | None:
 def load_named(paths: list[Path]) -> list[Controller]:
     """Loads controllers and gives each a name of its own: its agent's, or its folder's where two would agree."""
     loaded = [load_controller(path) for path in paths]
-    names = [c.name for c in loaded]
-    for controller, path in zip(loaded, paths, strict=True):
-        if names.count(controller.name) > 1:
-            controller.name = path.resolve().name
+    name_apart(loaded, paths)
     return loaded

@@ -17,6 +17,8 @@ COMMANDS = {
     "merge": "join trace files of one recording",
     "calibrate": "measure passes on this machine, into a cost table",
     "decode": "decode a prompt live with a controller",
+    "report": "show runs on one HTML page: report RUN... [out=FILE]",
+    "vocabulary": "write the texts of recorded tokens, for pages where no tokenizer is",
     "export": "make a trained policy ready for a decoding library (export --help)",
 }
 

@@ -8,13 +8,14 @@ The text does not depend on gamma, so from output position `i` a step that draft
 from speckv.replay.batch import ReplayBatch, ReplayStep
 from speckv.replay.compiled import CompiledTraces
 from speckv.replay.control import VisitedStates, decide, replay_controller, visit
-from speckv.replay.optimum import clairvoyant
+from speckv.replay.optimum import OptimalPlan, clairvoyant, plan_optimum
 from speckv.replay.record import ReplayRecord, StepLog
 from speckv.replay.runs import autoregressive, replay_fixed, replay_policy
-from speckv.replay.stream import replay_stream
+from speckv.replay.stream import outcome_of, replay_stream
 
 __all__ = [
     "CompiledTraces",
+    "OptimalPlan",
     "ReplayBatch",
     "ReplayRecord",
     "ReplayStep",
@@ -23,6 +24,8 @@ __all__ = [
     "autoregressive",
     "clairvoyant",
     "decide",
+    "outcome_of",
+    "plan_optimum",
     "replay_controller",
     "replay_fixed",
     "replay_policy",

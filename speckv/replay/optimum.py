@@ -42,34 +42,44 @@ def clairvoyant(
         budget: Token budget, at most the recording's, which is the default.
         log: Whether to keep every step.
     """
-    longest = int(compiled.length.max()) + 1
-    size = max(1, _STATES_AT_ONCE // longest**2)
+    size = sequences_at_once(compiled)
     records = []
     for start in range(0, len(compiled), size):
         sequences = np.arange(start, min(start + size, len(compiled)))
         batch = ReplayBatch(compiled, cost, len(sequences), budget=budget)
         batch.assign(np.arange(len(sequences)), sequences)
-        plan = _plan(batch)
+        plan = plan_optimum(batch)
         records.append(run_to_end(batch, plan.choice, log=log))
     return ReplayRecord.concatenate(records)
 
 
+def sequences_at_once(compiled: CompiledTraces) -> int:
+    """Most sequences whose plan fits into memory together."""
+    longest = int(compiled.length.max()) + 1
+    return max(1, _STATES_AT_ONCE // longest**2)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Plan:
+class OptimalPlan:
     """Best decisions: `plain[i, row, lag]` says to draft nothing, else `depth[i, row]` how much."""
 
     plain: NDArray[np.bool_]
     depth: IntArray
 
     def choice(self, batch: ReplayBatch) -> Choice:
+        """The fastest way on from where each slot stands, however it came there; meaningless in idle slots."""
         rows = np.arange(batch.num_slots)
         position = np.minimum(batch.history.emitted, len(self.depth) - 1)
         plain = self.plain[position, rows, np.minimum(batch.history.draft_lag, self.plain.shape[2] - 1)]
         return Choice(gammas=np.where(plain, 0, self.depth[position, rows]))
 
 
-def _plan(batch: ReplayBatch) -> _Plan:
-    """Solves the recursion backwards, position by position, for all rows and lags at once."""
+def plan_optimum(batch: ReplayBatch) -> OptimalPlan:
+    """Solves the recursion backwards, position by position, for all rows and lags at once.
+
+    Args:
+        batch: Slots with a sequence each.
+    """
     number, cost, comp = batch.num_slots, batch.cost, batch.comp_index
     end = int(batch.length.max())
     plain = np.ones((end + 1, number, end + 1), np.bool_)
@@ -88,7 +98,7 @@ def _plan(batch: ReplayBatch) -> _Plan:
         following = np.minimum(decoding, drafting)
         following[batch.length <= position] = 0.0
         after_draft[position, :, : min(position, 2)] = following[:, :2]
-    return _Plan(plain=plain, depth=depth)
+    return OptimalPlan(plain=plain, depth=depth)
 
 
 def _best_draft(

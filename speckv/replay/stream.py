@@ -43,7 +43,7 @@ def replay_stream(
 
     def tell(step: DecodedSteps, where: BoolArray) -> None:
         del where  # the only slot always makes the step
-        controller.learn(_outcome(step, batch))
+        controller.learn(outcome_of(step, batch))
 
     records = []
     for sequence in range(len(compiled)) if order is None else order:
@@ -53,7 +53,8 @@ def replay_stream(
     return ReplayRecord.concatenate(records)
 
 
-def _outcome(step: DecodedSteps, batch: ReplayBatch) -> StepOutcome:
+def outcome_of(step: DecodedSteps, batch: ReplayBatch) -> StepOutcome:
+    """What the step of the only slot came to, as a controller that learns is told."""
     drafted, accepted = int(step.num_drafted[0]), int(step.num_accepted[0])
     entropy, confidence = batch.history.target[0].tolist()
     return StepOutcome(

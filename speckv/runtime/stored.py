@@ -2,7 +2,7 @@
 """Controllers on disk: a network's two files, or one small file for a controller that is a handful of numbers."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -93,6 +93,14 @@ def load_controller(path: Path | str, *, name: str | None = None) -> Controller:
         )
     remembers = read_format(folder / CARD) == recurrent.FORMAT
     return controller_of(LstmPolicy.load(folder) if remembers else MlpPolicy.load(folder), name=name)
+
+
+def name_apart(controllers: Sequence[Controller], paths: Sequence[Path]) -> None:
+    """Gives controllers that share a name the names of the folders that they were loaded from."""
+    names = [controller.name for controller in controllers]
+    for controller, path in zip(controllers, paths, strict=True):
+        if names.count(controller.name) > 1:
+            controller.name = path.resolve().name
 
 
 def _offered_loader(card: Path) -> Callable[..., Controller]:

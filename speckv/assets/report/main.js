@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+// Fills the page, and draws again what a choice or another width changes.
+"use strict";
+
+function drawCharts() {
+  headroomChart();
+  gammaCharts();
+  curveCharts();
+}
+
+function startHeader() {
+  byId("title").textContent = DATA.title;
+  byId("verdict").textContent = DATA.verdict;
+  const list = (facts) => facts.flatMap(([label, value]) => [el("dt", {}, label), el("dd", {}, value)]);
+  show("facts", ...list(DATA.facts));
+  show("runs", ...DATA.runs.map((run) => [el("h3", {}, run.name), el("dl", {}, ...list(run.facts))]).flat());
+}
+
+function startControls() {
+  const groups = DATA.comparison.groups;
+  const names = (field) => [...new Set(groups.map((group) => group[field]))];
+  const allFirst = (values) => ["all", ...values.filter((value) => value !== "all")];
+  options(byId("compression"), allFirst(names("compression")));
+  options(byId("task"), allFirst(names("task")));
+  for (const id of ["compression", "task"]) {
+    byId(id).addEventListener("change", () => { drawTable(); drawCharts(); });
+  }
+  byId("every").addEventListener("change", drawTable);
+}
+
+function isDark() {
+  const chosen = document.documentElement.dataset.theme;
+  return chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+}
+
+function startTheme() {
+  const button = byId("theme");
+  const say = () => button.setAttribute("aria-pressed", String(isDark()));
+  button.addEventListener("click", () => {
+    document.documentElement.dataset.theme = isDark() ? "light" : "dark";
+    say();
+  });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", say);
+  say();
+}
+
+function startResizing() {
+  let [width, waiting] = [innerWidth, 0];
+  addEventListener("resize", () => {
+    if (innerWidth === width) return; // a phone's address bar changes the height alone
+    width = innerWidth;
+    cancelAnimationFrame(waiting);
+    waiting = requestAnimationFrame(() => {
+      drawCharts();
+      if (TIMELINE.sequences.length) drawStep();
+    });
+  });
+}
+
+startTheme();
+startHeader();
+startControls();
+drawTable();
+drawCharts();
+startTimeline();
+startResizing();

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m speckv vocabulary tokenizer=FOLDER traces=[FILE] out=FILE`: the texts of recorded tokens alone."""
+
+import logging
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from speckv.errors import TraceError
+from speckv.models.pieces import token_bytes
+from speckv.models.tokenizer import load_tokenizer, vocabulary_hash
+from speckv.report.vocabulary import Vocabulary, tokens_of
+from speckv.traces import TraceSet, find_traces
+from speckv.traces.collection import ASSETS
+
+logger = logging.getLogger(__name__)
+SHIPPED = "shipped"
+
+
+def run(config: DictConfig) -> None:
+    """Writes the bytes of every token that occurs in the recordings.
+
+    Raises:
+        TraceError: if the recordings are not all of the tokenizer.
+    """
+    names = sorted(ASSETS.glob("*.parquet")) if config.traces == SHIPPED else list(config.traces)
+    traces = {str(name): TraceSet.load(find_traces(name)) for name in names}
+    out = Path(config.out)
+    vocabulary = vocabulary_of(config.tokenizer, traces)
+    vocabulary.save(out)
+    logger.info("%s: %d tokens, %.2f MB", out, len(vocabulary.pieces), out.stat().st_size / 1e6)
+
+
+def vocabulary_of(tokenizer_source: str, traces: dict[str, TraceSet]) -> Vocabulary:
+    """The bytes of every token in some recordings.
+
+    Args:
+        tokenizer_source: Hub id, folder or GGUF file.
+        traces: Recordings by name.
+
+    Raises:
+        ModelError: if there is no such tokenizer.
+        TraceError: if recordings were made with another one.
+    """
+    tokenizer = load_tokenizer(tokenizer_source)
+    found = vocabulary_hash(tokenizer)
+    for name, one in traces.items():
+        expected = one.metadata.tokenizer_sha256
+        if expected != found:
+            raise TraceError(
+                f"Expected the tokenizer that {name} was recorded with, sha256 {expected[:16]}, got {tokenizer_source} "
+                f"with {found[:16]}. Name the tokenizer of {one.metadata.target_id}."
+            )
+    return Vocabulary(tokenizer_sha256=found, pieces=token_bytes(tokenizer, tokens_of(traces.values())))
