@@ -25,6 +25,7 @@ from tests.fakes_traces import make_cost_table, random_traces
 from tests.speckv.test_runtime_policy import random_policy
 
 ROOT = Path(__file__).resolve().parents[3]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def policy(controller: Any) -> Policy:
@@ -46,9 +47,9 @@ def exported(pair: Pair, name: str, controller: Any) -> Path:
 def as_on_the_hub(pair: Pair, folder: Path) -> str:
     """Puts a folder where a download would have put it, and returns the repository's name."""
     repository = pair.folder / "home" / "hub" / "models--me--mine"
-    shutil.copytree(folder, repository / "snapshots" / "0123abc", dirs_exist_ok=True)
-    (repository / "refs").mkdir(exist_ok=True)
-    (repository / "refs" / "main").write_text("0123abc")
+    shutil.copytree(folder, repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
     return "me/mine"
 
 
@@ -105,6 +106,7 @@ def answers(pair: Pair) -> dict[str, dict[str, Any]]:
 def test_greedy_text_is_the_targets_and_gamma_the_policys(
     what: str, gamma: int, answers: dict[str, dict[str, Any]]
 ) -> None:
+    assert "error" not in answers[what]
     text, drafted = answers[what]["text"], answers[what]["drafted"]
     assert text == answers["plain"]["text"]
     assert drafted[0] == gamma
