@@ -4,11 +4,13 @@
     python -I without_speckv.py TARGET DRAFT < calls.json > answers.json
 
 A call is `generate`'s options with the prompt's ids under `ids`. An answer holds the `text` and how many tokens were
-`drafted` at each step, or an `error`. `target` names another target, loaded with its own code.
+`drafted` at each step, or an `error`. `target` names another target, loaded with its own code; `once` a folder whose
+function is loaded and then called.
 """
 
 import json
 import sys
+from functools import partial
 from typing import Any
 
 ABSENT = ("speckv", "agents", "envs", "pyarrow")
@@ -41,9 +43,12 @@ def answered(target: Any, draft: Any, call: dict[str, Any]) -> dict[str, Any]:
     ids = torch.tensor(call.pop("ids"))
     if call.pop("assisted", True):
         call["assistant_model"] = draft
+    generate = target.generate
+    if (folder := call.pop("once", None)) is not None:
+        generate = partial(target.load_custom_generate(folder, trust_remote_code=True), model=target)
     torch.manual_seed(0)
     try:
-        text = target.generate(ids, **call)
+        text = generate(ids, **call)
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
     finally:
@@ -52,7 +57,7 @@ def answered(target: Any, draft: Any, call: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(target_folder: str, draft_folder: str) -> None:
-    sys.meta_path.insert(0, Absence())  # type: ignore[arg-type]
+    sys.meta_path.insert(0, Absence())
     found = [name for name in ABSENT if not absent(name)]
     from transformers import AutoModelForCausalLM
 

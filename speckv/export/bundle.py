@@ -161,8 +161,9 @@ def _home(origin: str, name: str) -> tuple[str, str | None]:
     path = _path(origin)
     if path.name != "__init__.py":
         return origin, name
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        for alias in node.names if isinstance(node, ast.ImportFrom) else ():
+    passing_on = [n for n in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(n, ast.ImportFrom)]
+    for node in passing_on:
+        for alias in node.names:
             if name == (alias.asname or alias.name):
                 passed_on = resolve_name("." * node.level + (node.module or ""), origin)
                 return _home(passed_on, alias.name)

@@ -25,6 +25,8 @@ from tests.fakes_traces import make_cost_table, random_traces
 from tests.speckv.test_runtime_policy import random_policy
 
 ROOT = Path(__file__).resolve().parents[3]
+SAMPLED: dict[str, Any] = {"do_sample": True, "top_k": 0, "temperature": 1.3}
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def policy(controller: Any) -> Policy:
@@ -46,9 +48,9 @@ def exported(pair: Pair, name: str, controller: Any) -> Path:
 def as_on_the_hub(pair: Pair, folder: Path) -> str:
     """Puts a folder where a download would have put it, and returns the repository's name."""
     repository = pair.folder / "home" / "hub" / "models--me--mine"
-    shutil.copytree(folder, repository / "snapshots" / "0123abc", dirs_exist_ok=True)
-    (repository / "refs").mkdir(exist_ok=True)
-    (repository / "refs" / "main").write_text("0123abc")
+    shutil.copytree(folder, repository / "snapshots" / COMMIT)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
     return "me/mine"
 
 
@@ -74,7 +76,6 @@ def answers(pair: Pair) -> dict[str, dict[str, Any]]:
     (tampered / "custom_generate" / "policy_data.py").write_text(
         hf._data([tampered / "policy.json", tampered / "policy.safetensors"])
     )
-    sampled = {"do_sample": True, "top_k": 0, "temperature": 1.3}
     batch = [call(0)["ids"][0], call(1)["ids"][0]]
     calls = {
         "plain": call(1, assisted=False),
@@ -82,9 +83,10 @@ def answers(pair: Pair) -> dict[str, dict[str, Any]]:
         "five": call(1, five),
         "table": call(1, table),
         "network": call(2, network),
-        "sampled": call(3, table, **sampled),
+        "sampled": call(3, table, **SAMPLED),
         "from the hub": call(1, as_on_the_hub(pair, other)),
         "own repository": call(1, target=str(in_the_targets_own_repository(pair, five))),
+        "loaded once": call(1, once=str(three)),
         "untrusted": call(1, three) | {"trust_remote_code": False},
         "tampered": call(1, tampered),
         "no draft": call(1, three, assisted=False),
@@ -100,11 +102,20 @@ def answers(pair: Pair) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("what", "gamma"), [("three", 3), ("five", 5), ("three again", 3), ("from the hub", 4), ("own repository", 5)]
+    ("what", "gamma"),
+    [
+        ("three", 3),
+        ("five", 5),
+        ("three again", 3),
+        ("from the hub", 4),
+        ("own repository", 5),
+        ("loaded once", 3),
+    ],
 )
 def test_greedy_text_is_the_targets_and_gamma_the_policys(
     what: str, gamma: int, answers: dict[str, dict[str, Any]]
 ) -> None:
+    assert "error" not in answers[what]
     text, drafted = answers[what]["text"], answers[what]["drafted"]
     assert text == answers["plain"]["text"]
     assert drafted[0] == gamma
@@ -116,7 +127,7 @@ def test_greedy_text_is_the_targets_and_gamma_the_policys(
 @pytest.mark.parametrize("what", ["table", "network", "sampled"])
 def test_it_does_what_control_does(what: str, pair: Pair, answers: dict[str, dict[str, Any]]) -> None:
     folder = pair.folder / ("table" if what == "sampled" else what)
-    sampled = {"do_sample": True, "top_k": 0, "temperature": 1.3} if what == "sampled" else {}
+    sampled: dict[str, Any] = SAMPLED if what == "sampled" else {}
     wanted = pair.under_control(load(folder), call({"table": 1, "network": 2, "sampled": 3}[what], **sampled))
     assert answers[what] == wanted
     assert len(wanted["text"]) == 39
