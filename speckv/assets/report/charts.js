@@ -78,17 +78,17 @@ function headroomChart() {
   ]);
   const [low, high] = extent(rows.filter((row) => row.name).map((row) => row.value));
   const step = left === 8 ? 40 : 24;
-  const height = rows.length * step + 34;
+  const height = rows.length * step + 38;
   const right = 66;
   const x = scale(low, high, left, width - right);
   const chart = svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img" });
   chart.append(svg("title", {}, `Headroom, task ${task}: speed over the best fixed gamma of ${names.join(", ")}`));
   for (const value of ticks(low, high, 5)) {
-    chart.append(line(x(value), 4, x(value), height - 30, "grid"));
-    chart.append(text(x(value), height - 15, String(value), { "text-anchor": "middle", class: "tick" }));
+    chart.append(line(x(value), 4, x(value), height - 34, "grid"));
+    chart.append(text(x(value), height - 20, String(value), { "text-anchor": "middle", class: "tick" }));
   }
-  chart.append(text((left + width - right) / 2, height - 1, "times the best fixed gamma", { "text-anchor": "middle", class: "tick" }));
-  chart.append(line(x(1), 4, x(1), height - 30, "reference"));
+  chart.append(text((left + width - right) / 2, height - 4, "times the best fixed gamma", { "text-anchor": "middle", class: "tick" }));
+  chart.append(line(x(1), 4, x(1), height - 34, "reference"));
   rows.forEach((row, k) => {
     const y = k * step + step / 2 + 6;
     if (!row.name) {
@@ -127,7 +127,8 @@ function panel(title, chart) {
 
 function panelWidth(id) {
   const whole = byId(id).clientWidth || 860;
-  return Math.max(270, whole < 640 ? whole : Math.min(430, (whole - 16) / 2));
+  const columns = whole < 640 ? 1 : whole < 1000 ? 2 : 3;
+  return Math.max(270, Math.floor((whole - 16 * (columns - 1)) / columns));
 }
 
 // Counts of gammas over all decode steps of the test prompts.
@@ -161,7 +162,7 @@ function histogram(name, compression) {
     const tip = Math.max(10, y(shares[gamma]) - 3);
     chart.append(svg("path", { d: `M${x(gamma + 0.5)} ${tip}l-5 -8h10z`, class: "mark" }));
   }
-  chart.append(text((left + width) / 2, height - 3, "gamma", { "text-anchor": "middle", class: "tick" }));
+  chart.append(text((left + width) / 2, height - 5, "gamma", { "text-anchor": "middle", class: "tick" }));
   return panel(`${titleOf(name)}, mean ${mean.toFixed(2)}`, chart);
 }
 
@@ -200,7 +201,7 @@ function curveChart(curve, compression) {
   chart.append(svg("polyline", { points: points.map(([step, value]) => `${x(step)},${y(value)}`).join(" "), class: "curve" }));
   const best = points.find(([step]) => step === curve.best_step);
   chart.append(svg("circle", { cx: x(best[0]), cy: y(best[1]), r: 4, class: "dot" }));
-  chart.append(text((left + width) / 2, height - 3, "environment steps", { "text-anchor": "middle", class: "tick" }));
+  chart.append(text((left + width) / 2, height - 5, "environment steps", { "text-anchor": "middle", class: "tick" }));
   return panel(`${curve.controller}, ${curve.num_prompts} validation prompts`, chart);
 }
 
