@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 import train as program
 from agents.bandits.base import Bandit
 from agents.bandits.hazard import HazardThompson
-from agents.bandits.linear import LinThompson, measure_scaling
+from agents.bandits.linear import LinThompson
+from agents.bandits.making import measure_scaling
 from agents.bandits.settings import HazardSettings, LinearSettings
 from agents.survival.controllers import SurvivalGamma, SurvivalStopping
 from agents.survival.fit import fit_probabilities

@@ -85,11 +85,12 @@ def _open(search: SearchSettings, folder: Path, seed: int) -> Any:
     """Opens the journal; a trial that was under way when the search was stopped counts as failed."""
     try:
         import optuna
+        from optuna.storages.journal import JournalFileBackend
     except ImportError as error:
         raise ConfigError('Expected Optuna for a search, found none: pip install -e ".[tune]".') from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder.mkdir(parents=True, exist_ok=True)
-    journal = optuna.storages.journal.JournalFileBackend(str(folder / JOURNAL))
+    journal = JournalFileBackend(str(folder / JOURNAL))
     study = optuna.create_study(
         study_name=search.name,
         storage=optuna.storages.JournalStorage(journal),

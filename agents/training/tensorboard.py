@@ -107,7 +107,7 @@ class RunWriter(KVWriter):
     def layout(self) -> None:
         """Says what the tab of custom scalars shows: first of all throughput beside that of the best fixed gamma."""
         charts = {title: {name: ["Multiline", tags] for name, tags in rows.items()} for title, rows in LAYOUT.items()}
-        self._writer.add_custom_scalars(charts)  # type: ignore[no-untyped-call]
+        self._writer.add_custom_scalars(charts)
 
     def evaluation(self, table: str, pictures: Mapping[str, Path], step: int) -> None:
         """Writes the final comparison as it was printed, and its pictures.
@@ -118,9 +118,9 @@ class RunWriter(KVWriter):
             step: Environment steps learned from.
         """
         indented = "".join(f"    {line}\n" for line in table.splitlines())  # Markdown for "as it stands"
-        self._writer.add_text("evaluation", indented, step)  # type: ignore[no-untyped-call]
+        self._writer.add_text("evaluation", indented, step)
         for tag, path in pictures.items():
-            self._writer.add_image(f"evaluation/{tag}", imread(path), step, dataformats="HWC")  # type: ignore[no-untyped-call]
+            self._writer.add_image(f"evaluation/{tag}", imread(path), step, dataformats="HWC")
 
     def close(self) -> None:
         """Writes what is buffered."""

@@ -11,9 +11,10 @@ from speckv.cost import CostTable
 from speckv.evaluation.baselines import BEST_FIXED, CLAIRVOYANT
 from speckv.evaluation.bootstrap import Interval
 from speckv.evaluation.compare import Comparison, compile_pair
+from speckv.evaluation.comparison_text import shown_controllers
 from speckv.evaluation.metrics import ALL
 from speckv.evaluation.results import comparison_json, rounded
-from speckv.evaluation.table import format_interval, shown_controllers
+from speckv.evaluation.table import format_interval
 from speckv.report.choosing import choose_prompts, describe_rule
 from speckv.report.curves import Curve
 from speckv.report.following import Player, players_of

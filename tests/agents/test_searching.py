@@ -34,7 +34,7 @@ def test_every_search_composes_and_what_it_draws_is_a_command_line(name: str) ->
 
 def test_values_are_drawn_from_ranges_and_choices() -> None:
     space = {"a": {"low": 1e-4, "high": 1e-2, "log": True}, "b": {"low": 2, "high": 8, "step": 2}}
-    space["c"] = {"choices": [[32, 32], [64]]}  # type: ignore[dict-item]
+    space["c"] = {"choices": [[32, 32], [64]]}
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
     seen = [dict(o.split("=") for o in suggest(study.ask(), space)) for _ in range(30)]
     assert all(1e-4 <= float(told["a"]) <= 1e-2 for told in seen)

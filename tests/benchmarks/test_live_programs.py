@@ -78,7 +78,9 @@ def test_turns_are_of_one_step_each_and_all_finish() -> None:
             yield None
         return name * 2
 
-    found = live_decoding.in_turns({"a": steps("a", 3), "b": steps("b", 1), "c": steps("c", 2)}, first=1)
+    found = dict[str, Any](
+        live_decoding.in_turns({"a": steps("a", 3), "b": steps("b", 1), "c": steps("c", 2)}, first=1)
+    )
     assert found == {"a": "aa", "b": "bb", "c": "cc"}
     assert "".join(order) == "bcacaa"
 
