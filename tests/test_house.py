@@ -126,7 +126,11 @@ def _imported(path: Path) -> Iterator[str]:
 
 def test_declared_dependencies_are_the_imported_ones() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    requirements = [*project["dependencies"], *project["optional-dependencies"]["models"]]
+    requirements = [
+        *project["dependencies"],
+        *project["optional-dependencies"]["models"],
+        *project["optional-dependencies"]["tune"],
+    ]
     distributions = {re.split(r"[<>=\[ ]", requirement, maxsplit=1)[0] for requirement in requirements}
     declared = {IMPORT_NAMES.get(name, name) for name in distributions}
     product = [path for path in _modules() if path.relative_to(ROOT).parts[0] in ROOMS]
