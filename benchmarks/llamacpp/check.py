@@ -11,34 +11,10 @@ from benchmarks.llamacpp.models import ends
 from speckv.cost import CostFit, CostTable
 from speckv.errors import ConfigError
 from speckv.integrations.llama_cpp import draft_model
+from speckv.profiling.random_gamma import RandomGamma
 from speckv.runtime import Policy
 from speckv.runtime.constant import ConstantGamma
-from speckv.types import Controller, FloatArray, IntArray, StepOutcome
-
-
-class RandomGamma:
-    """Draws gamma anew before every step, from 0 to a largest one."""
-
-    name = "random"
-    charges_decision = False
-
-    def __init__(self, largest: int, seed: int = 0) -> None:
-        self._largest, self._generator = largest, np.random.default_rng(seed)
-
-    def reset(self) -> None:
-        """Nothing to forget."""
-
-    def act(self, observation: FloatArray) -> int:
-        """A gamma."""
-        del observation
-        return int(self._generator.integers(0, self._largest + 1))
-
-    def act_batch(self, observations: FloatArray) -> IntArray:
-        """A gamma a row."""
-        return self._generator.integers(0, self._largest + 1, len(observations))
-
-    def learn(self, outcome: StepOutcome) -> None:
-        """Ignores it."""
+from speckv.types import Controller
 
 
 class Listener:

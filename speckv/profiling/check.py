@@ -16,8 +16,9 @@ from speckv.decoding.clock import device_clock
 from speckv.errors import ConfigError
 from speckv.models import ModelPair
 from speckv.observation import History, StepBatch, update_history
+from speckv.profiling.random_gamma import RandomGamma
 from speckv.runtime.constant import ConstantGamma
-from speckv.types import GAMMA_MAX, Controller, FloatArray, IntArray, StepOutcome, StoppingController
+from speckv.types import GAMMA_MAX, Controller, IntArray, StoppingController
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,31 +43,6 @@ class CheckPlan:
             raise ConfigError(f"Expected check_tokens of at least 2, got {self.max_new_tokens}.")
         if not all(0 <= gamma <= GAMMA_MAX for gamma in self.gammas):
             raise ConfigError(f"Expected check_gammas from 0 to {GAMMA_MAX}, got {list(self.gammas)}.")
-
-
-class RandomGamma:
-    """Draws gamma anew before every step, from 0 to a largest one: a schedule that visits lags and widths."""
-
-    name = "random"
-    charges_decision = False
-
-    def __init__(self, largest: int, seed: int = 0) -> None:
-        self._largest, self._generator = largest, np.random.default_rng(seed)
-
-    def reset(self) -> None:
-        """Nothing to forget."""
-
-    def act(self, observation: FloatArray) -> int:
-        """A gamma."""
-        del observation
-        return int(self._generator.integers(0, self._largest + 1))
-
-    def act_batch(self, observations: FloatArray) -> IntArray:
-        """A gamma a row."""
-        return self._generator.integers(0, self._largest + 1, len(observations))
-
-    def learn(self, outcome: StepOutcome) -> None:
-        """Ignores it."""
 
 
 def check_pair(table: CostTable, pair: ModelPair, plan: CheckPlan) -> CostFit:
