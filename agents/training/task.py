@@ -186,6 +186,6 @@ def describe(task: Task) -> str:
         f"tasks: {', '.join(task.train.tasks)}\n"
         f"cost     {cost.name} ({describe_clock(cost.kind, cost.checks)}), batch {cost.batch}, "
         f"sha256 {task.cost_sha256[:16]}\n\n"
-        f"The number to beat: the best fixed gamma, tuned on the {learning + validation} train prompts\n"
+        f"The number to beat: the best fixed gamma, tuned on the {len(task.train.prompt_ids)} train prompts\n"
         f"{render_table(header, rows)}\n"
     )
