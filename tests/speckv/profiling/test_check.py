@@ -12,13 +12,13 @@ from speckv.decoding import Engine, RequestContext, generate
 from speckv.errors import ConfigError, CostTableError
 from speckv.profiling.check import (
     CheckPlan,
-    RandomGamma,
     check_engine,
     encode_prompts,
     measured_seconds,
     predicted_seconds,
     step_counts,
 )
+from speckv.profiling.random_gamma import RandomGamma
 from speckv.runtime.constant import ConstantGamma
 from tests.fakes import TableModel
 from tests.fakes_clock import FakeClock, TimedModel
