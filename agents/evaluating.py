@@ -10,6 +10,7 @@ from agents.controllers import latest_run, load_named, shipped_policy
 from agents.registry import AGENTS, Lesson, agent_settings, make_controller, require_agent
 from agents.seeds import find_seed_groups
 from agents.settings import EvaluateSettings
+from agents.training.run_folder import EVALUATION
 from agents.training.task import load_cost, load_splits
 from agents.tuning import GRIDS, tune
 from speckv.cost import CostTable
@@ -156,5 +157,5 @@ def _made_controllers(settings: EvaluateSettings, train: TraceSet, cost: CostTab
 def _default_output(settings: EvaluateSettings, paths: Sequence[Path], cost: str) -> Path:
     runs = [path for path in paths if (path / "run.json").is_file()]
     if len(paths) == 1 and runs:
-        return runs[0] / "evaluation"
+        return runs[0] / EVALUATION
     return Path(settings.runs_dir) / f"evaluate-{cost}"

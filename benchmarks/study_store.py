@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agents.training.run_folder import commit, machine, versions
+from agents.training.run_folder import made
 from speckv.errors import ConfigError
 from speckv.files import write_atomically
 
@@ -42,8 +42,7 @@ class Store:
 
     def add(self, key: str, record: Record) -> None:
         """Writes one more record, with where it was made."""
-        made = {"commit": commit(), "machine": machine(), "versions": versions()}
-        self.records[key] = {**record, "made": made}
+        self.records[key] = {**record, "made": made()}
         content = {**self._head, "runs": dict(sorted(self.records.items()))}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self._path, json.dumps(content, indent=1) + "\n")

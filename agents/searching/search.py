@@ -20,7 +20,7 @@ from agents.studies.running import Job
 from agents.studies.settings import StudySettings
 from agents.studies.study import plan, run_study, shared_overrides
 from agents.training.curve import curve_of
-from agents.training.run_folder import EVAL, commit, machine, versions
+from agents.training.run_folder import EVAL, made
 from agents.training.task import load_task
 from agents.training.validation import Validator
 from speckv.errors import ConfigError
@@ -135,7 +135,7 @@ def _record(
         "final_on_validation": {arm: [rounded(v) for v in values] for arm, values in validation.items()},
         "winner": winner,
         "winner_overrides": list(final.overrides(winner)),
-        "made": {"commit": commit(), "machine": machine(), "versions": versions()},
+        "made": made(),
     }
 
 

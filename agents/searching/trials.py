@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trials as processes: each is asked for, watched while it trains, given up where it lags, and told."""
 
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ class _Running:
     reported: set[int] = field(default_factory=set)
     best: float = 0.0
     given_up: bool = False
+    size: int = 0
 
 
 def run_trials(
@@ -78,11 +78,13 @@ def _begin(trial: Any, settings: SearchSettings, make_job: Callable[[int, list[s
     return _Running(trial=trial, job=job, process=begin(job))
 
 
-def _watch(one: _Running, validator: Validator) -> None:
-    """Reports what is new, and stops a trial that lags behind the median of the others."""
+def _take_in(one: _Running, validator: Validator) -> None:
+    """Reports what the run has written since the last look."""
     path = one.job.folder / EVAL
-    if one.given_up or not path.is_file():
+    size = path.stat().st_size if path.is_file() else 0
+    if size == one.size:
         return
+    one.size = size
     for point in curve_of(path, validator):
         one.best = max(one.best, point["vs_best_fixed"])
         step = int(point["step"])
@@ -90,18 +92,21 @@ def _watch(one: _Running, validator: Validator) -> None:
             one.reported.add(step)
             # The best so far, because the best checkpoint is what a run comes to.
             one.trial.report(one.best, step)
-            if one.trial.should_prune():
-                one.given_up = True
-                one.process.send_signal(signal.SIGTERM)
-                return
+
+
+def _watch(one: _Running, validator: Validator) -> None:
+    """Stops a trial that lags behind the median of the others."""
+    known = len(one.reported)
+    _take_in(one, validator)
+    if len(one.reported) > known and not one.given_up and one.trial.should_prune():
+        one.given_up = True
+        one.process.terminate()
 
 
 def _tell(study: Any, one: _Running, validator: Validator, console: Console) -> None:
-    given_up = one.given_up
-    one.given_up = False
-    _watch(one, validator)
+    _take_in(one, validator)
     name = f"trial {one.trial.number} ({', '.join(one.trial.user_attrs['overrides'])})"
-    if given_up:
+    if one.given_up:
         study.tell(one.trial, one.best, state=_states().PRUNED)
         console.write(f"{name}: given up at {one.best:.4f}")
     elif one.process.returncode == 0 and one.best > 0:

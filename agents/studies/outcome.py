@@ -15,15 +15,16 @@ from pathlib import Path
 import numpy as np
 
 from agents.studies.running import Job
+from agents.training.run_folder import EVALUATION
 from speckv.errors import CheckpointError
 from speckv.evaluation.baselines import AUTOREGRESSIVE, BEST_FIXED, CLAIRVOYANT
 from speckv.evaluation.bootstrap import Float64, Interval, resample_counts
-from speckv.evaluation.hierarchy import Entrant, measure_entrant, speedup_over
+from speckv.evaluation.compare import NUM_RESAMPLES
+from speckv.evaluation.hierarchy import Entrant, measure_entrant, run_generator, speedup_over
 from speckv.evaluation.metrics import ALL, Grid, Group, References, Sums, groups_of
+from speckv.evaluation.report import PER_PROMPT, RESULTS
 from speckv.evaluation.verdicts import Verdict, judge_against
 
-EVALUATION = "evaluation"
-NUM_RESAMPLES = 10_000
 _COUNTS = ("tokens", "seconds", "steps", "drafted", "accepted", "tested")
 _BASELINES = (AUTOREGRESSIVE, BEST_FIXED, CLAIRVOYANT)
 
@@ -93,10 +94,10 @@ class _Evaluation:
 
     def __init__(self, folder: Path) -> None:
         try:
-            content = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+            content = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
             self.controller = str(content["controllers"][0])
             self.sums: dict[str, dict[tuple[str, ...], list[float]]] = {n: {} for n in (self.controller, *_BASELINES)}
-            with (folder / "per_prompt.csv").open(encoding="utf-8", newline="") as file:
+            with (folder / PER_PROMPT).open(encoding="utf-8", newline="") as file:
                 for row in csv.DictReader(file):
                     if row["controller"] in self.sums:
                         key = row["prompt_id"], row["task"], row["compression"]
@@ -139,11 +140,8 @@ def measure_arms(sums: StudySums, *, num_resamples: int = NUM_RESAMPLES, seed: i
         seed: Of both; the same one gives the same outcomes.
     """
     counts = resample_counts(sums.grid.tasks, num_resamples, seed)
-    rng = np.random.default_rng([seed, 1])
-    entrants = [
-        Entrant.of(name, runs, rng.integers(0, len(runs), (num_resamples, len(runs))))
-        for name, runs in sums.arms.items()
-    ]
+    rng = run_generator(seed)
+    entrants = [Entrant.drawn(name, runs, num_resamples=num_resamples, rng=rng) for name, runs in sums.arms.items()]
     groups = {g.compression: g for g in groups_of(sums.grid, sums.references.best_fixed.tokens) if g.task == ALL}
     whole = groups[ALL]
     first, *others = entrants

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from agents.console import Console
 from agents.training.interrupts import InterruptedTraining, StopRequest, catch_signals
-from agents.training.run_folder import LAST, OVERRIDES
+from agents.training.run_folder import EVALUATION, LAST, OVERRIDES
 from speckv.errors import ConfigError, SpecKVError
+from speckv.evaluation.report import PER_PROMPT
 
 LOG = "log.txt"
 ERROR = "speckv: "
@@ -44,7 +45,7 @@ class Job:
     @property
     def finished(self) -> bool:
         """Whether the run has been evaluated."""
-        return (self.folder / "evaluation" / "per_prompt.csv").is_file()
+        return (self.folder / EVALUATION / PER_PROMPT).is_file()
 
     @property
     def stopped(self) -> bool:

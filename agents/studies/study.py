@@ -3,7 +3,6 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,11 @@ from agents.studies.outcome import ArmOutcome, measure_arms, read_sums
 from agents.studies.rendering import render
 from agents.studies.running import Job, run_jobs
 from agents.studies.settings import StudySettings, folder_of
-from agents.training.run_folder import commit, machine, versions
+from agents.training.run_folder import made
 from agents.training.task import Task, load_task
 from speckv.cost import describe_clock
-from speckv.evaluation.bootstrap import Interval
 from speckv.evaluation.report import save_figure
-from speckv.evaluation.results import rounded
+from speckv.evaluation.results import interval_json, rounded
 from speckv.files import canonical_json, write_atomically
 
 OUTCOME, TABLE, PICTURE = "study.json", "study.txt", "study.png"
@@ -62,7 +60,7 @@ def run_study(settings: TrainSettings, console: Console, *, overrides: Sequence[
         "best_fixed_gammas": task.best_fixed_gammas,
         "num_resamples": settings.eval.num_resamples,
         "outcomes": [_record(outcome) for outcome in outcomes],
-        "made": {"commit": commit(), "machine": machine(), "versions": versions()},
+        "made": made(),
     }
     write_atomically(folder / OUTCOME, canonical_json(facts))
     table = render(facts)
@@ -122,15 +120,10 @@ def _own_of(overrides: Sequence[str]) -> list[str]:
 def _record(outcome: ArmOutcome) -> Mapping[str, Any]:
     return {
         "name": outcome.name,
-        "over_best_fixed": as_record(outcome.over_best_fixed),
-        "by_compression": {name: as_record(interval) for name, interval in outcome.by_compression.items()},
+        "over_best_fixed": interval_json(outcome.over_best_fixed),
+        "by_compression": {name: interval_json(interval) for name, interval in outcome.by_compression.items()},
         "by_seed": [rounded(value) for value in outcome.by_seed],
-        "over_reference": as_record(outcome.over_reference) if outcome.over_reference else None,
+        "over_reference": interval_json(outcome.over_reference) if outcome.over_reference else None,
         "claim": outcome.verdict.word if outcome.verdict else None,
         "p_holm": rounded(outcome.verdict.p_holm) if outcome.verdict else None,
     }
-
-
-def as_record(interval: Interval) -> dict[str, float | None]:
-    """As JSON, with the digits that mean something."""
-    return {name: rounded(value) for name, value in asdict(interval).items()}

@@ -58,7 +58,7 @@ class SurvivalGamma(Rule):
         super().__init__(name)
         self.before, self.times = before, times
         self.floor = np.zeros(len(times.compressions), np.int64) if floor is None else floor
-        self._single = SingleOutlook(before, times)
+        self.single = SingleOutlook(before, times)
 
     def survival(self, observations: FloatArray) -> Float64:
         """Shape [N, gamma_max]; chance that a draft survives to each depth from 1, never rising."""
@@ -72,7 +72,7 @@ class SurvivalGamma(Rule):
 
     def act(self, observation: FloatArray) -> int:
         """Returns the same for the only request."""
-        which, _, rates = self._single.of(observation)
+        which, _, rates = self.single.of(observation)
         return max(int(rates.argmax()), int(self.floor[which]))
 
     def act_batch(self, observations: FloatArray) -> IntArray:
@@ -112,8 +112,6 @@ class SurvivalStopping(StoppingRule):
         self._which = np.zeros(1, np.int64)
         self._expected = np.ones((1, self.gamma_max))
         self._row: tuple[list[float], list[float]] = ([], [])
-        self._single = SingleOutlook(before, times)
-        self._drafts = [bool(value) for value in self.before.floor]
 
     def act_batch(self, observations: FloatArray) -> IntArray:
         """Returns the most tokens to draft, or 0, and notes what a second is worth in each request."""
@@ -126,10 +124,10 @@ class SurvivalStopping(StoppingRule):
 
     def act(self, observation: FloatArray) -> int:
         """Returns the same for the only request."""
-        which, survival, rates = self._single.of(observation)
+        which, survival, rates = self.before.single.of(observation)
         best = int(rates.argmax())
         self._row = survival.tolist(), (rates[best] * self._scaled_s[which]).tolist()
-        return self.gamma_max if best or self._drafts[which] else 0
+        return self.gamma_max if best or self.before.floor[which] else 0
 
     def go_on(self, observation: FloatArray) -> bool:
         """Goes on, in the only request, as `go_on_batch` does, number by number."""

@@ -22,6 +22,7 @@ RUN = "run.json"
 EVAL = "eval.csv"
 EVENTS = "tb"
 POLICY = "policy"
+EVALUATION = "evaluation"
 CONTROLLER = "controller.json"
 LAST = Path("checkpoints") / "last.pt"
 BEST = Path("checkpoints") / "best.pt"
@@ -184,6 +185,11 @@ def commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return outcome.stdout.strip()
+
+
+def made() -> dict[str, object]:
+    """Where a record comes from: commit, machine and versions."""
+    return {"commit": commit(), "machine": machine(), "versions": versions()}
 
 
 def machine() -> dict[str, str | int]:

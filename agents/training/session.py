@@ -14,16 +14,14 @@ from agents.registry import Lesson, agent_settings, make_controller, reclocked
 from agents.rl.settings import LearnerSettings
 from agents.settings import TrainSettings, hyperparameters
 from agents.stored import save_controller
-from agents.training.run_folder import EVENTS, RunFolder, commit, default_name, machine, require_same, versions
+from agents.training.run_folder import EVALUATION, EVENTS, RunFolder, default_name, made, require_same
 from agents.training.task import Task, describe, load_task
 from agents.training.validation import Validator
 from speckv.evaluation.compare import Comparison
 from speckv.evaluation.metrics import ALL
+from speckv.evaluation.report import TEXT
 from speckv.evaluation.results import headline
 from speckv.types import Controller
-
-FINAL = "evaluation"
-REPORT = "results.txt"
 
 
 def train(settings: TrainSettings, console: Console, *, config: str, overrides: Sequence[str]) -> Comparison | None:
@@ -52,14 +50,12 @@ def train(settings: TrainSettings, console: Console, *, config: str, overrides: 
 def _facts(settings: TrainSettings, name: str, task: Task) -> dict[str, object]:
     return {
         "agent": name,
-        "commit": commit(),
         "cost": {"name": task.cost.name, "sha256": task.cost_sha256, "table": settings.cost.table},
-        "machine": machine(),
         "seed": settings.seed,
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
         "threads": settings.threads,
         "traces": {"name": task.traces_name, "sha256": task.train.sha256},
-        "versions": versions(),
+        **made(),
     }
 
 
@@ -162,7 +158,7 @@ def _finish(
             train=task.train,
             test=task.test,
             cost=task.cost,
-            output=folder / FINAL,
+            output=folder / EVALUATION,
             num_resamples=settings.eval.num_resamples,
             seed=settings.seed,
             console=console,
@@ -182,8 +178,8 @@ def _finish(
     writer = RunWriter(folder / EVENTS)
     writer.layout()
     if comparison is not None:
-        pictures = {path.stem: path for path in sorted((folder / FINAL).glob("*.png"))}
-        writer.evaluation((folder / FINAL / REPORT).read_text(encoding="utf-8"), pictures, step)
+        pictures = {path.stem: path for path in sorted((folder / EVALUATION).glob("*.png"))}
+        writer.evaluation((folder / EVALUATION / TEXT).read_text(encoding="utf-8"), pictures, step)
     writer.hyperparameters({**shared, **hyperparameters}, final, step)
     writer.close()
     figures = headline(comparison) if comparison is not None else final

@@ -24,7 +24,7 @@ from benchmarks.llamacpp.models import Setting, add_arguments, encode, machine
 from benchmarks.llamacpp.passes import time_pair
 from speckv.cost import CostEntry, CostTable, describe_fit
 from speckv.integrations.llama_cpp import draft_model
-from speckv.profiling.pass_times import PassTimes, TimingPlan
+from speckv.profiling.pass_times import PassTimes, TimingPlan, entry_of
 from speckv.profiling.prompts import EXAMPLES, first_of_each, read_prompts
 from speckv.runtime import Policy
 from speckv.runtime.constant import ConstantGamma
@@ -44,18 +44,12 @@ NOTES = (
 
 def entry(compression: str, setting: Setting, plan: TimingPlan, draft: PassTimes, verify: PassTimes) -> CostEntry:
     """The table's entry."""
-    return CostEntry(
+    return entry_of(
+        draft,
+        verify,
+        plan,
         compression=compression,
         dtype="8-bit activations, 32-bit sums",
-        reference_context=plan.reference_context,
-        draft_widths=draft.widths,
-        draft_s=draft.seconds,
-        draft_context_slope_s=draft.slope_s,
-        verify_widths=verify.widths,
-        verify_s=verify.seconds,
-        verify_context_slope_s=verify.slope_s,
-        spread=verify.spread,
-        contexts=(plan.reference_context, plan.far_context),
         kernel=setting.kernel(setting.target, setting.cache),
         draft_kernel=setting.kernel(setting.draft, "f16"),
     )

@@ -5,12 +5,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from benchmarks.llamacpp.models import ends
 from speckv.cost import CostFit, CostTable
-from speckv.errors import ConfigError
 from speckv.integrations.llama_cpp import draft_model
+from speckv.profiling.pass_times import fit_of_runs
 from speckv.profiling.random_gamma import RandomGamma
 from speckv.runtime import Policy
 from speckv.runtime.constant import ConstantGamma
@@ -94,16 +92,7 @@ def check_pair(
                 predicted.append(float(table.step_seconds(compression, drafted, lags, contexts).sum()))
                 measured.append(seconds)
                 tokens += emitted
-    if not measured:
-        raise ConfigError("Expected prompts that take a decode step, got texts that end with their first token.")
-    errors = np.array(predicted) / np.array(measured) - 1
-    return CostFit.of(
-        prompts=len(prompts),
-        tokens=tokens,
-        predicted_s=predicted,
-        measured_s=measured,
-        spread=float(np.subtract(*np.percentile(errors, [75, 25]))),
-    )
+    return fit_of_runs(predicted, measured, prompts=len(prompts), tokens=tokens)
 
 
 def _run(

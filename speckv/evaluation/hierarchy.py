@@ -82,9 +82,26 @@ class Entrant:
         return Entrant(name=name, runs=tuple(runs), sums=pooled(name, runs), picks=picks, shares=shares)
 
     @staticmethod
+    def drawn(name: str, runs: Sequence[Sums], *, num_resamples: int, rng: np.random.Generator) -> "Entrant":
+        """Puts runs together and draws from them.
+
+        Args:
+            name: Shown in tables.
+            runs: One a seed.
+            num_resamples: Of the bootstrap.
+            rng: From `run_generator`; draws for one entrant after the other.
+        """
+        return Entrant.of(name, runs, rng.integers(0, len(runs), (num_resamples, len(runs))))
+
+    @staticmethod
     def alone(sums: Sums, num_resamples: int) -> "Entrant":
         """Takes a single run as it is."""
         return Entrant.of(sums.name, (sums,), np.zeros((num_resamples, 1), np.int64))
+
+
+def run_generator(seed: int) -> np.random.Generator:
+    """Draws runs: another stream than the prompts', or both would be drawn by the same numbers."""
+    return np.random.default_rng([seed, 1])
 
 
 def make_entrants(
@@ -109,15 +126,13 @@ def make_entrants(
         raise ConfigError(
             f"Expected groups of {MIN_SEEDS} or more controllers, each in one group, got {sorted(wrong) or small}."
         )
-    # Another stream than the prompts', or runs and prompts would be drawn by the same numbers.
-    rng = np.random.default_rng([seed, 1])
+    rng = run_generator(seed)
     first = {group.members[0]: group for group in groups}
     entrants = []
     for sums in tested:
         if sums.name in first:
             runs = tuple(by_name[name] for name in first[sums.name].members)
-            picks = rng.integers(0, len(runs), (num_resamples, len(runs)))
-            entrants.append(Entrant.of(first[sums.name].name, runs, picks))
+            entrants.append(Entrant.drawn(first[sums.name].name, runs, num_resamples=num_resamples, rng=rng))
         elif sums.name not in members:
             entrants.append(Entrant.alone(sums, num_resamples))
     return tuple(entrants)

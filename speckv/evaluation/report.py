@@ -33,6 +33,8 @@ from speckv.replay import ReplayRecord, StepLog, replay_controller, replay_fixed
 from speckv.traces import TraceSet
 from speckv.types import Controller, OnlineLearner
 
+RESULTS, TEXT, PER_PROMPT = "results.json", "results.txt", "per_prompt.csv"
+"""Files of a saved comparison that others read back."""
 MOST_BARS = 6
 """Controllers that bars still tell apart."""
 MOST_PROFILES = 5
@@ -226,9 +228,9 @@ def save_report(
 
     All but the decision times (and their lines in the text) are the same bytes for the same comparison.
     """
-    write_atomically(folder / "results.json", canonical_json(comparison_json(comparison)))
-    write_atomically(folder / "results.txt", render_comparison(comparison, times))
-    write_atomically(folder / "per_prompt.csv", per_prompt_csv(comparison))
+    write_atomically(folder / RESULTS, canonical_json(comparison_json(comparison)))
+    write_atomically(folder / TEXT, render_comparison(comparison, times))
+    write_atomically(folder / PER_PROMPT, per_prompt_csv(comparison))
     write_atomically(folder / "decision_times.json", canonical_json({"decision_times": [asdict(t) for t in times]}))
     save_figure(speedup_figure(comparison), folder / "speedup.png")
     shown = comparison.controllers[0] if comparison.controllers else CLAIRVOYANT

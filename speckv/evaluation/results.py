@@ -40,19 +40,20 @@ def rounded(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.{_DIGITS}g}")
 
 
-def _interval(interval: Interval) -> dict[str, object]:
+def interval_json(interval: Interval) -> dict[str, float | None]:
+    """An interval as JSON, with the digits that mean something."""
     return {"estimate": rounded(interval.estimate), "low": rounded(interval.low), "high": rounded(interval.high)}
 
 
 def _row(row: Row) -> dict[str, object]:
-    together = {} if row.seeds_iqm is None else {"seeds_iqm_speedup_vs_best_fixed": _interval(row.seeds_iqm)}
+    together = {} if row.seeds_iqm is None else {"seeds_iqm_speedup_vs_best_fixed": interval_json(row.seeds_iqm)}
     return together | {
         "controller": row.controller,
         "throughput_tokens_per_s": rounded(row.throughput),
-        "speedup_vs_ar": _interval(row.speedup_vs_ar),
-        "speedup_vs_best_fixed": _interval(row.speedup_vs_best_fixed),
-        "geomean_speedup_vs_ar": _interval(row.geomean_vs_ar),
-        "geomean_speedup_vs_best_fixed": _interval(row.geomean_vs_best_fixed),
+        "speedup_vs_ar": interval_json(row.speedup_vs_ar),
+        "speedup_vs_best_fixed": interval_json(row.speedup_vs_best_fixed),
+        "geomean_speedup_vs_ar": interval_json(row.geomean_vs_ar),
+        "geomean_speedup_vs_best_fixed": interval_json(row.geomean_vs_best_fixed),
         "tokens_per_step": rounded(row.tokens_per_step),
         "drafted_per_token": rounded(row.drafted_per_token),
         "acceptance_rate": rounded(row.acceptance_rate),

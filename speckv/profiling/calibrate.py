@@ -25,7 +25,7 @@ from speckv.observation import SCHEMA, History, StaticContext, StepBatch, observ
 from speckv.profiling.check import CheckPlan, check_pair, encode_prompts
 from speckv.profiling.lookup_times import time_lookup
 from speckv.profiling.machine import describe_machine
-from speckv.profiling.pass_times import PassTimes, TimingPlan
+from speckv.profiling.pass_times import PassTimes, TimingPlan, entry_of
 from speckv.profiling.passes import time_passes
 from speckv.types import Controller
 
@@ -146,19 +146,13 @@ def _time_model(
 
 def _entry(plan: CalibrationPlan, pair: ModelPair, batch: int, draft: PassTimes, verify: PassTimes) -> CostEntry:
     target, drafter = pair.target, draft_source(pair)
-    return CostEntry(
+    return entry_of(
+        draft,
+        verify,
+        plan.timing,
         compression=target.compression,
         dtype=dtype_name(target.dtype),
-        reference_context=plan.timing.reference_context,
-        draft_widths=draft.widths,
-        draft_s=draft.seconds,
-        draft_context_slope_s=draft.slope_s,
-        verify_widths=verify.widths,
-        verify_s=verify.seconds,
-        verify_context_slope_s=verify.slope_s,
-        spread=verify.spread,
         batch=batch,
-        contexts=(plan.timing.reference_context, plan.timing.far_context),
         kernel=describe_kernel(target.compression, target.dtype, target.device),
         draft_kernel=drafter.name
         if isinstance(drafter, PromptLookup)

@@ -16,6 +16,7 @@ from speckv.decoding.clock import device_clock
 from speckv.errors import ConfigError
 from speckv.models import ModelPair
 from speckv.observation import History, StepBatch, update_history
+from speckv.profiling.pass_times import fit_of_runs
 from speckv.profiling.random_gamma import RandomGamma
 from speckv.runtime.constant import ConstantGamma
 from speckv.types import GAMMA_MAX, Controller, IntArray, StoppingController
@@ -101,16 +102,7 @@ def check_engine(
                 predicted.append(predicted_seconds(table, compression, len(prompt), run, arm))
                 measured.append(measured_seconds(run, arm))
                 tokens += sum(step.outcome.num_emitted for step in run.steps)
-    if not measured:
-        raise ConfigError("Expected prompts that take a decode step, got texts that end with their first token.")
-    errors = np.array(predicted) / np.array(measured) - 1
-    return CostFit.of(
-        prompts=len(prompts),
-        tokens=tokens,
-        predicted_s=predicted,
-        measured_s=measured,
-        spread=float(np.subtract(*np.percentile(errors, [75, 25]))),
-    )
+    return fit_of_runs(predicted, measured, prompts=len(prompts), tokens=tokens)
 
 
 def predicted_seconds(

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is timed of passes and what becomes of the timings, whatever runs them. Needs NumPy alone."""
+"""What is timed of passes and of whole runs, and what a table makes of it, whatever runs them. Needs NumPy alone."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from speckv.cost import CostEntry, CostFit
 from speckv.errors import ConfigError
 from speckv.types import GAMMA_MAX
 
@@ -87,6 +88,66 @@ def summarise(near: Mapping[int, Sequence[float]], far: Mapping[int, Sequence[fl
         slope_s=slopes(medians, plan.widths, plan.anchors, rises, plan.reference_context),
         spread=tuple(float(high - low) / median for (low, high), median in zip(quartiles, medians, strict=True)),
     )
+
+
+def entry_of(
+    draft: PassTimes,
+    verify: PassTimes,
+    plan: TimingPlan,
+    *,
+    compression: str,
+    dtype: str,
+    kernel: str,
+    draft_kernel: str,
+    batch: int = 1,
+) -> CostEntry:
+    """A table's entry.
+
+    Args:
+        draft: Of the draft's passes.
+        verify: Of the target's.
+        plan: That they were timed by.
+        compression: Of the target.
+        dtype: Of its arithmetic.
+        kernel: What multiplies its weights, in words.
+        draft_kernel: The same of the draft.
+        batch: Sequences in a pass.
+    """
+    return CostEntry(
+        compression=compression,
+        dtype=dtype,
+        reference_context=plan.reference_context,
+        draft_widths=draft.widths,
+        draft_s=draft.seconds,
+        draft_context_slope_s=draft.slope_s,
+        verify_widths=verify.widths,
+        verify_s=verify.seconds,
+        verify_context_slope_s=verify.slope_s,
+        spread=verify.spread,
+        batch=batch,
+        contexts=(plan.reference_context, plan.far_context),
+        kernel=kernel,
+        draft_kernel=draft_kernel,
+    )
+
+
+def fit_of_runs(predicted_s: list[float], measured_s: list[float], *, prompts: int, tokens: int) -> CostFit:
+    """How well times add up to whole runs; the spread is the quartiles' distance of the runs' own errors.
+
+    Args:
+        predicted_s: Of each run, from the steps that it took.
+        measured_s: What it took.
+        prompts: Distinct prompts decoded.
+        tokens: That decode steps emitted, all runs together.
+
+    Raises:
+        ConfigError: if no run took a decode step.
+    """
+    if not measured_s:
+        raise ConfigError("Expected prompts that take a decode step, got texts that end with their first token.")
+    errors = np.array(predicted_s) / np.array(measured_s) - 1
+    spread = float(np.subtract(*np.percentile(errors, [75, 25])))
+    return CostFit.of(prompts=prompts, tokens=tokens, predicted_s=predicted_s, measured_s=measured_s, spread=spread)
 
 
 def slopes(
