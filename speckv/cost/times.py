@@ -29,7 +29,7 @@ class StepTimes:
         compressions: Names, one a row.
         draft_s: Shape [compressions]; a draft pass of one token.
         lag_s: Shape [compressions]; what each token that the draft lags behind adds to a step's first draft pass.
-        verify_s: Shape [compressions, gamma_max + 1]; verifying that many drafted tokens, never falling.
+        verify_s: Shape [compressions, gamma_max + 1]; verifying that many drafted tokens, as replay charges it.
         controller_s: One decision.
     """
 
@@ -49,7 +49,7 @@ class StepTimes:
 
     @staticmethod
     def of(table: "CostTable", compressions: Sequence[str] | None = None, *, gamma_max: int = 16) -> "StepTimes":
-        """Reads a table; a verify pass that was measured faster than a narrower one counts as slow as that.
+        """Reads a table as it stands: where a verify pass is faster than a narrower one, a controller may use that.
 
         Args:
             table: The times.
@@ -68,7 +68,7 @@ class StepTimes:
             compressions=names,
             draft_s=first,
             lag_s=np.maximum(second - first, 0.0),
-            verify_s=np.maximum.accumulate(verify, axis=1),
+            verify_s=verify,
             controller_s=table.controller_s,
         )
 
