@@ -9,6 +9,7 @@ from agents.rules.base import Rule
 from speckv.observation import SCHEMA
 from speckv.types import (
     BITS_PER_WEIGHT,
+    Abstainer,
     BatchMemory,
     BoolArray,
     Controller,
@@ -46,6 +47,12 @@ class PerCompression(Rule):
             part.reset()
             if isinstance(part, BatchMemory):
                 part.start(num_requests)
+
+    def never_drafts(self, compression: str) -> bool:
+        """Whether the controller of a compression never drafts there."""
+        bits = np.array(BITS_PER_WEIGHT[compression] / _FULL_WIDTH, np.float32)
+        part = self._parts[int(np.abs(self._bits - bits).argmin())]
+        return isinstance(part, Abstainer) and part.never_drafts(compression)
 
     def _which(self, observations: FloatArray) -> IntArray:
         nearest: IntArray = np.abs(observations[:, _BITS, None] - self._bits).argmin(axis=1)

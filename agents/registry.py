@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from agents.bandits import making
 from agents.bandits.base import Bandit
 from agents.bandits.storing import StoredBandit
@@ -251,7 +253,11 @@ def reclocked(name: str, settings: Any, controller: Controller, cost: CostTable)
     if parts.times is None or agent.restore is None:
         return controller
     depth = parts.times.verify_s.shape[1] - 1
-    return agent.restore(settings, replace(parts, times=StepTimes.of(cost, parts.times.compressions, gamma_max=depth)))
+    arrays = dict(parts.arrays)
+    if "floor" in arrays:  # whether drafting pays at all was a matter of the clock before
+        arrays["floor"] = np.maximum(arrays["floor"], 0)
+    times = StepTimes.of(cost, parts.times.compressions, gamma_max=depth)
+    return agent.restore(settings, replace(parts, times=times, arrays=arrays))
 
 
 def begin_learner(name: str, settings: Any, lesson: Lesson) -> Controller:

@@ -8,7 +8,8 @@ Arms: plain; the best constant of 0 to 8, found by decoding train prompts; llama
 before a token of probability below p-min, at its former defaults; the policies. Every prompt is decoded by all arms,
 greedily, in an order that rotates, from empty caches. Seconds are those of whole calls, both models' reading of the
 prompt included; beside them stand those from the first token on. Plain decoding keeps no logits but the newest; where a
-draft is used, llama-cpp-python keeps them all, which makes its reading of the prompt slower.
+draft is used, llama-cpp-python keeps them all, which makes its reading of the prompt slower. A policy that is known
+never to draft decodes as its users are told to: without a draft model (`PolicyDrafting.target_options`).
 """
 
 import argparse
@@ -89,7 +90,10 @@ class Bench:
 
     def drafted(self, name: str, drafter: Any) -> Decode:
         """With a drafter; one of ours gets to see the target."""
-        self.drafters[name] = self.target.draft_model = drafter
+        self.drafters[name] = drafter
+        if isinstance(drafter, PolicyDrafting) and not drafter.target_options():
+            return lambda ids, _: self._decode(name, self.alone, ids)
+        self.target.draft_model = drafter
         if isinstance(drafter, PolicyDrafting):
             drafter.attach(self.target)
 
@@ -216,6 +220,7 @@ class Report:
             found[f"speedup_over_{what}_from_the_first_token_on"] = as_ratio(later[reference], later[name], counts)
         drafter = self._bench.drafters.get(name)
         if isinstance(drafter, PolicyDrafting):
+            found["never_drafts"] = drafter.never_drafts
             found["totals_with_warm_up"] = asdict(drafter.totals)
             found["fallbacks"] = dict(drafter.policy.warnings)
             found["trained_on"] = dict(drafter.policy.trained_on)

@@ -87,8 +87,7 @@ class StoppingCore(Core):
         reachable = np.minimum(self.gamma_max, np.maximum(limit, 0))
         drafts = (wanted == DRAFT) & (self.depth < reachable)
         context = batch.prompt_len + position
-        lag = np.where(self.depth == 0, batch.history.draft_lag, 0)
-        pass_s = batch.cost.first_pass_seconds(batch.comp_index, lag, context)
+        pass_s = batch.draft_pass_seconds(self.depth)
         self.depth += drafts
         self._num_decisions += 1
         verifies = ~drafts | (self.depth == reachable)

@@ -30,7 +30,7 @@ def main(folder: str, target_file: str, draft_file: str, text: str) -> None:
 
     plain = Llama(target_file, **settings)
     drafter = draft_model(policy, Llama(draft_file, **settings), max_new_tokens=MAX_NEW_TOKENS)
-    target = Llama(target_file, logits_all=True, draft_model=drafter, **settings)
+    target = Llama(target_file, **settings, **drafter.target_options())
     drafter.attach(target)
 
     answers = []

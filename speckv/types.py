@@ -142,6 +142,14 @@ class BatchMemory(Protocol):
 
 
 @runtime_checkable
+class Abstainer(Protocol):
+    """A controller that may know beforehand that it drafts nothing, so that nobody need load a draft model for it."""
+
+    def never_drafts(self, compression: str) -> bool:
+        """Whether every decision is 0 at a compression of the target."""
+
+
+@runtime_checkable
 class StoppingController(Controller, Protocol):
     """Also decides after each drafted token whether to draft another one; `act` then says how many at most."""
 

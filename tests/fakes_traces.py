@@ -196,9 +196,11 @@ def compile_both(traces: TraceSet, table: CostTable | None = None) -> tuple[Comp
     return compiled, CompiledCost(table or make_cost_table(), compiled.compression_names)
 
 
-def one_slot(sequence: TraceSequence, max_new_tokens: int, budget: int | None = None) -> ReplayBatch:
+def one_slot(
+    sequence: TraceSequence, max_new_tokens: int, budget: int | None = None, cost: CostTable | None = None
+) -> ReplayBatch:
     """Starts the replay of one recording in one slot."""
-    batch = ReplayBatch(*compile_both(make_traces([sequence], max_new_tokens=max_new_tokens)), 1, budget=budget)
+    batch = ReplayBatch(*compile_both(make_traces([sequence], max_new_tokens=max_new_tokens), cost), 1, budget=budget)
     batch.assign([0], [0])
     return batch
 

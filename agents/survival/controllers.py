@@ -10,9 +10,10 @@ With S_d the probability that a draft survives to depth d, and T(g) the seconds 
   from what the draft says, that of the tokens behind it falls from there as it was expected to before the step. The
   user has no threshold to tune.
 
-Two things escape that look ahead, and are settled by exact replay of the train prompts, for each compression: plain
+Three things escape that look ahead, and are settled by exact replay of the train prompts, for each compression: plain
 decoding shows nothing of the draft, so it is hard to leave again and drafting one token is worth more than that token
-(`floor`); and a draft may be stopped in view of what it will say, which makes going on worth more (`price_scale`).
+(`floor`); a draft may be stopped in view of what it will say, which makes going on worth more (`price_scale`); and
+where nothing is gained in the end, with what a request's first draft may cost besides, none is ever made (NEVER).
 
 Source:
     The rule that vLLM's adaptive verification and DSpark apply to a calibrated model of draft confidence, with
@@ -31,6 +32,8 @@ from speckv.types import BoolArray, FloatArray, IntArray
 
 Float64 = NDArray[np.float64]
 LEAST_SURVIVAL = 1e-6
+NEVER = -1
+"""The floor of a compression at which nothing is ever drafted."""
 
 
 def logistic(scores: NDArray[np.floating]) -> Float64:
@@ -48,7 +51,7 @@ class SurvivalGamma(Rule):
     Args:
         before: Features of `SCHEMA` -> log-odds of surviving to each depth from 1.
         times: What steps take.
-        floor: Shape [compressions]; least gamma, 0 or 1; 0 everywhere by default.
+        floor: Shape [compressions]; least gamma, 0 or 1, or NEVER; 0 everywhere by default.
         name: Shown in tables.
     """
 
@@ -72,13 +75,20 @@ class SurvivalGamma(Rule):
 
     def act(self, observation: FloatArray) -> int:
         """Returns the same for the only request."""
-        which, _, rates = self.single.of(observation)
-        return max(int(rates.argmax()), int(self.floor[which]))
+        floor = self.floor[self.single.which(observation)]
+        return 0 if floor == NEVER else max(int(self.single.of(observation).rates.argmax()), int(floor))
 
     def act_batch(self, observations: FloatArray) -> IntArray:
         """Returns the gamma of most expected tokens a second."""
         chosen: IntArray = self.rates(observations, self.survival(observations)).argmax(axis=1)
-        return np.maximum(chosen, self.floor[self.times.which(observations)])
+        floor = self.floor[self.times.which(observations)]
+        return np.where(floor == NEVER, 0, np.maximum(chosen, floor))
+
+    def never_drafts(self, compression: str) -> bool:
+        """Whether every decision is 0 at a compression."""
+        return compression in self.times.compressions and bool(
+            self.floor[self.times.compressions.index(compression)] == NEVER
+        )
 
 
 class SurvivalStopping(StoppingRule):
@@ -88,7 +98,8 @@ class SurvivalStopping(StoppingRule):
         before: As for `SurvivalGamma`.
         inside: Features of `STOPPING_SCHEMA` -> log-odds that the next token is accepted, with all before it.
         times: What steps take.
-        floor: Shape [compressions]; 1 where a first token is always drafted; 0 everywhere by default.
+        floor: Shape [compressions]; 1 where a first token is always drafted, NEVER where none is; 0 everywhere by
+            default.
         price_scale: Shape [compressions]; multiplies what a token has to be worth; 1 everywhere by default.
         name: Shown in tables.
     """
@@ -119,15 +130,23 @@ class SurvivalStopping(StoppingRule):
         rates = self.before.rates(observations, self._expected)
         self._value = rates.max(axis=1)
         self._which = self.times.which(observations)
-        drafts = (rates.argmax(axis=1) > 0) | (self.before.floor[self._which] > 0)
+        floor = self.before.floor[self._which]
+        drafts = ((rates.argmax(axis=1) > 0) | (floor > 0)) & (floor != NEVER)
         return np.where(drafts, self.gamma_max, 0)
 
     def act(self, observation: FloatArray) -> int:
         """Returns the same for the only request."""
+        floor = self.before.floor[self.before.single.which(observation)]
+        if floor == NEVER:
+            return 0
         which, survival, rates = self.before.single.of(observation)
         best = int(rates.argmax())
         self._row = survival.tolist(), (rates[best] * self._scaled_s[which]).tolist()
-        return self.gamma_max if best or self.before.floor[which] else 0
+        return self.gamma_max if best or floor else 0
+
+    def never_drafts(self, compression: str) -> bool:
+        """Whether every decision is 0 at a compression."""
+        return self.before.never_drafts(compression)
 
     def go_on(self, observation: FloatArray) -> bool:
         """Goes on, in the only request, as `go_on_batch` does, number by number."""

@@ -44,16 +44,21 @@ class SingleOutlook:
         self._tokens = np.ones(depth + 1)
         self._scores = np.zeros(depth)
 
+    def which(self, observation: FloatArray) -> int:
+        """Row of an observation's compression in the times."""
+        bits = float(observation[_BITS])
+        found = self._which.get(bits)
+        if found is None:
+            found = self._which.setdefault(bits, int(self._times.which(observation[np.newaxis])[0]))
+        return found
+
     def of(self, observation: FloatArray) -> Outlook:
         """Before a step.
 
         Args:
             observation: Shape [features].
         """
-        bits = float(observation[_BITS])
-        which = self._which.get(bits)
-        if which is None:
-            which = self._which.setdefault(bits, int(self._times.which(observation[np.newaxis])[0]))
+        which = self.which(observation)
         np.negative(self._before.one(observation), out=self._scores)
         # The logistic function, as for a batch: exp(-log(exp(0) + exp(-score))).
         chances = np.exp(-np.logaddexp(0.0, self._scores))

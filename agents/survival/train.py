@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from agents.survival.controllers import SurvivalGamma, SurvivalStopping
+from agents.survival.controllers import NEVER, SurvivalGamma, SurvivalStopping
 from agents.survival.fit import fit_probabilities
 from agents.survival.samples import RandomGamma, before_steps, collect, inside_steps
 from agents.survival.settings import SurvivalSettings
@@ -19,6 +19,9 @@ from speckv.types import Controller, IntArray
 
 EVERYDAY_GAMMAS = (2, 5)
 """Constants whose states every fit begins with."""
+
+FLOORS = (NEVER, 0, 1)
+"""Tried in this order: the first of equals is kept, and what never drafts needs no draft model."""
 
 PRICE_SCALES = (1.0, 0.95, 1.05, 0.9, 1.1, 0.85, 1.15, 0.8, 1.2)
 """Tried in this order: the first of equals is kept."""
@@ -39,9 +42,8 @@ def fit_survival(
     pair = compile_pair(train, cost)
     times = StepTimes.of(cost, gamma_max=train.metadata.gamma_max)
     fitted, _ = _fit(*pair, times, settings, seed=seed, inside=False, hide=hide)
-    floors = [np.full(len(times.compressions), floor) for floor in (0, 1)]
-    trials = [SurvivalGamma(fitted.before, times, floor) for floor in floors]
-    return SurvivalGamma(fitted.before, times, _best_of(trials, *pair, times))
+    trials = [SurvivalGamma(fitted.before, times, np.full(len(times.compressions), floor)) for floor in FLOORS]
+    return SurvivalGamma(fitted.before, times, np.array(FLOORS)[_best_of(trials, *pair, times)])
 
 
 def fit_survival_stopping(
@@ -58,7 +60,8 @@ def fit_survival_stopping(
     def with_(floor: IntArray, scale: float) -> SurvivalStopping:
         return SurvivalStopping(before, inside, times, floor, scale * ones)
 
-    floor = _best_of([with_(ones.astype(np.int64) * value, 1.0) for value in (0, 1)], *pair, times)
+    trials = [with_(ones.astype(np.int64) * value, 1.0) for value in FLOORS]
+    floor = np.array(FLOORS)[_best_of(trials, *pair, times)]
     scale = _best_of([with_(floor, value) for value in PRICE_SCALES], *pair, times)
     return SurvivalStopping(before, inside, times, floor, np.array(PRICE_SCALES)[scale])
 

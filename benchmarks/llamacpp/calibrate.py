@@ -3,7 +3,8 @@
 
     python -m benchmarks.llamacpp.calibrate --name llama-cpp-2core --weights GGUF_FOLDER --out llama-cpp-2core.json
 
-Widths 1 to 17 of draft and target, at two contexts, then whole runs that the table is held to. It is a table like any
+Widths 1 to 17 of draft and target, at two contexts, and the draft's reading of a prompt, which a request's first draft
+waits for; then whole runs that the table is held to. It is a table like any
 other:
 
     python train.py agent=survival_stopping cost.table=llama-cpp-2core.json data.compressions=[fp16]
@@ -21,7 +22,7 @@ import numpy as np
 
 from benchmarks.llamacpp.check import check_pair
 from benchmarks.llamacpp.models import Setting, add_arguments, encode, machine
-from benchmarks.llamacpp.passes import time_pair
+from benchmarks.llamacpp.passes import time_pair, time_prompt
 from speckv.cost import CostEntry, CostTable, describe_fit
 from speckv.integrations.llama_cpp import draft_model
 from speckv.profiling.pass_times import PassTimes, TimingPlan, entry_of
@@ -38,13 +39,15 @@ NOTES = (
     "named {compression}; recordings of the shipped pair call the texts of the same weights, dequantised, fp16. A "
     "verify pass holds one choice of a token; each further emitted token takes {choice_ms:.2f} ms more, with or "
     "without a draft, which is left out. llama-cpp-python keeps the logits of every token where a draft is used, which "
-    "makes reading a prompt slower; no prompt is in these times."
+    "makes reading a prompt slower; of prompts, these times hold the draft's reading of one alone."
 )
 
 
-def entry(compression: str, setting: Setting, plan: TimingPlan, draft: PassTimes, verify: PassTimes) -> CostEntry:
+def entry(
+    compression: str, setting: Setting, plan: TimingPlan, draft: PassTimes, verify: PassTimes, draft_prompt_s: float
+) -> CostEntry:
     """The table's entry."""
-    return entry_of(
+    times = entry_of(
         draft,
         verify,
         plan,
@@ -53,6 +56,7 @@ def entry(compression: str, setting: Setting, plan: TimingPlan, draft: PassTimes
         kernel=setting.kernel(setting.target, setting.cache),
         draft_kernel=setting.kernel(setting.draft, "f16"),
     )
+    return replace(times, draft_prompt_s=draft_prompt_s)
 
 
 def time_decision(repeats: int = 500) -> float:
@@ -120,11 +124,12 @@ def main(arguments: Sequence[str] | None = None) -> CostTable:
     texts = first_of_each(read_prompts(options.check_prompts), options.check_per_task) if options.check_prompts else []
     prompts = [encode(target, prompt.text) for prompt in texts]
     draft_times, verify_times = time_pair(target, draft, plan, logger.info)
+    draft_prompt_s = time_prompt(draft, plan)
     table = CostTable(
         name=options.name,
         kind="measured",
         machine=machine(setting),
-        entries={compression: entry(compression, setting, plan, draft_times, verify_times)},
+        entries={compression: entry(compression, setting, plan, draft_times, verify_times, draft_prompt_s)},
         controller_s=time_decision(),
         notes=NOTES.format(compression=compression, choice_ms=1e3 * time_choice(target)),
         source=f"python -m benchmarks.llamacpp.calibrate, pair {setting.pair}",
@@ -133,6 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> CostTable:
     for name, times in (("draft", draft_times), ("verify", verify_times)):
         rows = ", ".join(f"{w}: {1e3 * s:.1f}" for w, s in zip(times.widths, times.seconds, strict=True))
         logger.info("%s pass by width, ms: %s", name, rows)
+    logger.info("draft's reading of a prompt: %.2f ms a token", 1e3 * draft_prompt_s)
     if prompts:
         logger.info("decoding %d prompts to check the times", len(prompts))
         fit = check_pair(

@@ -62,6 +62,18 @@ def time_pair(target: Any, draft: Any, plan: TimingPlan, say: Callable[[str], No
     return draft_times, verify_times
 
 
+def time_prompt(draft: Any, plan: TimingPlan) -> float:
+    """Median seconds that the draft takes for each token of a prompt, read at once behind nothing."""
+    text = np.random.default_rng(1).integers(0, min(draft.n_vocab(), 50_000), plan.reference_context).tolist()
+    seconds = []
+    for _ in range(plan.warmups + plan.repeats):
+        draft.reset()
+        started = time.perf_counter()
+        draft.eval(text)
+        seconds.append(time.perf_counter() - started)
+    return float(np.median(seconds[plan.warmups :])) / len(text)
+
+
 def _summary(seconds: dict[Job, list[float]], role: str, plan: TimingPlan) -> PassTimes:
     near = {width: seconds[role, plan.reference_context, width] for width in plan.widths}
     return summarise(near, {width: seconds[role, plan.far_context, width] for width in plan.anchors}, plan)

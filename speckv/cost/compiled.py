@@ -25,6 +25,7 @@ class CompiledCost:
         reference_autoregressive_s: Shape [compressions]; plain decoding at the reference context, seconds a token.
         reference_draft_s: Shape [compressions]; a draft pass of width 1 at the reference context.
         controller_s: The table's.
+        reads_prompt_late: Whether some request's first draft waits for the draft model to read the prompt.
     """
 
     def __init__(self, table: CostTable, compressions: Sequence[str], *, gamma_max: int = 16) -> None:
@@ -58,6 +59,8 @@ class CompiledCost:
             np.pad(np.stack(part), ((0, 0), (1, 0))).ravel() for part in zip(*first, strict=True)
         )
         # The last two tabulated widths lie at or beyond every last measured one, where times are linear in the width.
+        self._prompt = np.array([e.draft_prompt_s for e in entries])
+        self.reads_prompt_late = bool(self._prompt.any())
         self._tail = np.array([float(np.diff(e.draft_pass_s(widths[-2:], 0.0))[0]) for e in entries])
 
     def step_seconds(self, comp_index: IntArray, num_drafted: IntArray, lag: IntArray, context: IntArray) -> Seconds:
@@ -84,6 +87,11 @@ class CompiledCost:
     def first_pass_seconds(self, comp_index: IntArray, lag: IntArray, context: IntArray) -> Seconds:
         """Seconds of a step's first draft pass, which reads the newest token and those the draft lags behind."""
         return self._first(comp_index, lag + 1, context)
+
+    def prompt_seconds(self, comp_index: IntArray, prompt_len: IntArray) -> Seconds:
+        """Seconds that a request's first draft pass takes besides, to read the prompt; nothing where it was read."""
+        seconds: Seconds = self._prompt[comp_index] * prompt_len
+        return seconds
 
     def _first(self, comp_index: IntArray, width: IntArray, context: IntArray) -> Seconds:
         beyond = None

@@ -36,6 +36,8 @@ class CostEntry:
         contexts: Context lengths, in tokens, that the times and slopes rest on; empty where nobody said.
         kernel: What multiplies the target's weights, in words, a slow path named as such; empty where nobody said.
         draft_kernel: The same of the draft.
+        draft_prompt_s: Seconds for each token of the prompt that a request's first draft takes besides, where the
+            draft model reads the prompt only when it is first asked; 0 where it has read it before decoding begins.
 
     Raises:
         CostTableError: naming the field that cannot be right.
@@ -55,6 +57,7 @@ class CostEntry:
     contexts: Sequence[int] = ()
     kernel: str = ""
     draft_kernel: str = ""
+    draft_prompt_s: float = 0.0
 
     def __post_init__(self) -> None:
         """Checks every field and stores sequences as tuples."""
@@ -79,6 +82,7 @@ class CostEntry:
                     )
             for key, value in ((f"{model}_widths", widths), (f"{model}_s", seconds), (name, slopes)):
                 object.__setattr__(self, key, value)
+        checked_numbers([self.draft_prompt_s], "draft_prompt_s", count=1)
         count = len(self.verify_widths) if len(self.spread) else 0
         object.__setattr__(self, "spread", checked_numbers(self.spread, "spread", count=count))
 

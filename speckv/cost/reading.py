@@ -7,17 +7,19 @@ from typing import Any, TypeVar
 
 from speckv.errors import CostTableError, nearest
 
-SCHEMA_VERSION = 2
-READABLE = (1, 2)
+SCHEMA_VERSION = 3
+READABLE = (1, 2, 3)
 NEW_IN_TABLES: dict[str, Any] = {"loads": [], "fit": {}}
 NEW_IN_ENTRIES: dict[str, Any] = {"batch": 1, "contexts": [], "kernel": "", "draft_kernel": ""}
 """What version 1 lacked, at values that say nothing."""
+NEWEST_IN_ENTRIES: dict[str, Any] = {"draft_prompt_s": 0.0}
+"""What versions 1 and 2 lacked."""
 
 Built = TypeVar("Built")
 
 
 def upgraded(content: object) -> dict[str, Any]:
-    """A table's JSON object in the present version; times of version 1 stand as they were.
+    """A table's JSON object in the present version; times of earlier ones stand as they were.
 
     Raises:
         CostTableError: if the version cannot be read.
@@ -27,10 +29,13 @@ def upgraded(content: object) -> dict[str, Any]:
     version = data.get("schema_version")
     if version not in READABLE or isinstance(version, bool):
         raise CostTableError(_version_message(version))
-    if version == 1:
+    if version < SCHEMA_VERSION:
+        new = NEWEST_IN_ENTRIES | (NEW_IN_ENTRIES if version == 1 else {})
         entries = record(data.get("entries"), None, "entries")
-        entries = {name: NEW_IN_ENTRIES | record(entry, None, f"entries.{name}") for name, entry in entries.items()}
-        data = NEW_IN_TABLES | data | {"entries": entries, "schema_version": SCHEMA_VERSION}
+        entries = {name: new | record(entry, None, f"entries.{name}") for name, entry in entries.items()}
+        data = (NEW_IN_TABLES if version == 1 else {}) | data | {"entries": entries, "schema_version": SCHEMA_VERSION}
+        if isinstance(data.get("loads"), list):
+            data["loads"] = [new | record(entry, None, f"loads[{k}]") for k, entry in enumerate(data["loads"])]
     return data
 
 

@@ -121,15 +121,16 @@ class CostTable:
     def sha256(self) -> str:
         """Hash of the times and of what they were measured on; checking a table or describing it changes nothing.
 
-        A table of schema version 1 keeps the hash that it had.
+        A table of an earlier schema version keeps the hash that it had.
         """
         content = self.to_dict() | {"schema_version": 1}
         del content["fit"]
         for entry in (*content["entries"].values(), *content["loads"]):
             for name in ("contexts", "kernel", "draft_kernel"):
                 del entry[name]
-            if entry["batch"] == 1:
-                del entry["batch"]
+            for name, silent in (("batch", 1), ("draft_prompt_s", 0.0)):
+                if entry[name] == silent:
+                    del entry[name]
         if not content["loads"]:
             del content["loads"]
         return hashlib.sha256(canonical_json(content).encode()).hexdigest()

@@ -283,6 +283,37 @@ class ReplayBatch:
         place = self._table_offset + position
         return np.minimum(self._limit - 1 - position, self._stop[place]), self._accepted[place]
 
+    def step_seconds(self, num_drafted: IntArray) -> NDArray[np.float64]:
+        """Shape [N]; seconds, without the controller's, of a step from where each slot stands.
+
+        Args:
+            num_drafted: Shape [N]; tokens that it drafts.
+        """
+        context = self.prompt_len + self.history.emitted
+        seconds = self.cost.step_seconds(self.comp_index, num_drafted, self.history.draft_lag, context)
+        if self.cost.reads_prompt_late:
+            seconds += self._late_prompt_seconds() * (num_drafted > 0)
+        return seconds
+
+    def draft_pass_seconds(self, depth: IntArray) -> NDArray[np.float64]:
+        """Shape [N]; seconds of a draft pass behind the tokens drafted in the present step.
+
+        Args:
+            depth: Shape [N]; how many those are.
+        """
+        first = depth == 0
+        lag = np.where(first, self.history.draft_lag, 0)
+        seconds = self.cost.first_pass_seconds(self.comp_index, lag, self.prompt_len + self.history.emitted)
+        if self.cost.reads_prompt_late:
+            seconds += self._late_prompt_seconds() * first
+        return seconds
+
+    def _late_prompt_seconds(self) -> NDArray[np.float64]:
+        # Nothing was drafted yet where the draft lags behind by all that was emitted.
+        never_drafted = self.history.draft_lag == self.history.emitted - 1
+        seconds: NDArray[np.float64] = self.cost.prompt_seconds(self.comp_index, self.prompt_len) * never_drafted
+        return seconds
+
     def step(self, gammas: ArrayLike, where: BoolArray | None = None, num_decisions: IntArray | int = 1) -> ReplayStep:
         """Makes one decode step in each slot.
 
@@ -307,8 +338,7 @@ class ReplayBatch:
         if where is not None:
             num_drafted, num_accepted, num_emitted = num_drafted * where, num_accepted * where, num_emitted * where
         num_tested = np.minimum(num_accepted + 1, num_drafted)
-        seconds = self.cost.step_seconds(self.comp_index, num_drafted, self.history.draft_lag, context)
-        seconds += self.controller_s * num_decisions
+        seconds = self.step_seconds(num_drafted) + self.controller_s * num_decisions
         ended = self._advance(num_drafted, num_accepted, num_tested, num_emitted, where)
         if where is not None:
             seconds *= where

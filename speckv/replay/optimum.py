@@ -10,7 +10,8 @@ or drafts d tokens, of which a = min(d, accepted length) are kept,
     draft(1 + l) + [(d - 1) draft(1) + verify(d + 1) + V(i + min(a + 1, n - i), 1 if a = d else 0)].
 
 The bracket does not depend on the lag, so its best d is found once a position. Plain decoding may go on for long, hence
-lags up to i - 1 are all kept: the optimum is exact.
+lags up to i - 1 are all kept: the optimum is exact. A lag of i - 1 is that of a request without a draft so far, whose
+first one may have the prompt to read as well.
 """
 
 from dataclasses import dataclass
@@ -93,6 +94,7 @@ def plan_optimum(batch: ReplayBatch) -> OptimalPlan:
         lags = np.arange(position)
         columns = comp[:, None], context[:, None]
         drafting = cost.first_pass_seconds(columns[0], lags, columns[1]) + bracket[:, None]
+        drafting[:, -1] += cost.prompt_seconds(comp, batch.prompt_len)  # with the greatest lag, nothing was drafted yet
         decoding = cost.autoregressive_s(comp, context)[:, None] + following[:, 1 : position + 1]
         plain[position, :, :position] = decoding <= drafting
         following = np.minimum(decoding, drafting)

@@ -204,10 +204,7 @@ def _ask(batch: ReplayBatch, players: Sequence[Player], choices: Sequence[Choice
     columns = []
     for player, choice in zip(players, choices, strict=True):
         drafted = np.minimum(choice.gammas, np.maximum(limit, 0))
-        seconds = batch.cost.step_seconds(
-            batch.comp_index, drafted, batch.history.draft_lag, batch.prompt_len + position
-        )
-        seconds = seconds + player.charge(batch.cost) * choice.num_decisions
+        seconds = batch.step_seconds(drafted) + player.charge(batch.cost) * choice.num_decisions
         columns.append((choice.gammas, drafted, np.minimum(drafted, acceptable), seconds))
     gammas, drafted, accepted, seconds = (np.stack(part, axis=1)[rows] for part in zip(*columns, strict=True))
     return gammas, drafted, accepted, seconds

@@ -43,6 +43,10 @@ class ConstantGamma:
         """Returns gamma for every row."""
         return np.full(len(observations), self.gamma, np.int64)
 
+    def never_drafts(self, compression: str) -> bool:  # noqa: ARG002 - the same at all
+        """Whether every decision is 0 at a compression."""
+        return self.gamma == 0
+
     def learn(self, outcome: StepOutcome) -> None:
         """Learns nothing."""
 
@@ -93,6 +97,10 @@ class ConstantPerCompression:
         distance = np.abs(observations[:, _BITS, np.newaxis] - self._bits)
         chosen: IntArray = self._lookup[distance.argmin(axis=1)]
         return chosen
+
+    def never_drafts(self, compression: str) -> bool:
+        """Whether every decision is 0 at a compression; the one nearest in bits per weight decides."""
+        return bool(self._lookup[np.abs(BITS_PER_WEIGHT[compression] / _FULL_WIDTH - self._bits).argmin()] == 0)
 
     def learn(self, outcome: StepOutcome) -> None:
         """Learns nothing."""

@@ -28,7 +28,15 @@ from speckv.runtime.session import HIDDEN, Session
 from speckv.runtime.stored import EXPORTED
 from speckv.runtime.tensors import dump_tensors, read_tensors
 from speckv.runtime.vectors import make_script, play
-from speckv.types import BITS_PER_WEIGHT, GAMMA_MAX, Controller, FloatArray, OnlineLearner, StoppingController
+from speckv.types import (
+    BITS_PER_WEIGHT,
+    GAMMA_MAX,
+    Abstainer,
+    Controller,
+    FloatArray,
+    OnlineLearner,
+    StoppingController,
+)
 
 FORMAT = EXPORTED
 FORMAT_VERSION = 1
@@ -133,6 +141,11 @@ class Policy:
     def compressions(self) -> tuple[str, ...]:
         """Those it was made for; the first is a session's default."""
         return tuple(self.cost_ratio) or ("fp16",)
+
+    def never_drafts(self, compression: str | None = None) -> bool:
+        """Whether it is plain decoding at a compression, whatever it sees; that of a session by default."""
+        controller = self.controller
+        return isinstance(controller, Abstainer) and controller.never_drafts(compression or self.compressions[0])
 
     @property
     def fallback_gamma(self) -> int:

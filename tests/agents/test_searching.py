@@ -2,16 +2,22 @@
 """Searches: what is drawn, that trials are judged, given up and gone on with, and how the winner is chosen."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 import train as program
 from agents.building import build_settings
+from agents.searching import trials
 from agents.searching.search import SHIPPED, run_search
 from agents.searching.settings import SearchSettings, suggest
+from agents.studies.running import Job
+from agents.training.run_folder import EVAL
+from agents.training.validation import Validator
 from speckv.commands.app import CONFIGS, compose_checked
 from speckv.errors import ConfigError
 from tests.fakes_runs import CapturedConsole, save_toy
@@ -66,9 +72,9 @@ def test_a_search_finds_the_better_values_and_goes_on_where_it_stopped(tmp_path:
     search = SearchSettings(name="toy", space=space, trials=4, warm_up=4, top=1, final_seeds=(5,))
     settings = replace(settings, search=search, output=str(tmp_path / "search"), processes=2)
     record = run_search(settings, CapturedConsole(), overrides=overrides)
-    trials = record["trials"]
-    assert [t["state"] for t in trials] == ["complete"] * 4
-    best = max(trials, key=lambda t: t["vs_best_fixed_on_validation"])
+    tried = record["trials"]
+    assert [t["state"] for t in tried] == ["complete"] * 4
+    best = max(tried, key=lambda t: t["vs_best_fixed_on_validation"])
     assert record["winner"] == f"trial {best['number']}"
     assert record["winner_overrides"] == best["overrides"]
     assert set(record["final_on_validation"]) == {SHIPPED, record["winner"]}
@@ -82,7 +88,7 @@ def test_a_search_finds_the_better_values_and_goes_on_where_it_stopped(tmp_path:
     console = CapturedConsole()
     longer = run_search(more, console, overrides=overrides)
     assert "4 of 5 trials are there already" in console.text
-    assert longer["trials"][:4] == trials
+    assert longer["trials"][:4] == tried
 
 
 def test_a_trial_that_fails_is_told_and_the_search_goes_on(tmp_path: Path) -> None:
@@ -98,3 +104,25 @@ def test_a_trial_that_fails_is_told_and_the_search_goes_on(tmp_path: Path) -> No
     record = run_search(settings, console, overrides=overrides)
     assert {t["state"] for t in record["trials"]} == {"complete", "fail"}
     assert "failed:" in console.text
+
+
+def test_a_trial_that_lags_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = optuna.create_study(direction="maximize", pruner=optuna.pruners.MedianPruner(n_startup_trials=1))
+    for _ in range(2):
+        good = study.ask()
+        good.report(1.5, 10)
+        study.tell(good, 1.5)
+    job = Job(arm="trial 2", seed=0, overrides=(), folder=tmp_path)
+    (tmp_path / EVAL).write_text("some rows", encoding="utf-8")
+    monkeypatch.setattr(trials, "curve_of", lambda *_: [{"step": 10.0, "vs_best_fixed": 0.5}])
+    lagging = study.ask()
+    lagging.set_user_attr("overrides", ["agent.gamma=1"])
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
+        running = trials._Running(trial=lagging, job=job, process=process)
+        trials._watch(running, cast(Validator, None))
+        assert process.wait() != 0
+    console = CapturedConsole()
+    trials._tell(study, running, cast(Validator, None), console)
+    told = study.trials[-1]
+    assert (told.state, told.value) == (optuna.trial.TrialState.PRUNED, 0.5)
+    assert "given up at 0.5000" in console.text

@@ -16,11 +16,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from agents.registry import AGENTS, Lesson, agent_settings, make_controller
+from agents.registry import AGENTS, Lesson, agent_settings, make_controller, reclocked
 from speckv.evaluation.compare import controller_sums
 from speckv.evaluation.metrics import Grid
-from speckv.replay import clairvoyant, replay_fixed
+from speckv.replay import clairvoyant, replay_controller, replay_fixed
+from speckv.runtime import Policy
 from speckv.traces import TraceSequence, TraceSet
+from speckv.types import Abstainer
 from tests.fakes_traces import compile_both, make_cost_table, make_sequence, make_traces
 
 TRAIN, TEST = 60, 6
@@ -106,3 +108,25 @@ def test_it_learns_the_optimum(name: str, traces: TraceSet) -> None:
     bound = Grid.of(compiled).sums("bound", clairvoyant(compiled, cost))
     shares = bound.seconds.sum(axis=0) / sums.seconds.sum(axis=0)
     assert (shares >= least).all(), dict(zip(compiled.compression_names, shares.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["survival", "survival_stopping"])
+def test_where_the_first_drafts_prompt_costs_more_than_is_gained_nothing_is_ever_drafted(
+    name: str, traces: TraceSet
+) -> None:
+    dear = replace(TABLE.entry("nf4"), draft_prompt_s=100.0)
+    table = replace(TABLE, entries={**TABLE.entries, "nf4": dear})
+    settings = agent_settings({"name": name, **QUICK})[1]
+    controller = make_controller(name, settings, Lesson(train=traces.select(split="train"), cost=table, seed=0))
+    assert isinstance(controller, Abstainer)
+    assert {c: controller.never_drafts(c) for c in BEST} == {c: c == "nf4" for c in BEST}
+    compiled, cost = compile_both(traces.select(split="test", compressions=["nf4"]), table)
+    assert not replay_controller(controller, compiled, cost).num_drafted.any()
+    sessions = {c: Policy.of(controller).session(max_new_tokens=LENGTH, compression=c) for c in BEST}
+    for session in sessions.values():
+        session.start(0.1, 0.95)
+    assert {c: session.begin_step() > 0 for c, session in sessions.items()} == {c: c != "nf4" for c in BEST}
+    # Told of a clock on which drafting pays, it drafts again.
+    elsewhere = reclocked(name, settings, controller, TABLE)
+    assert isinstance(elsewhere, Abstainer)
+    assert not any(map(elsewhere.never_drafts, BEST))

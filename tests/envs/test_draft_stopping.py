@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Token by token: the same time and tokens as a whole decode step, and the vector form equal to scalar ones."""
 
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -68,9 +69,11 @@ def cautious_action(observation: FloatArray, cap: int, least: float) -> int:
     return int(depth == 0 or (depth < cap and observation[CONFIDENCE] >= least))
 
 
-def test_it_sums_up_to_what_the_replay_of_whole_steps_gives() -> None:
+@pytest.mark.parametrize("draft_prompt_s", [0.0, 0.25])
+def test_it_sums_up_to_what_the_replay_of_whole_steps_gives(draft_prompt_s: float) -> None:
     traces = random_traces(num_prompts=6, seed=5)
-    cost = make_cost_table(controller_s=0.125)
+    entries = {name: replace(e, draft_prompt_s=draft_prompt_s) for name, e in make_cost_table().entries.items()}
+    cost = make_cost_table(controller_s=0.125, entries=entries)
     record = replay_controller(Cautious(6, least=0.4), *compile_both(traces, cost))
     env = DraftStoppingEnv(traces=traces, cost=cost, split=None, gamma_max=6, reward="time")
     for row in env.core.playable.tolist():

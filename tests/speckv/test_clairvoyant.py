@@ -19,12 +19,13 @@ def least_seconds(sequence: TraceSequence, table: CostTable, budget: int) -> flo
     """Tries every sequence of decisions."""
     end = min(len(sequence.tokens), budget)
     limit = budget if sequence.finish == "eos" and len(sequence.tokens) <= budget else end
+    first_s = table.entry(sequence.compression).draft_prompt_s * sequence.prompt_len
 
     @cache
     def seconds_of(drafted: int, lag: int, position: int) -> float:
         return float(table.step_seconds(sequence.compression, drafted, lag, sequence.prompt_len + position))
 
-    def least(position: int, lag: int) -> float:
+    def least(position: int, lag: int, first_s: float) -> float:
         if position >= end:
             return 0.0
         deepest = max(0, min(GAMMA_MAX, limit - position - 1, int(sequence.eos_stop[position])))
@@ -32,11 +33,11 @@ def least_seconds(sequence: TraceSequence, table: CostTable, budget: int) -> flo
         for drafted in range(deepest + 1):
             accepted = min(drafted, int(sequence.accepted_length[position]))
             next_lag = lag + 1 if drafted == 0 else int(accepted == drafted)
-            rest = least(min(position + accepted + 1, end), next_lag)
-            totals.append(seconds_of(drafted, lag, position) + rest)
+            rest = least(min(position + accepted + 1, end), next_lag, 0.0 if drafted else first_s)
+            totals.append(seconds_of(drafted, lag, position) + rest + (first_s if drafted else 0.0))
         return min(totals)
 
-    return least(1, 0)
+    return least(1, 0, first_s)
 
 
 def random_table(rng: np.random.Generator) -> CostTable:
@@ -51,6 +52,7 @@ def random_table(rng: np.random.Generator) -> CostTable:
         verify_widths=(1, 3, 17),
         verify_s=rng.uniform(0.2, 6.0, 3).tolist(),
         verify_context_slope_s=0.001 * rng.random(),
+        draft_prompt_s=float(rng.choice([0.0, 0.001, 0.05])),
     )
     return CostTable(name="random", kind="fitted", machine={}, entries={"fp16": entry})
 

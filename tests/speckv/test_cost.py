@@ -135,8 +135,9 @@ def _spoil(content: dict[str, Any], path: str, value: object) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("schema_version", 3, "schema_version: expected 1 or 2, got 3"),
-        ("schema_version", True, "schema_version: expected 1 or 2, got True"),
+        ("schema_version", 4, "schema_version: expected 1 or 2 or 3, got 4"),
+        ("schema_version", True, "schema_version: expected 1 or 2 or 3, got True"),
+        ("entries.fp16.draft_prompt_s", -1.0, "entries.fp16.draft_prompt_s: expected 1 finite numbers of at least 0"),
         ("kind", "guessed", r"kind: expected one of \['measured', 'fitted'\], got 'guessed'"),
         ("name", 3, "name: expected text, got 3"),
         ("machine", [], "machine: expected a JSON object, got list"),

@@ -92,7 +92,7 @@ def test_file_round_trip(table: CostTable, tmp_path: Path) -> None:
     path = tmp_path / "costs.json"
     told = replace(table, fit={"fp16": fit_that_is_off(-0.2)})
     told.save(path)
-    assert json.loads(path.read_text())["schema_version"] == 2
+    assert json.loads(path.read_text())["schema_version"] == 3
     assert CostTable.load(path) == told
     assert load_cost(CostSettings(table=str(path), batch=5)).name == "fake@batch5"
     with pytest.raises(ConfigError, match=r"cost.batch 1 or more, got 0"):
@@ -103,9 +103,17 @@ def version_1(table: CostTable) -> dict[str, Any]:
     content = table.to_dict() | {"schema_version": 1}
     del content["loads"], content["fit"]
     for entry in content["entries"].values():
-        for name in ("batch", "contexts", "kernel", "draft_kernel"):
+        for name in ("batch", "contexts", "kernel", "draft_kernel", "draft_prompt_s"):
             del entry[name]
     return content
+
+
+def test_version_2_is_read_with_every_number_as_it_was(table: CostTable) -> None:
+    content = table.to_dict() | {"schema_version": 2}
+    for entry in (*content["entries"].values(), *content["loads"]):
+        del entry["draft_prompt_s"]
+    assert content["loads"]
+    assert CostTable.from_dict(content) == table
 
 
 def test_version_1_is_read_with_every_number_as_it_was() -> None:
@@ -132,7 +140,9 @@ def test_the_hash_is_of_the_times(table: CostTable) -> None:
     described = replace(table, entries={**table.entries, "fp16": replace(entry, kernel="slow: by hand")})
     assert described.sha256 == replace(table, fit={"fp16": fit_that_is_off(0.0)}).sha256 == table.sha256
     slower = replace(table, entries={**table.entries, "fp16": replace(entry, draft_s=(1.0, 2.5))})
-    assert len({table.sha256, slower.sha256, replace(table, loads=()).sha256, table.at_batch(5).sha256}) == 4
+    late = replace(table, entries={**table.entries, "fp16": replace(entry, draft_prompt_s=0.5)})
+    others = (slower, late, replace(table, loads=()), table.at_batch(5))
+    assert len({table.sha256, *(other.sha256 for other in others)}) == 5
 
 
 def fit_that_is_off(error: float) -> CostFit:

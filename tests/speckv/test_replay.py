@@ -77,6 +77,15 @@ def test_seconds_by_hand() -> None:
     assert batch.step(np.array([2])).seconds[0] == 11.0 + 9 * SLOPE
 
 
+def test_the_first_draft_reads_the_prompt_where_nobody_did() -> None:
+    entries = {name: replace(entry, draft_prompt_s=0.5) for name, entry in make_cost_table().entries.items()}
+    sequence = make_sequence([1, 0, 0, 0, 1, 1, 1, 1], prompt_len=63)
+    batch = one_slot(sequence, 8, cost=make_cost_table(entries=entries))
+    usual = one_slot(sequence, 8)
+    more = [batch.step(np.array([g])).seconds[0] - usual.step(np.array([g])).seconds[0] for g in (0, 2, 0, 2)]
+    assert more == [0.0, 63 * 0.5, 0.0, 0.0]
+
+
 def test_deciding_is_charged_at_every_step() -> None:
     compiled, cost = compile_both(random_traces())
     free = replay_policy(compiled, cost, lambda o: np.full(len(o), 2))

@@ -2,7 +2,7 @@
 """llama-cpp-python: a `draft_model=` callable whose drafts are as long as a policy says.
 
     drafter = draft_model("mine.speckv", Llama("draft.gguf", n_ctx=4096, flash_attn=True))
-    target = Llama("target.gguf", n_ctx=4096, flash_attn=True, logits_all=True, draft_model=drafter)
+    target = Llama("target.gguf", n_ctx=4096, flash_attn=True, **drafter.target_options())
     drafter.attach(target)
 
 What it needs and promises: docs/integrations/llama-cpp.md.

@@ -69,6 +69,7 @@ class PolicyDrafting:
     Attributes:
         policy: Its `warnings` count fallbacks and failures of the draft.
         totals: What drafts came to.
+        never_drafts: Whether the policy is plain decoding here, so that a target does best without this drafter.
 
     Raises:
         ConfigError: for settings out of range.
@@ -96,16 +97,27 @@ class PolicyDrafting:
         self._of_session = {"compression": compression, "cost_ratio": cost_ratio}
         self._temperature, self._exact = temperature, exact
         self._signals = not isinstance(policy.controller, _BLIND) if signals is None else signals
+        self.never_drafts = policy.never_drafts(compression)
         self._target: Target | None = None
         self._session: Session | None = None
         self._text: TokenIds = np.empty(0, np.intc)
         self._draft: TokenIds = np.empty(0, np.intc)
         policy.session(max_new_tokens=max_new_tokens or 1, compression=compression, cost_ratio=cost_ratio)
 
+    def target_options(self) -> dict[str, Any]:
+        """What the target is to be made with, besides a user's own: `Llama(path, ..., **drafter.target_options())`.
+
+        Returns:
+            Nothing for a policy that never drafts: a target with a drafter keeps the logits of the whole prompt, which
+            makes reading it slower. Otherwise this drafter, and `logits_all`.
+        """
+        return {} if self.never_drafts else {"draft_model": self, "logits_all": True}
+
     def attach(self, target: Llama) -> None:
         """Makes a target's signals visible to the policy, and checks the target.
 
-        With `exact`, the target's cache is emptied; that takes as long as reading some 600 tokens.
+        A target that was made without a drafter, because the policy never drafts, is left alone. With `exact`, the
+        target's cache is emptied; that takes as long as reading some 600 tokens.
 
         Args:
             target: Made with this drafter as `draft_model`.
@@ -115,6 +127,8 @@ class PolicyDrafting:
                 `exact`, reads no two tokens at once as it reads them one by one.
             ModelError: if the draft speaks other tokens.
         """
+        if self.never_drafts and target.draft_model is None:
+            return
         if target.draft_model is not self:
             raise ConfigError("Expected a target made with draft_model=this drafter, got one with another or none.")
         lib = library()

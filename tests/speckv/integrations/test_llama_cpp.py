@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from speckv.errors import ConfigError
 from speckv.integrations.llama_cpp import LookupDraft, PolicyDrafting, draft_model
 from speckv.observation import SCHEMA
 from speckv.runtime import Policy
-from speckv.runtime.constant import ConstantGamma
+from speckv.runtime.constant import ConstantGamma, ConstantPerCompression
 from speckv.runtime.signals import signals_of_logits
 from speckv.types import Controller
 from tests import fakes_llama_cpp
@@ -130,6 +131,23 @@ def test_signals_are_those_of_the_logits() -> None:
     expected = signals_of_logits(NEAR[at[-2], at[-1]])
     np.testing.assert_allclose(first[0], expected, rtol=1e-5)
     np.testing.assert_allclose(first[1], signals_of_logits(NEAR[at[-1], int(NEAR[at[-2], at[-1]].argmax())]), rtol=1e-5)
+
+
+def test_a_policy_that_never_drafts_wants_no_drafter_in_the_target() -> None:
+    per_compression = ConstantPerCompression({"fp16": 2, "nf4": 0})
+    policy = Policy.of(per_compression, cost_ratio={"fp16": 0.3, "nf4": 0.5})
+    never = draft_model(policy, FakeLlama(NEAR, n_ctx=160), compression="nf4")
+    assert (never.never_drafts, never.target_options()) == (True, {})
+    never.attach(FakeLlama(LOGITS, n_ctx=160, flash_attn=True))
+    drafter = draft_model(policy, FakeLlama(NEAR, n_ctx=160))
+    assert drafter.target_options() == {"draft_model": drafter, "logits_all": True}
+    with pytest.raises(ConfigError, match="got one with another or none"):
+        drafter.attach(FakeLlama(LOGITS, n_ctx=160, flash_attn=True))
+    # Whoever gives it to the target all the same gets plain decoding.
+    target = FakeLlama(LOGITS, n_ctx=160, flash_attn=True, draft_model=never, logits_all=True)
+    never.attach(target)
+    assert text(target, PROMPT, 40) == plain(PROMPT, 40)
+    assert never.totals.drafted == 0
 
 
 def test_without_a_target_its_signals_are_typical_ones() -> None:
