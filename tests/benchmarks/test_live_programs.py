@@ -137,7 +137,8 @@ def test_prompts_of_another_split_are_no_train_prompts(report: Callable[..., dic
 def test_a_constant_is_what_transformers_drafts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever another arm left behind: each says its draft length, schedule and threshold anew."""
     pair = qwen.load_qwen(tmp_path, dtype="auto")
-    asked, inner = list[int](), pair.draft.hf.generate
+    asked = list[int]()
+    inner: Callable[..., Any] = pair.draft.hf.generate  # type: ignore[assignment]
 
     def generate(*args: Any, **options: Any) -> Any:
         drafted = inner(*args, **options)
