@@ -90,14 +90,22 @@ def ours(engine: Engine, controller: Controller, context: RequestContext, max_ne
     return decode
 
 
+def assisted_at(pair: ModelPair, gamma: int, max_new_tokens: int, *, threshold: float = 0.0) -> Decode:
+    """Transformers' assisted generation with one draft length; a threshold of 0 lets no doubt end a draft earlier."""
+    return assisted(
+        pair,
+        max_new_tokens,
+        num_assistant_tokens=gamma,
+        num_assistant_tokens_schedule="constant",
+        assistant_confidence_threshold=threshold,
+    )
+
+
 def theirs_assisted(pair: ModelPair, gamma: int, max_new_tokens: int) -> dict[str, Decode]:
     """Transformers' assisted generation: with a fixed draft length, and at its default."""
-    constant = {"num_assistant_tokens_schedule": "constant"}
-    fixed = constant | {"num_assistant_tokens": gamma, "assistant_confidence_threshold": 0.0}
-    default = constant | {"num_assistant_tokens": 20, "assistant_confidence_threshold": 0.4}
     return {
-        f"{THEIRS_ASSISTED}, {gamma}": assisted(pair, max_new_tokens, **fixed),
-        f"{THEIRS_ASSISTED}, default": assisted(pair, max_new_tokens, **default),
+        f"{THEIRS_ASSISTED}, {gamma}": assisted_at(pair, gamma, max_new_tokens),
+        f"{THEIRS_ASSISTED}, default": assisted_at(pair, 20, max_new_tokens, threshold=0.4),
     }
 
 

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several ways to decode the same prompts, timed in turn, and their ratios. Needs NumPy alone."""
+"""Several ways to decode the same prompts, timed in turn, and their ratios; the best constant. Needs NumPy alone."""
 
+import argparse
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -70,6 +72,56 @@ def run_arms(
         if not go_on():
             break
     return runs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BestConstant:
+    """The constant that a library's own loop is fastest with.
+
+    Attributes:
+        gamma: In tokens.
+        seconds: Constant -> seconds of all train prompts together; empty where the best one was given.
+        prompts: Names of the train prompts.
+    """
+
+    gamma: int
+    seconds: Mapping[int, float] = field(default_factory=dict)
+    prompts: Sequence[str] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """What a result says of it."""
+        return {
+            "gamma": self.gamma,
+            "seconds_on_train_prompts": {str(gamma): seconds for gamma, seconds in self.seconds.items()},
+            "train_prompts": list(self.prompts),
+        }
+
+
+def tune(constants: Mapping[int, Decode], prompts: Mapping[str, Sequence[int]], **options: Any) -> BestConstant:
+    """Decodes train prompts with each constant and keeps the one that took the fewest seconds.
+
+    Args:
+        constants: Gamma -> how to decode.
+        prompts: As for `run_arms`.
+        **options: Likewise.
+    """
+    runs = run_arms({str(gamma): decode for gamma, decode in constants.items()}, prompts, **options)
+    seconds = {gamma: sum(runs.seconds[str(gamma)]) for gamma in constants}
+    return BestConstant(gamma=min(seconds, key=lambda g: seconds[g]), seconds=seconds, prompts=[*prompts])
+
+
+def add_constant_arguments(parser: argparse.ArgumentParser, gammas: Sequence[int]) -> None:
+    """Lets a command line say the best constant, or what to tune it on.
+
+    Args:
+        parser: Takes the arguments.
+        gammas: Constants to choose from by default.
+    """
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--train", nargs="+", help="train prompts, to tune the constant on in this loop")
+    source.add_argument("--gamma", type=int, help="the best constant, if it is known")
+    parser.add_argument("--train-per-task", type=int, default=1)
+    parser.add_argument("--gammas", type=int, nargs="+", default=list(gammas), help="constants to choose from")
 
 
 def as_ratio(reference: np.ndarray, mine: np.ndarray, counts: np.ndarray) -> dict[str, float | None]:

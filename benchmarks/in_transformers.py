@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """An exported policy inside transformers, beside what transformers does by itself, in one process.
 
-    python -m benchmarks.in_transformers --prompts test.jsonl --weights FOLDER --gamma 4 --policy mine.speckv \
-        --out benchmarks/results/in-transformers.json
+    python -m benchmarks.in_transformers --prompts TEST.jsonl --train TRAIN.jsonl --weights FOLDER \
+        --policy mine.speckv --out benchmarks/results/in-transformers.json
 
 Arms: plain `generate`; assisted generation at its default, with its heuristic, at the best constant; the policy in it
-by `control`; the policy in our engine by `custom_generate`. Every prompt is decoded by all arms, in rotating order.
-Seconds are those of whole calls, prefill included. transformers' arms and `control` run on the layers that it comes
-with, `custom_generate` on prepared models. Whether scikit-learn is installed decides what transformers' default does:
-with it the confidence threshold adapts.
+by `control`; the policy in our engine by `custom_generate`. The constant is the one of 1 to 8 with which assisted
+generation itself decodes train prompts fastest. Every prompt is decoded by all arms, in rotating order. Seconds are
+those of whole calls, prefill included. transformers' arms and `control` run on the layers that it comes with,
+`custom_generate` on prepared models. Whether scikit-learn is installed decides what transformers' default does: with it
+the confidence threshold adapts.
 """
 
 import argparse
@@ -23,19 +24,39 @@ import transformers
 from transformers.utils.import_utils import is_sklearn_available
 
 from benchmarks import qwen
-from benchmarks.against_transformers import THEIRS, THEIRS_ASSISTED, assisted, generated, theirs, theirs_assisted
-from benchmarks.arms import NUM_RESAMPLES, Decode, Runs, as_ratio, run_arms
+from benchmarks.against_transformers import (
+    THEIRS,
+    THEIRS_ASSISTED,
+    assisted,
+    assisted_at,
+    generated,
+    theirs,
+    theirs_assisted,
+)
+from benchmarks.arms import (
+    NUM_RESAMPLES,
+    BestConstant,
+    Decode,
+    Runs,
+    add_constant_arguments,
+    as_ratio,
+    run_arms,
+    tune,
+)
+from speckv.errors import ConfigError
 from speckv.evaluation.bootstrap import resample_counts
 from speckv.files import write_atomically
 from speckv.integrations.transformers import control, custom_generate, prepare
 from speckv.models import ModelPair
 from speckv.models.dtypes import dtype_name
 from speckv.profiling.machine import describe_machine
-from speckv.profiling.prompts import first_of_each, read_prompts
+from speckv.profiling.prompts import Prompt, first_of_each, read_prompts
 from speckv.runtime import Policy, load
 from speckv.runtime.constant import ConstantGamma
 
 logger = logging.getLogger(__name__)
+GAMMAS = tuple(range(1, 9))
+"""transformers' own loop cannot draft nothing, and plain decoding is an arm of its own."""
 
 
 def controlled(pair: ModelPair, policy: Policy, max_new_tokens: int) -> Decode:
@@ -55,69 +76,132 @@ def engine(pair: ModelPair, policy: Policy, max_new_tokens: int) -> Decode:
     return generated(pair, max_new_tokens, **ours)
 
 
-def main() -> None:
-    """Runs the comparison and writes JSON."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    transformers.logging.set_verbosity_error()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", nargs="+", required=True)
-    parser.add_argument("--per-task", type=int, default=3)
-    parser.add_argument("--weights", type=Path, required=True, help="folder with the pair's GGUF files")
-    parser.add_argument("--policy", required=True, help="an exported policy's folder")
-    parser.add_argument("--gamma", type=int, required=True, help="the best constant, tuned on train prompts")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--max-new-tokens", type=int, default=32)
-    parser.add_argument("--constants", action="store_true", help="also the best constant, through both ways of ours")
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    pair = qwen.load_qwen(options.weights, dtype=options.dtype)
-    prepare(pair.target.hf, pair.draft.hf)
-    policy, most = load(options.policy), options.max_new_tokens
-    best = Policy.of(ConstantGamma(options.gamma))
+def choose(paths: Sequence[str], split: str, per_task: int) -> list[Prompt]:
+    """The first prompts of each task.
+
+    Raises:
+        ConfigError: if there are none.
+    """
+    found = first_of_each([p for p in read_prompts(paths) if p.split == split], per_task)
+    if not found:
+        raise ConfigError(f"Expected {split} prompts in {', '.join(paths)}, found none. Name files that hold some.")
+    return found
+
+
+def best_constant(pair: ModelPair, options: argparse.Namespace) -> BestConstant:
+    """The constant that was given, or the best one in transformers' own loop on train prompts."""
+    if options.gamma is not None:
+        return BestConstant(gamma=options.gamma)
+    found = tune(
+        {gamma: assisted_at(pair, gamma, options.max_new_tokens) for gamma in options.gammas},
+        {p.prompt_id: pair.encode(p.text) for p in choose(options.train, "train", options.train_per_task)},
+        on_prompt=lambda name, _: logger.info("tuned on %s", name),
+    )
+    logger.info("best constant: %d of %s", found.gamma, {g: round(s, 1) for g, s in found.seconds.items()})
+    return found
+
+
+def make_arms(pair: ModelPair, policy: Policy, gamma: int, options: argparse.Namespace) -> dict[str, Decode]:
+    """Name -> how to decode.
+
+    Args:
+        pair: Decodes.
+        policy: Ours.
+        gamma: The best constant.
+        options: The command line.
+    """
+    most = options.max_new_tokens
+    best = Policy.of(ConstantGamma(gamma))
     ways = {"control": controlled, "custom_generate": engine}
-    constants = {f"{w}, {options.gamma}": make(pair, best, most) for w, make in ways.items() if options.constants}
     heuristic = {
         "num_assistant_tokens_schedule": "heuristic_transient",
         "num_assistant_tokens": 5,
         "assistant_confidence_threshold": 0.0,
     }
-    arms: dict[str, Decode] = {
+    return {
         THEIRS: theirs(pair, most),
-        **theirs_assisted(pair, options.gamma, most),
+        **theirs_assisted(pair, gamma, most),
         f"{THEIRS_ASSISTED}, heuristic": assisted(pair, most, **heuristic),
-        **constants,
+        **{f"{way}, {gamma}": make(pair, best, most) for way, make in ways.items() if options.constants},
         **{f"{way}, {policy.name}": make(pair, policy, most) for way, make in ways.items()},
     }
-    prompts = first_of_each([p for p in read_prompts(options.prompts) if p.split == "test"], options.per_task)
+
+
+def render(
+    runs: Runs, prompts: Sequence[Prompt], *, pair: ModelPair, policy: Policy, best: BestConstant, max_new_tokens: int
+) -> str:
+    """The result so far, as JSON.
+
+    Args:
+        runs: What was measured.
+        prompts: Test prompts, in order; the last ones may be yet to come.
+        pair: Decoded.
+        policy: Ours.
+        best: The constant.
+        max_new_tokens: Of each text.
+    """
+    done = len(runs.texts[THEIRS])
+    counts = resample_counts([p.task for p in prompts[:done]], NUM_RESAMPLES, 0)
+    plain, theirs_best = (np.array(runs.seconds[n]) for n in (THEIRS, f"{THEIRS_ASSISTED}, {best.gamma}"))
+    content = {
+        "what": "whole calls, prefill included, arms interleaved in one process",
+        "pair": qwen.NAME,
+        "dtype": dtype_name(pair.target.dtype),
+        "max_new_tokens": max_new_tokens,
+        "policy": policy.name,
+        "policy_trained_on": dict(policy.trained_on),
+        "prompts": [p.prompt_id for p in prompts[:done]],
+        "best_constant": best.as_json(),
+        "arms": {
+            name: {
+                "tokens_per_s": runs.tokens_per_s(name),
+                "seconds": runs.seconds[name],
+                "prompts_with_another_text": runs.other_texts(name, THEIRS),
+                "speedup_over_plain": as_ratio(plain, np.array(runs.seconds[name]), counts),
+                "speedup_over_their_best_constant": as_ratio(theirs_best, np.array(runs.seconds[name]), counts),
+            }
+            for name in runs.seconds
+        },
+        "fallbacks": dict(policy.warnings),
+        "scikit_learn_installed": is_sklearn_available(),
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        "machine": describe_machine(),
+    }
+    return json.dumps(content, indent=1) + "\n"
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", nargs="+", required=True, help="test prompts")
+    parser.add_argument("--per-task", type=int, default=3)
+    parser.add_argument("--weights", type=Path, required=True, help="folder with the pair's GGUF files")
+    parser.add_argument("--policy", required=True, help="an exported policy's folder")
+    add_constant_arguments(parser, GAMMAS)
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--max-new-tokens", type=int, default=32)
+    parser.add_argument("--constants", action="store_true", help="also the best constant, through both ways of ours")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args(arguments)
+    if min([*options.gammas, *([] if options.gamma is None else [options.gamma])]) < 1:
+        parser.error("expected constants of at least 1 token: transformers cannot draft 0, and plain is an arm already")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the comparison and writes JSON."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    transformers.logging.set_verbosity_error()
+    options = parse(arguments)
+    prompts = choose(options.prompts, "test", options.per_task)
+    pair = qwen.load_qwen(options.weights, dtype=options.dtype)
+    prepare(pair.target.hf, pair.draft.hf)
+    policy, best = load(options.policy), best_constant(pair, options)
+    arms = make_arms(pair, policy, best.gamma, options)
 
     def report(runs: Runs) -> str:
-        done = len(runs.texts[THEIRS])
-        counts = resample_counts([p.task for p in prompts[:done]], NUM_RESAMPLES, 0)
-        plain, best_theirs = (np.array(runs.seconds[n]) for n in (THEIRS, f"{THEIRS_ASSISTED}, {options.gamma}"))
-        content = {
-            "what": "whole calls, prefill included, arms interleaved in one process",
-            "pair": qwen.NAME,
-            "dtype": dtype_name(pair.target.dtype),
-            "max_new_tokens": most,
-            "policy": policy.name,
-            "policy_trained_on": dict(policy.trained_on),
-            "prompts": [p.prompt_id for p in prompts[:done]],
-            "arms": {
-                name: {
-                    "tokens_per_s": runs.tokens_per_s(name),
-                    "seconds": runs.seconds[name],
-                    "prompts_with_another_text": runs.other_texts(name, THEIRS),
-                    "speedup_over_plain": as_ratio(plain, np.array(runs.seconds[name]), counts),
-                    "speedup_over_their_best_constant": as_ratio(best_theirs, np.array(runs.seconds[name]), counts),
-                }
-                for name in arms
-            },
-            "fallbacks": dict(policy.warnings),
-            "scikit_learn_installed": is_sklearn_available(),
-            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-            "machine": describe_machine(),
-        }
-        return json.dumps(content, indent=1) + "\n"
+        most = options.max_new_tokens
+        return render(runs, prompts, pair=pair, policy=policy, best=best, max_new_tokens=most)
 
     def tell(prompt: str, runs: Runs) -> None:
         logger.info("%s: %s", prompt, ", ".join(f"{n} {runs.seconds[n][-1]:.2f} s" for n in arms))

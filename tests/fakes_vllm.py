@@ -6,10 +6,16 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-from speckv.observation import STOPPING_SCHEMA
+import numpy as np
+
+from speckv.observation import SCHEMA, STOPPING_SCHEMA
 from speckv.types import FloatArray, IntArray, StepOutcome
 
 CONFIDENCE = STOPPING_SCHEMA.index("token_confidence")
+PLACE = [SCHEMA.index(name) for name in ("position", "tokens_left")]
+"""What tells where in its budget a text is."""
+TYPICAL = np.linspace(0.1, 0.9, SCHEMA.size).astype(np.float32)
+"""An observation like no other."""
 
 
 class Script:

@@ -27,8 +27,6 @@ REPLACED = "sglang.srt.speculative.adaptive_spec_params.AdaptiveSpeculativeParam
 """The class that SGLang's workers build their policy by; 0.5.23 has it."""
 STEPS = (0, 1, 3, 5, 7)
 """Numbers of draft steps to prepare where no file names others: SGLang's own, and none."""
-_BUDGET = 1 << 30
-"""No request's budget is known."""
 
 
 def register() -> None:
@@ -114,7 +112,7 @@ class _Slot:
     """One batch size: a session, and the number of draft steps that follows from its gamma."""
 
     def __init__(self, policy: Policy, candidates: Sequence[int]) -> None:
-        self._session: Session = policy.session(max_new_tokens=_BUDGET, hidden={"target", "draft"})
+        self._session: Session = policy.session(max_new_tokens=None, hidden={"target", "draft"})
         self._candidates = candidates
         self._session.start()
         self.steps = self._decide()

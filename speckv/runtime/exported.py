@@ -44,6 +44,8 @@ WEIGHTS = "policy.safetensors"
 SUFFIX = ".speckv"
 MEMORY = {"decay": DECAY, "prior_acceptance": PRIOR_ACCEPTANCE, "prior_tokens": PRIOR_TOKENS}
 """Constants of what is remembered of a request."""
+_ENDLESS = 1 << 30
+"""Tokens of no text."""
 _NEUTRAL_RATIO = 0.3
 """Where nobody knows the cost ratio."""
 _KEYS = {
@@ -75,7 +77,7 @@ class Policy:
         fallback: Compression -> gamma where the controller cannot be asked, in tokens.
         gamma_max: Most tokens of a draft.
         learns: Whether what one request teaches is used in the next.
-        typical: Shape [features]; mean observation on the recordings, seen in place of signals that a library hides.
+        typical: Shape [features]; mean observation on the recordings, seen in place of what a library does not tell.
         cost_ratio: Compression -> one draft pass over one target pass, where it was trained.
         trained_on: Pair, recording and clock: plain data.
         warnings: Reason -> how often the fallback was used, in all sessions.
@@ -155,7 +157,7 @@ class Policy:
     def session(
         self,
         *,
-        max_new_tokens: int,
+        max_new_tokens: int | None,
         compression: str | None = None,
         cost_ratio: float | None = None,
         vocab_size: int | None = None,
@@ -166,11 +168,13 @@ class Policy:
         Sessions of a policy that learns share it, so its requests come one after the other.
 
         Args:
-            max_new_tokens: Token budget, the prefill's token included.
+            max_new_tokens: Token budget, the prefill's token included; None where nobody tells, which hides the budget
+                and bounds no draft.
             compression: Of the target; the policy's first by default.
             cost_ratio: One draft pass over one target pass; what it was trained with by default.
             vocab_size: Of the target; with another one than it was trained on, nothing but the fallback is decided.
-            hidden: Whose signals the library does not show: "target", "draft".
+            hidden: What the library does not tell, seen as typical: signals of "target" and "draft"; "budget", where
+                `max_new_tokens` is a mere bound, such as that of the context, at which few texts end.
 
         Raises:
             ConfigError: for a compression or a hidden part that is not known.
@@ -179,14 +183,15 @@ class Policy:
         if compression not in BITS_PER_WEIGHT:
             raise ConfigError(f"Expected a compression of {list(BITS_PER_WEIGHT)}, got {compression!r}.")
         if unknown := set(hidden) - set(HIDDEN):
-            raise ConfigError(f"Expected hidden signals of {list(HIDDEN)}, got {sorted(unknown)}.")
+            raise ConfigError(f"Expected hidden to name some of {list(HIDDEN)}, got {sorted(unknown)}.")
+        hidden = {*hidden, "budget"} if max_new_tokens is None else hidden
         trained, refuse = self.trained_on.get("vocab_size"), None
         if None not in (vocab_size, trained) and vocab_size != trained:
             refuse = f"a vocabulary of {vocab_size} tokens, where the policy was trained on one of {trained}"
         ratio = cost_ratio if cost_ratio is not None else self.cost_ratio.get(compression, _NEUTRAL_RATIO)
         return Session(
             self.controller if self.learns else copy.deepcopy(self.controller),
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=_ENDLESS if max_new_tokens is None else max_new_tokens,
             cost_ratio=ratio,
             bits_per_weight=BITS_PER_WEIGHT[compression],
             gamma_max=self.gamma_max,

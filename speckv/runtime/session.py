@@ -16,8 +16,8 @@ from speckv.types import NUM_SIGNALS, Controller, FloatArray, StepOutcome, Stopp
 
 logger = logging.getLogger(__name__)
 
-HIDDEN = ("target", "draft")
-"""Whose signals a library may not show."""
+HIDDEN = ("target", "draft", "budget")
+"""What a library may not show: signals of either model, or where a text has to end."""
 _NAN = math.nan
 _MOST_NATS = 64.0
 """No vocabulary is large enough for such an entropy."""
@@ -26,6 +26,7 @@ _SLACK = 1e-3
 _COLUMNS = {
     "target": [SCHEMA.index(name) for name in ("target_entropy", "target_confidence")],
     "draft": [SCHEMA.index(n) for n in SCHEMA.names if n.startswith("draft_") and n != "draft_lag"],
+    "budget": [SCHEMA.index(name) for name in ("position", "tokens_left")],
 }
 _SURE = (0.0, 1.0, 1.0)
 """Signals of a token of which nothing is known."""
@@ -40,13 +41,13 @@ class Session:
 
     Args:
         controller: Decides; this session's own, or one that learns and is shared.
-        max_new_tokens: Token budget, the prefill's token included.
+        max_new_tokens: Token budget, the prefill's token included; where the budget is hidden, no more than a bound.
         cost_ratio: One draft pass over one target pass.
         bits_per_weight: Of the target.
         gamma_max: Most tokens of a draft, whatever the controller says.
         fallback: Gamma where the controller cannot be asked.
         warnings: Counts why it could not, by reason.
-        hidden: Of `HIDDEN`; what is seen in place of their signals is `typical`.
+        hidden: Of `HIDDEN`; what is seen in the place of their features is `typical`.
         typical: Shape [features].
         refuse: A reason to distrust everything from the start, such as a wrong vocabulary.
     """
@@ -86,7 +87,7 @@ class Session:
 
     @property
     def tokens_left(self) -> int:
-        """Tokens left in the budget."""
+        """Tokens left in the budget, or below the bound in its place."""
         return self._memory.tokens_left
 
     def start(self, target_entropy: float = _NAN, target_confidence: float = _NAN) -> None:

@@ -10,10 +10,15 @@ from typing import Any
 
 import pytest
 
-from benchmarks import against_transformers, live_decoding, qwen, step_breakdown
+from benchmarks import against_transformers, in_transformers, live_decoding, qwen, step_breakdown
+from benchmarks.against_transformers import assisted_at
+from benchmarks.arms import tune
 from benchmarks.gpu.models import load_random, random_pair
 from benchmarks.gpu.settings import Settings
+from speckv.errors import ConfigError
 from speckv.models import ModelPair
+from speckv.runtime import Policy
+from speckv.runtime.constant import ConstantGamma
 
 PROMPTS = [{"id": f"p{i}", "task": "chat", "split": "test", "prompt": text} for i, text in enumerate(("Hi.", "Why?"))]
 
@@ -58,6 +63,117 @@ def test_beside_transformers(pair: str, report: Callable[..., dict[str, Any]]) -
     for arm in found["arms"].values():
         assert arm["prompts_with_another_text"] == 0
         assert len(arm["seconds"]) == len(PROMPTS)
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> str:
+    Policy.of(ConstantGamma(1), name="mine", fallback={"fp16": 1}).save(tmp_path / "mine.speckv")
+    return str(tmp_path / "mine.speckv")
+
+
+def test_inside_transformers_with_a_constant_tuned_there(
+    report: Callable[..., dict[str, Any]], policy: str, tmp_path: Path
+) -> None:
+    train = tmp_path / "train.jsonl"
+    lines = [{**line, "id": f"t-{line['id']}", "split": "train"} for line in PROMPTS]
+    train.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    found = report(
+        in_transformers.main,
+        *("--policy", policy, "--train", str(train), "--train-per-task", "2", "--gammas", "1", "3", "--constants"),
+    )
+    best = found["best_constant"]
+    assert best["train_prompts"] == ["t-p0", "t-p1"]
+    assert set(best["seconds_on_train_prompts"]) == {"1", "3"}
+    assert best["seconds_on_train_prompts"][str(best["gamma"])] == min(best["seconds_on_train_prompts"].values()) > 0
+    assert list(found["arms"]) == [
+        "transformers",
+        f"transformers, assisted, {best['gamma']}",
+        "transformers, assisted, default",
+        "transformers, assisted, heuristic",
+        f"control, {best['gamma']}",
+        f"custom_generate, {best['gamma']}",
+        "control, mine",
+        "custom_generate, mine",
+    ]
+    assert found["prompts"] == ["p0", "p1"]
+    assert found["fallbacks"] == {}
+    for arm in found["arms"].values():
+        assert arm["prompts_with_another_text"] == 0
+        assert len(arm["seconds"]) == len(PROMPTS)
+    assert (
+        found["arms"][f"transformers, assisted, {best['gamma']}"]["speedup_over_their_best_constant"]["estimate"] == 1
+    )
+
+
+def test_inside_transformers_with_a_known_constant(report: Callable[..., dict[str, Any]], policy: str) -> None:
+    found = report(in_transformers.main, "--policy", policy, "--gamma", "2")
+    assert found["best_constant"] == {"gamma": 2, "seconds_on_train_prompts": {}, "train_prompts": []}
+    assert "transformers, assisted, 2" in found["arms"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--train --gamma is required"),
+        (["--gamma", "2", "--train", "t"], "not allowed with"),
+        (["--gamma", "0"], "at least 1 token"),
+        (["--train", "t", "--gammas", "0", "1"], "at least 1 token"),
+    ],
+)
+def test_no_constant_or_one_that_cannot_be_is_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        in_transformers.parse(["--prompts", "p", "--weights", "w", "--policy", "m", *arguments])
+    assert message in capsys.readouterr().err
+
+
+def test_prompts_of_another_split_are_no_train_prompts(report: Callable[..., dict[str, Any]], policy: str) -> None:
+    tests = str(Path(policy).parent / "prompts.jsonl")
+    with pytest.raises(ConfigError, match=r"train prompts in .*prompts\.jsonl, found none"):
+        report(in_transformers.main, "--policy", policy, "--train", tests)
+
+
+def test_a_constant_is_what_transformers_drafts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever another arm left behind: each says its draft length, schedule and threshold anew."""
+    pair = qwen.load_qwen(tmp_path, dtype="auto")
+    asked = list[int]()
+    inner: Callable[..., Any] = pair.draft.hf.generate  # type: ignore[assignment]
+
+    def generate(*args: Any, **options: Any) -> Any:
+        drafted = inner(*args, **options)
+        asked.append(drafted.sequences.shape[1] - options["input_ids"].shape[1])
+        return drafted
+
+    monkeypatch.setattr(pair.draft.hf, "generate", generate)
+    arms = {gamma: assisted_at(pair, gamma, 12) for gamma in (3, 1)}
+    unsure = assisted_at(pair, 20, 12, threshold=0.99)
+    for gamma in (3, 1, 3):
+        asked.clear()
+        unsure([5, 6, 7], "any")
+        assert max(asked) == 1  # a random model is never that sure
+        asked.clear()
+        arms[gamma]([5, 6, 7], "any")
+        # No draft is longer; shorter ones come at the end of the text alone.
+        assert max(asked) == asked[0] == gamma
+        assert all(number == gamma for number in asked[:-2])
+
+
+def test_the_constant_of_the_fewest_seconds_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("benchmarks.arms.time.perf_counter", lambda: now)
+
+    def taking(seconds: float) -> Callable[..., list[int]]:
+        def decode(ids: Any, _: str) -> list[int]:
+            nonlocal now
+            now += seconds * len(ids)
+            return []
+
+        return decode
+
+    found = tune({1: taking(2.0), 2: taking(0.5), 4: taking(1.0)}, {"a": [0], "b": [0, 0]})
+    assert found.seconds == {1: 6.0, 2: 1.5, 4: 3.0}
+    assert (found.gamma, found.prompts) == (2, ["a", "b"])
 
 
 def test_live_arms(report: Callable[..., dict[str, Any]]) -> None:

@@ -158,6 +158,39 @@ def test_hidden_signals_are_seen_as_typical() -> None:
     assert not policy.warnings
 
 
+@pytest.mark.parametrize(("most", "hidden"), [(40, ["budget"]), (None, [])])
+def test_a_budget_that_nobody_tells_is_seen_as_typical(most: int | None, hidden: list[str]) -> None:
+    """Before a step and inside it, at the start of a text and far on; the bound still bounds drafts."""
+    inside: list[FloatArray] = []
+
+    class Inside(Watching):
+        def go_on(self, observation: FloatArray) -> bool:
+            inside.append(observation.copy())
+            return True
+
+    watching = Inside()
+    typical = np.linspace(0.1, 0.9, SCHEMA.size).astype(np.float32)
+    policy = Policy.of(watching, typical=typical, cost_ratio={"fp16": 0.3})
+    session = policy.session(max_new_tokens=most, hidden=hidden)
+    session.start(0.5, 0.9)
+    gammas = []
+    for _ in range(7):
+        gammas.append(session.begin_step())
+        for _ in range(gammas[-1]):
+            session.go_on(0.2, 0.9, 0.8)
+        session.end_step(gammas[-1], 0.7, 0.6, seconds=0.1)
+    places = [SCHEMA.index(name) for name in ("position", "tokens_left")]
+    for seen in (*watching.seen, *inside):
+        np.testing.assert_array_equal(seen[places], typical[places])
+    # 1 token of the prefill, then 6 a step: 3 of 40 are left behind the sixth, one of them the target's own.
+    assert gammas == [5, 5, 5, 5, 5, 5, 5 if most is None else 2]
+    assert session.tokens_left > 1_000_000 if most is None else session.tokens_left == 0
+    # All else is what happened.
+    others = [SCHEMA.index(name) for name in ("previous_gamma", "accepted_fraction", "target_entropy")]
+    np.testing.assert_allclose(watching.seen[3][others], [5 / 16, 1.0, 0.7], rtol=1e-6)
+    assert not policy.warnings
+
+
 class Failing(Watching):
     def act(self, observation: FloatArray) -> int:  # noqa: ARG002
         raise ZeroDivisionError("by nothing")

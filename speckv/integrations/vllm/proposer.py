@@ -38,8 +38,8 @@ class _Request:
 class SpecKVNgramProposer:
     """What vLLM's `method="custom_class"` builds; made by vLLM.
 
-    vLLM names no request to a proposer, so a request is known by its text. The token budget is not told either: it is
-    taken to end at the longest text that the model can hold.
+    vLLM names no request to a proposer, so a request is known by its text. The token budget is not told either: the
+    policy sees a typical one, and drafts end where the longest text that the model can hold does.
 
     Args:
         vllm_config: vLLM's configuration.
@@ -116,7 +116,7 @@ class SpecKVNgramProposer:
             max_new_tokens=self._max_length - len(text) + 1,
             compression=self._settings.compression,
             vocab_size=self._vocab_size,
-            hidden={"target"},
+            hidden={"target", "budget"},
         )
         session.start()
         return _Request(text=text.copy(), index=index, session=session)

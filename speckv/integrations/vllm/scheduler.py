@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from speckv.errors import ConfigError
 from speckv.integrations.vllm import signals
-from speckv.integrations.vllm.sessions import RequestSessions
+from speckv.integrations.vllm.sessions import Budget, RequestSessions
 from speckv.integrations.vllm.settings import PER_REQUEST, SIGNALS, Settings
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class PolicyScheduling(_Scheduler):
         """Says how many tokens to draft behind the pass that was just planned."""
         if not self.speckv.settings.per_request:
             drafting = [
-                (name, _budget(self.requests[name]))
+                (name, self._budget(self.requests[name]))
                 for name, number in scheduler_output.num_scheduled_tokens.items()
                 if not _reads_prompt(self.requests[name], number)
             ]
@@ -98,7 +98,7 @@ class PolicyScheduling(_Scheduler):
             if settings.signals and place < len(shown):
                 self.speckv.show(name, shown[place])
             if settings.per_request:
-                del drafted[self.speckv.cut(name, _budget(request), len(drafted)) :]
+                del drafted[self.speckv.cut(name, self._budget(request), len(drafted)) :]
         super().update_draft_token_ids(draft_token_ids)
 
     def finish_requests(self, request_ids: Any, finished_status: Any) -> Any:
@@ -106,6 +106,11 @@ class PolicyScheduling(_Scheduler):
         finished = super().finish_requests(request_ids, finished_status)
         self.speckv.keep(self.requests.keys())
         return finished
+
+    def _budget(self, request: Any) -> Budget:
+        # vLLM gives a request that asked for no max_tokens all that its context holds.
+        room = int(self.vllm_config.model_config.max_model_len) - int(request.num_prompt_tokens)
+        return Budget(min(int(request.max_tokens), room), told=request.max_tokens < room)
 
 
 def make_scheduler(base: type, name: str, *, overlaps: bool = False) -> type:
@@ -159,10 +164,6 @@ def _require_servable(config: Any, settings: Settings, num_spec_tokens: int, *, 
             f"next decision, or from several requests at once. Export it with --frozen, or set {PER_REQUEST}=1 and "
             "max_num_seqs=1."
         )
-
-
-def _budget(request: Any) -> int:
-    return int(request.max_tokens)
 
 
 def _reads_prompt(request: Any, number: int) -> bool:

@@ -2,6 +2,7 @@
 """One session for each running request, and one gamma for all of them. Knows nothing of vLLM."""
 
 from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
 
 from speckv.integrations.vllm.settings import COMBINATIONS, Settings
 from speckv.runtime import Session
@@ -9,6 +10,18 @@ from speckv.runtime import Session
 TokenSignals = Sequence[float]
 """Entropy (nats), confidence and margin of the draft at one token."""
 _UNKNOWN: TokenSignals = (float("nan"),) * 3
+
+
+class Budget(NamedTuple):
+    """Where a request's text has to end.
+
+    Attributes:
+        tokens: Of its output.
+        told: Whether somebody asked for that; otherwise it is a bound of the engine's.
+    """
+
+    tokens: int
+    told: bool = True
 
 
 class RequestSessions:
@@ -35,26 +48,26 @@ class RequestSessions:
         """Requests that are open."""
         return len(self._sessions)
 
-    def session(self, request: str, max_new_tokens: int) -> Session:
+    def session(self, request: str, budget: Budget) -> Session:
         """The session of a request, opened and started when it is asked for the first time."""
         if (known := self._sessions.get(request)) is not None:
             return known
         settings = self.settings
         opened = settings.policy.session(
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=budget.tokens,
             compression=settings.compression,
             vocab_size=self._vocab_size,
-            hidden=self._hidden,
+            hidden=self._hidden if budget.told else {*self._hidden, "budget"},
         )
         opened.start()
         self._sessions[request] = opened
         return opened
 
-    def decide(self, requests: Iterable[tuple[str, int]]) -> int:
+    def decide(self, requests: Iterable[tuple[str, Budget]]) -> int:
         """One gamma for some requests.
 
         Args:
-            requests: Name and token budget of those that will draft.
+            requests: Name and budget of those that will draft.
 
         Returns:
             The combination of their gammas, in tokens; 0 if there are none.
@@ -66,17 +79,17 @@ class RequestSessions:
         """Keeps the draft's signals at the tokens that were just drafted until `end` or `cut` takes them in."""
         self._drafted[request] = signals
 
-    def cut(self, request: str, max_new_tokens: int, num_drafted: int) -> int:
+    def cut(self, request: str, budget: Budget, num_drafted: int) -> int:
         """How many of a request's drafted tokens are worth verifying.
 
         The rule sees tokens one by one, as if they were being drafted, and the last one that it saw stays.
 
         Args:
             request: Its name.
-            max_new_tokens: Its budget.
+            budget: Its own.
             num_drafted: Tokens that were drafted.
         """
-        session = self.session(request, max_new_tokens)
+        session = self.session(request, budget)
         shown = self._drafted.pop(request, ())
         gamma = min(session.begin_step(), num_drafted)
         for place in range(gamma):

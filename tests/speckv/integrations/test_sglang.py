@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from speckv.errors import ConfigError
@@ -24,7 +25,7 @@ from speckv.integrations.environment import POLICY
 from speckv.integrations.sglang import SpecKVSpeculativeParams
 from speckv.runtime import Policy
 from speckv.runtime.constant import ConstantGamma
-from tests.fakes_vllm import Script
+from tests.fakes_vllm import PLACE, TYPICAL, Script
 
 METHODS = ("set_cuda_graph_bs", "get_steps_for_batch", "on_verify_complete", "cuda_graph_bs_for_step")
 
@@ -54,6 +55,17 @@ def test_steps_are_the_nearest_prepared_ones_and_outcomes_are_told() -> None:
     assert params.on_verify_complete([], 2) is None
     (played,) = script.played
     assert (played.drafted, played.accepted) == ([7, 3, 0], [4, 3, 0])
+
+
+def test_where_a_text_ends_is_not_told_so_the_policy_sees_what_is_typical() -> None:
+    params = SpecKVSpeculativeParams(3, policy=Policy.of(script := Script([5]), typical=TYPICAL))
+    for _ in range(200):
+        params.get_steps_for_batch(1)
+        params.on_verify_complete([5], 1)
+    (played,) = script.played
+    assert len(played.seen) == 201
+    for seen in played.seen:
+        np.testing.assert_array_equal(seen[PLACE], TYPICAL[PLACE])
 
 
 def test_no_news_is_none() -> None:

@@ -20,7 +20,7 @@ from speckv.ngrams import NgramIndex
 from speckv.runtime import Policy
 from speckv.runtime.constant import ConstantGamma
 from speckv.runtime.signals import signals_of_logits
-from tests.fakes_vllm import FakeRequest, FakeScheduler, Script, StopsUnsure, fake_config
+from tests.fakes_vllm import PLACE, TYPICAL, FakeRequest, FakeScheduler, Script, StopsUnsure, fake_config
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +113,25 @@ def test_the_budget_bounds_the_draft() -> None:
     asked = [step(scheduler, {"r0": 0}).num_spec_tokens_to_schedule for _ in range(3)]
     # Tokens left after what is known: 3, 3, 2; one of them is the target's own.
     assert asked == [2 + 1 - 1, 2, 1]
+
+
+@pytest.mark.parametrize("per_request", ["0", "1"])
+def test_a_budget_that_nobody_asked_for_is_seen_as_typical(monkeypatch: pytest.MonkeyPatch, per_request: str) -> None:
+    """vLLM fills in what the context holds behind the prompt: here 128 - 4 tokens."""
+    monkeypatch.setenv(PER_REQUEST, per_request)
+    with use(Policy.of(script := Script([1]), typical=TYPICAL)):
+        scheduler = make_scheduler(FakeScheduler, "Scheduler")(fake_config())
+    for name, budget in (("asked", 123), ("filled", 124), ("more", 500)):
+        scheduler.requests[name] = FakeRequest(request_id=name, max_tokens=budget)
+    for _ in range(4):
+        step(scheduler)
+    asked, *others = script.played
+    tokens = np.array([1, 1, 2, 3]) if per_request == "0" else np.array([1, 2, 3, 4])
+    np.testing.assert_allclose([seen[PLACE[0]] for seen in asked.seen], tokens / 123, rtol=1e-6)
+    for played in others:
+        assert len(played.seen) == 4
+        for seen in played.seen:
+            np.testing.assert_array_equal(seen[PLACE], TYPICAL[PLACE])
 
 
 def test_drafts_are_cut_to_each_requests_own_gamma(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +307,7 @@ class Rows:
     """Texts of running requests, in the rows in which vLLM keeps them."""
 
     def __init__(self, script: Script, **changes: Any) -> None:
-        with use(Policy.of(script)):
+        with use(Policy.of(script, typical=TYPICAL)):
             self.proposer = SpecKVNgramProposer(fake_config(**changes))
         self.texts: list[list[int]] = []
         self.array = np.zeros((4, 128), np.int32)
@@ -311,6 +330,17 @@ def test_each_request_has_a_gamma_of_its_own() -> None:
     first, second = script.played
     assert (first.drafted, first.accepted) == ([3, 0], [3, 0])
     assert second.drafted == [0, 0]
+
+
+def test_a_proposer_is_told_no_budget_so_the_policy_sees_a_typical_one() -> None:
+    rows = Rows(script := Script([8]), scheduler_config__max_num_seqs=1)
+    rows.texts = [([1, 2] * 64)[:120]]
+    # 128 tokens at most: the last token is the target's own.
+    drafts = [rows.step([[1]])[0], rows.step([[2]])[0], rows.step([[1, 2, 1]])[0]]
+    assert [len(draft) for draft in drafts] == [6, 5, 2]
+    (played,) = script.played
+    for seen in played.seen:
+        np.testing.assert_array_equal(seen[PLACE], TYPICAL[PLACE])
 
 
 def test_signals_are_those_of_the_counts() -> None:
