@@ -17,7 +17,7 @@ import json
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,16 @@ import numpy as np
 from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
 from agents.rules.llama_cpp import LlamaCpp, LlamaCppSettings
-from benchmarks.arms import NUM_RESAMPLES, Decode, Runs, as_ratio, run_arms
+from benchmarks.arms import (
+    NUM_RESAMPLES,
+    BestConstant,
+    Decode,
+    Runs,
+    add_constant_arguments,
+    as_ratio,
+    run_arms,
+    tune,
+)
 from benchmarks.llamacpp.models import Setting, add_arguments, encode, ends, machine
 from speckv.evaluation.bootstrap import resample_counts
 from speckv.files import write_atomically
@@ -128,12 +137,21 @@ class Bench:
         return tokens
 
 
-def tune(bench: Bench, prompts: Sequence[Prompt], gammas: Sequence[int]) -> dict[int, float]:
-    """Seconds that each constant takes for train prompts, all together."""
-    ids = {p.prompt_id: encode(bench.target, p.text) for p in prompts}
-    arms = {f"constant, {gamma}": bench.constant(f"constant, {gamma}", gamma) for gamma in gammas}
-    runs = run_arms(arms, ids, on_prompt=lambda name, _: logger.info("tuned on %s", name))
-    return {gamma: sum(runs.seconds[f"constant, {gamma}"]) for gamma in gammas}
+def best_constant(bench: Bench) -> BestConstant:
+    """The constant that was given, or the best one in this loop on train prompts."""
+    options = bench.options
+    if options.gamma is not None:
+        return BestConstant(gamma=options.gamma)
+    found = tune(
+        {gamma: bench.constant(f"constant, {gamma}", gamma) for gamma in options.gammas},
+        {
+            p.prompt_id: encode(bench.target, p.text)
+            for p in choose(bench, options.train, "train", options.train_per_task)
+        },
+        on_prompt=lambda name, _: logger.info("tuned on %s", name),
+    )
+    logger.info("best constant: %d of %s", found.gamma, {g: round(s, 1) for g, s in found.seconds.items()})
+    return found
 
 
 def make_arms(bench: Bench, gamma: int) -> dict[str, Decode]:
@@ -173,12 +191,11 @@ class Report:
     Args:
         bench: Holds times that `Runs` does not.
         prompts: Test prompts, in order.
-        tuned: From `tune`; empty if the constant was given.
-        gamma: The best constant.
+        best: The best constant.
     """
 
-    def __init__(self, bench: Bench, prompts: Sequence[Prompt], tuned: Mapping[int, float], gamma: int) -> None:
-        self._bench, self._prompts, self._tuned, self._gamma = bench, prompts, tuned, gamma
+    def __init__(self, bench: Bench, prompts: Sequence[Prompt], best: BestConstant) -> None:
+        self._bench, self._prompts, self._best = bench, prompts, best
 
     def render(self, runs: Runs) -> str:
         """The result, as JSON."""
@@ -192,10 +209,7 @@ class Report:
             "exact": options.exact,
             "max_new_tokens": options.max_new_tokens,
             "prompts": [p.prompt_id for p in self._prompts[:done]],
-            "best_constant": {
-                "gamma": self._gamma,
-                "seconds_on_train_prompts": {str(g): seconds for g, seconds in self._tuned.items()},
-            },
+            "best_constant": self._best.as_json(),
             "p_min": {"n_max": N_MAX, "p_min": P_LEAST},
             "arms": {name: self._arm(name, runs, counts) for name in runs.seconds},
             "machine": machine(bench.setting),
@@ -215,7 +229,7 @@ class Report:
             "prompts_with_another_text": sum(place is not None for place in differs),
             "first_differences": differs,
         }
-        for what, reference in (("plain", PLAIN), ("best_constant", f"{BEST}, {self._gamma}"), ("p_min", P_MIN)):
+        for what, reference in (("plain", PLAIN), ("best_constant", f"{BEST}, {self._best.gamma}"), ("p_min", P_MIN)):
             found[f"speedup_over_{what}"] = as_ratio(whole[reference], whole[name], counts)
             found[f"speedup_over_{what}_from_the_first_token_on"] = as_ratio(later[reference], later[name], counts)
         drafter = self._bench.drafters.get(name)
@@ -240,10 +254,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add_arguments(parser)
     parser.add_argument("--prompts", nargs="+", required=True, help="test prompts")
     parser.add_argument("--per-task", type=int, default=3)
-    parser.add_argument("--train", nargs="+", help="train prompts, to tune the constant on")
-    parser.add_argument("--train-per-task", type=int, default=1)
-    parser.add_argument("--gammas", type=int, nargs="+", default=list(GAMMAS), help="constants to choose from")
-    parser.add_argument("--gamma", type=int, help="the best constant, if it is known")
+    add_constant_arguments(parser, GAMMAS)
     parser.add_argument("--policies", nargs="*", default=[], help="exported policies' folders")
     parser.add_argument("--lookup-policies", nargs="*", default=[], help="the same, to draft with a lookup")
     parser.add_argument("--lookup", action="store_true", help="also llama-cpp-python's own lookup, at its default")
@@ -253,10 +264,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-prompt-tokens", type=int, default=512)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--out", type=Path)
-    options = parser.parse_args(arguments)
-    if options.gamma is None and not options.train:
-        parser.error("expected --train PROMPTS to tune the constant on, or --gamma NUMBER")
-    return options
+    return parser.parse_args(arguments)
 
 
 def choose(bench: Bench, paths: Sequence[str], split: str, per_task: int) -> list[Prompt]:
@@ -278,13 +286,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     bench = Bench(options)
     prompts = choose(bench, options.prompts, "test", options.per_task)
-    tuned: dict[int, float] = {}
-    gamma = options.gamma
-    if gamma is None:
-        tuned = tune(bench, choose(bench, options.train, "train", options.train_per_task), options.gammas)
-        gamma = min(tuned, key=lambda g: tuned[g])
-        logger.info("best constant: %d of %s", gamma, {g: round(s, 1) for g, s in tuned.items()})
-    arms, report = make_arms(bench, gamma), Report(bench, prompts, tuned, gamma)
+    best = best_constant(bench)
+    arms, report = make_arms(bench, best.gamma), Report(bench, prompts, best)
 
     def tell(prompt: str, runs: Runs) -> None:
         logger.info("%s: %s", prompt, ", ".join(f"{name} {runs.seconds[name][-1]:.2f} s" for name in arms))
