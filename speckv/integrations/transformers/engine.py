@@ -76,7 +76,7 @@ def custom_generate(
         generation_config: As `generate` prepared it: lengths, end of text, sampling.
         logits_processor: Temperature, top-k and top-p, and nothing else.
         stopping_criteria: Length and end of text, and nothing else.
-        draft_model: Proposes.
+        draft_model: Proposes; it reads nothing for a policy that never drafts.
         policy: As loaded, or the folder of an exported one.
         compression: Of the target; the policy's first by default.
         cost_ratio: One draft pass over one target pass; what the policy was trained with by default.
@@ -99,7 +99,7 @@ def custom_generate(
     eos = getattr(generation_config, "_eos_token_tensor", None)
     engine = Engine(
         _causal(model),
-        _causal(draft_model),
+        None if policy.never_drafts(compression) else _causal(draft_model),
         eos_token_ids=frozenset() if eos is None else frozenset(eos.flatten().tolist()),
         sampling=sampling,
     )

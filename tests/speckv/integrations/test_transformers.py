@@ -15,6 +15,7 @@ from speckv.errors import ConfigError
 from speckv.integrations.transformers import control, custom_generate
 from speckv.integrations.transformers.control import HOOK
 from speckv.runtime import Policy
+from speckv.runtime.constant import ConstantGamma
 from tests.fakes import VOCAB, tiny_qwen
 from tests.fakes_policies import Scheduled, StopsUnsure
 
@@ -126,6 +127,20 @@ def test_gamma_zero_may_come_at_any_step_of_sampling(pair: tuple[Qwen2ForCausalL
         text = target.generate(prompt(1), assistant_model=draft, max_new_tokens=30, do_sample=True)
     assert text.shape == (1, 39)
     assert [o.num_drafted for o in schedule.outcomes[-1]][:3] == [0, 3, 0]
+
+
+@pytest.mark.parametrize("gamma", [0, 2])
+def test_for_a_policy_that_never_drafts_the_draft_reads_nothing(
+    gamma: int, pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]
+) -> None:
+    target, draft = pair
+    ours = {"custom_generate": custom_generate, "draft_model": draft, "policy": Policy.of(ConstantGamma(gamma))}
+    reading: list[int] = []
+    hook = draft.model.embed_tokens.register_forward_pre_hook(lambda *_: reading.append(1))
+    found = target.generate(prompt(2), **ours, **GREEDY)
+    hook.remove()
+    assert found.tolist() == target.generate(prompt(2), **GREEDY).tolist()
+    assert bool(reading) == (gamma > 0)
 
 
 def test_a_streamer_and_an_end_of_text_work_as_ever(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
