@@ -51,7 +51,7 @@ def run_study(settings: TrainSettings, console: Console, *, overrides: Sequence[
         "format_version": FORMAT_VERSION,
         "study": study.name,
         "question": study.question,
-        "command": " ".join(["python train.py", *shared_overrides(overrides), *_own_of(overrides)]),
+        "command": _command(overrides),
         "arms": {arm: list(study.overrides(arm)) for arm in study.arms},
         "seeds": list(settings.all_seeds),
         "cost": {"name": task.cost.name, "sha256": task.cost_sha256, "clock": _clock(task)},
@@ -113,8 +113,10 @@ def shared_overrides(overrides: Sequence[str]) -> list[str]:
     return [override for override in overrides if not _is_own(override)]
 
 
-def _own_of(overrides: Sequence[str]) -> list[str]:
-    return [o for o in overrides if o.startswith(("seeds=", "study."))]
+def _command(overrides: Sequence[str]) -> str:
+    """What a user types; a search's last comparison is told that it is no search, which its users are not to type."""
+    own = [o for o in overrides if o.startswith(("seeds=", "study."))]
+    return " ".join(["python train.py", *(o for o in shared_overrides(overrides) if o != "search=null"), *own])
 
 
 def _record(outcome: ArmOutcome) -> Mapping[str, Any]:
