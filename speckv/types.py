@@ -128,6 +128,17 @@ class OnlineLearner(Controller, Protocol):
 
 
 @runtime_checkable
+class InterleavedLearner(OnlineLearner, Protocol):
+    """A learner that can serve requests whose steps interleave: what it knows of one can be put aside meanwhile."""
+
+    def put_aside(self) -> object:
+        """Returns all that belongs to the request at hand and to no other; what was learned does not."""
+
+    def take_up(self, request: object) -> None:
+        """Goes on with a request that was put aside."""
+
+
+@runtime_checkable
 class BatchMemory(Protocol):
     """A controller that remembers more about a request than the observation tells, for many requests at once.
 

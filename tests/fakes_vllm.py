@@ -4,7 +4,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -61,6 +61,42 @@ class Script:
     def accepted(self) -> list[int]:
         """Tokens kept in each step."""
         return [outcome.num_accepted for outcome in self.outcomes]
+
+
+class Learner:
+    """Learns: says gammas in turn over all requests, and keeps what each of its own choices came to.
+
+    Attributes:
+        pairs: What was said, and the outcome that was told of it.
+    """
+
+    name, charges_decision, learns = "learner", False, True
+
+    def __init__(self, gammas: Sequence[int]) -> None:
+        self.gammas, self.num_said = gammas, 0
+        self.pairs = list[tuple[int | None, StepOutcome]]()
+        self.reset()
+
+    def reset(self) -> None:
+        self.said: int | None = None
+
+    def put_aside(self) -> object:
+        return self.said
+
+    def take_up(self, request: object) -> None:
+        self.said = cast(int | None, request)
+
+    def act(self, observation: FloatArray) -> int:  # noqa: ARG002
+        said = self.said = self.gammas[self.num_said % len(self.gammas)]
+        self.num_said += 1
+        return said
+
+    def act_batch(self, observations: FloatArray) -> IntArray:
+        raise NotImplementedError
+
+    def learn(self, outcome: StepOutcome) -> None:
+        self.pairs.append((self.said, outcome))
+        self.said = None
 
 
 class StopsUnsure(Script):

@@ -113,6 +113,7 @@ class Exp3Spec(Bandit):
     """
 
     learned = ("losses", "played")
+    of_request = ("_last", "_probability")
 
     def __init__(self, settings: ArmsSettings, times: StepTimes, seed: int) -> None:
         super().__init__("exp3spec", settings.arms, times, seed=seed)

@@ -3,7 +3,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,8 @@ class Bandit(ABC):
     learns = True
     learned: tuple[str, ...] = ()
     """Names of the arrays that hold what was learned."""
+    of_request: tuple[str, ...] = ("_last",)
+    """Names of what belongs to the request at hand alone; nothing of it may be changed in place by another's step."""
 
     def __init__(self, name: str, arms: tuple[int, ...], times: StepTimes, *, seed: int = 0) -> None:
         if list(arms) != sorted(set(arms)) or not arms or arms[0] < 0 or arms[-1] > GAMMA_MAX:
@@ -47,6 +49,15 @@ class Bandit(ABC):
     def reset(self) -> None:
         """Forgets the request; what was learned stays."""
         self._last = None
+
+    def put_aside(self) -> object:
+        """Returns what belongs to the request at hand."""
+        return tuple(getattr(self, name) for name in self.of_request)
+
+    def take_up(self, request: object) -> None:
+        """Goes on with a request that was put aside."""
+        for name, value in zip(self.of_request, cast(tuple[object, ...], request), strict=True):
+            setattr(self, name, value)
 
     def act(self, observation: FloatArray) -> int:
         """Chooses, and remembers what was chosen in view of what until `learn` is called."""

@@ -148,6 +148,7 @@ class CalibratedStopping(Bandit):
     """
 
     learned = ("weights", "mean_logit", "tested", "num_tested", "num_steps")
+    of_request = ("_last", "_compression", "_local", "_ahead", "_price", "_survival")
 
     def __init__(self, settings: CalibratedSettings, times: StepTimes, seed: int) -> None:
         super().__init__("calibrated-stopping", (0, settings.gamma_max), times, seed=seed)

@@ -42,6 +42,7 @@ class TapOut(Bandit):
     """
 
     learned = ("counts", "means")
+    of_request = ("_last", "_rule", "rules")
 
     def __init__(self, settings: TapOutSettings, times: StepTimes, seed: int) -> None:
         super().__init__("tapout", (settings.gamma_max,), times, seed=seed)

@@ -27,6 +27,7 @@ from speckv.runtime.kinds import Packed, pack_controller, unpack
 from speckv.runtime.session import HIDDEN, Session
 from speckv.runtime.stored import EXPORTED
 from speckv.runtime.tensors import dump_tensors, read_tensors
+from speckv.runtime.turns import shared
 from speckv.runtime.vectors import make_script, play
 from speckv.types import (
     BITS_PER_WEIGHT,
@@ -34,6 +35,7 @@ from speckv.types import (
     Abstainer,
     Controller,
     FloatArray,
+    InterleavedLearner,
     OnlineLearner,
     StoppingController,
 )
@@ -140,6 +142,11 @@ class Policy:
         return True
 
     @property
+    def interleaves(self) -> bool:
+        """Whether steps of several sessions may interleave; of learners, those that can put a request aside."""
+        return not self.learns or isinstance(self.controller, InterleavedLearner)
+
+    @property
     def compressions(self) -> tuple[str, ...]:
         """Those it was made for; the first is a session's default."""
         return tuple(self.cost_ratio) or ("fp16",)
@@ -165,7 +172,8 @@ class Policy:
     ) -> Session:
         """Opens a session, for one request.
 
-        Sessions of a policy that learns share it, so its requests come one after the other.
+        Sessions of a policy that learns share what it learns. Their steps may interleave if it `interleaves`; otherwise
+        its requests come one after the other.
 
         Args:
             max_new_tokens: Token budget, the prefill's token included; None where nobody tells, which hides the budget
@@ -190,7 +198,7 @@ class Policy:
             refuse = f"a vocabulary of {vocab_size} tokens, where the policy was trained on one of {trained}"
         ratio = cost_ratio if cost_ratio is not None else self.cost_ratio.get(compression, _NEUTRAL_RATIO)
         return Session(
-            self.controller if self.learns else copy.deepcopy(self.controller),
+            shared(self.controller) if self.learns else copy.deepcopy(self.controller),
             max_new_tokens=_ENDLESS if max_new_tokens is None else max_new_tokens,
             cost_ratio=ratio,
             bits_per_weight=BITS_PER_WEIGHT[compression],

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from speckv.errors import ConfigError
+from speckv.integrations.vllm.sessions import require_turns
 from speckv.integrations.vllm.settings import Settings
 from speckv.ngrams import NgramIndex
 from speckv.runtime import Session
@@ -45,7 +45,7 @@ class SpecKVNgramProposer:
         vllm_config: vLLM's configuration.
 
     Raises:
-        ConfigError: if no policy is named, or one that goes on learning would see several requests at once.
+        ConfigError: if no policy is named, or one that learns cannot tell the requests of a batch apart.
     """
 
     def __init__(self, vllm_config: Any) -> None:
@@ -54,11 +54,7 @@ class SpecKVNgramProposer:
         self._max_length = int(vllm_config.model_config.max_model_len)
         self._vocab_size = int(vllm_config.model_config.get_vocab_size())
         self._max_requests = int(vllm_config.scheduler_config.max_num_seqs)
-        if settings.policy.learns and self._max_requests > 1:
-            raise ConfigError(
-                f"Expected max_num_seqs=1 for {settings.policy.name!r}, which goes on learning, got "
-                f"{self._max_requests}. Or export it with --frozen."
-            )
+        require_turns(settings.policy, self._max_requests)
         self._requests: list[_Request] = []
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from speckv.errors import ConfigError
 from speckv.integrations.vllm import signals
-from speckv.integrations.vllm.sessions import Budget, RequestSessions
+from speckv.integrations.vllm.sessions import Budget, RequestSessions, require_turns
 from speckv.integrations.vllm.settings import PER_REQUEST, SIGNALS, Settings
 
 if TYPE_CHECKING:
@@ -158,12 +158,24 @@ def _require_servable(config: Any, settings: Settings, num_spec_tokens: int, *, 
             "Expected num_speculative_tokens_per_batch_size in the speculative_config, such as "
             f"[[1, {scheduling.max_num_seqs}, {num_spec_tokens}]]: without it vLLM takes every draft to be the longest."
         )
-    if settings.policy.learns and not (settings.per_request and scheduling.max_num_seqs == 1):
+    if settings.policy.learns:
+        _require_learnable(settings, int(scheduling.max_num_seqs))
+
+
+def _require_learnable(settings: Settings, num_requests: int) -> None:
+    """Passes if a policy that goes on learning is told what became of its own choices, before it chooses again."""
+    policy = settings.policy
+    if not settings.per_request:
         raise ConfigError(
-            f"Expected a policy that does not go on learning, got {settings.policy.name!r}: outcomes come after the "
-            f"next decision, or from several requests at once. Export it with --frozen, or set {PER_REQUEST}=1 and "
-            "max_num_seqs=1."
+            f"Expected {PER_REQUEST}=1 beside {policy.name!r}, which goes on learning, or it exported with --frozen: "
+            "the gamma of a batch is no request's own choice, and what it came to is told after the next one."
         )
+    if policy.granularity == "token" and not settings.signals:
+        raise ConfigError(
+            f"Expected {SIGNALS}=1 beside {policy.name!r}, which learns from the draft's signals, or it exported with "
+            "--frozen."
+        )
+    require_turns(policy, num_requests)
 
 
 def _reads_prompt(request: Any, number: int) -> bool:

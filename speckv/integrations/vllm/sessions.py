@@ -4,12 +4,26 @@
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
+from speckv.errors import ConfigError
 from speckv.integrations.vllm.settings import COMBINATIONS, Settings
-from speckv.runtime import Session
+from speckv.runtime import Policy, Session
 
 TokenSignals = Sequence[float]
 """Entropy (nats), confidence and margin of the draft at one token."""
 _UNKNOWN: TokenSignals = (float("nan"),) * 3
+
+
+def require_turns(policy: Policy, num_requests: int) -> None:
+    """Passes if so many requests can be decoded together under a policy.
+
+    Raises:
+        ConfigError: if it goes on learning and cannot tell one request's steps from another's.
+    """
+    if num_requests > 1 and not policy.interleaves:
+        raise ConfigError(
+            f"Expected max_num_seqs=1 for {policy.name!r}, which learns and has no put_aside and take_up to tell "
+            f"requests apart by, got {num_requests}. Or export it with --frozen."
+        )
 
 
 class Budget(NamedTuple):

@@ -20,7 +20,8 @@ from speckv.ngrams import NgramIndex
 from speckv.runtime import Policy
 from speckv.runtime.constant import ConstantGamma
 from speckv.runtime.signals import signals_of_logits
-from tests.fakes_vllm import PLACE, TYPICAL, FakeRequest, FakeScheduler, Script, StopsUnsure, fake_config
+from speckv.types import FloatArray, IntArray
+from tests.fakes_vllm import PLACE, TYPICAL, FakeRequest, FakeScheduler, Learner, Script, StopsUnsure, fake_config
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +30,7 @@ def quiet_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def build(script: Script, *, budget: int = 64, requests: int = 1, **changes: Any) -> Any:
+def build(script: Script | Learner, *, budget: int = 64, requests: int = 1, **changes: Any) -> Any:
     with use(Policy.of(script)):
         overlaps = changes.get("scheduler_config__async_scheduling", False)
         scheduler = make_scheduler(FakeScheduler, "Scheduler", overlaps=overlaps)(fake_config(**changes))
@@ -149,6 +150,37 @@ def test_drafts_are_cut_to_each_requests_own_gamma(monkeypatch: pytest.MonkeyPat
     assert [(o.gamma, o.num_accepted) for o in played.outcomes] == [(4, 1), (0, 0), (1, 1), (4, 1)]
 
 
+def test_a_learner_learns_from_every_request_of_a_batch_what_its_own_choice_came_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(PER_REQUEST, "1")
+    scheduler = build(learner := Learner([4, 0, 1, 3, 2, 5, 7]), requests=3)
+    for turn in range(6):
+        step(scheduler, {"r0": turn % 2, "r1": 3, "r2": 0})
+    # The prompt's pass is no step of any of the three.
+    assert len(learner.pairs) == 3 * 5
+    assert [said for said, _ in learner.pairs] == [learner.gammas[k % 7] for k in range(3 * 5)]
+    for place, (said, outcome) in enumerate(learner.pairs):
+        kept = ((place // 3 + 1) % 2, 3, 0)[place % 3]
+        assert (outcome.gamma, outcome.num_drafted, outcome.num_accepted) == (said, said, min(kept, said or 0))
+
+
+def test_a_learner_inside_steps_must_be_shown_the_drafts_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Inside(Learner):
+        def go_on(self, observation: FloatArray) -> bool:
+            raise NotImplementedError
+
+        def go_on_batch(self, observations: FloatArray) -> IntArray:
+            raise NotImplementedError
+
+    monkeypatch.setenv(PER_REQUEST, "1")
+    with pytest.raises(ConfigError, match=r"SPECKV_SIGNALS=1.*signals"):
+        build(Inside([1]))
+    monkeypatch.setenv(SIGNALS, "1")
+    monkeypatch.setattr(signals, "_installed", [object])
+    build(Inside([1]))
+
+
 def test_a_stop_rule_cuts_on_the_drafts_signals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(PER_REQUEST, "1")
     monkeypatch.setenv(SIGNALS, "1")
@@ -192,8 +224,9 @@ def test_an_outcome_without_tokens_is_none() -> None:
         ({"scheduler_config__async_scheduling": True}, {SIGNALS: "1"}, False, "async_scheduling=False"),
         ({"parallel_config__world_size": 2}, {SIGNALS: "1"}, False, "one worker"),
         ({}, {SIGNALS: "1"}, False, "vllm.general_plugins"),
-        ({}, {}, True, "--frozen"),
-        ({}, {PER_REQUEST: "1"}, True, "max_num_seqs=1"),
+        ({}, {}, True, "no request's own choice"),
+        ({"scheduler_config__max_num_seqs": 1}, {}, True, "SPECKV_PER_REQUEST=1"),
+        ({}, {PER_REQUEST: "1"}, True, "max_num_seqs=1.*put_aside"),
         ({}, {COMBINE: "medium"}, False, "median"),
         ({}, {PER_REQUEST: "yes"}, False, "0 or 1"),
     ],
@@ -306,7 +339,7 @@ PERIODIC = [1, 2, 3, 4] * 4
 class Rows:
     """Texts of running requests, in the rows in which vLLM keeps them."""
 
-    def __init__(self, script: Script, **changes: Any) -> None:
+    def __init__(self, script: Script | Learner, **changes: Any) -> None:
         with use(Policy.of(script, typical=TYPICAL)):
             self.proposer = SpecKVNgramProposer(fake_config(**changes))
         self.texts: list[list[int]] = []
@@ -382,11 +415,22 @@ def test_a_prompt_that_is_still_read_and_a_full_context_draft_nothing() -> None:
     assert script.played == []
 
 
-def test_a_learner_needs_the_engine_alone() -> None:
+def test_a_learner_learns_from_every_text_what_its_own_choice_came_to() -> None:
+    rows = Rows(learner := Learner([3, 1, 2]))
+    rows.texts = [PERIODIC[:-1], [*[7, 8, 9] * 4, 7]]
+    assert rows.step([[4], [8]]) == [[1, 2, 3], [9]]
+    assert rows.step([[1, 5], [9, 7]]) == [[], [8, 9, 7]]
+    rows.step([[6], [8, 9]])
+    told = [(said, o.num_drafted, o.num_accepted) for said, o in learner.pairs]
+    # A token that was not seen before is followed by nothing, so nothing was drafted behind it.
+    assert told == [(3, 3, 1), (1, 1, 1), (2, 0, 0), (3, 3, 1)]
+
+
+def test_a_learner_that_cannot_tell_requests_apart_needs_the_engine_alone() -> None:
     class Learns(Script):
         learns = True
 
-    with pytest.raises(ConfigError, match="max_num_seqs=1"):
+    with pytest.raises(ConfigError, match=r"max_num_seqs=1.*put_aside"):
         Rows(Learns([1]))
     Rows(Learns([1]), scheduler_config__max_num_seqs=1)
 

@@ -21,6 +21,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from vllm import LLM, SamplingParams
 from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
+from agents.bandits.arms import Ucb1
+from agents.bandits.settings import UcbSettings
+from speckv.cost import CostTable
+from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError
 from speckv.export.compiled import CompiledTable
 from speckv.export.tables import Origin, write_vllm
@@ -29,13 +33,19 @@ from speckv.integrations.vllm import signals, use
 from speckv.integrations.vllm.settings import PER_REQUEST, SIGNALS
 from speckv.runtime import Policy
 from speckv.runtime.constant import ConstantGamma
-from tests.fakes_vllm import Script, StopsUnsure
+from speckv.types import FloatArray, StepOutcome
+from tests.fakes_vllm import PLACE, TYPICAL, Script, StopsUnsure
 
 pytestmark = pytest.mark.slow
 VOCAB, LENGTH, BUDGET, MOST = 256, 256, 64, 8
 SCRIPT = (5, 0, 3, 1)
 SHARPER = 20.0
 SCHEDULERS = ("SpecKVScheduler", "SpecKVAsyncScheduler")
+LOOKUP = {
+    "method": "custom_class",
+    "model": "speckv.integrations.vllm.SpecKVNgramProposer",
+    "num_speculative_tokens": MOST,
+}
 Counts = dict[str, int]
 Run = Callable[..., tuple[list[list[int]], Counts]]
 
@@ -76,7 +86,9 @@ def prompts() -> list[dict[str, list[int]]]:
 def run(models: dict[str, Path], prompts: list[dict[str, list[int]]]) -> Run:
     """Decodes with an engine of its own, and returns the texts and what vLLM counted."""
 
-    def decode(num_prompts: int = 3, *, temperature: float = 0.0, **settings: Any) -> tuple[list[list[int]], Counts]:
+    def decode(
+        num_prompts: int = 3, *, temperature: float = 0.0, budget: int | None = BUDGET, **settings: Any
+    ) -> tuple[list[list[int]], Counts]:
         llm = LLM(
             model=str(models["target"]),
             skip_tokenizer_init=True,
@@ -89,7 +101,7 @@ def run(models: dict[str, Path], prompts: list[dict[str, list[int]]]) -> Run:
         )
         try:
             wanted = SamplingParams(
-                temperature=temperature, max_tokens=BUDGET, ignore_eos=True, detokenize=False, seed=0
+                temperature=temperature, max_tokens=budget, ignore_eos=True, detokenize=False, seed=0
             )
             outputs = llm.generate(prompts[:num_prompts], wanted, use_tqdm=False)
             return [list(output.outputs[0].token_ids) for output in outputs], _counts(llm)
@@ -168,6 +180,18 @@ def test_a_batch_follows_the_median(run: Run, plain: list[list[int]], models: di
     assert _told(script.played) == counts
 
 
+def test_a_request_without_max_tokens_has_no_budget_that_anybody_chose(run: Run, models: dict[str, Path]) -> None:
+    for budget, told in ((BUDGET, True), (None, False)):
+        with use(Policy.of(script := Script([3]), typical=TYPICAL)):
+            texts, _ = run(1, budget=budget, speculative_config=_speculation(models), **_scheduler())
+        # Without one, vLLM goes on until the context is full.
+        assert len(texts[0]) == (BUDGET if told else LENGTH - 5)
+        (played,) = script.played
+        shown = np.array([seen[PLACE] for seen in played.seen])
+        assert (shown == TYPICAL[PLACE]).all() != told
+        assert len(np.unique(shown[:, 0])) > 1 or not told
+
+
 def test_a_stored_policy_is_read_from_the_environment(
     run: Run, plain: list[list[int]], models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,13 +221,8 @@ def test_an_exported_table(run: Run, plain: list[list[int]], models: dict[str, P
 @pytest.mark.parametrize("number", [1, 3])
 def test_a_lookup_with_a_gamma_for_each_request(run: Run, plain: list[list[int]], number: int) -> None:
     script = Script(SCRIPT)
-    speculation = {
-        "method": "custom_class",
-        "model": "speckv.integrations.vllm.SpecKVNgramProposer",
-        "num_speculative_tokens": MOST,
-    }
     with use(Policy.of(script)):
-        texts, counts = run(number, speculative_config=speculation)
+        texts, counts = run(number, speculative_config=LOOKUP)
     assert texts == plain[:number]
     assert len(script.played) == number
     told = _told(script.played)
@@ -215,14 +234,46 @@ def test_a_lookup_with_a_gamma_for_each_request(run: Run, plain: list[list[int]]
     assert counts["accepted_tokens"] > 0
 
 
+def _learner() -> Ucb1:
+    return Ucb1(UcbSettings(arms=(0, 2, 4)), StepTimes.of(CostTable.load("cpu-2core"), ["fp16"]), 0)
+
+
+@pytest.mark.parametrize("drafts_with", ["model", "lookup"])
+def test_a_bandit_learns_from_three_requests_at_once(
+    run: Run,
+    plain: list[list[int]],
+    models: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    drafts_with: str,
+) -> None:
+    monkeypatch.setenv(PER_REQUEST, "1")
+    learner, learned = _learner(), list[tuple[int, StepOutcome]]()
+    update = learner.update
+
+    def noting(compression: int, arm: int, observation: FloatArray, outcome: StepOutcome) -> None:
+        learned.append((int(learner.arms[arm]), outcome))
+        update(compression, arm, observation, outcome)
+
+    monkeypatch.setattr(learner, "update", noting)
+    policy = Policy.of(learner, packed=None, cost_ratio={"fp16": 0.3})
+    speculation = _speculation(models) if drafts_with == "model" else LOOKUP
+    with use(policy):
+        texts, counts = run(3, speculative_config=speculation, **(_scheduler() if drafts_with == "model" else {}))
+    assert texts == plain
+    assert not policy.warnings
+    assert learner.counts.sum() == len(learned) > 30
+    assert (learner.counts > 0).all()
+    # Each outcome is that of the choice it is learned for; drafts are shorter where a text or what a lookup knows ends.
+    assert all(outcome.num_drafted <= said for said, outcome in learned)
+    if drafts_with == "model":
+        assert sum(outcome.num_drafted == said for said, outcome in learned) >= len(learned) - 3 * 3
+        assert sum(outcome.num_drafted for _, outcome in learned) == counts["draft_tokens"]
+        assert sum(outcome.num_accepted for _, outcome in learned) == counts["accepted_tokens"]
+
+
 def test_a_lookup_while_sampling(run: Run) -> None:
-    speculation = {
-        "method": "custom_class",
-        "model": "speckv.integrations.vllm.SpecKVNgramProposer",
-        "num_speculative_tokens": MOST,
-    }
     with use(Policy.of(Script([3]))):
-        texts, counts = run(1, temperature=0.3, speculative_config=speculation)
+        texts, counts = run(1, temperature=0.3, speculative_config=LOOKUP)
     assert len(texts[0]) == BUDGET
     assert counts["drafts"] > 0
 
