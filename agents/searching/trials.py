@@ -107,7 +107,7 @@ def _tell(study: Any, one: _Running, validator: Validator, console: Console) -> 
     _take_in(one, validator)
     name = f"trial {one.trial.number} ({', '.join(one.trial.user_attrs['overrides'])})"
     if one.given_up:
-        study.tell(one.trial, one.best, state=_states().PRUNED)
+        study.tell(one.trial, state=_states().PRUNED)  # Optuna takes what was reported last: the best so far
         console.write(f"{name}: given up at {one.best:.4f}")
     elif one.process.returncode == 0 and one.best > 0:
         study.tell(one.trial, one.best)

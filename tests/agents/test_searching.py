@@ -2,6 +2,8 @@
 """Searches: what is drawn, that trials are judged, given up and gone on with, and how the winner is chosen."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,16 @@ import pytest
 
 import train as program
 from agents.building import build_settings
+from agents.searching import trials
 from agents.searching.search import SHIPPED, run_search
 from agents.searching.settings import SearchSettings, suggest
+from agents.studies.running import Job
+from agents.training.run_folder import EVAL_COLUMNS
+from agents.training.task import load_task
+from agents.training.validation import Validator
 from speckv.commands.app import CONFIGS, compose_checked
 from speckv.errors import ConfigError
-from tests.fakes_runs import CapturedConsole, save_toy
+from tests.fakes_runs import CapturedConsole, save_toy, toy_settings
 
 optuna = pytest.importorskip("optuna", reason="needs Optuna (the extra tune)")
 
@@ -98,3 +105,57 @@ def test_a_trial_that_fails_is_told_and_the_search_goes_on(tmp_path: Path) -> No
     record = run_search(settings, console, overrides=overrides)
     assert {t["state"] for t in record["trials"]} == {"complete", "fail"}
     assert "failed:" in console.text
+
+
+def toy_validator(folder: Path) -> Validator:
+    settings = toy_settings(folder, folder / "out")
+    task = load_task(settings.data, settings.cost)
+    return Validator(task.validation, task.learning_cost, task.validation_gammas)
+
+
+def rows_of(validator: Validator, step: int, slower: float) -> list[str]:
+    """Rows of `eval.csv` by a run that takes so many times as long as the best fixed gamma."""
+    grid, seconds = validator.grid, (validator.best_fixed.seconds * slower).tolist()
+    return [
+        f"{step},{grid.prompt_ids[row]},code,{grid.compressions[column]},10,{seconds[row][column]!r},5,5,5,5\n"
+        for row, column in zip(grid.rows.tolist(), grid.columns.tolist(), strict=True)
+    ]
+
+
+LEARNER = """
+import pathlib, sys, time
+folder = pathlib.Path(sys.argv[1])
+folder.mkdir(parents=True)
+for block in sys.argv[3:]:
+    with (folder / "eval.csv").open("a") as file:
+        file.write(block)
+time.sleep(float(sys.argv[2]))
+"""
+"""Writes what a learner would, block by block, and then takes its time."""
+
+
+def test_a_trial_that_lags_is_given_up_and_the_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    validator = toy_validator(tmp_path)
+
+    def begin(job: Job) -> subprocess.Popen[bytes]:
+        lags = job.arm == "trial 1"
+        rows = [",".join(EVAL_COLUMNS) + "\n"]
+        rows += rows_of(validator, 0, 2.0) + rows_of(validator, 100, 1.5 if lags else 0.8)
+        return subprocess.Popen([sys.executable, "-c", LEARNER, str(job.folder), "60" if lags else "0", "".join(rows)])
+
+    monkeypatch.setattr(trials, "begin", begin)
+    search = SearchSettings(name="toy", space={"agent.gamma": {"low": 0, "high": 16}}, trials=3, warm_up=1)
+    study = optuna.create_study(
+        direction="maximize",
+        sampler=optuna.samplers.RandomSampler(seed=0),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=1),
+    )
+    console = CapturedConsole()
+
+    def job(number: int, told: list[str]) -> Job:
+        return Job(arm=f"trial {number}", seed=0, overrides=tuple(told), folder=tmp_path / "trials" / str(number))
+
+    trials.run_trials(study, search, job, validator, processes=1, console=console)
+    assert [t.state.name for t in study.trials] == ["COMPLETE", "PRUNED", "COMPLETE"]
+    assert [t.value for t in study.trials] == pytest.approx([1 / 0.8, 1 / 1.5, 1 / 0.8])
+    assert "given up at 0.6667" in console.text
