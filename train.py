@@ -15,10 +15,10 @@ from agents.searching.search import run_search
 from agents.settings import TrainSettings
 from agents.studies.study import run_study
 from agents.training.interrupts import InterruptedTraining
-from agents.training.run_folder import CONFIG
 from agents.training.session import train
 from speckv.commands.app import CONFIGS, plain, prepare, run_explained
 from speckv.errors import CheckpointError, ConfigError
+from speckv.evaluation.run_facts import CONFIG
 
 NAME = "train"
 

@@ -19,11 +19,11 @@ from agents.settings import TrainSettings
 from agents.studies.running import Job
 from agents.studies.settings import StudySettings
 from agents.studies.study import plan, run_study, shared_overrides
-from agents.training.curve import curve_of
-from agents.training.run_folder import EVAL, made
+from agents.training.run_folder import made
 from agents.training.task import load_task
 from agents.training.validation import Validator
 from speckv.errors import ConfigError
+from speckv.evaluation.curves import EVAL
 from speckv.evaluation.results import rounded
 from speckv.files import canonical_json, write_atomically
 
@@ -116,8 +116,8 @@ def _record(
 ) -> dict[str, Any]:
     validation: dict[str, list[float]] = {}
     for job in plan(final, final.seeds, [], folder / "final"):
-        curve = curve_of(job.folder / EVAL, validator)
-        validation.setdefault(job.arm, []).append(max(point["vs_best_fixed"] for point in curve))
+        points = validator.read_points(job.folder / EVAL)
+        validation.setdefault(job.arm, []).append(max(point.mean for point in points))
     means = {arm: sum(values) / len(values) for arm, values in validation.items()}
     winner = max(means, key=lambda arm: means[arm])
     return {

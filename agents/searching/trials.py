@@ -9,10 +9,9 @@ from typing import Any
 from agents.console import Console
 from agents.searching.settings import SearchSettings, suggest
 from agents.studies.running import POLL_S, Job, begin, require_no, said, stopped_at_the_end
-from agents.training.curve import curve_of
 from agents.training.interrupts import catch_signals
-from agents.training.run_folder import EVAL
 from agents.training.validation import Validator
+from speckv.evaluation.curves import EVAL
 
 
 @dataclass(slots=True, kw_only=True)
@@ -85,13 +84,12 @@ def _take_in(one: _Running, validator: Validator) -> None:
     if size == one.size:
         return
     one.size = size
-    for point in curve_of(path, validator):
-        one.best = max(one.best, point["vs_best_fixed"])
-        step = int(point["step"])
-        if step > 0 and step not in one.reported:
-            one.reported.add(step)
+    for point in validator.read_points(path):
+        one.best = max(one.best, point.mean)
+        if point.step > 0 and point.step not in one.reported:
+            one.reported.add(point.step)
             # The best so far, because the best checkpoint is what a run comes to.
-            one.trial.report(one.best, step)
+            one.trial.report(one.best, point.step)
 
 
 def _watch(one: _Running, validator: Validator) -> None:

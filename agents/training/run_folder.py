@@ -13,13 +13,12 @@ from importlib import metadata
 from pathlib import Path
 
 from speckv.errors import CheckpointError, ConfigError
+from speckv.evaluation.curves import EVAL
 from speckv.evaluation.metrics import Grid, Sums
+from speckv.evaluation.run_facts import CONFIG, RUN, read_facts
 from speckv.files import canonical_json, write_atomically
 
-CONFIG = "config.yaml"
 OVERRIDES = "overrides.txt"
-RUN = "run.json"
-EVAL = "eval.csv"
 EVENTS = "tb"
 POLICY = "policy"
 EVALUATION = "evaluation"
@@ -104,12 +103,9 @@ class RunFolder:
         Raises:
             CheckpointError: if this is no run folder.
         """
-        try:
-            facts = json.loads((self / RUN).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"Expected a run folder with a {RUN} at {self.path}, got: {error}.") from error
-        if not isinstance(facts, dict):
-            raise CheckpointError(f"{self / RUN}: expected a JSON object. The run folder is damaged.")
+        facts = read_facts(self.path)
+        if not facts:
+            raise CheckpointError(f"Expected a run folder with a {RUN} at {self.path}, found none.")
         return facts
 
     def append_evaluation(self, step: int, grid: Grid, sums: Sums) -> None:

@@ -4,19 +4,17 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 import speckv
 from speckv.cost import CostTable
 from speckv.evaluation.baselines import BEST_FIXED, CLAIRVOYANT
 from speckv.evaluation.bootstrap import Interval
 from speckv.evaluation.compare import Comparison, compile_pair
 from speckv.evaluation.comparison_text import shown_controllers
+from speckv.evaluation.curves import Curve
 from speckv.evaluation.metrics import ALL
 from speckv.evaluation.results import comparison_json, rounded
 from speckv.evaluation.table import format_interval
 from speckv.report.choosing import choose_prompts, describe_rule
-from speckv.report.curves import Curve
 from speckv.report.following import Player, players_of
 from speckv.report.texts import TokenTexts
 from speckv.report.timelines import make_timelines
@@ -85,7 +83,7 @@ def page_content(
         "runs": [{"name": s.controller.name, "facts": list(s.facts.items())} for s in shown],
         "comparison": comparison_json(comparison),
         "listed": list(shown_controllers(comparison)),
-        "curves": [_curve(s.curve) for s in shown if s.curve is not None],
+        "curves": [_curve(s.controller.name, s.curve) for s in shown if s.curve is not None],
         "without_curve": [s.controller.name for s in shown if s.curve is None],
         "timeline": _timeline(comparison, shown, test, cost, words, prompts_per_task),
     }
@@ -152,12 +150,11 @@ def setting_facts(comparison: Comparison, test: TraceSet, cost: CostTable) -> li
     ]
 
 
-def _curve(curve: Curve) -> dict[str, object]:
-    means = [point.over_best_fixed[ALL].estimate for point in curve.points]
+def _curve(controller: str, curve: Curve) -> dict[str, object]:
     return {
-        "controller": curve.controller,
+        "controller": controller,
         "num_prompts": curve.num_prompts,
-        "best_step": curve.points[int(np.argmax(means))].step,
+        "best_step": max(curve.points, key=lambda point: point.mean).step,
         "points": {
             name: [[point.step, *_bounds(point.over_best_fixed[name])] for point in curve.points]
             for name in curve.points[0].over_best_fixed

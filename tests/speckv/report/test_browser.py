@@ -11,7 +11,7 @@ import pytest
 from matplotlib.image import imread
 
 from speckv.evaluation.bootstrap import Interval
-from speckv.report.curves import Curve, Point
+from speckv.evaluation.curves import Curve, Point
 from speckv.report.page import render_page
 from tests.fakes_report import HOSTILE, made, toy_content
 
@@ -39,9 +39,10 @@ pytestmark = [
 def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     def point(step: int, value: float) -> Point:
         interval = Interval(estimate=value, low=value - 0.1, high=value + 0.1)
-        return Point(step=step, over_best_fixed=dict.fromkeys(("fp16", "nf4", "all"), interval))
+        over = dict.fromkeys(("fp16", "nf4", "all"), interval)
+        return Point(step=step, over_best_fixed=over, drafted_per_step=3.0)
 
-    curve = Curve(controller="svip", num_prompts=4, points=(point(0, 0.8), point(1000, 1.1), point(2000, 1.05)))
+    curve = Curve(num_prompts=4, points=(point(0, 0.8), point(1000, 1.1), point(2000, 1.05)))
     content = toy_content(made("svip", "gammatune"), curve=curve)
     path = tmp_path_factory.mktemp("page") / "report.html"
     path.write_text(render_page(content), encoding="utf-8")

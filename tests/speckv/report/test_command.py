@@ -66,6 +66,18 @@ def test_several_runs_share_a_page(runs: tuple[Path, Path], tmp_path: Path) -> N
     assert "fastest run here" in content["verdict"]
 
 
+def test_a_run_that_learned_on_another_clock_has_no_curve(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    """Its rows are seconds of that clock, which say nothing beside the best fixed gamma of this one."""
+    config = (runs[0] / "config.yaml").read_text(encoding="utf-8")
+    learn = re.search(r"^  cost: null$", config, re.MULTILINE)
+    assert learn is not None
+    other = change(runs[0], tmp_path / "other", "  cost: null", "  cost: cpu-2core")
+    out = tmp_path / "page.html"
+    assert main(["report", str(other), f"out={out}", "num_resamples=20", "prompts_per_task=1"]) == 0
+    assert content_of(out)["curves"] == []
+    assert content_of(out)["without_curve"] == ["ppo"]
+
+
 def test_two_runs_of_one_name_are_told_apart_by_their_folders(runs: tuple[Path, Path], tmp_path: Path) -> None:
     twin = tmp_path / "twin"
     shutil.copytree(runs[0], twin)
@@ -146,7 +158,7 @@ def test_a_damaged_folder_is_refused(
         ([], "Expected run folders first"),
         (["out=x.html"], "Expected run folders first"),
         (["/no/such/run"], "a run folder or a policy's folder"),
-        (["shipped"], "Expected cost=NAME"),
+        (["shipped"], "Name it: cost=NAME data=NAME"),
         (["{run}", "prompts_per_task=0"], "prompts_per_task of 1 or more"),
         (["{run}", "prompts=[none.jsonl]"], "found nothing"),
         (["{run}", "prompt_per_task=2"], "Did you mean 'prompts_per_task'"),

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the page holds: the comparison's record, prompts by rule, texts, curves; and nothing that breaks it."""
 
-import csv
 import html
 import json
 import re
@@ -11,21 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agents.training.run_folder import EVAL_COLUMNS
-from speckv.errors import CheckpointError, DataError
+from speckv.errors import DataError
 from speckv.evaluation.baselines import BEST_FIXED
-from speckv.evaluation.compare import tune_fixed
 from speckv.evaluation.metrics import ALL
 from speckv.evaluation.results import comparison_json
 from speckv.report.choosing import choose_prompts, describe_rule
 from speckv.report.content import verdict
-from speckv.report.curves import read_curve
 from speckv.report.page import embedded_json, render_page
 from speckv.report.texts import TokenTexts
 from speckv.report.vocabulary import ASSETS, Vocabulary, shipped_vocabulary, tokens_of
 from speckv.traces import TraceSet
 from speckv.traces.collection import ASSETS as TRACES
-from tests.fakes_report import COST, HOSTILE, PIECES, compared, made, splits, toy_content
+from tests.fakes_report import HOSTILE, PIECES, compared, made, splits, toy_content
 
 
 def test_the_page_holds_the_comparison_as_it_is_saved() -> None:
@@ -197,58 +193,3 @@ def test_shipped_vocabularies_hold_nothing_else() -> None:
         assert sorted(vocabulary.pieces) == tokens_of(same)
     assert shipped_vocabulary("") is None
     assert shipped_vocabulary("0" * 64) is None
-
-
-def write_evaluations(folder: Path, seconds: dict[int, dict[tuple[str, str], float]]) -> Path:
-    folder.mkdir(exist_ok=True)
-    with (folder / "eval.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(EVAL_COLUMNS)
-        for step, values in seconds.items():
-            for (prompt, compression), value in values.items():
-                writer.writerow([step, prompt, "code", compression, 10, value, 5, 5, 5, 5])
-    return folder
-
-
-def test_a_curve_is_the_best_fixed_gammas_time_over_the_runs_own(tmp_path: Path) -> None:
-    train, _ = splits()
-    sweep = tune_fixed(train, COST)
-    fixed = sweep.combine(sweep.best()).seconds
-    prompts = sweep.grid.prompt_ids[:3]
-    own = {
-        step: {
-            (prompt, compression): fixed[row, column] * factor
-            for row, prompt in enumerate(prompts)
-            for column, (compression, factor) in enumerate(zip(sweep.grid.compressions, factors, strict=True))
-        }
-        for step, factors in ((400, (1.0, 0.5)), (0, (2.0, 2.0)))
-    }
-    curve = read_curve(write_evaluations(tmp_path / "run", own), "ppo", sweep, num_resamples=20, seed=0)
-    assert curve is not None
-    assert (curve.num_prompts, [point.step for point in curve.points]) == (3, [0, 400])
-    first, last = (point.over_best_fixed for point in curve.points)
-    assert [first[c].estimate for c in sweep.grid.compressions] == pytest.approx([0.5, 0.5])
-    assert [last[c].estimate for c in sweep.grid.compressions] == pytest.approx([1.0, 2.0])
-    assert last[ALL].estimate == pytest.approx(2.0**0.5)
-    # Every prompt has the same ratio, so no resample has another.
-    assert [last[ALL].low, last[ALL].high] == pytest.approx([2**0.5, 2**0.5])
-
-
-def test_no_curve_where_nothing_was_learned_along_the_way(tmp_path: Path) -> None:
-    sweep = tune_fixed(splits()[0], COST)
-    assert read_curve(tmp_path, "fixed", sweep, num_resamples=20, seed=0) is None
-    once = write_evaluations(tmp_path / "run", {0: {(sweep.grid.prompt_ids[0], "fp16"): 1.0}})
-    assert read_curve(once, "fixed", sweep, num_resamples=20, seed=0) is None
-
-
-def test_evaluations_of_other_prompts_or_no_numbers_are_refused(tmp_path: Path) -> None:
-    sweep = tune_fixed(splits()[0], COST)
-    other = write_evaluations(tmp_path / "run", {step: {("elsewhere", "fp16"): 1.0} for step in (0, 1)})
-    with pytest.raises(CheckpointError, match="prompts of the train split"):
-        read_curve(other, "ppo", sweep, num_resamples=20, seed=0)
-    (other / "eval.csv").write_text("step,prompt_id\n1,p\n", encoding="utf-8")
-    with pytest.raises(CheckpointError, match="compression"):
-        read_curve(other, "ppo", sweep, num_resamples=20, seed=0)
-    (other / "eval.csv").write_text("step,prompt_id,compression,seconds\n1,p,fp16,fast\n", encoding="utf-8")
-    with pytest.raises(CheckpointError, match="expected numbers"):
-        read_curve(other, "ppo", sweep, num_resamples=20, seed=0)
