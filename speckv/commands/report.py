@@ -12,9 +12,10 @@ from speckv.commands.run_folders import RunFolder, Terms, agreed
 from speckv.cost import CostTable
 from speckv.errors import CheckpointError, ConfigError, DataError
 from speckv.evaluation.baselines import FixedSweep
-from speckv.evaluation.compare import compare, tune_fixed
+from speckv.evaluation.compare import NUM_RESAMPLES, compare, tune_fixed
 from speckv.evaluation.curves import EVAL, Curve, read_curve
 from speckv.evaluation.run_facts import controller_folder
+from speckv.evaluation.seeds import find_seed_groups
 from speckv.files import write_atomically
 from speckv.profiling.prompts import read_prompts
 from speckv.report.content import Shown, Words, page_content
@@ -121,8 +122,10 @@ def _page(config: DictConfig, runs: Sequence[RunFolder], ground: _Ground, words:
     paths = [one.path for one in runs]
     controllers = [load_controller(path) for path in paths]
     name_apart(controllers, paths)
-    seed = runs[0].seed if config.seed is None else int(config.seed)
-    resamples = runs[0].num_resamples if config.num_resamples is None else int(config.num_resamples)
+    # One run is judged as at its own end, several as `evaluate.py` judges them: the same draws, the same verdicts.
+    seed, resamples = (runs[0].seed, runs[0].num_resamples) if len(runs) == 1 else (0, NUM_RESAMPLES)
+    seed = seed if config.seed is None else int(config.seed)
+    resamples = resamples if config.num_resamples is None else int(config.num_resamples)
     train, test, cost = ground.train, ground.test, ground.cost
     sweep = tune_fixed(train, cost)
     comparison = compare(
@@ -133,6 +136,7 @@ def _page(config: DictConfig, runs: Sequence[RunFolder], ground: _Ground, words:
         num_resamples=resamples,
         seed=seed,
         train_sweep=sweep,
+        seed_groups=find_seed_groups(paths, controllers, load_controller),
     )
     # Recorded seconds are of the run's own clock: beside another one they say nothing.
     own = config.get("cost") is None and config.get("data") is None

@@ -151,6 +151,17 @@ def column_of(driver: webdriver.Chrome, column: int) -> list[str]:
     return texts(driver, f"#table tbody tr > :nth-child({column + 1})")
 
 
+def test_verdicts_stand_as_in_the_text_table(opened: webdriver.Chrome, page: tuple[Path, dict[str, Any]]) -> None:
+    parts = page[1]["judged"]["parts"]
+    assert texts(opened, "#judged h3") == [where for where, _ in parts]
+    assert texts(opened, "#judged li") == [said for _, lines in parts for _, said in lines]
+    assert [e.get_attribute("class") for e in opened.find_elements(By.CSS_SELECTOR, "#judged li")] == [
+        {"ahead of": "ahead", "behind": "behind", "not distinguishable from": "not", "": "first"}[word]
+        for _, lines in parts
+        for word, _ in lines
+    ]
+
+
 def test_choices_of_compression_task_and_constants_change_the_table(
     opened: webdriver.Chrome, page: tuple[Path, dict[str, Any]]
 ) -> None:

@@ -4,6 +4,7 @@
 import html
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import pytest
 
 from speckv.errors import DataError
 from speckv.evaluation.baselines import BEST_FIXED
+from speckv.evaluation.comparison_text import render_comparison
 from speckv.evaluation.metrics import ALL
 from speckv.evaluation.results import comparison_json
+from speckv.evaluation.verdicts import AHEAD, BEHIND, EQUAL, VS_BEST_FIXED
 from speckv.report.choosing import choose_prompts, describe_rule
 from speckv.report.content import verdict
 from speckv.report.page import embedded_json, render_page
@@ -42,6 +45,36 @@ def test_the_verdict_names_the_best_run_with_its_interval_and_the_bound() -> Non
     assert "geometric mean over fp16, nf4" in text
     assert f"{comparison.group(ALL, ALL).row('clairvoyant').geomean_vs_best_fixed.estimate:.3f}." in text
     assert "clairvoyant bound is" in verdict(compared([]))
+
+
+def test_the_sentence_claims_what_the_family_claims_whatever_the_interval_says() -> None:
+    comparison = compared(made("fixed", "svip"))
+    family = comparison.overall(VS_BEST_FIXED)
+    assert family is not None
+    assert (family.compression, family.num_comparisons) == ("all", 2)
+    first = max(family.verdicts, key=lambda v: v.speedup)
+    assert f"is {first.word} it (" in verdict(comparison)
+    for word in (AHEAD, BEHIND, EQUAL):
+        said = tuple(replace(v, word=word, p_holm=0.0123) if v is first else v for v in family.verdicts)
+        other = replace(family, verdicts=said)
+        families = tuple(other if f is family else f for f in comparison.families)
+        assert f"{first.controller}, the first of 2" in verdict(replace(comparison, families=families))
+        assert f"is {word} it (p=0.012)" in verdict(replace(comparison, families=families))
+
+
+def test_verdicts_are_those_of_the_text_table_word_for_word() -> None:
+    comparison = compared(made("fixed", "svip", "gammatune"))
+    judged = toy_content(made("fixed", "svip", "gammatune"))["judged"]
+    assert isinstance(judged, dict)
+    table = " ".join(render_comparison(comparison).split())
+    for where, lines in judged["parts"]:
+        assert " ".join([where, *(said for _, said in lines)]) in table
+    assert judged["note"] in table
+    assert [where for where, _ in judged["parts"]] == ["fp16", "nf4", "all compressions, weighed alike"]
+    claims = [(f.compression, v.word) for f in comparison.families for v in f.verdicts]
+    shown = [(where.split(",")[0].split()[0], word) for where, lines in judged["parts"] for word, _ in lines if word]
+    assert set(shown) == set(claims)
+    assert toy_content([])["judged"] == {"note": judged["note"], "parts": ()}
 
 
 def test_prompts_are_those_nearest_to_their_tasks_median() -> None:
