@@ -13,6 +13,9 @@ from agents.training.interrupts import catch_signals
 from agents.training.validation import Validator
 from speckv.evaluation.curves import EVAL
 
+_SAID = "said"
+"""Attribute of a failed trial: what its run said. One that was stopped has none."""
+
 
 @dataclass(slots=True, kw_only=True)
 class _Running:
@@ -50,7 +53,7 @@ def run_trials(
         InterruptedTraining: if a signal came; trials under way count as failed.
     """
     running: list[_Running] = []
-    left = settings.trials - len(study.trials)
+    left = settings.trials - num_tried(study)
     try:
         with catch_signals() as request:
             while left > 0 or running:
@@ -68,6 +71,12 @@ def run_trials(
         with stopped_at_the_end([one.process for one in running]):
             for one in running:
                 study.tell(one.trial, state=_states().FAIL)
+
+
+def num_tried(study: Any) -> int:
+    """Trials that came to something, be it a failure; those that were stopped under way are tried again, as others."""
+    failed = _states().FAIL
+    return sum(trial.state != failed or _SAID in trial.user_attrs for trial in study.trials)
 
 
 def _begin(trial: Any, settings: SearchSettings, make_job: Callable[[int, list[str]], Job]) -> _Running:
@@ -104,13 +113,14 @@ def _watch(one: _Running, validator: Validator) -> None:
 def _tell(study: Any, one: _Running, validator: Validator, console: Console) -> None:
     _take_in(one, validator)
     name = f"trial {one.trial.number} ({', '.join(one.trial.user_attrs['overrides'])})"
-    if one.given_up:
+    if one.given_up and one.process.returncode != 0:  # it may have come to its end in the meantime
         study.tell(one.trial, state=_states().PRUNED)  # Optuna takes what was reported last: the best so far
         console.write(f"{name}: given up at {one.best:.4f}")
     elif one.process.returncode == 0 and one.best > 0:
         study.tell(one.trial, one.best)
         console.write(f"{name}: {one.best:.4f} x best fixed gamma on validation prompts")
     else:
+        one.trial.set_user_attr(_SAID, said(one.job))
         study.tell(one.trial, state=_states().FAIL)
         console.write(f"{name}: failed: {said(one.job)}")
 

@@ -53,6 +53,13 @@ class Job:
         return (self.folder / LAST).is_file()
 
     @property
+    def begun(self) -> bool:
+        """Whether a run began in the folder, or was stopped while it wrote its first file."""
+        if not self.folder.is_dir():
+            return False
+        return (self.folder / OVERRIDES).is_file() or all(p.name.endswith(".partial") for p in self.folder.iterdir())
+
+    @property
     def command(self) -> list[str]:
         """What to run: from where it stopped, if it left a checkpoint."""
         if self.stopped:
@@ -131,7 +138,7 @@ def require_no(request: StopRequest) -> None:
 
 def begin(job: Job) -> "subprocess.Popen[bytes]":
     """Begins a run, or goes on with it, with one thread; what it says goes into a file beside its folder."""
-    if not job.stopped and (job.folder / OVERRIDES).is_file():
+    if not job.stopped and job.begun:
         shutil.rmtree(job.folder)  # told the same, and it left nothing to go on from
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     with _log(job).open("ab") as log:

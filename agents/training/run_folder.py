@@ -93,8 +93,9 @@ class RunFolder:
 
     def record_start(self, config: str, overrides: Sequence[str], facts: Mapping[str, object]) -> None:
         """Writes the resolved config, the overrides, and what else decides the result."""
-        write_atomically(self / CONFIG, config)
+        # First, because a study that was stopped knows by them that it may begin such a run again.
         write_atomically(self / OVERRIDES, "".join(f"{line}\n" for line in overrides))
+        write_atomically(self / CONFIG, config)
         write_atomically(self / RUN, canonical_json(facts))
 
     def read_facts(self) -> Mapping[str, object]:

@@ -13,7 +13,8 @@ import pytest
 import train as program
 from agents.building import build_settings
 from agents.searching import trials
-from agents.searching.search import SHIPPED, run_search
+from agents.searching.journal import open_study
+from agents.searching.search import SHIPPED, best_trials, run_search
 from agents.searching.settings import SearchSettings, suggest
 from agents.studies.running import Job
 from agents.training.run_folder import EVAL_COLUMNS
@@ -51,11 +52,148 @@ def test_values_are_drawn_from_ranges_and_choices() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"low": 2, "high": 1}, {"low": 1}, {"choices": []}, 3, {"low": 0, "high": 1, "odd": 2}]
+    "values",
+    [
+        {"low": 2, "high": 1},
+        {"low": 1},
+        {"choices": []},
+        3,
+        {"low": 0, "high": 1, "odd": 2},
+        {"low": "a", "high": "b"},
+        {"low": 0.0, "high": 1.0, "log": True},
+        {"low": 1, "high": 8, "log": True, "step": 2},
+        {"low": 1, "high": 8, "step": 0.5},
+        {"low": 1, "high": 8, "step": 0},
+    ],
 )
 def test_a_space_that_makes_no_sense_is_refused(values: Any) -> None:
     with pytest.raises(ConfigError, match=r"search\.space\.agent\.gamma"):
         build_settings(SearchSettings, {"name": "toy", "space": {"agent.gamma": values}})
+
+
+@pytest.mark.parametrize("key", ["cost", "data.tasks", "learn.prompts", "seed", "eval.every_steps"])
+def test_what_trials_are_judged_on_is_not_searched(key: str) -> None:
+    with pytest.raises(ConfigError, match="leave alone what trials are judged on"):
+        SearchSettings(name="toy", space={key: {"choices": [1]}})
+
+
+def test_final_seeds_are_fresh_and_each_once(tmp_path: Path) -> None:
+    space = {"agent.gamma": {"low": 0, "high": 16}}
+    with pytest.raises(ConfigError, match="each once"):
+        SearchSettings(name="toy", space=space, final_seeds=(5, 5))
+    settings = replace(toy_settings(tmp_path, tmp_path / "out"), seed=5)
+    with pytest.raises(ConfigError, match="seeds that the search has not seen"):
+        replace(settings, search=SearchSettings(name="toy", space=space, final_seeds=(4, 5)))
+
+
+class Drawn:
+    """Draws the highest value of every range and the last of all choices."""
+
+    def suggest_int(self, name: str, low: int, high: int, **rest: object) -> int:
+        del name, low, rest
+        return high
+
+    def suggest_float(self, name: str, low: float, high: float, **rest: object) -> float:
+        del name, low, rest
+        return high
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"choices": [0.1, None]}, "null"),
+        ({"choices": [False]}, "false"),
+        ({"choices": [[0.5, None]]}, "[0.5,null]"),
+        ({"choices": [0.123456]}, "0.123456"),
+        ({"low": 0.9, "high": 0.99999}, "0.99999"),  # not 1, which lies outside
+        ({"low": 1e-5, "high": 1.23456e-3, "log": True}, "0.00123456"),
+        ({"low": 1, "high": 8}, "8"),
+    ],
+)
+def test_what_is_told_is_what_was_drawn(values: Any, text: str) -> None:
+    assert suggest(Drawn(), {"agent.x": values}) == [f"agent.x={text}"]
+
+
+TERMS = {"overrides": ["agent=fixed"], "seed": 0, "space": {"agent.x": {"low": 0.0, "high": 1.0}}}
+TOY = SearchSettings(name="toy", space=TERMS["space"], trials=6, warm_up=6)
+
+
+def test_a_search_that_goes_on_draws_other_values_than_at_first(tmp_path: Path) -> None:
+    drawn = []
+    for _ in range(3):
+        study = open_study(TOY, tmp_path, TERMS)
+        for _ in range(2):
+            trial = study.ask()
+            drawn += suggest(trial, TOY.space)
+            study.tell(trial, 1.0)
+    assert len(set(drawn)) == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"space": {"agent.x": {"low": 0.0, "high": 2.0}}}, "the same space"),
+        ({"overrides": ["agent=fixed", "agent.total_steps=5"]}, "the same overrides"),
+        ({"seed": 1}, "the same seed"),
+    ],
+)
+def test_a_search_does_not_go_on_on_other_terms(tmp_path: Path, change: dict[str, object], match: str) -> None:
+    open_study(TOY, tmp_path, TERMS)
+    open_study(replace(TOY, trials=9, top=1), tmp_path, TERMS)
+    with pytest.raises(ConfigError, match=match):
+        open_study(TOY, tmp_path, {**TERMS, **change})
+
+
+def test_a_folder_of_another_search_is_refused(tmp_path: Path) -> None:
+    open_study(TOY, tmp_path, TERMS)
+    with pytest.raises(ConfigError, match=r"hold the search other, got \['toy'\]"):
+        open_study(replace(TOY, name="other"), tmp_path, TERMS)
+    # Its trials would count as runs of a journal that begins anew, whose numbers are the same.
+    (tmp_path / "trials").mkdir()
+    (tmp_path / "journal.log").unlink()
+    with pytest.raises(ConfigError, match="the journal of the trials that are there"):
+        open_study(TOY, tmp_path, TERMS)
+
+
+def test_trials_that_were_stopped_are_tried_again_and_failed_ones_are_not(tmp_path: Path) -> None:
+    study = open_study(TOY, tmp_path, TERMS)
+    study.ask()  # under way when the search was killed
+    stopped, failed, done = (study.ask() for _ in range(3))
+    study.tell(stopped, state=optuna.trial.TrialState.FAIL)
+    failed.set_user_attr("said", "speckv: out of range")
+    study.tell(failed, state=optuna.trial.TrialState.FAIL)
+    study.tell(done, 1.0)
+    again = open_study(TOY, tmp_path, TERMS)
+    assert [t.state.name for t in again.trials] == ["FAIL", "FAIL", "FAIL", "COMPLETE"]
+    assert trials.num_tried(again) == 2
+
+
+def test_the_best_trials_differ_in_what_they_tried() -> None:
+    study = optuna.create_study(direction="maximize")
+    for value, gamma in ((1.0, 1), (1.2, 2), (1.2, 2), (1.1, 3), (1.2, 2)):
+        study.add_trial(optuna.trial.create_trial(value=value, user_attrs={"overrides": [f"agent.gamma={gamma}"]}))
+    study.add_trial(optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL))
+    assert [t.user_attrs["overrides"] for t in best_trials(study, 2)] == [["agent.gamma=2"], ["agent.gamma=3"]]
+
+
+def test_a_search_without_a_trial_that_finished_says_so_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+
+    def begin(job: Job) -> subprocess.Popen[bytes]:
+        begun.append(job.arm)
+        job.folder.parent.mkdir(parents=True, exist_ok=True)
+        job.folder.with_name(f"{job.folder.name}.log.txt").write_text("speckv: no memory", encoding="utf-8")
+        return subprocess.Popen([sys.executable, "-c", "raise SystemExit(2)"])
+
+    monkeypatch.setattr(trials, "begin", begin)
+    search = SearchSettings(name="toy", space={"agent.gamma": {"low": 0, "high": 16}}, trials=2)
+    settings = replace(toy_settings(tmp_path, tmp_path / "search"), search=search, processes=2)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"a trial of toy to finish, got none: .*trials says why"):
+            run_search(settings, CapturedConsole(), overrides=[])
+    assert begun == ["trial 0", "trial 1"]
 
 
 def test_a_search_finds_the_better_values_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
@@ -87,7 +225,7 @@ def test_a_search_finds_the_better_values_and_goes_on_where_it_stopped(tmp_path:
 
     more = replace(settings, search=replace(search, trials=5))
     console = CapturedConsole()
-    longer = run_search(more, console, overrides=overrides)
+    longer = run_search(more, console, overrides=[*overrides, "search.trials=5"])
     assert "4 of 5 trials are there already" in console.text
     assert longer["trials"][:4] == trials
 
