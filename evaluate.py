@@ -2,6 +2,7 @@
 """Compares controllers on the test prompts: `python evaluate.py controllers=[runs/my-run]`."""
 
 import sys
+from collections.abc import Sequence
 
 import hydra
 from omegaconf import DictConfig
@@ -25,7 +26,7 @@ def settings_from(config: DictConfig) -> EvaluateSettings:
     return build_settings(EvaluateSettings, plain(config))
 
 
-def check(config: DictConfig) -> None:
+def check(config: DictConfig, overrides: Sequence[str] = ()) -> None:  # noqa: ARG001
     """Checks a composed config."""
     settings_from(config)
 

@@ -2,6 +2,7 @@
 """Trains a controller and evaluates it once on the test prompts: `python train.py agent=ppo`."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import hydra
@@ -13,12 +14,12 @@ from agents.console import Console
 from agents.registry import agent_settings
 from agents.searching.search import run_search
 from agents.settings import TrainSettings
-from agents.studies.study import run_study
+from agents.studies.study import plan, run_study, shared_overrides
 from agents.training.interrupts import InterruptedTraining
-from agents.training.run_folder import CONFIG
 from agents.training.session import train
-from speckv.commands.app import CONFIGS, plain, prepare, run_explained
-from speckv.errors import CheckpointError, ConfigError
+from speckv.commands.app import CONFIGS, compose_checked, plain, prepare, run_explained
+from speckv.errors import CheckpointError, ConfigError, SpecKVError
+from speckv.evaluation.run_facts import CONFIG
 
 NAME = "train"
 
@@ -34,9 +35,22 @@ def settings_from(config: DictConfig) -> TrainSettings:
     return settings
 
 
-def check(config: DictConfig) -> None:
-    """Checks a composed config, or the saved one that it asks to resume."""
-    settings_from(resumed(config, overrides=None))
+def check(config: DictConfig, overrides: Sequence[str] = ()) -> None:
+    """Checks a composed config, or the saved one that it asks to resume; of many runs, what each arm is told.
+
+    Raises:
+        SpecKVError: naming the setting, and the arm if it is told by one.
+    """
+    settings = settings_from(resumed(config, overrides=None))
+    if settings.search is not None:
+        compose_checked(NAME, [*shared_overrides(overrides), *settings.search.example(), "search=null"])
+    if settings.study is None:
+        return
+    for run in plan(settings.study, settings.all_seeds[:1], overrides, Path()):
+        try:
+            settings_from(compose_checked(NAME, run.overrides))
+        except SpecKVError as error:
+            raise ConfigError(f"Arm {run.arm!r} of {settings.study.name}: {error}") from error
 
 
 def resumed(config: DictConfig, overrides: list[str] | None) -> DictConfig:

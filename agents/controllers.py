@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trained controllers: the latest run's, the shipped one, several with names of their own."""
 
-import json
 from pathlib import Path
 
 from agents.stored import has_controller, load_controller
+from speckv.errors import CheckpointError
+from speckv.evaluation.run_facts import RUN, read_facts, said
 from speckv.runtime.policy import SHIPPED
 from speckv.runtime.stored import name_apart
 from speckv.types import Controller
@@ -19,18 +20,14 @@ def latest_run(runs_dir: Path | str, *, cost: str, traces_sha256: str) -> Path |
         traces_sha256: Hash of the trace file.
     """
     found: list[tuple[str, Path]] = []
-    for facts_path in Path(runs_dir).glob("*/run.json"):
-        folder = facts_path.parent
+    for folder in (path.parent for path in Path(runs_dir).glob(f"*/{RUN}")):
         try:
-            facts = json.loads(facts_path.read_text(encoding="utf-8"))
-            started, same = (
-                facts["started"],
-                (facts["cost"]["name"], facts["traces"]["sha256"]) == (cost, traces_sha256),
-            )
-        except (OSError, ValueError, KeyError, TypeError):
+            facts = read_facts(folder)
+        except CheckpointError:
             continue
-        if same and has_controller(folder):
-            found.append((str(started), folder))
+        same = (said(facts, "cost", "name"), said(facts, "traces", "sha256")) == (cost, traces_sha256)
+        if same and "started" in facts and has_controller(folder):
+            found.append((str(facts["started"]), folder))
     return max(found)[1] if found else None
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from agents.console import Console
 from agents.controllers import latest_run, load_named, shipped_policy
 from agents.registry import AGENTS, Lesson, agent_settings, make_controller, require_agent
-from agents.seeds import find_seed_groups
 from agents.settings import EvaluateSettings
+from agents.stored import load_controller
 from agents.training.run_folder import EVALUATION
 from agents.training.task import load_cost, load_splits
 from agents.tuning import GRIDS, tune
@@ -21,6 +21,8 @@ from speckv.evaluation.comparison_text import render_comparison
 from speckv.evaluation.hierarchy import SeedGroup
 from speckv.evaluation.report import make_timelines, save_report
 from speckv.evaluation.results import headline
+from speckv.evaluation.run_facts import RUN
+from speckv.evaluation.seeds import find_seed_groups
 from speckv.evaluation.timing import sample_observations, time_decisions
 from speckv.traces import TraceSet
 from speckv.types import Controller
@@ -94,7 +96,7 @@ def evaluate(settings: EvaluateSettings, console: Console) -> Comparison:
     for controller, path in zip(controllers, paths, strict=True):
         if controller.name in {c.name for c in made}:
             controller.name = path.resolve().name
-    groups = find_seed_groups(paths, controllers)
+    groups = find_seed_groups(paths, controllers, load_controller)
     for group in groups:
         console.write(f"{group.name}: {', '.join(group.members)}")
     controllers += made
@@ -155,7 +157,7 @@ def _made_controllers(settings: EvaluateSettings, train: TraceSet, cost: CostTab
 
 
 def _default_output(settings: EvaluateSettings, paths: Sequence[Path], cost: str) -> Path:
-    runs = [path for path in paths if (path / "run.json").is_file()]
+    runs = [path for path in paths if (path / RUN).is_file()]
     if len(paths) == 1 and runs:
         return runs[0] / EVALUATION
     return Path(settings.runs_dir) / f"evaluate-{cost}"

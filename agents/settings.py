@@ -181,6 +181,8 @@ class TrainSettings:
             _require(self.search is None, "search", "null with env=live", self.search)
         _require(self.processes is None or self.processes >= 1, "processes", "1 or more, or null", self.processes)
         _require(not (self.is_study and self.search), "search", "null beside seeds or a study", self.search)
+        fresh = self.search is None or self.seed not in self.search.final_seeds
+        _require(fresh, "search.final_seeds", "to be seeds that the search has not seen", self.seed)
         _require(
             not (self.is_study or self.search) or self.resume is None,
             "resume",
@@ -188,8 +190,9 @@ class TrainSettings:
             self.resume,
         )
         listed = self.all_seeds
-        _require(bool(listed) and min(listed) >= 0, "seeds", "at least one, 0 or more", self.seeds)
-        _require(len(set(listed)) == len(listed), "seeds", "each once", self.seeds)
+        said = listed if self.seeds is None else self.seeds  # a study may bring its own
+        _require(bool(listed) and min(listed) >= 0, "seeds", "at least one, 0 or more", said)
+        _require(len(set(listed)) == len(listed), "seeds", "each once", said)
 
     @property
     def is_study(self) -> bool:

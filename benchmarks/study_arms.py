@@ -10,9 +10,8 @@ from pathlib import Path
 import train as program
 from agents.console import Console
 from agents.registry import agent_settings
-from agents.training.curve import curve_of
 from agents.training.learner_run import make_environment, train_learner
-from agents.training.run_folder import EVAL, RunFolder
+from agents.training.run_folder import RunFolder
 from agents.training.task import Task, load_task
 from agents.training.validation import Validator
 from benchmarks.study_store import Record
@@ -20,6 +19,7 @@ from speckv.commands.app import compose_checked
 from speckv.errors import SpecKVError
 from speckv.evaluation.bootstrap import Interval
 from speckv.evaluation.compare import compare
+from speckv.evaluation.curves import EVAL, Point
 from speckv.evaluation.metrics import ALL
 from speckv.types import Controller
 
@@ -59,6 +59,17 @@ def interval(value: Interval) -> Record:
     return {"estimate": value.estimate, "low": value.low, "high": value.high}
 
 
+def validation(point: Point) -> Record:
+    """One evaluation on validation prompts, as JSON."""
+    over = {name: value.estimate for name, value in point.over_best_fixed.items()}
+    return {
+        "step": float(point.step),
+        "vs_best_fixed": over.pop(ALL),
+        "drafted_per_step": point.drafted_per_step,
+        **{f"vs_best_fixed_{name}": value for name, value in over.items()},
+    }
+
+
 def run_arm(arm: Arm, *, cost: str, steps: int, seed: int, evaluations: int, num_resamples: int) -> Record:
     """Trains one arm in a folder that is thrown away, and evaluates it."""
     overrides = [
@@ -79,7 +90,7 @@ def run_arm(arm: Arm, *, cost: str, steps: int, seed: int, evaluations: int, num
         with tempfile.TemporaryDirectory() as folder:
             run, silent = RunFolder(Path(folder)), Console(io.StringIO())
             best = train_learner(agent, settings, env, run, validator, silent, provenance={}, resume=False)
-            curve = curve_of(run / EVAL, validator)
+            curve = [validation(point) for point in validator.read_points(run / EVAL)]
     except SpecKVError as error:
         return record | {"error": str(error)}
     record["train_s"] = round(time.monotonic() - began, 1)

@@ -11,8 +11,8 @@ from agents.registry import AGENTS, Lesson, agent_settings, make_controller
 from agents.settings import TrainSettings
 from agents.training.session import train
 from speckv.evaluation.compare import Comparison, compare
+from speckv.evaluation.curves import Curve
 from speckv.report.content import Shown, Words, page_content
-from speckv.report.curves import Curve
 from speckv.traces import TraceSet
 from speckv.types import Controller
 from tests.fakes_runs import CapturedConsole, toy_settings, toy_traces

@@ -21,9 +21,9 @@ from speckv.commands.app import compose_checked, prepare
 from speckv.errors import CheckpointError, CostTableError, DataError, SchemaError, SpecKVError, TraceError
 from speckv.evaluation import report
 from speckv.runtime.stored import save_rule
-from tests.agents.test_seeds import make_run
 from tests.fakes_paper import write_paper
 from tests.fakes_runs import CapturedConsole, save_toy, toy_settings
+from tests.speckv.test_evaluation_seeds import make_run
 from tests.speckv.test_runtime_policy import random_policy
 
 save_figure = report.save_figure

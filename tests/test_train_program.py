@@ -49,6 +49,32 @@ def test_a_wrong_command_line_is_one_error(arguments: list[str], message: str) -
         prepare(arguments, program.NAME, program.check)
 
 
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        (["agent.totl_steps=5"], "Arm 'typo' of .*Did you mean 'agent.total_steps'"),
+        (["agent.clip_range=-1"], "Arm 'typo' of .*clip_range"),
+        (["agnt=ppo"], "Arm 'typo' of .*Did you mean 'agent'"),
+    ],
+)
+def test_what_an_arm_is_told_is_checked_before_any_run(told: list[str], message: str) -> None:
+    overrides = ["experiment=ablation/observation", "study.seeds=[0]"]
+    config = compose_checked(program.NAME, overrides)
+    program.check(config, overrides)
+    config.study.arms = {"fine": [], "typo": told}
+    with pytest.raises(ConfigError, match=message):
+        program.check(config, overrides)
+
+
+def test_settings_that_a_search_tries_are_looked_for_before_any_trial() -> None:
+    overrides = ["tune=ppo", "search.trials=3"]
+    config = compose_checked(program.NAME, overrides)
+    program.check(config, overrides)
+    config.search.space = {"agent.learnin_rate": {"low": 0.1, "high": 0.2}}
+    with pytest.raises(ConfigError, match=r"Did you mean 'agent.learning_rate'"):
+        program.check(config, overrides)
+
+
 def test_several_values_mean_several_runs() -> None:
     assert prepare(["seed=0,1,2"], program.NAME, program.check) == ["seed=0,1,2", "--multirun"]
     assert prepare(["-m", "seed=0,1"], program.NAME, program.check) == ["-m", "seed=0,1"]

@@ -9,10 +9,12 @@ from typing import Any
 from agents.console import Console
 from agents.searching.settings import SearchSettings, suggest
 from agents.studies.running import POLL_S, Job, begin, require_no, said, stopped_at_the_end
-from agents.training.curve import curve_of
 from agents.training.interrupts import catch_signals
-from agents.training.run_folder import EVAL
 from agents.training.validation import Validator
+from speckv.evaluation.curves import EVAL
+
+_SAID = "said"
+"""Attribute of a failed trial: what its run said. One that was stopped has none."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,7 +53,7 @@ def run_trials(
         InterruptedTraining: if a signal came; trials under way count as failed.
     """
     running: list[_Running] = []
-    left = settings.trials - len(study.trials)
+    left = settings.trials - num_tried(study)
     try:
         with catch_signals() as request:
             while left > 0 or running:
@@ -71,6 +73,12 @@ def run_trials(
                 study.tell(one.trial, state=_states().FAIL)
 
 
+def num_tried(study: Any) -> int:
+    """Trials that came to something, be it a failure; those that were stopped under way are tried again, as others."""
+    failed = _states().FAIL
+    return sum(trial.state != failed or _SAID in trial.user_attrs for trial in study.trials)
+
+
 def _begin(trial: Any, settings: SearchSettings, make_job: Callable[[int, list[str]], Job]) -> _Running:
     overrides = suggest(trial, settings.space)
     trial.set_user_attr("overrides", overrides)
@@ -85,13 +93,12 @@ def _take_in(one: _Running, validator: Validator) -> None:
     if size == one.size:
         return
     one.size = size
-    for point in curve_of(path, validator):
-        one.best = max(one.best, point["vs_best_fixed"])
-        step = int(point["step"])
-        if step > 0 and step not in one.reported:
-            one.reported.add(step)
+    for point in validator.read_points(path):
+        one.best = max(one.best, point.mean)
+        if point.step > 0 and point.step not in one.reported:
+            one.reported.add(point.step)
             # The best so far, because the best checkpoint is what a run comes to.
-            one.trial.report(one.best, step)
+            one.trial.report(one.best, point.step)
 
 
 def _watch(one: _Running, validator: Validator) -> None:
@@ -106,13 +113,14 @@ def _watch(one: _Running, validator: Validator) -> None:
 def _tell(study: Any, one: _Running, validator: Validator, console: Console) -> None:
     _take_in(one, validator)
     name = f"trial {one.trial.number} ({', '.join(one.trial.user_attrs['overrides'])})"
-    if one.given_up:
-        study.tell(one.trial, state=_states().PRUNED)  # its value is the last that it reported
+    if one.given_up and one.process.returncode != 0:  # it may have come to its end in the meantime
+        study.tell(one.trial, state=_states().PRUNED)  # Optuna takes what was reported last: the best so far
         console.write(f"{name}: given up at {one.best:.4f}")
     elif one.process.returncode == 0 and one.best > 0:
         study.tell(one.trial, one.best)
         console.write(f"{name}: {one.best:.4f} x best fixed gamma on validation prompts")
     else:
+        one.trial.set_user_attr(_SAID, said(one.job))
         study.tell(one.trial, state=_states().FAIL)
         console.write(f"{name}: failed: {said(one.job)}")
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from speckv.errors import ConfigError
 
 _SAFE = re.compile(r"[^a-z0-9.]+")
+_HAS_LETTER = re.compile(r"[a-z0-9]")
+"""Or else the folder of an arm would be the study's own, or the one above."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +38,7 @@ class StudySettings:
                     f"Expected study.arms.{arm} to list overrides such as agent.gamma=4, got {overrides!r}."
                 )
         folders = [folder_of(arm) for arm in self.arms]
-        if len(set(folders)) < len(folders):
+        if len(set(folders)) < len(folders) or not all(map(_HAS_LETTER.search, folders)):
             raise ConfigError(f"Expected names of arms that differ in letters or digits, got {list(self.arms)}.")
 
     def overrides(self, arm: str) -> tuple[str, ...]:

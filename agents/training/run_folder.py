@@ -13,13 +13,12 @@ from importlib import metadata
 from pathlib import Path
 
 from speckv.errors import CheckpointError, ConfigError
+from speckv.evaluation.curves import EVAL
 from speckv.evaluation.metrics import Grid, Sums
+from speckv.evaluation.run_facts import CONFIG, RUN, read_facts
 from speckv.files import canonical_json, write_atomically
 
-CONFIG = "config.yaml"
 OVERRIDES = "overrides.txt"
-RUN = "run.json"
-EVAL = "eval.csv"
 EVENTS = "tb"
 POLICY = "policy"
 EVALUATION = "evaluation"
@@ -94,8 +93,9 @@ class RunFolder:
 
     def record_start(self, config: str, overrides: Sequence[str], facts: Mapping[str, object]) -> None:
         """Writes the resolved config, the overrides, and what else decides the result."""
-        write_atomically(self / CONFIG, config)
+        # First, because a study that was stopped knows by them that it may begin such a run again.
         write_atomically(self / OVERRIDES, "".join(f"{line}\n" for line in overrides))
+        write_atomically(self / CONFIG, config)
         write_atomically(self / RUN, canonical_json(facts))
 
     def read_facts(self) -> Mapping[str, object]:
@@ -104,12 +104,9 @@ class RunFolder:
         Raises:
             CheckpointError: if this is no run folder.
         """
-        try:
-            facts = json.loads((self / RUN).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"Expected a run folder with a {RUN} at {self.path}, got: {error}.") from error
-        if not isinstance(facts, dict):
-            raise CheckpointError(f"{self / RUN}: expected a JSON object. The run folder is damaged.")
+        facts = read_facts(self.path)
+        if not facts:
+            raise CheckpointError(f"Expected a run folder with a {RUN} at {self.path}, found none.")
         return facts
 
     def append_evaluation(self, step: int, grid: Grid, sums: Sums) -> None:

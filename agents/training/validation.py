@@ -3,12 +3,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from speckv.cost import CostTable
 from speckv.evaluation.baselines import sweep_fixed
 from speckv.evaluation.compare import compile_pair, controller_sums
+from speckv.evaluation.curves import Point, read_curve
 from speckv.evaluation.metrics import Sums, geometric_mean
 from speckv.traces import TraceSet
 from speckv.types import Controller
@@ -74,6 +76,10 @@ class Validator:
     def number_to_beat(self) -> float:
         """Throughput of the best fixed gammas here, sums over sums."""
         return float(self.best_fixed.tokens.sum() / self.best_fixed.seconds.sum())
+
+    def read_points(self, path: Path) -> tuple[Point, ...]:
+        """What the `eval.csv` of a run says that was scored here; see `read_curve`."""
+        return read_curve(path, self.grid, self.best_fixed).points
 
     def score(self, controller: Controller) -> Score:
         """Replays every validation prompt once."""

@@ -24,13 +24,15 @@ INTERRUPTED = 130
 _ASKS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
 
 
-def prepare(arguments: Sequence[str], config_name: str, check: Callable[[DictConfig], None]) -> list[str]:
+def prepare(
+    arguments: Sequence[str], config_name: str, check: Callable[[DictConfig, Sequence[str]], None]
+) -> list[str]:
     """Checks a command line before Hydra sees it.
 
     Args:
         arguments: Without the program's name.
         config_name: Of the primary config.
-        check: Raises a SpecKVError if a composed config makes no sense.
+        check: Raises a SpecKVError if a composed config makes no sense; is told the overrides that made it as well.
 
     Returns:
         The arguments, with `--multirun` added if a setting lists several values.
@@ -43,7 +45,7 @@ def prepare(arguments: Sequence[str], config_name: str, check: Callable[[DictCon
     overrides = _parse([a for a in arguments if not a.startswith("-")])
     sweeps = any(override.is_sweep_override() for override in overrides)
     for choice in _every_value(overrides):
-        check(compose_checked(config_name, choice))
+        check(compose_checked(config_name, choice), choice)
     multirun = sweeps and not {"-m", "--multirun"} & set(arguments)
     return [*arguments, *(["--multirun"] if multirun else [])]
 

@@ -11,15 +11,16 @@ from omegaconf import DictConfig
 from speckv.commands.run_folders import RunFolder, Terms, agreed
 from speckv.cost import CostTable
 from speckv.errors import CheckpointError, ConfigError, DataError
-from speckv.evaluation.compare import compare, tune_fixed
-from speckv.export.source import SHIPPED_WORD
+from speckv.evaluation.baselines import FixedSweep
+from speckv.evaluation.compare import NUM_RESAMPLES, compare, tune_fixed
+from speckv.evaluation.curves import EVAL, Curve, read_curve
+from speckv.evaluation.run_facts import controller_folder
+from speckv.evaluation.seeds import find_seed_groups
 from speckv.files import write_atomically
 from speckv.profiling.prompts import read_prompts
 from speckv.report.content import Shown, Words, page_content
-from speckv.report.curves import read_curve
 from speckv.report.page import render_page
 from speckv.report.vocabulary import Vocabulary, shipped_vocabulary
-from speckv.runtime.policy import SHIPPED
 from speckv.runtime.stored import load_controller, name_apart
 from speckv.traces import TraceSet, find_traces
 
@@ -73,20 +74,13 @@ def run(config: DictConfig) -> None:
     if int(config.prompts_per_task) < 1:
         raise ConfigError(f"Expected prompts_per_task of 1 or more, got {config.prompts_per_task}.")
     cost, data = config.get("cost"), config.get("data")  # groups of which nothing need be chosen
-    runs = [RunFolder.read(_folder(str(word), cost)) for word in config.runs]
+    clock = None if cost is None else str(cost.table)
+    runs = [RunFolder.read(controller_folder(str(word), clock)) for word in config.runs]
     ground = _Ground.load(agreed(runs, cost, data), runs[0].path)
     out = Path(config.out) if config.out else runs[0].path / "evaluation" / PAGE if len(runs) == 1 else Path(PAGE)
     page = _page(config, runs, ground, _words(config, ground.test))
     write_atomically(out, page)
     logger.info("wrote %s, %.2f MB", out, len(page.encode()) / 1e6)
-
-
-def _folder(word: str, cost: DictConfig | None) -> Path:
-    if word != SHIPPED_WORD:
-        return Path(word)
-    if cost is None:
-        raise ConfigError("Expected cost=NAME data=NAME beside `shipped`, because there is a policy for each clock.")
-    return SHIPPED / CostTable.load(cost.table).name
 
 
 def _words(config: DictConfig, test: TraceSet) -> Words:
@@ -125,10 +119,13 @@ def _from_tokenizer(config: DictConfig, test: TraceSet) -> tuple[Mapping[int, by
 
 
 def _page(config: DictConfig, runs: Sequence[RunFolder], ground: _Ground, words: Words) -> str:
-    controllers = [load_controller(one.path) for one in runs]
-    name_apart(controllers, [one.path for one in runs])
-    seed = runs[0].seed if config.seed is None else int(config.seed)
-    resamples = runs[0].num_resamples if config.num_resamples is None else int(config.num_resamples)
+    paths = [one.path for one in runs]
+    controllers = [load_controller(path) for path in paths]
+    name_apart(controllers, paths)
+    # One run is judged as at its own end, several as `evaluate.py` judges them: the same draws, the same verdicts.
+    seed, resamples = (runs[0].seed, runs[0].num_resamples) if len(runs) == 1 else (0, NUM_RESAMPLES)
+    seed = seed if config.seed is None else int(config.seed)
+    resamples = resamples if config.num_resamples is None else int(config.num_resamples)
     train, test, cost = ground.train, ground.test, ground.cost
     sweep = tune_fixed(train, cost)
     comparison = compare(
@@ -139,16 +136,17 @@ def _page(config: DictConfig, runs: Sequence[RunFolder], ground: _Ground, words:
         num_resamples=resamples,
         seed=seed,
         train_sweep=sweep,
+        seed_groups=find_seed_groups(paths, controllers, load_controller),
     )
     # Recorded seconds are of the run's own clock: beside another one they say nothing.
     own = config.get("cost") is None and config.get("data") is None
-    curves = [
-        read_curve(one.path, controller.name, sweep, num_resamples=resamples, seed=seed) if own else None
-        for one, controller in zip(runs, controllers, strict=True)
-    ]
     shown = [
-        Shown(controller=controller, facts=one.words, curve=curve)
-        for one, controller, curve in zip(runs, controllers, curves, strict=True)
+        Shown(
+            controller=controller,
+            facts=one.words,
+            curve=_curve(one, sweep, resamples, seed) if own and not one.learned_elsewhere else None,
+        )
+        for one, controller in zip(runs, controllers, strict=True)
     ]
     for per_task in range(int(config.prompts_per_task), 0, -1):
         content = page_content(comparison, shown, test=test, cost=cost, words=words, prompts_per_task=per_task)
@@ -159,3 +157,13 @@ def _page(config: DictConfig, runs: Sequence[RunFolder], ground: _Ground, words:
         f"Expected a page of at most {MOST_BYTES / 1e6:.0f} MB, got {len(page.encode()) / 1e6:.1f} MB with one prompt "
         f"of each task. Show fewer than {len(runs)} runs, or fewer compressions and tasks with data=NAME."
     )
+
+
+def _curve(run: RunFolder, sweep: FixedSweep, num_resamples: int, seed: int) -> Curve | None:
+    """How a run got better; None where it was evaluated once at most, because it does not learn step by step."""
+    path = run.path / EVAL
+    if not path.is_file():
+        return None
+    fixed = sweep.combine(sweep.best())
+    curve = read_curve(path, sweep.grid, fixed, part=True, num_resamples=num_resamples, seed=seed)
+    return curve if len(curve.points) > 1 else None

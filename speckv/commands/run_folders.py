@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What run folders say of themselves: on which recordings and clock they were trained, and how they were evaluated."""
+"""Run folders with their configs: on which recordings and clock they were trained, and how they were evaluated."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from speckv.commands.app import plain
 from speckv.errors import CheckpointError, ConfigError
+from speckv.evaluation.compare import NUM_RESAMPLES
+from speckv.evaluation.run_facts import CONFIG, read_facts, said
 
-RUN = "run.json"
-CONFIG = "config.yaml"
-NUM_RESAMPLES = 10_000
+_MATERIAL = ("traces", "compressions", "tasks", "cost")
+"""Settings of `learn` that make validation another one than on the run's own recordings and clock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,17 +58,15 @@ class RunFolder:
         """Reads a folder.
 
         Raises:
-            CheckpointError: if there is none, or one of its files is damaged.
+            CheckpointError: if one of its files is damaged.
         """
-        if not path.is_dir():
-            raise CheckpointError(f"Expected a run folder or a policy's folder at {path}, found none.")
+        facts = read_facts(path)
         try:
-            facts = json.loads((path / RUN).read_text(encoding="utf-8")) if (path / RUN).is_file() else {}
             config = OmegaConf.load(path / CONFIG) if (path / CONFIG).is_file() else OmegaConf.create({})
         except Exception as error:  # the YAML parser has errors of its own, which nobody here can name
-            raise CheckpointError(f"{path}: expected a readable {RUN} and {CONFIG}, got: {error}.") from error
-        if not isinstance(facts, dict) or not isinstance(config, DictConfig):
-            raise CheckpointError(f"{path}: expected an object in {RUN} and in {CONFIG}. The run folder is damaged.")
+            raise CheckpointError(f"{path}: expected a readable {CONFIG}, got: {error}.") from error
+        if not isinstance(config, DictConfig):
+            raise CheckpointError(f"{path}: expected an object in {CONFIG}. The folder is damaged.")
         return RunFolder(path=path, facts=facts, config=plain(config))
 
     def terms(self, cost: DictConfig | None, data: DictConfig | None) -> Terms:
@@ -86,9 +84,9 @@ class RunFolder:
         return Terms(
             cost=str(clock["table"]),
             batch=int(str(clock.get("batch", 1))),
-            cost_sha256=self._hash("cost") if cost is None else "",
+            cost_sha256=said(self.facts, "cost", "sha256") if cost is None else "",
             traces=str(recordings["traces"]),
-            traces_sha256=self._hash("traces") if data is None else "",
+            traces_sha256=said(self.facts, "traces", "sha256") if data is None else "",
             compressions=_words(recordings.get("compressions")),
             tasks=_words(recordings.get("tasks")),
         )
@@ -102,10 +100,6 @@ class RunFolder:
             )
         return group
 
-    def _hash(self, of: str) -> str:
-        said = self.facts.get(of)
-        return str(said.get("sha256", "")) if isinstance(said, dict) else ""
-
     @property
     def seed(self) -> int:
         """Of the run, and so of the intervals that it was shown with."""
@@ -118,17 +112,22 @@ class RunFolder:
         return int(str(group.get("num_resamples", NUM_RESAMPLES))) if isinstance(group, dict) else NUM_RESAMPLES
 
     @property
+    def learned_elsewhere(self) -> bool:
+        """Whether it learned, and was validated, on other recordings or another clock than its own."""
+        learn = self.config.get("learn")
+        return isinstance(learn, dict) and any(learn.get(name) is not None for name in _MATERIAL)
+
+    @property
     def words(self) -> dict[str, str]:
         """What a reader wants to know of the run, as far as it says: label -> value."""
-        said = {"Folder": self.path.resolve().name}
+        found = {"Folder": self.path.resolve().name}
         for label, key in (("Agent", "agent"), ("Seed", "seed"), ("Started", "started"), ("Commit", "commit")):
             if key in self.facts:
-                said[label] = str(self.facts[key])
+                found[label] = str(self.facts[key])
         for label, key in (("Trained on", "cost"), ("Recordings", "traces")):
-            group = self.facts.get(key)
-            if isinstance(group, dict):
-                said[label] = f"{Path(str(group.get('name'))).name}, sha256 {str(group.get('sha256'))[:16]}"
-        return said
+            if name := said(self.facts, key, "name"):
+                found[label] = f"{Path(name).name}, sha256 {said(self.facts, key, 'sha256')[:16]}"
+        return found
 
 
 def agreed(runs: Sequence[RunFolder], cost: DictConfig | None, data: DictConfig | None) -> Terms:

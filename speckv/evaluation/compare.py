@@ -89,6 +89,11 @@ class Comparison:
         """Figures of one group."""
         return next(g for g in self.groups if (g.group.compression, g.group.task) == (compression, task))
 
+    def overall(self, question: str) -> Family | None:
+        """The family of a question over all compressions; None where no such comparison was made."""
+        whole = ALL if len(self.grid.compressions) > 1 else self.grid.compressions[0]
+        return next((f for f in self.families if (f.question, f.compression) == (question, whole)), None)
+
     def profile(self, controller: str, compression: str) -> Profile:
         """Profile of an entrant or of the bound."""
         return next(p for p in self.profiles if (p.controller, p.compression) == (controller, compression))

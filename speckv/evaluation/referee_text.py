@@ -2,6 +2,7 @@
 """Verdicts, runs of one agent, prompt lengths and profiles as plain text."""
 
 import textwrap
+from typing import NamedTuple
 
 from speckv.evaluation.baselines import BEST_FIXED, CLAIRVOYANT
 from speckv.evaluation.compare import Comparison
@@ -10,7 +11,35 @@ from speckv.evaluation.table import format_interval, format_rate, render_table
 from speckv.evaluation.verdicts import AHEAD, BEHIND, EQUAL, VS_FIRST, Family
 
 SHOWN_TAUS = (0.9, 0.95, 1.0, 1.05, 1.1, 1.2)
+VERDICT_NOTE = (
+    "who is ahead of whom, at a chance of 5 % of any false claim in a family of comparisons (in brackets: speed-up "
+    "over the one named, and p of a paired sign-flip test over prompts after Holm's adjustment)"
+)
 _WIDTH = 118
+
+
+class Said(NamedTuple):
+    """One line about a family.
+
+    Attributes:
+        word: The verdict that the line lists controllers under, or "" where it says who ranks first.
+        text: The line.
+    """
+
+    word: str
+    text: str
+
+
+class Judged(NamedTuple):
+    """What was found at one compression, or over all.
+
+    Attributes:
+        where: Which.
+        lines: Against the best fixed gamma, then against the controller that ranks first.
+    """
+
+    where: str
+    lines: tuple[Said, ...]
 
 
 def format_p(value: float) -> str:
@@ -32,35 +61,41 @@ def format_speedup(value: float) -> str:
     return f"{value:.6g}" if hidden else f"{value:.3f}"
 
 
-def _family_lines(family: Family) -> list[str]:
+def _family_lines(family: Family) -> list[Said]:
     lines = []
     if family.question == VS_FIRST:
-        lines.append(f"{family.against} ranks first (pairs compared: {family.num_comparisons})")
+        lines.append(Said("", f"{family.against} ranks first (pairs compared: {family.num_comparisons})"))
     for word in (AHEAD, BEHIND, EQUAL):
         said = [v for v in family.verdicts if v.word == word]
         if said:
             names = "; ".join(f"{v.controller} ({format_speedup(v.speedup)}, {format_p(v.p_holm)})" for v in said)
-            lines.append(f"{word} {family.against}: {names}")
-    return [
-        textwrap.fill(line, _WIDTH, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False)
-        for line in lines
-    ]
+            lines.append(Said(word, f"{word} {family.against}: {names}"))
+    return lines
+
+
+def verdict_lines(comparison: Comparison) -> tuple[Judged, ...]:
+    """Who is ahead of whom, compression by compression; empty where no controller is under test."""
+    by_compression: dict[str, list[Said]] = {}
+    for family in comparison.families:
+        by_compression.setdefault(family.compression, []).extend(_family_lines(family))
+    return tuple(
+        Judged("all compressions, weighed alike" if compression == ALL else compression, tuple(lines))
+        for compression, lines in by_compression.items()
+    )
 
 
 def verdict_sections(comparison: Comparison) -> list[str]:
-    """Who is ahead of whom, a paragraph a compression; empty where no controller is under test."""
-    by_compression: dict[str, list[Family]] = {}
-    for family in comparison.families:
-        by_compression.setdefault(family.compression, []).append(family)
-    if not by_compression:
+    """The same as paragraphs, below what they mean."""
+    judged = verdict_lines(comparison)
+    if not judged:
         return []
-    sections = [
-        "who is ahead of whom, at a chance of 5 % of any false claim in a family of comparisons (in brackets: speed-up "
-        "over\nthe one named, and p of a paired sign-flip test over prompts after Holm's adjustment)"
-    ]
-    for compression, families in by_compression.items():
-        name = "all compressions, weighed alike" if compression == ALL else compression
-        sections.append("\n".join([name, *(line for family in families for line in _family_lines(family))]))
+    sections = [textwrap.fill(VERDICT_NOTE, _WIDTH, break_on_hyphens=False)]
+    for where, lines in judged:
+        indented = (
+            textwrap.fill(text, _WIDTH, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False)
+            for _, text in lines
+        )
+        sections.append("\n".join([where, *indented]))
     return sections
 
 

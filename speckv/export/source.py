@@ -2,20 +2,16 @@
 """What a policy is exported from: its folder, and the recordings and the clock that it was trained on."""
 
 import hashlib
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from speckv.cost import CostTable
 from speckv.cost.table import find_cost_table
 from speckv.errors import CheckpointError
-from speckv.runtime.policy import SHIPPED
+from speckv.evaluation.run_facts import SHIPPED_WORD, controller_folder, read_facts, said
 from speckv.traces import TraceSet, find_traces
 
-RUN = "run.json"
 _DEFAULT_TRACES = "qwen2.5-coder-greedy"
-SHIPPED_WORD = "shipped"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,23 +41,15 @@ class Source:
 
         Raises:
             CheckpointError: if there is no such folder, or it does not say what it was trained on and nobody else does.
+            ConfigError: if nobody named the table of a shipped policy.
             CostTableError, TraceError: if table or file cannot be had.
         """
-        if run == SHIPPED_WORD:
-            if cost is None:
-                raise CheckpointError(
-                    "Expected --cost NAME beside `shipped`, because there is a policy for each table."
-                )
-            folder = SHIPPED / cost
-        else:
-            folder = Path(run)
-        if not folder.is_dir():
-            raise CheckpointError(f"Expected a run folder or a policy's folder at {folder}, found none.")
-        facts = _facts(folder)
-        cost = cost or _said(facts, "cost", "table") or _said(facts, "cost", "name")
-        traces = traces or _said(facts, "traces", "name") or (_DEFAULT_TRACES if run == SHIPPED_WORD else None)
-        if cost is None or traces is None:
-            missing = "--cost" if cost is None else "--traces"
+        folder = controller_folder(run, cost)
+        facts = read_facts(folder)
+        cost = cost or said(facts, "cost", "table") or said(facts, "cost", "name")
+        traces = traces or said(facts, "traces", "name") or (_DEFAULT_TRACES if run == SHIPPED_WORD else "")
+        if not cost or not traces:
+            missing = "--traces" if cost else "--cost"
             raise CheckpointError(f"{folder} does not say what it was trained on. Give {missing} NAME.")
         path = find_cost_table(cost)
         table, recorded = CostTable.load(path), TraceSet.load(find_traces(traces))
@@ -72,17 +60,3 @@ class Source:
             cost=table.at_batch(1),
             cost_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         )
-
-
-def _facts(folder: Path) -> Mapping[str, object]:
-    try:
-        facts = json.loads((folder / RUN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return facts if isinstance(facts, dict) else {}
-
-
-def _said(facts: Mapping[str, object], what: str, key: str) -> str | None:
-    said = facts.get(what)
-    value = said.get(key) if isinstance(said, dict) else None
-    return str(value) if value else None

@@ -4,19 +4,19 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 import speckv
 from speckv.cost import CostTable
 from speckv.evaluation.baselines import BEST_FIXED, CLAIRVOYANT
 from speckv.evaluation.bootstrap import Interval
 from speckv.evaluation.compare import Comparison, compile_pair
 from speckv.evaluation.comparison_text import shown_controllers
+from speckv.evaluation.curves import Curve
 from speckv.evaluation.metrics import ALL
+from speckv.evaluation.referee_text import VERDICT_NOTE, format_p, verdict_lines
 from speckv.evaluation.results import comparison_json, rounded
 from speckv.evaluation.table import format_interval
+from speckv.evaluation.verdicts import VS_BEST_FIXED
 from speckv.report.choosing import choose_prompts, describe_rule
-from speckv.report.curves import Curve
 from speckv.report.following import Player, players_of
 from speckv.report.texts import TokenTexts
 from speckv.report.timelines import make_timelines
@@ -78,14 +78,15 @@ def page_content(
         Plain data; the same for the same arguments.
     """
     return {
-        "title": f"{', '.join(comparison.controllers) or CLAIRVOYANT} against the best fixed gamma",
+        "title": f"{', '.join(comparison.entrants) or CLAIRVOYANT} against the best fixed gamma",
         "version": speckv.__version__,
         "verdict": verdict(comparison),
         "facts": setting_facts(comparison, test, cost),
         "runs": [{"name": s.controller.name, "facts": list(s.facts.items())} for s in shown],
+        "judged": {"note": VERDICT_NOTE, "parts": verdict_lines(comparison)},
         "comparison": comparison_json(comparison),
         "listed": list(shown_controllers(comparison)),
-        "curves": [_curve(s.curve) for s in shown if s.curve is not None],
+        "curves": [_curve(s.controller.name, s.curve) for s in shown if s.curve is not None],
         "without_curve": [s.controller.name for s in shown if s.curve is None],
         "timeline": _timeline(comparison, shown, test, cost, words, prompts_per_task),
     }
@@ -96,31 +97,20 @@ def verdict(comparison: Comparison) -> str:
     result = comparison.group(ALL, ALL)
     bound = result.row(CLAIRVOYANT).geomean_vs_best_fixed.estimate
     prompts = f"On {comparison.setting.test_prompts} test prompts"
-    if not comparison.controllers:
+    family = comparison.overall(VS_BEST_FIXED)
+    if family is None:
         return f"{prompts} the clairvoyant bound is {bound:.3f} times as fast as the best fixed gamma."
-    rows = [result.row(name) for name in comparison.controllers]
+    rows = [result.row(name) for name in comparison.entrants]
     best = max(rows, key=lambda row: row.geomean_vs_best_fixed.estimate)
-    over = best.geomean_vs_best_fixed
+    said = next(v for v in family.verdicts if v.controller == best.controller)
     compressions = comparison.grid.compressions
     mean = f", geometric mean over {', '.join(compressions)}" if len(compressions) > 1 else f" at {compressions[0]}"
-    fastest = ", the fastest run here," if len(rows) > 1 else ""
+    first = f", the first of {len(rows)} controllers," if len(rows) > 1 else ""
     return (
-        f"{prompts} {best.controller}{fastest} decodes {format_interval(over)} times as fast as the best fixed gamma"
-        f"{mean}: {_judgement(over)}. The clairvoyant bound, which no controller can pass, is {bound:.3f}."
+        f"{prompts} {best.controller}{first} decodes {format_interval(best.geomean_vs_best_fixed)} times as fast as "
+        f"the best fixed gamma{mean}, and is {said.word} it ({format_p(said.p_holm)}). The clairvoyant bound, which no "
+        f"controller can pass, is {bound:.3f}."
     )
-
-
-def _judgement(over: Interval) -> str:
-    """What an interval allows to be said.
-
-    >>> _judgement(Interval(estimate=1.02, low=0.99, high=1.05))
-    'no difference beyond the 95 % interval'
-    """
-    if over.low is None or over.high is None:
-        return "too few prompts for an interval"
-    if over.low > 1:
-        return "ahead, beyond the 95 % interval"
-    return "behind, beyond the 95 % interval" if over.high < 1 else "no difference beyond the 95 % interval"
 
 
 def setting_facts(comparison: Comparison, test: TraceSet, cost: CostTable) -> list[tuple[str, str]]:
@@ -148,16 +138,19 @@ def setting_facts(comparison: Comparison, test: TraceSet, cost: CostTable) -> li
             "Prompts",
             f"{setting.test_prompts} test prompts; the best fixed gamma is tuned on {setting.train_prompts} others",
         ),
-        ("Intervals", f"95 %, paired, whole prompts resampled {setting.num_resamples} times, seed {setting.seed}"),
+        (
+            "Intervals",
+            f"95 %, paired, whole prompts resampled {setting.num_resamples} times"
+            f"{' and seeds with them' if comparison.seed_groups else ''}, seed {setting.seed}",
+        ),
     ]
 
 
-def _curve(curve: Curve) -> dict[str, object]:
-    means = [point.over_best_fixed[ALL].estimate for point in curve.points]
+def _curve(controller: str, curve: Curve) -> dict[str, object]:
     return {
-        "controller": curve.controller,
+        "controller": controller,
         "num_prompts": curve.num_prompts,
-        "best_step": curve.points[int(np.argmax(means))].step,
+        "best_step": max(curve.points, key=lambda point: point.mean).step,
         "points": {
             name: [[point.step, *_bounds(point.over_best_fixed[name])] for point in curve.points]
             for name in curve.points[0].over_best_fixed

@@ -2,6 +2,7 @@
 """Studies: what is run, that it goes on where it stopped, and what it comes to."""
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ import pytest
 import train as program
 from agents.building import build_settings
 from agents.settings import TrainSettings
+from agents.studies import running
 from agents.studies.outcome import StudySums, measure_arms
 from agents.studies.running import Job
 from agents.studies.settings import StudySettings, folder_of
 from agents.studies.study import plan, run_study
+from agents.training import run_folder
 from agents.training.learn_settings import LearnSettings
+from agents.training.run_folder import RunFolder
 from agents.training.task import first_of_tasks, load_task
 from speckv.commands.app import CONFIGS, compose_checked
 from speckv.errors import ConfigError, SpecKVError
@@ -109,16 +113,47 @@ def test_a_run_that_fails_is_told_with_what_it_said(tmp_path: Path) -> None:
     assert (tmp_path / "study" / "one" / "seed0" / "evaluation").is_dir()
 
 
-def test_a_run_that_left_nothing_to_go_on_from_begins_anew(tmp_path: Path) -> None:
-    settings, overrides = toy_study(tmp_path, {"one": []}, seeds=(0,))
+def test_a_run_that_left_nothing_to_go_on_from_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever it was stopped: in its first file, between two of them, or later."""
+    settings, overrides = toy_study(tmp_path, {"one": [], "two": [], "three": []}, seeds=(0,))
     assert settings.study is not None
-    job = plan(settings.study, [0], overrides, tmp_path / "study")[0]
-    job.folder.mkdir(parents=True)
-    (job.folder / "overrides.txt").write_text("".join(f"{line}\n" for line in job.overrides), encoding="utf-8")
-    (job.folder / "half").write_text("", encoding="utf-8")
+    one, two, three = plan(settings.study, [0], overrides, tmp_path / "study")
+    for job in (one, two, three):
+        job.folder.mkdir(parents=True)
+    (one.folder / ".overrides.txt.123.partial").write_text("agent", encoding="utf-8")
+    for job, files in ((two, 1), (three, 3)):
+        written: list[Path] = []
+
+        def stopped(path: Path, content: str, files: int = files, written: list[Path] = written) -> None:
+            if len(written) == files:
+                raise KeyboardInterrupt
+            written.append(path)
+            path.write_text(content, encoding="utf-8")
+
+        monkeypatch.setattr(run_folder, "write_atomically", stopped)
+        with suppress(KeyboardInterrupt):
+            RunFolder(job.folder).record_start("agent: {}\n", job.overrides, {})
+        assert len(list(job.folder.iterdir())) == files
     run_study(settings, CapturedConsole(), overrides=overrides)
-    assert job.finished
-    assert not (job.folder / "half").exists()
+    assert all(job.finished for job in (one, two, three))
+    assert not list(one.folder.glob(".*"))
+
+
+def test_a_run_that_outlived_its_study_is_not_begun_a_second_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program_that_waits = tmp_path / "waits.py"
+    program_that_waits.write_text("import time\ntime.sleep(60)\n", encoding="utf-8")
+    monkeypatch.setattr(running, "PROGRAM", program_that_waits)
+    job = Job(arm="a", seed=1, overrides=("agent=ppo",), folder=tmp_path / "study" / "a")
+    with running.stopped_at_the_end([running.begin(job)]):
+        job.folder.mkdir()
+        (job.folder / "overrides.txt").write_text("agent=ppo\n", encoding="utf-8")
+        with pytest.raises(ConfigError, match="an earlier start left behind"):
+            running.begin(job)
+        assert job.folder.is_dir()  # nothing is thrown away under its feet
+    with running.stopped_at_the_end([running.begin(job)]):
+        assert not job.folder.exists()
 
 
 def test_a_run_with_a_checkpoint_is_resumed() -> None:
@@ -134,6 +169,9 @@ def test_seeds_are_a_number_or_a_list(tmp_path: Path) -> None:
     for wrong in ((), (1, 1), (-1,), 0):
         with pytest.raises(ConfigError, match="Expected seeds"):
             replace(settings, seeds=wrong)
+    twice = StudySettings(name="toy", question="?", arms={"one": []}, seeds=(3, 3))
+    with pytest.raises(ConfigError, match=r"Expected seeds each once, got \(3, 3\)"):
+        replace(settings, study=twice)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +180,8 @@ def test_seeds_are_a_number_or_a_list(tmp_path: Path) -> None:
         ({}, "one arm or more"),
         ({"a": "agent.gamma=4"}, "to list overrides"),
         ({"a b": [], "a-b": []}, "differ in letters or digits"),
+        ({"..": []}, "differ in letters or digits"),
+        ({"?": []}, "differ in letters or digits"),
     ],
 )
 def test_a_study_that_makes_no_sense_is_refused(arms: dict[str, Any], match: str) -> None:

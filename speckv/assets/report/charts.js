@@ -172,7 +172,7 @@ function gammaCharts() {
     "Share of decode steps that asked for each gamma, on all test prompts, "
     + `${compression === "all" ? "all compressions" : compression}; triangles: the best fixed gamma. `
     + "A controller that decides token by token counts where it stopped.";
-  show("gammas", ...[...TESTED, BOUND].map((name) => histogram(name, compression)));
+  show("gammas", ...[...RUNS, BOUND].map((name) => histogram(name, compression)));
 }
 
 function curveChart(curve, compression) {

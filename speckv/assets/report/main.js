@@ -16,12 +16,24 @@ function startHeader() {
   show("runs", ...DATA.runs.map((run) => [el("h3", {}, run.name), el("dl", {}, ...list(run.facts))]).flat());
 }
 
+// In the words of the text table, and with its line breaks by verdict.
+function startJudged() {
+  const { note, parts } = DATA.judged;
+  byId("judged-section").hidden = !parts.length;
+  byId("judged-note").textContent = `${note[0].toUpperCase()}${note.slice(1)}.`;
+  show("judged", ...parts.flatMap(([where, lines]) => [
+    el("h3", {}, where),
+    el("ul", { class: "judged" }, ...lines.map(([word, said]) => el("li", { class: word.split(" ")[0] || "first" }, said))),
+  ]));
+}
+
 function startControls() {
   const groups = DATA.comparison.groups;
   const names = (field) => [...new Set(groups.map((group) => group[field]))];
   const allFirst = (values) => ["all", ...values.filter((value) => value !== "all")];
   options(byId("compression"), allFirst(names("compression")));
   options(byId("task"), allFirst(names("task")));
+  byId("every-label").textContent = TESTED.length < RUNS.length ? "every fixed gamma and seed" : "every fixed gamma";
   for (const id of ["compression", "task"]) {
     byId(id).addEventListener("change", () => { drawTable(); drawCharts(); });
   }
@@ -59,6 +71,7 @@ function startResizing() {
 
 startTheme();
 startHeader();
+startJudged();
 startControls();
 drawTable();
 drawCharts();

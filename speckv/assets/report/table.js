@@ -59,7 +59,7 @@ function bodyCell(column, group, row, bounds) {
 }
 
 function rowClass(row) {
-  if (TESTED.includes(row.controller)) return "tested";
+  if (TESTED.includes(row.controller) || RUNS.includes(row.controller)) return "tested";
   return row.controller === FIXED ? "baseline" : row.controller === BOUND ? "bound" : null;
 }
 
@@ -78,7 +78,8 @@ function drawTable() {
   byId("table-note").textContent =
     `${group.num_prompts} test prompts. ${words}The line beside the numbers marks 1: the best fixed gamma, tuned on other `
     + "prompts. Accepted: of the drafted tokens that the target judged. Gamma: mean. Headroom: share of what lies between the best "
-    + "fixed gamma and the clairvoyant bound. An arrow at the edge: slower than is drawn.";
+    + "fixed gamma and the clairvoyant bound. An arrow at the edge: slower than is drawn. An interval speaks of one row by itself; "
+    + "what may be claimed of many stands below.";
   const head = el("thead", {}, el("tr", {}, ...COLUMNS.map(headerCell)));
   const body = sorted(group, listed).map((row) =>
     el("tr", { class: rowClass(row) }, ...COLUMNS.map((column) => bodyCell(column, group, row, bounds))));

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.image import imread
 
 from speckv.evaluation.bootstrap import Interval
-from speckv.report.curves import Curve, Point
+from speckv.evaluation.curves import Curve, Point
 from speckv.report.page import render_page
 from tests.fakes_report import HOSTILE, made, toy_content
 
@@ -39,9 +39,10 @@ pytestmark = [
 def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     def point(step: int, value: float) -> Point:
         interval = Interval(estimate=value, low=value - 0.1, high=value + 0.1)
-        return Point(step=step, over_best_fixed=dict.fromkeys(("fp16", "nf4", "all"), interval))
+        over = dict.fromkeys(("fp16", "nf4", "all"), interval)
+        return Point(step=step, over_best_fixed=over, drafted_per_step=3.0)
 
-    curve = Curve(controller="svip", num_prompts=4, points=(point(0, 0.8), point(1000, 1.1), point(2000, 1.05)))
+    curve = Curve(num_prompts=4, points=(point(0, 0.8), point(1000, 1.1), point(2000, 1.05)))
     content = toy_content(made("svip", "gammatune"), curve=curve)
     path = tmp_path_factory.mktemp("page") / "report.html"
     path.write_text(render_page(content), encoding="utf-8")
@@ -148,6 +149,17 @@ def test_every_column_sorts_by_keyboard_and_by_click_and_says_so(
 
 def column_of(driver: webdriver.Chrome, column: int) -> list[str]:
     return texts(driver, f"#table tbody tr > :nth-child({column + 1})")
+
+
+def test_verdicts_stand_as_in_the_text_table(opened: webdriver.Chrome, page: tuple[Path, dict[str, Any]]) -> None:
+    parts = page[1]["judged"]["parts"]
+    assert texts(opened, "#judged h3") == [where for where, _ in parts]
+    assert texts(opened, "#judged li") == [said for _, lines in parts for _, said in lines]
+    assert [e.get_attribute("class") for e in opened.find_elements(By.CSS_SELECTOR, "#judged li")] == [
+        {"ahead of": "ahead", "behind": "behind", "not distinguishable from": "not", "": "first"}[word]
+        for _, lines in parts
+        for word, _ in lines
+    ]
 
 
 def test_choices_of_compression_task_and_constants_change_the_table(

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from agents.evaluating import evaluate
 from agents.fixed import FixedGamma
+from agents.settings import CostSettings, DataSettings, EvaluateSettings
 from speckv.commands import report
 from speckv.commands.main import main
 from speckv.cost import CostTable
@@ -21,7 +23,7 @@ from speckv.runtime.stored import save_rule
 from speckv.traces import TraceSet
 from tests.fakes import LETTERS, save_tiny, tiny_qwen
 from tests.fakes_report import toy_run
-from tests.fakes_runs import TINY_PPO
+from tests.fakes_runs import TINY_PPO, CapturedConsole
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,47 @@ def test_several_runs_share_a_page(runs: tuple[Path, Path], tmp_path: Path) -> N
     assert content["comparison"]["setting"]["num_resamples"] == 20
     assert content["without_curve"] == ["agent fixed-3"]
     assert len(content["timeline"]["sequences"]) == 3 * 2
-    assert "fastest run here" in content["verdict"]
+    assert "the first of 2 controllers" in content["verdict"]
+
+
+def test_runs_that_differ_by_their_seed_are_judged_as_evaluate_judges_them(
+    runs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Seeds count as one controller on the page too, or its families would be others than the text table's."""
+    home = runs[0].parent
+    names = [str(runs[0]), str(change(runs[0], tmp_path / "other-seed", "seed: 0", "seed: 1"))]
+    facts = json.loads((tmp_path / "other-seed" / "run.json").read_text(encoding="utf-8"))
+    (tmp_path / "other-seed" / "run.json").write_text(json.dumps({**facts, "seed": 1}), encoding="utf-8")
+    names.append(str(runs[1]))
+    settings = EvaluateSettings(
+        data=DataSettings(traces=str(home / "toy.parquet")),
+        cost=CostSettings(table=str(home / "toy.json")),
+        controllers=tuple(names),
+        output=str(tmp_path / "evaluation"),
+    )
+    console = CapturedConsole()
+    evaluate(settings, console)
+    out = tmp_path / "page.html"
+    assert main(["report", *names, f"out={out}", "prompts_per_task=1"]) == 0
+    content = content_of(out)
+    saved = tmp_path / "evaluation"
+    assert content["comparison"] == json.loads((saved / "results.json").read_text(encoding="utf-8"))
+    assert content["comparison"]["entrants"] == ["ppo (2 seeds)", "agent fixed-3"]
+    table = " ".join((saved / "results.txt").read_text(encoding="utf-8").split())
+    for where, lines in content["judged"]["parts"]:
+        assert " ".join([where, *(said for _, said in lines)]) in table
+
+
+def test_a_run_that_learned_on_another_clock_has_no_curve(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    """Its rows are seconds of that clock, which say nothing beside the best fixed gamma of this one."""
+    config = (runs[0] / "config.yaml").read_text(encoding="utf-8")
+    learn = re.search(r"^  cost: null$", config, re.MULTILINE)
+    assert learn is not None
+    other = change(runs[0], tmp_path / "other", "  cost: null", "  cost: cpu-2core")
+    out = tmp_path / "page.html"
+    assert main(["report", str(other), f"out={out}", "num_resamples=20", "prompts_per_task=1"]) == 0
+    assert content_of(out)["curves"] == []
+    assert content_of(out)["without_curve"] == ["ppo"]
 
 
 def test_two_runs_of_one_name_are_told_apart_by_their_folders(runs: tuple[Path, Path], tmp_path: Path) -> None:
@@ -146,7 +188,7 @@ def test_a_damaged_folder_is_refused(
         ([], "Expected run folders first"),
         (["out=x.html"], "Expected run folders first"),
         (["/no/such/run"], "a run folder or a policy's folder"),
-        (["shipped"], "Expected cost=NAME"),
+        (["shipped"], "Name it: cost=NAME data=NAME"),
         (["{run}", "prompts_per_task=0"], "prompts_per_task of 1 or more"),
         (["{run}", "prompts=[none.jsonl]"], "found nothing"),
         (["{run}", "prompt_per_task=2"], "Did you mean 'prompts_per_task'"),

@@ -1,31 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the page holds: the comparison's record, prompts by rule, texts, curves; and nothing that breaks it."""
 
-import csv
 import html
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from agents.training.run_folder import EVAL_COLUMNS
-from speckv.errors import CheckpointError, DataError
+from speckv.errors import DataError
 from speckv.evaluation.baselines import BEST_FIXED
-from speckv.evaluation.compare import tune_fixed
+from speckv.evaluation.comparison_text import render_comparison
 from speckv.evaluation.metrics import ALL
 from speckv.evaluation.results import comparison_json
+from speckv.evaluation.verdicts import AHEAD, BEHIND, EQUAL, VS_BEST_FIXED
 from speckv.report.choosing import choose_prompts, describe_rule
 from speckv.report.content import verdict
-from speckv.report.curves import read_curve
 from speckv.report.page import embedded_json, render_page
 from speckv.report.texts import TokenTexts
 from speckv.report.vocabulary import ASSETS, Vocabulary, shipped_vocabulary, tokens_of
 from speckv.traces import TraceSet
 from speckv.traces.collection import ASSETS as TRACES
-from tests.fakes_report import COST, HOSTILE, PIECES, compared, made, splits, toy_content
+from tests.fakes_report import HOSTILE, PIECES, compared, made, splits, toy_content
 
 
 def test_the_page_holds_the_comparison_as_it_is_saved() -> None:
@@ -46,6 +45,36 @@ def test_the_verdict_names_the_best_run_with_its_interval_and_the_bound() -> Non
     assert "geometric mean over fp16, nf4" in text
     assert f"{comparison.group(ALL, ALL).row('clairvoyant').geomean_vs_best_fixed.estimate:.3f}." in text
     assert "clairvoyant bound is" in verdict(compared([]))
+
+
+def test_the_sentence_claims_what_the_family_claims_whatever_the_interval_says() -> None:
+    comparison = compared(made("fixed", "svip"))
+    family = comparison.overall(VS_BEST_FIXED)
+    assert family is not None
+    assert (family.compression, family.num_comparisons) == ("all", 2)
+    first = max(family.verdicts, key=lambda v: v.speedup)
+    assert f"is {first.word} it (" in verdict(comparison)
+    for word in (AHEAD, BEHIND, EQUAL):
+        said = tuple(replace(v, word=word, p_holm=0.0123) if v is first else v for v in family.verdicts)
+        other = replace(family, verdicts=said)
+        families = tuple(other if f is family else f for f in comparison.families)
+        assert f"{first.controller}, the first of 2" in verdict(replace(comparison, families=families))
+        assert f"is {word} it (p=0.012)" in verdict(replace(comparison, families=families))
+
+
+def test_verdicts_are_those_of_the_text_table_word_for_word() -> None:
+    comparison = compared(made("fixed", "svip", "gammatune"))
+    judged = toy_content(made("fixed", "svip", "gammatune"))["judged"]
+    assert isinstance(judged, dict)
+    table = " ".join(render_comparison(comparison).split())
+    for where, lines in judged["parts"]:
+        assert " ".join([where, *(said for _, said in lines)]) in table
+    assert judged["note"] in table
+    assert [where for where, _ in judged["parts"]] == ["fp16", "nf4", "all compressions, weighed alike"]
+    claims = [(f.compression, v.word) for f in comparison.families for v in f.verdicts]
+    shown = [(where.split(",")[0].split()[0], word) for where, lines in judged["parts"] for word, _ in lines if word]
+    assert set(shown) == set(claims)
+    assert toy_content([])["judged"] == {"note": judged["note"], "parts": ()}
 
 
 def test_prompts_are_those_nearest_to_their_tasks_median() -> None:
@@ -197,58 +226,3 @@ def test_shipped_vocabularies_hold_nothing_else() -> None:
         assert sorted(vocabulary.pieces) == tokens_of(same)
     assert shipped_vocabulary("") is None
     assert shipped_vocabulary("0" * 64) is None
-
-
-def write_evaluations(folder: Path, seconds: dict[int, dict[tuple[str, str], float]]) -> Path:
-    folder.mkdir(exist_ok=True)
-    with (folder / "eval.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(EVAL_COLUMNS)
-        for step, values in seconds.items():
-            for (prompt, compression), value in values.items():
-                writer.writerow([step, prompt, "code", compression, 10, value, 5, 5, 5, 5])
-    return folder
-
-
-def test_a_curve_is_the_best_fixed_gammas_time_over_the_runs_own(tmp_path: Path) -> None:
-    train, _ = splits()
-    sweep = tune_fixed(train, COST)
-    fixed = sweep.combine(sweep.best()).seconds
-    prompts = sweep.grid.prompt_ids[:3]
-    own = {
-        step: {
-            (prompt, compression): fixed[row, column] * factor
-            for row, prompt in enumerate(prompts)
-            for column, (compression, factor) in enumerate(zip(sweep.grid.compressions, factors, strict=True))
-        }
-        for step, factors in ((400, (1.0, 0.5)), (0, (2.0, 2.0)))
-    }
-    curve = read_curve(write_evaluations(tmp_path / "run", own), "ppo", sweep, num_resamples=20, seed=0)
-    assert curve is not None
-    assert (curve.num_prompts, [point.step for point in curve.points]) == (3, [0, 400])
-    first, last = (point.over_best_fixed for point in curve.points)
-    assert [first[c].estimate for c in sweep.grid.compressions] == pytest.approx([0.5, 0.5])
-    assert [last[c].estimate for c in sweep.grid.compressions] == pytest.approx([1.0, 2.0])
-    assert last[ALL].estimate == pytest.approx(2.0**0.5)
-    # Every prompt has the same ratio, so no resample has another.
-    assert [last[ALL].low, last[ALL].high] == pytest.approx([2**0.5, 2**0.5])
-
-
-def test_no_curve_where_nothing_was_learned_along_the_way(tmp_path: Path) -> None:
-    sweep = tune_fixed(splits()[0], COST)
-    assert read_curve(tmp_path, "fixed", sweep, num_resamples=20, seed=0) is None
-    once = write_evaluations(tmp_path / "run", {0: {(sweep.grid.prompt_ids[0], "fp16"): 1.0}})
-    assert read_curve(once, "fixed", sweep, num_resamples=20, seed=0) is None
-
-
-def test_evaluations_of_other_prompts_or_no_numbers_are_refused(tmp_path: Path) -> None:
-    sweep = tune_fixed(splits()[0], COST)
-    other = write_evaluations(tmp_path / "run", {step: {("elsewhere", "fp16"): 1.0} for step in (0, 1)})
-    with pytest.raises(CheckpointError, match="prompts of the train split"):
-        read_curve(other, "ppo", sweep, num_resamples=20, seed=0)
-    (other / "eval.csv").write_text("step,prompt_id\n1,p\n", encoding="utf-8")
-    with pytest.raises(CheckpointError, match="compression"):
-        read_curve(other, "ppo", sweep, num_resamples=20, seed=0)
-    (other / "eval.csv").write_text("step,prompt_id,compression,seconds\n1,p,fp16,fast\n", encoding="utf-8")
-    with pytest.raises(CheckpointError, match="expected numbers"):
-        read_curve(other, "ppo", sweep, num_resamples=20, seed=0)

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run folders that hold the same training but for its seed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from agents.stored import load_controller
-from agents.training.run_folder import CONFIG, RunFolder
 from speckv.errors import CheckpointError
 from speckv.evaluation.hierarchy import MIN_SEEDS, SeedGroup
+from speckv.evaluation.run_facts import CONFIG, read_facts
 from speckv.types import Controller
 
 _FREE = ("seed", "output", "runs_dir")
@@ -16,7 +15,9 @@ _DECISIVE = ("agent", "cost", "traces", "live")
 """Facts that must agree as well: a config names files, and these hold their hashes."""
 
 
-def find_seed_groups(paths: Sequence[Path], controllers: Sequence[Controller]) -> list[SeedGroup]:
+def find_seed_groups(
+    paths: Sequence[Path], controllers: Sequence[Controller], load: Callable[[Path], Controller]
+) -> list[SeedGroup]:
     """Finds runs that differ by their seed alone.
 
     Two runs of one seed are the same run twice and add nothing: the second stays by itself.
@@ -24,29 +25,30 @@ def find_seed_groups(paths: Sequence[Path], controllers: Sequence[Controller]) -
     Args:
         paths: Run folders or others; what is no run folder is in no group.
         controllers: What was loaded from each, under the names that tables show.
+        load: Loads one, under its own name.
 
     Returns:
         Groups of two runs or more, by first appearance.
     """
     runs: dict[str, dict[int, tuple[Path, str]]] = {}
     for path, controller in zip(paths, controllers, strict=True):
-        known = _terms_and_seed(RunFolder(path))
+        known = _terms_and_seed(path)
         if known is not None:
             terms, seed = known
             runs.setdefault(terms, {}).setdefault(seed, (path, controller.name))
     found = [list(by_seed.values()) for by_seed in runs.values() if len(by_seed) >= MIN_SEEDS]
     # Controllers that share a name are shown under their folders'; the agent's own name is the group's.
-    names = [load_controller(members[0][0]).name for members in found]
+    names = [load(members[0][0]).name for members in found]
     return [
         SeedGroup.of(name if names.count(name) == 1 else f"{name} as {members[0][1]}", [shown for _, shown in members])
         for name, members in zip(names, found, strict=True)
     ]
 
 
-def _terms_and_seed(folder: RunFolder) -> tuple[str, int] | None:
+def _terms_and_seed(folder: Path) -> tuple[str, int] | None:
     """Everything that decided a run but its seed, as text, and the seed; None if this is no run folder."""
     try:
-        facts = folder.read_facts()
+        facts = read_facts(folder)
         config = (folder / CONFIG).read_text(encoding="utf-8")
     except (CheckpointError, OSError, ValueError):
         return None

@@ -8,9 +8,9 @@ import pytest
 
 from agents.controllers import load_named
 from agents.fixed import FixedGamma
-from agents.seeds import find_seed_groups
 from speckv.evaluation.hierarchy import SeedGroup
-from speckv.runtime.stored import save_rule
+from speckv.evaluation.seeds import find_seed_groups
+from speckv.runtime.stored import load_controller, save_rule
 
 CONFIG = """\
 agent:
@@ -40,7 +40,7 @@ def make_run(
 
 
 def groups(*paths: Path) -> list[SeedGroup]:
-    return find_seed_groups(paths, load_named(list(paths)))
+    return find_seed_groups(paths, load_named(list(paths)), load_controller)
 
 
 def test_runs_that_differ_by_seed_and_place_alone_belong_together(tmp_path: Path) -> None:

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a run got better: its validation prompts, evaluation by evaluation, against the best fixed gamma on the same."""
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from speckv.errors import CheckpointError
+from speckv.evaluation.bootstrap import (
+    Interval,
+    geometric_mean_ratio_interval,
+    ratio_interval,
+    resample_counts,
+)
+from speckv.evaluation.metrics import ALL, Grid, Sums
+
+EVAL = "eval.csv"
+"""In a run folder: a row a validation prompt, compression and evaluation."""
+_NEEDED = ("step", "prompt_id", "compression", "seconds", "steps", "drafted")
+
+_Pairs = dict[tuple[str, str], tuple[float, ...]]
+"""Prompt and compression -> seconds, decode steps and drafted tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One evaluation.
+
+    Attributes:
+        step: Environment steps until then.
+        over_best_fixed: Compression, or "all" for the geometric mean over them -> speed-up over the best fixed gamma.
+        drafted_per_step: Drafted tokens a decode step.
+    """
+
+    step: int
+    over_best_fixed: Mapping[str, Interval]
+    drafted_per_step: float
+
+    @property
+    def mean(self) -> float:
+        """Geometric mean over compressions of the speed-up: what chooses the best checkpoint."""
+        return self.over_best_fixed[ALL].estimate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """What a run's evaluations say.
+
+    Attributes:
+        num_prompts: Validation prompts.
+        points: In the order of the steps.
+    """
+
+    num_prompts: int
+    points: tuple[Point, ...]
+
+
+def read_curve(
+    path: Path, grid: Grid, best_fixed: Sums, *, part: bool = False, num_resamples: int = 0, seed: int = 0
+) -> Curve:
+    """Reads a run's evaluations, also while it writes them: one that is not whole yet is left out.
+
+    Args:
+        path: The run's `eval.csv`.
+        grid: The validation prompts, or more.
+        best_fixed: The number to beat on the same grid, by the clock of the file.
+        part: Whether the grid holds more than the validation prompts, which the first evaluation names then.
+        num_resamples: Of the bootstrap behind the intervals; 0 leaves them without bounds.
+        seed: Of the bootstrap.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged or about other prompts.
+    """
+    evaluations = _read(path)
+    recorded = zip(grid.rows.tolist(), grid.columns.tolist(), strict=True)
+    known = {(grid.prompt_ids[row], grid.compressions[column]): (row, column) for row, column in recorded}
+    if strange := {pair for pairs in evaluations.values() for pair in pairs} - known.keys():
+        raise CheckpointError(
+            f"{path}: expected prompts of the train split on this run's recordings, got {min(strange)}. Train again."
+        )
+    expected = sorted(evaluations[min(evaluations)]) if part and evaluations else list(known)
+    places = np.array([known[pair] for pair in expected], np.int64).reshape(-1, 2)
+    prompts, rows = np.unique(places[:, 0], return_inverse=True)
+    columns, place = np.unique(places[:, 1], return_inverse=True)
+    fixed = np.zeros((len(prompts), len(columns)))
+    fixed[rows, place] = best_fixed.seconds[places[:, 0], places[:, 1]]
+    tasks = [grid.tasks[row] for row in prompts]
+    counts = resample_counts(tasks, num_resamples, seed) if num_resamples else np.zeros((0, len(prompts)))
+    names = [grid.compressions[column] for column in columns]
+    points = []
+    for step, pairs in sorted(evaluations.items()):
+        if pairs.keys() < set(expected):
+            continue
+        values = np.array([pairs[pair] for pair in expected])
+        ours = np.zeros_like(fixed)
+        ours[rows, place] = values[:, 0]
+        _, steps, drafted = values.sum(axis=0)
+        over = {name: ratio_interval(fixed[:, k], ours[:, k], counts) for k, name in enumerate(names)}
+        over[ALL] = geometric_mean_ratio_interval(fixed, ours, counts)
+        points.append(Point(step=step, over_best_fixed=over, drafted_per_step=float(drafted / steps)))
+    return Curve(num_prompts=len(prompts), points=tuple(points))
+
+
+def _read(path: Path) -> dict[int, _Pairs]:
+    """Every evaluation by its step; a last row without its end is still being written."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"Expected a run's evaluations at {path}, got: {error}. Train again.") from error
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    found: dict[int, _Pairs] = {}
+    if not lines:
+        return found
+    reader = csv.DictReader(lines)
+    if missing := set(_NEEDED) - set(reader.fieldnames or ()):
+        raise CheckpointError(f"{path}: expected columns {sorted(missing)} as well. Train again.")
+    try:
+        for row in reader:
+            values = tuple(float(row[name]) for name in ("seconds", "steps", "drafted"))
+            found.setdefault(int(row["step"]), {})[row["prompt_id"], row["compression"]] = values
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: expected numbers, got {error}. Train again.") from error
+    return found
