@@ -180,6 +180,8 @@ class PolicyDrafting:
         hidden = set() if self._signals else {"target", "draft"}
         if self._target is None:
             hidden.add("target")
+        if self.max_new_tokens is None:
+            hidden.add("budget")
         context = _ENDLESS if self._target is None else self._target.context
         self.totals.requests += 1
         return self.policy.session(

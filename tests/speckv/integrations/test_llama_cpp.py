@@ -162,6 +162,21 @@ def test_without_a_target_its_signals_are_typical_ones() -> None:
     assert not policy.warnings
 
 
+def test_without_a_budget_the_place_in_the_text_is_a_typical_one() -> None:
+    schedule = Scheduled(lambda _: 2)
+    typical = np.linspace(0.1, 0.9, SCHEMA.size).astype(np.float32)
+    target = FakeLlama(LOGITS, n_ctx=160, logits_all=True, flash_attn=True)
+    columns = [SCHEMA.index("position"), SCHEMA.index("tokens_left")]
+    for budget, told in ((None, False), (40, True)):
+        policy = Policy.of(schedule, cost_ratio={"fp16": 0.3}, typical=typical)
+        drafter = draft_model(policy, FakeLlama(NEAR, n_ctx=160), max_new_tokens=budget)
+        target.draft_model = drafter
+        drafter.attach(target)
+        assert text(target, PROMPT, 30) == plain(PROMPT, 30)
+        seen = np.array([observation[columns] for observation in schedule.seen[-1]])
+        assert bool((seen == typical[columns]).all()) != told
+
+
 def test_another_targets_logits_are_not_taken_for_this_ones() -> None:
     schedule = Scheduled(lambda _: 2)
     target, drafter = made(schedule)
