@@ -190,8 +190,9 @@ class TrainSettings:
             self.resume,
         )
         listed = self.all_seeds
-        _require(bool(listed) and min(listed) >= 0, "seeds", "at least one, 0 or more", self.seeds)
-        _require(len(set(listed)) == len(listed), "seeds", "each once", self.seeds)
+        said = listed if self.seeds is None else self.seeds  # a study may bring its own
+        _require(bool(listed) and min(listed) >= 0, "seeds", "at least one, 0 or more", said)
+        _require(len(set(listed)) == len(listed), "seeds", "each once", said)
 
     @property
     def is_study(self) -> bool:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs of a study as processes of their own, some at once, each with one thread; what is finished is not run again."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from agents.console import Console
 from agents.training.interrupts import InterruptedTraining, StopRequest, catch_signals
@@ -137,11 +139,16 @@ def require_no(request: StopRequest) -> None:
 
 
 def begin(job: Job) -> "subprocess.Popen[bytes]":
-    """Begins a run, or goes on with it, with one thread; what it says goes into a file beside its folder."""
-    if not job.stopped and job.begun:
-        shutil.rmtree(job.folder)  # told the same, and it left nothing to go on from
+    """Begins a run, or goes on with it, with one thread; what it says goes into a file beside its folder.
+
+    Raises:
+        ConfigError: if a run that an earlier start left behind still writes there.
+    """
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     with _log(job).open("ab") as log:
+        _require_alone(job, log)
+        if not job.stopped and job.begun:
+            shutil.rmtree(job.folder)  # told the same, and it left nothing to go on from
         return subprocess.Popen(
             job.command,
             stdout=log,
@@ -150,6 +157,20 @@ def begin(job: Job) -> "subprocess.Popen[bytes]":
             env={**os.environ, **_ONE_THREAD},
             start_new_session=True,  # Ctrl-C reaches the parent alone, which stops the runs in order
         )
+
+
+def _require_alone(job: Job, log: BinaryIO) -> None:
+    """Passes if nothing else writes to the log. The run inherits the lock with its output and holds it to its end.
+
+    Whoever kills a study outright does not stop its runs, and two in one folder would spoil it.
+    """
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ConfigError(
+            f"Expected nobody at work in {job.folder}, but a run that an earlier start left behind is. Wait for its "
+            "end or stop it, and run the same command again."
+        ) from error
 
 
 def _log(job: Job) -> Path:

@@ -13,6 +13,7 @@ import pytest
 import train as program
 from agents.building import build_settings
 from agents.settings import TrainSettings
+from agents.studies import running
 from agents.studies.outcome import StudySums, measure_arms
 from agents.studies.running import Job
 from agents.studies.settings import StudySettings, folder_of
@@ -138,6 +139,23 @@ def test_a_run_that_left_nothing_to_go_on_from_begins_anew(tmp_path: Path, monke
     assert not list(one.folder.glob(".*"))
 
 
+def test_a_run_that_outlived_its_study_is_not_begun_a_second_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program_that_waits = tmp_path / "waits.py"
+    program_that_waits.write_text("import time\ntime.sleep(60)\n", encoding="utf-8")
+    monkeypatch.setattr(running, "PROGRAM", program_that_waits)
+    job = Job(arm="a", seed=1, overrides=("agent=ppo",), folder=tmp_path / "study" / "a")
+    with running.stopped_at_the_end([running.begin(job)]):
+        job.folder.mkdir()
+        (job.folder / "overrides.txt").write_text("agent=ppo\n", encoding="utf-8")
+        with pytest.raises(ConfigError, match="an earlier start left behind"):
+            running.begin(job)
+        assert job.folder.is_dir()  # nothing is thrown away under its feet
+    with running.stopped_at_the_end([running.begin(job)]):
+        assert not job.folder.exists()
+
+
 def test_a_run_with_a_checkpoint_is_resumed() -> None:
     job = Job(arm="a", seed=1, overrides=("agent=ppo",), folder=Path("nowhere"))
     assert job.command[-2:] == ["agent=ppo", "output=nowhere"]
@@ -151,6 +169,9 @@ def test_seeds_are_a_number_or_a_list(tmp_path: Path) -> None:
     for wrong in ((), (1, 1), (-1,), 0):
         with pytest.raises(ConfigError, match="Expected seeds"):
             replace(settings, seeds=wrong)
+    twice = StudySettings(name="toy", question="?", arms={"one": []}, seeds=(3, 3))
+    with pytest.raises(ConfigError, match=r"Expected seeds each once, got \(3, 3\)"):
+        replace(settings, study=twice)
 
 
 @pytest.mark.parametrize(

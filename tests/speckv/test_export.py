@@ -136,5 +136,8 @@ def test_a_folder_that_does_not_say_is_asked_for(tmp_path: Path) -> None:
     save_rule(tmp_path, ConstantGamma(3))
     with pytest.raises(CheckpointError, match="Give --cost"):
         Source.find(str(tmp_path))
+    (tmp_path / "run.json").write_text("{", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"expected a readable run\.json"):
+        Source.find(str(tmp_path))
     with pytest.raises(ConfigError, match="--cost NAME for an export"):
         Source.find("shipped")
