@@ -52,8 +52,8 @@ def test_a_wrong_command_line_is_one_error(arguments: list[str], message: str) -
 @pytest.mark.parametrize(
     ("told", "message"),
     [
-        (["agent.totl_steps=5"], "Arm 'typo' of .*Did you mean 'agent.total_steps'"),
-        (["agent.clip_range=-1"], "Arm 'typo' of .*clip_range"),
+        (["agent.learnin_rate=0.1"], "Arm 'typo' of .*Did you mean 'agent.learning_rate'"),
+        (["agent.epochs=0"], "Arm 'typo' of .*agent.epochs 1 or more"),
         (["agnt=ppo"], "Arm 'typo' of .*Did you mean 'agent'"),
     ],
 )

@@ -2,7 +2,7 @@
 """How a run got better: its validation prompts, evaluation by evaluation, against the best fixed gamma on the same."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,16 +92,20 @@ def read_curve(
     names = [grid.compressions[column] for column in columns]
     points = []
     for step, pairs in sorted(evaluations.items()):
-        if pairs.keys() < set(expected):
+        if not set(expected) <= pairs.keys():
             continue
         values = np.array([pairs[pair] for pair in expected])
         ours = np.zeros_like(fixed)
         ours[rows, place] = values[:, 0]
         _, steps, drafted = values.sum(axis=0)
-        over = {name: ratio_interval(fixed[:, k], ours[:, k], counts) for k, name in enumerate(names)}
-        over[ALL] = geometric_mean_ratio_interval(fixed, ours, counts)
+        over = _speedups(fixed, ours, counts, names)
         points.append(Point(step=step, over_best_fixed=over, drafted_per_step=float(drafted / steps)))
     return Curve(num_prompts=len(prompts), points=tuple(points))
+
+
+def _speedups(fixed: Float64, ours: Float64, counts: Float64, compressions: Sequence[str]) -> dict[str, Interval]:
+    found = {name: ratio_interval(fixed[:, k], ours[:, k], counts) for k, name in enumerate(compressions)}
+    return found | {ALL: geometric_mean_ratio_interval(fixed, ours, counts)}
 
 
 def _read(path: Path) -> dict[int, _Pairs]:

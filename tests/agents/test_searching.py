@@ -114,8 +114,9 @@ def test_what_is_told_is_what_was_drawn(values: Any, text: str) -> None:
     assert suggest(Drawn(), {"agent.x": values}) == [f"agent.x={text}"]
 
 
-TERMS = {"overrides": ["agent=fixed"], "seed": 0, "space": {"agent.x": {"low": 0.0, "high": 1.0}}}
-TOY = SearchSettings(name="toy", space=TERMS["space"], trials=6, warm_up=6)
+SPACE: dict[str, object] = {"agent.x": {"low": 0.0, "high": 1.0}}
+TERMS: dict[str, object] = {"overrides": ["agent=fixed"], "seed": 0, "space": SPACE}
+TOY = SearchSettings(name="toy", space=SPACE, trials=6, warm_up=6)
 
 
 def test_a_search_that_goes_on_draws_other_values_than_at_first(tmp_path: Path) -> None:
