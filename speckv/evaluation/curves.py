@@ -10,6 +10,7 @@ import numpy as np
 
 from speckv.errors import CheckpointError
 from speckv.evaluation.bootstrap import (
+    Float64,
     Interval,
     geometric_mean_ratio_interval,
     ratio_interval,

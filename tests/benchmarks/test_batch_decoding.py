@@ -67,7 +67,7 @@ def test_a_report_holds_every_arm_on_real_models(draft_s: float, monkeypatch: py
     for arm in make_arms(bench.measure(target, draft, 2, HOW)):
         row = found["arms"][arm.name]
         assert row["prompts_with_another_text"] == 0
-        # A partner changes nothing in a request's steps, so who runs beside whom, and how long, follows from each alone.
+        # A partner changes nothing in a request's steps: who runs beside whom, and how long, follows from each alone.
         alone = [generate_batch(engine, [p], arm, context=context, max_new_tokens=8) for p in prompts[:4]]
         steps = [len(one.running) for one in alone]
         assert row["mean_running"] == pytest.approx(sum(steps) / (max(steps[:2]) + max(steps[2:])))
