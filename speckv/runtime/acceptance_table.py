@@ -49,6 +49,7 @@ class AcceptanceTable:
         self.gammas = {compression: tuple(row) for compression, row in gammas.items()}
         self._bits = [float(np.float32(BITS_PER_WEIGHT[c] / _FULL_WIDTH)) for c in gammas]
         self._rows = list(self.gammas.values())
+        self._row_of: dict[float, tuple[int, ...]] = {}
 
     def reset(self) -> None:
         """Nothing to forget: the observation carries the history."""
@@ -56,8 +57,11 @@ class AcceptanceTable:
     def act(self, observation: FloatArray) -> int:
         """Returns the gamma of the range that the request's acceptance is in."""
         bits = observation.item(_BITS)
-        row = 0 if len(self._rows) == 1 else min(range(len(self._bits)), key=lambda k: abs(bits - self._bits[k]))
-        return self._rows[row][bisect_right(self.edges, observation.item(_RATE))]
+        row = self._row_of.get(bits)
+        if row is None:
+            nearest_one = min(range(len(self._bits)), key=lambda k: abs(bits - self._bits[k]))
+            row = self._row_of[bits] = self._rows[nearest_one]
+        return row[bisect_right(self.edges, observation.item(_RATE))]
 
     def act_batch(self, observations: FloatArray) -> IntArray:
         """Returns the same for each row."""
