@@ -58,7 +58,7 @@ def test_a_wrong_command_line_is_one_error(arguments: list[str], message: str) -
     ],
 )
 def test_what_an_arm_is_told_is_checked_before_any_run(told: list[str], message: str) -> None:
-    overrides = ["experiment=ablation/observation", "study.seeds=[0]"]
+    overrides = ["experiment=ablation/observation", "seeds=[0]"]
     config = compose_checked(program.NAME, overrides)
     program.check(config, overrides)
     config.study.arms = {"fine": [], "typo": told}

@@ -121,6 +121,7 @@ class SurvivalStopping(StoppingRule):
         self._scaled_s = summed_more_s(times, self.gamma_max) * self.price_scale[:, None]
         self._value = np.zeros(1)
         self._which = np.zeros(1, np.int64)
+        self._never = np.zeros(1, np.bool_)
         self._expected = np.ones((1, self.gamma_max))
         self._row: tuple[list[float], list[float]] = ([], [])
 
@@ -131,13 +132,14 @@ class SurvivalStopping(StoppingRule):
         self._value = rates.max(axis=1)
         self._which = self.times.which(observations)
         floor = self.before.floor[self._which]
-        drafts = ((rates.argmax(axis=1) > 0) | (floor > 0)) & (floor != NEVER)
-        return np.where(drafts, self.gamma_max, 0)
+        self._never = floor == NEVER
+        return np.where(((rates.argmax(axis=1) > 0) | (floor > 0)) & ~self._never, self.gamma_max, 0)
 
     def act(self, observation: FloatArray) -> int:
         """Returns the same for the only request."""
         floor = self.before.floor[self.before.single.which(observation)]
         if floor == NEVER:
+            self._row = [], []
             return 0
         which, survival, rates = self.before.single.of(observation)
         best = int(rates.argmax())
@@ -166,9 +168,8 @@ class SurvivalStopping(StoppingRule):
         """Goes on where more tokens are worth their time; `act_batch` has been asked about the same steps."""
         assert len(observations) == len(self._value)
         chance = logistic(self.inside.batch(observations)[:, 0])
-        return worth_more(
-            chance, self._expected, drafted_so_far(observations), self._value[:, None] * self._scaled_s[self._which]
-        )
+        price = self._value[:, None] * self._scaled_s[self._which]
+        return worth_more(chance, self._expected, drafted_so_far(observations), price) & ~self._never
 
 
 def summed_more_s(times: StepTimes, gamma_max: int) -> Float64:
