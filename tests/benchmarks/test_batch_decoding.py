@@ -14,18 +14,9 @@ from speckv.models import RaggedModel
 from speckv.models.ragged import RaggedRows
 from speckv.profiling.prompts import Prompt
 from tests.fakes import BatchTableModel, TableModel, TableRows, as_causal, tiny_qwen
+from tests.fakes_clock import FakeClock
 
 HOW = bench.Measurement(compression="fp16", dtype="float64", context=6, widths=(1, 2, 5), repeats=1)
-
-
-class Time:
-    """Seconds that pass only where a model says so."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class TimedRows(RaggedRows):
@@ -42,7 +33,7 @@ class TimedRows(RaggedRows):
 
 @dataclass(frozen=True, slots=True)
 class TimedModel(RaggedModel):
-    time: Time
+    time: FakeClock
     pass_s: float
 
     def rows(self) -> TimedRows:
@@ -52,7 +43,7 @@ class TimedModel(RaggedModel):
 @pytest.mark.parametrize("draft_s", [0.01, 0.5])
 def test_a_report_holds_every_arm_on_real_models(draft_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a clock of its own: what goodput and the policy draft, and so who ends when, depends on measured times."""
-    hf, time = tiny_qwen(0), Time()
+    hf, time = tiny_qwen(0), FakeClock()
     monkeypatch.setattr(bench, "device_clock", lambda _: time)
     target = TimedModel(as_causal(hf), time, 1.0)
     draft = TimedModel(as_causal(tiny_qwen(1, like=hf, noise=0.02)), time, draft_s)
@@ -96,7 +87,7 @@ class SlowRows(TableRows):
 
 
 class SlowModel(BatchTableModel):
-    def __init__(self, model: TableModel, time: Time, pass_s: float) -> None:
+    def __init__(self, model: TableModel, time: FakeClock, pass_s: float) -> None:
         super().__init__(model)
         self.time, self.pass_s = time, pass_s
 
@@ -105,7 +96,7 @@ class SlowModel(BatchTableModel):
 
 
 def test_gamma_falls_to_zero_where_a_wide_pass_is_dear(monkeypatch: pytest.MonkeyPatch) -> None:
-    table, time = TableModel.random(1), Time()
+    table, time = TableModel.random(1), FakeClock()
     monkeypatch.setattr(bench, "device_clock", lambda _: time)
     engine = BatchEngine(SlowModel(table, time, 1.0), SlowModel(table.perturbed(2, 0.4), time, 0.1), clock=time)
     prompts = [[i % 7] for i in range(8)]
