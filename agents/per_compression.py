@@ -50,12 +50,15 @@ class PerCompression(Rule):
 
     def never_drafts(self, compression: str) -> bool:
         """Whether the controller of a compression never drafts there."""
-        bits = np.array(BITS_PER_WEIGHT[compression] / _FULL_WIDTH, np.float32)
-        part = self._parts[int(np.abs(self._bits - bits).argmin())]
+        nearest = self._nearest(np.array([BITS_PER_WEIGHT[compression] / _FULL_WIDTH], np.float32))
+        part = self._parts[int(nearest[0])]
         return isinstance(part, Abstainer) and part.never_drafts(compression)
 
     def _which(self, observations: FloatArray) -> IntArray:
-        nearest: IntArray = np.abs(observations[:, _BITS, None] - self._bits).argmin(axis=1)
+        return self._nearest(observations[:, _BITS])
+
+    def _nearest(self, bits: FloatArray) -> IntArray:
+        nearest: IntArray = np.abs(bits[:, None] - self._bits).argmin(axis=1)
         return nearest
 
     def act_batch(self, observations: FloatArray) -> IntArray:

@@ -20,7 +20,7 @@ from agents.searching.winner import winner_config
 from agents.settings import TrainSettings
 from agents.studies.running import Job
 from agents.studies.settings import StudySettings
-from agents.studies.study import plan, run_study, shared_overrides
+from agents.studies.study import group_of, plan, run_study, shared_overrides
 from agents.training.run_folder import made
 from agents.training.task import load_task
 from agents.training.validation import Validator
@@ -54,7 +54,7 @@ def run_search(settings: TrainSettings, console: Console, *, overrides: Sequence
     folder = Path(settings.output) if settings.output else Path(settings.runs_dir) / search.name
     task = load_task(settings.data, settings.cost, settings.learn)
     validator = Validator(task.validation, task.learning_cost, task.validation_gammas)
-    shared = [o for o in shared_overrides(overrides) if o.lstrip("+~").split("=")[0].split(".")[0] != "search"]
+    shared = [override for override in shared_overrides(overrides) if group_of(override) != "search"]
     ground = {"cost_sha256": task.learning_cost.sha256, "traces_sha256": task.learning.sha256}
     terms = {"overrides": sorted(shared), "seed": settings.seed, "space": dict(search.space), **ground}
     study = open_study(search, folder, terms)
@@ -80,7 +80,7 @@ def run_search(settings: TrainSettings, console: Console, *, overrides: Sequence
         seeds=search.final_seeds,
     )
     again = replace(settings, search=None, study=final, seeds=None, output=str(folder / FINAL))
-    run_study(again, console, overrides=[*shared, "search=null"])
+    run_study(again, console, overrides=[*shared, "search=null"], typed=overrides)
     record = _record(search, study, final, folder, validator)
     record |= {"cost": {"name": task.cost.name, "sha256": task.cost_sha256}, "traces_sha256": task.train.sha256}
     write_atomically(folder / RECORD, canonical_json(record))

@@ -26,13 +26,16 @@ _OWN = ("study", "seeds", "processes", "seed", "output", "runs_dir", "threads", 
 """Settings of the study itself, which no run is told."""
 
 
-def run_study(settings: TrainSettings, console: Console, *, overrides: Sequence[str]) -> tuple[ArmOutcome, ...]:
+def run_study(
+    settings: TrainSettings, console: Console, *, overrides: Sequence[str], typed: Sequence[str] | None = None
+) -> tuple[ArmOutcome, ...]:
     """Trains and compares.
 
     Args:
         settings: Checked; `is_study`.
         console: Takes what the user sees.
         overrides: What was set on the command line, an experiment among it.
+        typed: What was really set there, if every run is told something else.
 
     Returns:
         An outcome an arm.
@@ -51,7 +54,7 @@ def run_study(settings: TrainSettings, console: Console, *, overrides: Sequence[
         "format_version": FORMAT_VERSION,
         "study": study.name,
         "question": study.question,
-        "command": _command(overrides),
+        "command": " ".join(["python train.py", *_lasting(overrides if typed is None else typed)]),
         "arms": {arm: list(study.overrides(arm)) for arm in study.arms},
         "seeds": list(settings.all_seeds),
         "cost": {"name": task.cost.name, "sha256": task.cost_sha256, "clock": _clock(task)},
@@ -104,19 +107,23 @@ def _clock(task: Task) -> str:
     return describe_clock(task.cost.kind, {name: task.cost.checks[name] for name in task.test.compressions})
 
 
-def _is_own(override: str) -> bool:
-    return override.lstrip("+~").split("=")[0].split(".")[0].split("@")[0] in _OWN
+def group_of(override: str) -> str:
+    """The top-level setting that an override is about.
+
+    >>> group_of("+search.trials=30"), group_of("agent=ppo")
+    ('search', 'agent')
+    """
+    return override.lstrip("+~").split("=")[0].split(".")[0].split("@")[0]
 
 
 def shared_overrides(overrides: Sequence[str]) -> list[str]:
     """What every run is told of a command line: all but what concerns the runs together."""
-    return [override for override in overrides if not _is_own(override)]
+    return [override for override in overrides if group_of(override) not in _OWN]
 
 
-def _command(overrides: Sequence[str]) -> str:
-    """What a user types; a search's last comparison is told that it is no search, which its users are not to type."""
-    own = [o for o in overrides if o.startswith(("seeds=", "study."))]
-    return " ".join(["python train.py", *(o for o in shared_overrides(overrides) if o != "search=null"), *own])
+def _lasting(overrides: Sequence[str]) -> list[str]:
+    """What of a command line decides a study's outcome."""
+    return [*shared_overrides(overrides), *(o for o in overrides if o.startswith(("seeds=", "study.")))]
 
 
 def _record(outcome: ArmOutcome) -> Mapping[str, Any]:

@@ -94,13 +94,15 @@ class ConstantPerCompression:
 
     def act_batch(self, observations: FloatArray) -> IntArray:
         """Returns the constant of each row's compression."""
-        distance = np.abs(observations[:, _BITS, np.newaxis] - self._bits)
-        chosen: IntArray = self._lookup[distance.argmin(axis=1)]
-        return chosen
+        return self._nearest(observations[:, _BITS])
 
     def never_drafts(self, compression: str) -> bool:
         """Whether every decision is 0 at a compression; the one nearest in bits per weight decides."""
-        return bool(self._lookup[np.abs(BITS_PER_WEIGHT[compression] / _FULL_WIDTH - self._bits).argmin()] == 0)
+        return bool(self._nearest(np.array([BITS_PER_WEIGHT[compression] / _FULL_WIDTH], np.float32))[0] == 0)
+
+    def _nearest(self, bits: FloatArray) -> IntArray:
+        chosen: IntArray = self._lookup[np.abs(bits[:, np.newaxis] - self._bits).argmin(axis=1)]
+        return chosen
 
     def learn(self, outcome: StepOutcome) -> None:
         """Learns nothing."""

@@ -229,6 +229,8 @@ def test_a_search_finds_the_better_values_and_goes_on_where_it_stopped(tmp_path:
     longer = run_search(more, console, overrides=[*overrides, "search.trials=5"])
     assert "4 of 5 trials are there already" in console.text
     assert longer["trials"][:4] == trials
+    command = json.loads((folder / "final" / "study.json").read_text(encoding="utf-8"))["command"]
+    assert command.endswith(" search.trials=5")  # as it was typed, not as the runs of the comparison are told
 
 
 def test_a_trial_that_fails_is_told_and_the_search_goes_on(tmp_path: Path) -> None:

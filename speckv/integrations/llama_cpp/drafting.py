@@ -22,7 +22,6 @@ logger = logging.getLogger(__name__)
 _UNKNOWN = (math.nan, math.nan)
 _BLIND = (ConstantGamma, ConstantPerCompression, AcceptanceTable)
 """Controllers that look at no signal, so that none need be computed."""
-_ENDLESS = 1 << 20
 
 
 @dataclass(slots=True)
@@ -182,10 +181,10 @@ class PolicyDrafting:
             hidden.add("target")
         if self.max_new_tokens is None:
             hidden.add("budget")
-        context = _ENDLESS if self._target is None else self._target.context
+        room = None if self._target is None else max(self._target.context - length + 1, 1)
         self.totals.requests += 1
         return self.policy.session(
-            max_new_tokens=self.max_new_tokens or max(context - length + 1, 1),
+            max_new_tokens=self.max_new_tokens or room,
             vocab_size=None if self._target is None else self._target.vocab_size,
             hidden=hidden,
             **self._of_session,  # type: ignore[arg-type]
