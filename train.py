@@ -14,10 +14,10 @@ from agents.console import Console
 from agents.registry import agent_settings
 from agents.searching.search import run_search
 from agents.settings import TrainSettings
-from agents.studies.study import plan, run_study, shared_overrides
+from agents.studies.study import jobs_of, run_study, shared_overrides
 from agents.training.interrupts import InterruptedTraining
 from agents.training.session import train
-from speckv.commands.app import CONFIGS, compose_checked, plain, prepare, run_explained
+from speckv.commands.app import CONFIGS, compose_checked, flat, plain, prepare, run_explained
 from speckv.errors import CheckpointError, ConfigError, SpecKVError
 from speckv.evaluation.run_facts import CONFIG
 
@@ -44,13 +44,40 @@ def check(config: DictConfig, overrides: Sequence[str] = ()) -> None:
     settings = settings_from(resumed(config, overrides=None))
     if settings.search is not None:
         compose_checked(NAME, [*shared_overrides(overrides), *settings.search.example(), "search=null"])
-    if settings.study is None:
+    if not settings.is_study:
         return
-    for run in plan(settings.study, settings.all_seeds[:1], overrides, Path()):
+    told: dict[str, DictConfig] = {}
+    for run in jobs_of(settings, overrides):
         try:
-            settings_from(compose_checked(NAME, run.overrides))
+            if run.arm not in told:
+                told[run.arm] = compose_checked(NAME, run.overrides)
+                settings_from(told[run.arm])
+            require_unchanged(run.folder, told[run.arm])
         except SpecKVError as error:
-            raise ConfigError(f"Arm {run.arm!r} of {settings.study.name}: {error}") from error
+            raise ConfigError(f"Arm {run.arm!r} of the study: {error}") from error
+
+
+def require_unchanged(folder: Path, config: DictConfig) -> None:
+    """Passes if what is in a run's folder began with the same settings; a file of configs may have changed since.
+
+    Args:
+        folder: Of the run; need not be there.
+        config: What the run is told today, but for its seed and its folder, which its place says.
+
+    Raises:
+        ConfigError: naming a setting that has changed.
+    """
+    if not (folder / CONFIG).is_file():
+        return
+    saved = OmegaConf.load(folder / CONFIG)
+    assert isinstance(saved, DictConfig)
+    before, now = flat(plain(saved)), flat(plain(config))
+    for key in sorted({*before, *now} - {"seed", "output", "resume"}):
+        if before.get(key) != now.get(key):
+            raise ConfigError(
+                f"Expected {folder} to hold a run of today's settings, got {key}={before.get(key)} there and "
+                f"{key}={now.get(key)} now. Restore it, or name another output."
+            )
 
 
 def resumed(config: DictConfig, overrides: list[str] | None) -> DictConfig:

@@ -67,6 +67,7 @@ class Agent:
         restore: Settings and stored parts -> the same controller; None if it is stored by other means.
         parts: What `restore` needs of a controller besides its settings.
         hides: Whether `make` heeds `hide`.
+        unclocked: Parts -> the same without what the clock alone decided, for when they are given another's times.
     """
 
     settings: type[Any]
@@ -75,18 +76,24 @@ class Agent:
     restore: Callable[[Any, Parts], Controller] | None = None
     parts: Callable[[Any], Parts] = lambda _: Parts()
     hides: bool = False
+    unclocked: Callable[[Parts], Parts] = lambda parts: parts
 
 
 def _stored(
-    name: str,
-    make: Callable[[Any, Lesson], Controller],
-    parts: Callable[[Any], Parts] = lambda _: Parts(),
-    *,
-    hides: bool = False,
+    name: str, make: Callable[[Any, Lesson], Controller], parts: Callable[[Any], Parts] = lambda _: Parts()
 ) -> Agent:
     """An agent that is made at once and comes back from settings and parts."""
     stored = RESTORE[name]
-    return Agent(settings=stored.settings, make=make, restore=stored.restore, parts=parts, hides=hides)
+    return Agent(settings=stored.settings, make=make, restore=stored.restore, parts=parts)
+
+
+def _survival(name: str, make: Callable[[Any, Lesson], Controller], parts: Callable[[Any], Parts]) -> Agent:
+    """A stored agent that heeds `hide`, and whose floor holds by compression whether drafting pays at all."""
+
+    def drafting(p: Parts) -> Parts:
+        return replace(p, arrays={**p.arrays, "floor": np.maximum(p.needed_array("floor"), 0)})
+
+    return replace(_stored(name, make, parts), hides=True, unclocked=drafting)
 
 
 def _rule(name: str) -> Agent:
@@ -172,13 +179,12 @@ AGENTS: Mapping[str, Agent] = {
         _fit_speckv_mlp_cost,
         lambda c: Parts(networks={"acceptance": c.paper.acceptance}, times=c.times),
     ),
-    "survival": _stored(
+    "survival": _survival(
         "survival",
         _fit_survival,
         lambda c: Parts(networks={"before": c.before}, times=c.times, arrays={"floor": c.floor}),
-        hides=True,
     ),
-    "survival_stopping": _stored(
+    "survival_stopping": _survival(
         "survival_stopping",
         _fit_survival_stopping,
         lambda c: Parts(
@@ -186,7 +192,6 @@ AGENTS: Mapping[str, Agent] = {
             times=c.times,
             arrays={"floor": c.before.floor, "price_scale": c.price_scale},
         ),
-        hides=True,
     ),
     "svip": _rule("svip"),
     "tapout": _bandit("tapout"),
@@ -253,11 +258,8 @@ def reclocked(name: str, settings: Any, controller: Controller, cost: CostTable)
     if parts.times is None or agent.restore is None:
         return controller
     depth = parts.times.verify_s.shape[1] - 1
-    arrays = dict(parts.arrays)
-    if "floor" in arrays:  # whether drafting pays at all was a matter of the clock before
-        arrays["floor"] = np.maximum(arrays["floor"], 0)
     times = StepTimes.of(cost, parts.times.compressions, gamma_max=depth)
-    return agent.restore(settings, replace(parts, times=times, arrays=arrays))
+    return agent.restore(settings, replace(agent.unclocked(parts), times=times))
 
 
 def begin_learner(name: str, settings: Any, lesson: Lesson) -> Controller:

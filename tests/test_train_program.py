@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import evaluate as evaluation
 import train as program
-from agents.training.run_folder import LAST
+from agents.studies.study import jobs_of
+from agents.training.run_folder import LAST, RunFolder
 from speckv.commands.app import compose_checked, prepare
 from speckv.errors import ConfigError, SpecKVError
 from tests.fakes_runs import TINY_PPO, save_toy
@@ -63,6 +65,21 @@ def test_what_an_arm_is_told_is_checked_before_any_run(told: list[str], message:
     program.check(config, overrides)
     config.study.arms = {"fine": [], "typo": told}
     with pytest.raises(ConfigError, match=message):
+        program.check(config, overrides)
+
+
+def test_a_study_goes_on_with_the_settings_alone_that_its_runs_began_with(tmp_path: Path) -> None:
+    """Of a run, that is, by whatever file a setting came from: the command line can be the same."""
+    overrides = ["agent=fixed", "agent.gamma=2", "seeds=2", f"output={tmp_path}"]
+    config = compose_checked(program.NAME, overrides)
+    for job in jobs_of(program.settings_from(config), overrides):
+        began = compose_checked(program.NAME, [*job.overrides, f"output={job.folder}"])
+        job.folder.mkdir(parents=True)
+        RunFolder(job.folder).record_start(OmegaConf.to_yaml(began, resolve=True), job.overrides, {})
+    program.check(config, overrides)
+    began.agent.gamma = 3
+    RunFolder(job.folder).record_start(OmegaConf.to_yaml(began, resolve=True), job.overrides, {})
+    with pytest.raises(ConfigError, match=r"seed1 to hold a run of today's settings, got agent.gamma=3 there and .*=2"):
         program.check(config, overrides)
 
 

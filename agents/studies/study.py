@@ -43,10 +43,9 @@ def run_study(
     Raises:
         SpecKVError: one clear error if a setting does not fit or a run fails; finished runs are kept.
     """
-    study = settings.study or _seeds_alone(settings)
-    folder = Path(settings.output) if settings.output else Path(settings.runs_dir) / study.name
+    study, folder = _study(settings), _folder(settings)
     task = load_task(settings.data, settings.cost, settings.learn)  # what is wrong for all is told at once
-    jobs = plan(study, settings.all_seeds, overrides, folder)
+    jobs = jobs_of(settings, overrides)
     console.write(f"{study.name}: {study.question}")
     run_jobs(jobs, min(settings.processes or os.cpu_count() or 1, len(jobs)), console)
     outcomes = measure_arms(read_sums(jobs), num_resamples=settings.eval.num_resamples, seed=settings.seed)
@@ -74,6 +73,11 @@ def run_study(
     return outcomes
 
 
+def jobs_of(settings: TrainSettings, overrides: Sequence[str]) -> list[Job]:
+    """The runs of a study; see `run_study` and `plan`."""
+    return plan(_study(settings), settings.all_seeds, overrides, _folder(settings))
+
+
 def plan(study: StudySettings, seeds: Sequence[int], overrides: Sequence[str], folder: Path) -> list[Job]:
     """One run an arm and seed, seeds of an arm one after the other."""
     return [
@@ -93,7 +97,14 @@ _LEAN = ("eval.num_resamples=1000",)
 _NOT_A_STUDY = ("study=null", "seeds=null")
 
 
-def _seeds_alone(settings: TrainSettings) -> StudySettings:
+def _folder(settings: TrainSettings) -> Path:
+    return Path(settings.output) if settings.output else Path(settings.runs_dir) / _study(settings).name
+
+
+def _study(settings: TrainSettings) -> StudySettings:
+    """The study that is asked for; if seeds alone are, one of a single arm."""
+    if settings.study is not None:
+        return settings.study
     name = str(settings.agent["name"])
     seeds = settings.all_seeds
     return StudySettings(

@@ -2,7 +2,7 @@
 """What `train.py` and `evaluate.py` share: one clear error for a wrong setting, before anything is written."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -154,6 +154,18 @@ def plain(config: DictConfig) -> dict[str, object]:
         raise ConfigError(f"Cannot resolve the config: {_one_line(error)}") from error
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
+
+
+def flat(content: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Turns nested settings into one level of dotted names.
+
+    >>> flat({"agent": {"name": "ppo", "hidden": [64]}, "seed": 0})
+    {'agent.name': 'ppo', 'agent.hidden': [64], 'seed': 0}
+    """
+    found: dict[str, object] = {}
+    for key, value in content.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) and value else {f"{prefix}{key}": value}
+    return found
 
 
 def _one_line(error: BaseException) -> str:
