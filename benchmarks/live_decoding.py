@@ -7,7 +7,8 @@
 Every prompt is decoded by all arms in one process, in turns of one decode step each, so that a slow moment of the
 machine falls on all alike. Seconds are decode time: prefill left out, decisions included. Texts are compared token by
 token; in 16-bit arithmetic a verify pass of another width can flip a near-tie, after which two texts go different ways:
-such prompts are counted and reported.
+such prompts are counted and reported. With `--traces NAME` the recorded ones among the prompts are replayed as well, on
+the cost table's times, and the report says how far those were off (`benchmarks.prediction_error`).
 """
 
 import argparse
@@ -16,6 +17,7 @@ import logging
 from collections import defaultdict, deque
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from agents.stored import load_controller
 from benchmarks import qwen
 from benchmarks.arms import NUM_RESAMPLES, as_ratio
 from benchmarks.divergence import first_difference
+from benchmarks.prediction_error import errors
 from speckv.commands.decode import find_controller
 from speckv.cost import CostTable
 from speckv.decoding import DecodeStep, Engine, GenerationResult, RequestContext, draft_source, generate, stepwise
@@ -32,6 +35,7 @@ from speckv.models.dtypes import dtype_name
 from speckv.profiling.machine import describe_machine
 from speckv.profiling.prompts import first_of_each, read_prompts
 from speckv.runtime.constant import ConstantGamma
+from speckv.traces import TraceSet, find_traces
 from speckv.types import Controller
 
 logger = logging.getLogger(__name__)
@@ -87,6 +91,27 @@ def summarise(results: dict[str, list[GenerationResult]]) -> dict[str, dict[str,
     return table
 
 
+def prediction(
+    recorded: TraceSet,
+    table: CostTable,
+    arms: Sequence[Controller],
+    results: Mapping[str, Mapping[str, GenerationResult]],
+    max_new_tokens: int,
+) -> dict[str, Any]:
+    """How far replay's times were off, over the prompts that were recorded.
+
+    Args:
+        recorded: Test prompts at the compression that was decoded.
+        table: The times.
+        arms: The controllers.
+        results: Arm -> prompt id -> its live run.
+        max_new_tokens: Token budget.
+    """
+    live = sorted({sequence.prompt_id for sequence in recorded.sequences} & set(results[PLAIN]))
+    runs = {name: {key: of[key] for key in live} for name, of in results.items()}
+    return {"prompts": live, "arms": errors(table, recorded.select(prompt_ids=live), arms, runs, max_new_tokens)}
+
+
 def main() -> None:
     """Runs the comparison and writes JSON."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -102,6 +127,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--traces", help="recordings to hold modelled time to wall time by")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     if arguments.threads:
@@ -115,6 +141,11 @@ def main() -> None:
         arms.append(find_controller(path, table.name) if path == "shipped" else load_controller(path))
     prompts = [p for p in read_prompts(arguments.prompts) if p.split == "test"]
     prompts = first_of_each(prompts, arguments.per_task)
+    recorded = None
+    if arguments.traces:
+        recorded = TraceSet.load(find_traces(arguments.traces)).select(
+            split="test", compressions=[arguments.compression]
+        )
     # An engine each: all requests are under way at once.
     engines = [Engine(pair.target, draft_source(pair), eos_token_ids=pair.eos_token_ids) for _ in arms]
     for engine in engines:
@@ -136,7 +167,7 @@ def main() -> None:
     summary = summarise(results)
     plain = summary[PLAIN]["tokens_per_s"]
     tasks = [prompt.task for prompt in prompts]
-    report = {
+    report: dict[str, Any] = {
         "what": "live decoding, decode time only, arms in turns of one step each in one process",
         "pair": qwen.NAME,
         "draft": arguments.draft,
@@ -157,6 +188,14 @@ def main() -> None:
         },
         "machine": describe_machine(),
     }
+    if recorded:
+        by_prompt = {name: dict(zip(report["prompts"], runs, strict=True)) for name, runs in results.items()}
+        found = prediction(recorded, table, arms, by_prompt, arguments.max_new_tokens)
+        report["prediction"] = {
+            "traces": arguments.traces,
+            "check": table.checks[arguments.compression],
+            **found,
+        }
     text = json.dumps(report, indent=1)
     logger.info(text)
     if arguments.out:

@@ -19,6 +19,7 @@ from speckv.errors import ConfigError
 from speckv.models import ModelPair
 from speckv.runtime import Policy
 from speckv.runtime.constant import ConstantGamma
+from tests.fakes_traces import make_sequence, make_traces
 
 PROMPTS = [{"id": f"p{i}", "task": "chat", "split": "test", "prompt": text} for i, text in enumerate(("Hi.", "Why?"))]
 
@@ -183,6 +184,18 @@ def test_live_arms(report: Callable[..., dict[str, Any]]) -> None:
     assert found["speedup_over_best_fixed"]["best fixed"]["estimate"] == 1
     for seconds in found["decode_s"].values():
         assert len(seconds) == len(PROMPTS)
+
+
+def test_live_arms_are_held_to_their_replay(report: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    recordings = tmp_path / "recorded.parquet"
+    sequences = [make_sequence([True] * 8, prompt_id=name, split="test") for name in ("p1", "p2")]
+    make_traces(sequences, max_new_tokens=8).save(recordings)
+    found = report(live_decoding.main, "--gamma", "2", "--traces", str(recordings))["prediction"]
+    assert (found["prompts"], found["check"]) == (["p1"], "not checked")
+    assert set(found["arms"]) == {"autoregressive", "best fixed", "ppo"}
+    plain = found["arms"]["autoregressive"]
+    assert plain["predicted_tokens"] == plain["measured_tokens"] == 7
+    assert plain["error"] == pytest.approx(plain["predicted_s"] / plain["measured_s"] - 1)
 
 
 def test_turns_are_of_one_step_each_and_all_finish() -> None:

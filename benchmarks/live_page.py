@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of live decoding at each compression, from `benchmarks/results/live-bf16-*.json`; it stands in README."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.readme_table import line
+
+PLAIN, BEST = "autoregressive", "best fixed"
+
+RESULTS = Path(__file__).resolve().parent / "results"
+COMPRESSIONS = ("fp16", "int8", "nf4")
+ARMS = {
+    PLAIN: "plain decoding",
+    BEST: "best fixed gamma",
+    "ppo": "PPO, once a step",
+    "survival-stopping": "supervised, token by token",
+}
+NONE = "–"
+
+
+def load(compression: str) -> dict[str, Any]:
+    """Reads one committed comparison."""
+    content: dict[str, Any] = json.loads((RESULTS / f"live-bf16-{compression}.json").read_text(encoding="utf-8"))
+    return content
+
+
+def cell(report: Mapping[str, Any], arm: str) -> str:
+    """Tokens a second, and how many times as fast as plain decoding."""
+    if arm not in report["arms"]:
+        return NONE
+    rate = f"{report['arms'][arm]['tokens_per_s']:.2f}"
+    if arm == PLAIN:
+        return rate
+    constant = f" with {report['best_fixed_gamma']}" if arm == BEST else ""
+    return f"{rate}{constant}: {ratio(report['speedup_over_plain'][arm])}"
+
+
+def over_best(report: Mapping[str, Any], arm: str) -> str:
+    """How many times as fast as the best fixed gamma."""
+    return ratio(report["speedup_over_best_fixed"][arm]) if arm in report["arms"] else NONE
+
+
+def ratio(value: Mapping[str, float]) -> str:
+    """A ratio with its bounds, to the places that a dozen prompts can bear."""
+    return f"{value['estimate']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+
+
+def errors(report: Mapping[str, Any]) -> str:
+    """The least and the greatest error of replay's time, over the arms."""
+    found = [100 * arm["error"] for arm in report["prediction"]["arms"].values()]
+    least, greatest = f"{min(found):+.0f}", f"{max(found):+.0f}"
+    return f"{least} %" if least == greatest else f"{least} to {greatest} %"
+
+
+def render() -> str:
+    """The table in Markdown: a row an arm, a column a compression."""
+    reports = [load(compression) for compression in COMPRESSIONS]
+    lines = [
+        ["tokens/s: x plain decoding [95 %]", *COMPRESSIONS],
+        ["---"] * (1 + len(COMPRESSIONS)),
+        *([label, *(cell(report, arm) for report in reports)] for arm, label in ARMS.items()),
+        *(
+            [f"{ARMS[arm]}, over the best fixed gamma", *(over_best(report, arm) for report in reports)]
+            for arm in ARMS
+            if arm not in (PLAIN, BEST)
+        ),
+        ["seconds by replay, against these, of each arm", *map(errors, reports)],
+        ["prompts on which all arms wrote one text", *(f"{alike(r)} of {len(r['prompts'])}" for r in reports)],
+    ]
+    return "\n".join(line(cells) for cells in lines)
+
+
+def alike(report: Mapping[str, Any]) -> int:
+    """Prompts whose text is one whatever the arm; a near-tie can turn out otherwise at another width of pass."""
+    return sum(all(where is None for where in places) for places in zip(*report["first_difference"].values(), strict=True))
