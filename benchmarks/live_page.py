@@ -75,4 +75,5 @@ def render() -> str:
 
 def alike(report: Mapping[str, Any]) -> int:
     """Prompts whose text is one whatever the arm; a near-tie can turn out otherwise at another width of pass."""
-    return sum(all(where is None for where in places) for places in zip(*report["first_difference"].values(), strict=True))
+    by_prompt = zip(*report["first_difference"].values(), strict=True)
+    return sum(all(where is None for where in places) for places in by_prompt)
