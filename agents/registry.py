@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which agents there are: one name, one class of settings, one way to make a controller each."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -67,7 +67,7 @@ class Agent:
         restore: Settings and stored parts -> the same controller; None if it is stored by other means.
         parts: What `restore` needs of a controller besides its settings.
         hides: Whether `make` heeds `hide`.
-        unclocked: Parts -> the same without what the clock alone decided, for when they are given another's times.
+        told: Parts and other times -> the parts with them, and without what the clock of before alone decided.
     """
 
     settings: type[Any]
@@ -76,7 +76,7 @@ class Agent:
     restore: Callable[[Any, Parts], Controller] | None = None
     parts: Callable[[Any], Parts] = lambda _: Parts()
     hides: bool = False
-    unclocked: Callable[[Parts], Parts] = lambda parts: parts
+    told: Callable[[Parts, StepTimes], Parts] = lambda parts, times: replace(parts, times=times)
 
 
 def _stored(
@@ -88,12 +88,14 @@ def _stored(
 
 
 def _survival(name: str, make: Callable[[Any, Lesson], Controller], parts: Callable[[Any], Parts]) -> Agent:
-    """A stored agent that heeds `hide`, and whose floor holds by compression whether drafting pays at all."""
+    """A stored agent that heeds `hide` and is set by compression, whether to draft at all among else."""
+    return replace(_stored(name, make, parts), hides=True, told=_survival_told)
 
-    def drafting(p: Parts) -> Parts:
-        return replace(p, arrays={**p.arrays, "floor": np.maximum(p.needed_array("floor"), 0)})
 
-    return replace(_stored(name, make, parts), hides=True, unclocked=drafting)
+def _survival_told(parts: Parts, times: StepTimes) -> Parts:
+    rows = parts.needed_times().rows_of(times.compressions)
+    arrays = {name: values[rows] for name, values in parts.arrays.items()}
+    return replace(parts, times=times, arrays={**arrays, "floor": np.maximum(arrays["floor"], 0)})
 
 
 def _rule(name: str) -> Agent:
@@ -244,22 +246,24 @@ def make_controller(name: str, settings: Any, lesson: Lesson) -> Controller:
     return agent.make(settings, lesson)
 
 
-def reclocked(name: str, settings: Any, controller: Controller, cost: CostTable) -> Controller:
+def reclocked(
+    name: str, settings: Any, controller: Controller, cost: CostTable, compressions: Sequence[str]
+) -> Controller:
     """Gives a controller the times of another cost table; one that carries none is returned as it is.
 
     Args:
         name: Of the agent.
         settings: It was made with.
         controller: From `make_controller`.
-        cost: The other table; holds every compression that the controller knows.
+        cost: The other table.
+        compressions: Whose times it is given, those among them too that it has not seen.
     """
     agent = AGENTS[name]
     parts = agent.parts(controller)
     if parts.times is None or agent.restore is None:
         return controller
-    depth = parts.times.verify_s.shape[1] - 1
-    times = StepTimes.of(cost, parts.times.compressions, gamma_max=depth)
-    return agent.restore(settings, replace(agent.unclocked(parts), times=times))
+    times = StepTimes.of(cost, compressions, gamma_max=parts.times.verify_s.shape[1] - 1)
+    return agent.restore(settings, agent.told(parts, times))
 
 
 def begin_learner(name: str, settings: Any, lesson: Lesson) -> Controller:

@@ -16,7 +16,8 @@ class LearnSettings:
         tasks: To learn from.
         prompts: Train prompts of each task to learn from, always the same ones; validation prompts stay as they are.
         cost: Name or path of the cost table to learn on.
-        reclock: Whether a controller that carries the times of steps is given those of `cost` for the test.
+        reclock: Whether a controller that carries the times of steps is given those of `cost` for the test, of new
+            compressions too.
     """
 
     traces: str | None = None

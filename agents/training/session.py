@@ -75,7 +75,9 @@ def _train_rule(
         lesson = replace(lesson, train=task.train, cost=task.cost)
     controller = make_controller(name, agent, lesson)
     if settings.learn.reclock:
-        controller = reclocked(name, agent, controller, task.cost)
+        met = {*task.learning.compressions, *task.test.compressions}
+        known = [compression for compression in task.cost.compressions if compression in met]
+        controller = reclocked(name, agent, controller, task.cost, known)
     folder = RunFolder.create(settings.output, settings.runs_dir, default_name(name, task.cost.name, settings.seed))
     folder.record_start(config, overrides, _facts(settings, name, task))
     save_controller(folder.path, name, agent, controller)

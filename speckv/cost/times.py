@@ -74,8 +74,14 @@ class StepTimes:
 
     def which(self, observations: FloatArray) -> IntArray:
         """Shape [N]; row of the compression that each observation tells of, by its bits per weight."""
-        bits = np.array([BITS_PER_WEIGHT[name] / _FULL_WIDTH for name in self.compressions], np.float32)
-        rows: IntArray = np.abs(observations[:, _BITS, None] - bits).argmin(axis=1)
+        return self._nearest(observations[:, _BITS])
+
+    def rows_of(self, compressions: Sequence[str]) -> IntArray:
+        """Shape [compressions]; the row of each, or of what is nearest to it in bits per weight."""
+        return self._nearest(_widths(compressions))
+
+    def _nearest(self, bits: FloatArray) -> IntArray:
+        rows: IntArray = np.abs(bits[:, None] - _widths(self.compressions)).argmin(axis=1)
         return rows
 
     def step_s(self, observations: FloatArray) -> Float64:
@@ -99,3 +105,8 @@ class StepTimes:
         seconds = seconds.copy()
         seconds[1:] += lag * self.lag_s[which]
         return seconds
+
+
+def _widths(compressions: Sequence[str]) -> FloatArray:
+    """Bits per weight as observations hold them."""
+    return np.array([BITS_PER_WEIGHT[name] / _FULL_WIDTH for name in compressions], np.float32)

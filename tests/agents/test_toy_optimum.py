@@ -127,6 +127,21 @@ def test_where_the_first_drafts_prompt_costs_more_than_is_gained_nothing_is_ever
         session.start(0.1, 0.95)
     assert {c: session.begin_step() > 0 for c, session in sessions.items()} == {c: c != "nf4" for c in BEST}
     # Told of a clock on which drafting pays, it drafts again.
-    elsewhere = reclocked(name, settings, controller, TABLE)
+    elsewhere = reclocked(name, settings, controller, TABLE, tuple(BEST))
     assert isinstance(elsewhere, Abstainer)
     assert not any(map(elsewhere.never_drafts, BEST))
+
+
+@pytest.mark.parametrize("name", ["survival", "survival_stopping"])
+def test_the_times_of_a_compression_that_was_not_seen_can_be_told(name: str, traces: TraceSet) -> None:
+    settings = agent_settings({"name": name, **QUICK})[1]
+    controller = make_controller(name, settings, Lesson(train=traces.select(split="train"), cost=TABLE, seed=0))
+    slow = replace(TABLE.entry("nf4"), verify_s=(4.0, 60.0, 120.0))
+    table = replace(TABLE, entries={**TABLE.entries, "int8": replace(slow, compression="int8")})
+    told = reclocked(name, settings, controller, table, (*BEST, "int8"))
+    test = traces.select(split="test", compressions=["nf4"])
+    as_int8 = replace(test, sequences=tuple(replace(one, compression="int8") for one in test.sequences))
+    for recorded, drafts in ((test, True), (as_int8, False)):
+        compiled, cost = compile_both(recorded, table)
+        assert replay_controller(controller, compiled, cost).num_drafted.any()  # it takes the times of nf4 for int8's
+        assert replay_controller(told, compiled, cost).num_drafted.any() == drafts
