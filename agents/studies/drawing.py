@@ -2,6 +2,7 @@
 """A study's picture: a line an arm, its interval, and a dot a seed."""
 
 from collections.abc import Mapping
+from textwrap import fill
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -9,6 +10,8 @@ from matplotlib.figure import Figure
 from speckv.evaluation.plots import INK, PALETTE, tidy
 
 _DPI = 150
+_TITLE_WIDTH, _NAME_WIDTH = 100, 40
+"""Characters of a line, above the axes and at their side."""
 
 
 def draw(record: Mapping[str, Any]) -> Figure:
@@ -18,7 +21,10 @@ def draw(record: Mapping[str, Any]) -> Figure:
         record: As `study.json` holds it.
     """
     outcomes = record["outcomes"]
-    figure = Figure(figsize=(8.4, 1.7 + 0.34 * len(outcomes)), dpi=_DPI, layout="constrained")
+    names = [fill(outcome["name"], _NAME_WIDTH) for outcome in outcomes]
+    lines = max(name.count("\n") for name in names) + 1
+    height = 1.7 + (0.17 + 0.17 * lines) * len(outcomes)
+    figure = Figure(figsize=(8.4, height), dpi=_DPI, layout="constrained")
     axes = figure.add_subplot()
     for row, outcome in enumerate(outcomes):
         mean = outcome["over_best_fixed"]
@@ -30,15 +36,15 @@ def draw(record: Mapping[str, Any]) -> Figure:
     first = outcomes[0]["over_best_fixed"]["estimate"]
     axes.axvline(first, color=PALETTE[0], linewidth=1)
     axes.axvline(1.0, color=INK, linewidth=1, linestyle="--")
-    axes.set_yticks(range(len(outcomes)), [outcome["name"] for outcome in outcomes], fontsize=9)
+    axes.set_yticks(range(len(outcomes)), names, fontsize=9)
     axes.set_ylim(len(outcomes) - 0.5, -0.5)
-    axes.set_xlabel("throughput over the best fixed gamma (×); dashed: that gamma itself", fontsize=9)
-    axes.set_title(record["question"], fontsize=10, loc="left")
+    figure.suptitle(fill(record["question"], _TITLE_WIDTH), fontsize=10, x=0.01, ha="left")
     axes.grid(axis="y", color="#E4E4E4", linewidth=0.6)
     tidy(axes)
     figure.supxlabel(
+        "throughput over the best fixed gamma (×); dashed: that gamma itself\n"
         f"n = {record['test_prompts']} test prompts, {len(record['seeds'])} seed(s), small dots; times from cost table "
         f"{record['cost']['name']}. Whiskers: 95 % bootstrap intervals over prompts and seeds.",
-        fontsize=7.5,
+        fontsize=8,
     )
     return figure

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 import train as program
 from agents.building import build_settings
 from agents.settings import TrainSettings
 from agents.studies import running
+from agents.studies.drawing import draw
 from agents.studies.outcome import StudySums, measure_arms
 from agents.studies.running import Job
 from agents.studies.settings import StudySettings, folder_of
@@ -274,3 +276,27 @@ def test_test_prompts_are_not_learned_from(tmp_path: Path) -> None:
     replace(traces, sequences=tuple(replace(s, split=swapped[s.split]) for s in traces.sequences)).save(other)
     with pytest.raises(ConfigError, match="no test prompt"):
         load_task(settings.data, settings.cost, LearnSettings(traces=str(other)))
+
+
+@pytest.mark.parametrize("length", [8, 150])
+def test_every_word_of_the_picture_is_inside_it(length: int) -> None:
+    interval = {"estimate": 1.02, "low": 1.01, "high": 1.03}
+    words = ("word " * length)[:length].strip()
+    outcomes = [{"name": f"{words} {row}", "over_best_fixed": interval, "by_seed": [1.01, 1.03]} for row in range(3)]
+    figure = draw(
+        {
+            "question": f"{words}?",
+            "outcomes": outcomes,
+            "test_prompts": 120,
+            "seeds": [0, 1],
+            "cost": {"name": "cpu-2core"},
+        }
+    )
+    figure.draw_without_rendering()
+    width, height = figure.canvas.get_width_height()
+    texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
+    drawn = [text for text in texts if not text.get_text().replace(".", "").isdigit()]  # ticks may lie beyond the axis
+    assert len(drawn) >= 5  # question, arms, caption
+    for text in drawn:
+        box = text.get_window_extent()
+        assert (box.x0 >= 0, box.y0 >= 0, box.x1 <= width, box.y1 <= height) == (True,) * 4, text.get_text()
