@@ -12,9 +12,10 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 import speckv
-from benchmarks import pages
+from benchmarks import ablations_page, pages
 from speckv.cost import ASSETS, CostTable
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,6 +90,18 @@ def test_no_path_of_one_machine() -> None:
 
 def test_pages_hold_what_the_committed_results_give() -> None:
     assert pages.stale() == []
+
+
+def test_every_study_that_can_be_run_has_been_and_stands_on_its_page() -> None:
+    experiments = ROOT / "configs" / "experiment"
+    configs = [p for folder in ("ablation", "generalisation") for p in (experiments / folder).glob("*.yaml")]
+    names = {f"{p.parent.name}-{p.stem}".replace("_", "-") for p in configs}
+    assert names <= set(ablations_page.records())
+    for name, record in ablations_page.records().items():
+        assert (ablations_page.FOLDER / f"{name}.png").is_file()
+        if name in names:
+            config = OmegaConf.load(experiments / f"{name.replace('-', '/', 1).replace('-', '_')}.yaml")
+            assert record["arms"] == OmegaConf.to_container(config.study.arms)
 
 
 def test_a_page_without_a_place_for_a_table_is_refused() -> None:
