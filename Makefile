@@ -66,10 +66,12 @@ paper: ## Recompute the SpecKV paper from its released files (paper.folder=FOLDE
 	cp runs/speckv-paper/results.json benchmarks/results/speckv-paper.json
 
 study: $(COSTS:%=study-%) ## Compare rewards, discounts, granularities and algorithms, and draw learning curves
+	$(PYTHON) -m benchmarks.rl_study --learning-curves --cost rtx3090-paper --steps 1000000 --out runs/learning-curves-rtx3090-paper.json
+	for kind in json png; do cp runs/learning-curves-rtx3090-paper.$$kind benchmarks/results/; done
 
 study-%:
-	$(PYTHON) -m benchmarks.rl_study --cost $* --out benchmarks/results/rl-study-$*.json
-	$(PYTHON) -m benchmarks.rl_study --cost $* --learning-curves
+	$(PYTHON) -m benchmarks.rl_study --cost $* --out runs/rl-study-$*.json
+	cp runs/rl-study-$*.json benchmarks/results/
 
 regret:
 	$(PYTHON) -m benchmarks.regret_curves

@@ -15,12 +15,16 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks import ablations_page, live_page, readme_table, studies_page
+from benchmarks import ablations_page, live_page, paper_page, readme_table, studies_page
 from speckv.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES: Mapping[str, Callable[[], Mapping[str, str]]] = {
-    "README.md": lambda: {"headline": readme_table.render(), "live": live_page.render()},
+    "README.md": lambda: {
+        "headline": readme_table.render(),
+        "live": live_page.render(),
+        "paper": paper_page.render(),
+    },
     "docs/studies.md": studies_page.tables,
     "docs/ablations.md": ablations_page.tables,
 }
