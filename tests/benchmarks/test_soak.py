@@ -6,6 +6,7 @@ Time is counted in requests here, so that nothing depends on how fast the machin
 
 import itertools
 import json
+import mmap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,12 +50,14 @@ class LeakyModel(TableModel):
 
 
 class FatModel(TableModel):
-    """Keeps nothing but bytes: two megabytes a sequence."""
+    """Keeps nothing but bytes: two megabytes a sequence, of pages that nothing before has freed."""
 
-    kept: list[bytes]
+    kept: list[mmap.mmap]
 
     def sequence(self) -> TableSequence:
-        self.kept = [*getattr(self, "kept", []), b"\1" * 2_000_000]
+        pages = mmap.mmap(-1, 2_000_000)
+        pages.write(b"\1" * len(pages))
+        self.kept = [*getattr(self, "kept", []), pages]
         return super().sequence()
 
 
