@@ -26,7 +26,7 @@ from agents.stored import load_controller
 from benchmarks import qwen
 from benchmarks.arms import NUM_RESAMPLES, as_ratio
 from benchmarks.divergence import first_difference
-from benchmarks.prediction_error import errors
+from benchmarks.prediction_error import errors, require_recorded
 from speckv.commands.decode import find_controller
 from speckv.cost import CostTable
 from speckv.decoding import DecodeStep, Engine, GenerationResult, RequestContext, draft_source, generate, stepwise
@@ -101,15 +101,15 @@ def prediction(
     """How far replay's times were off, over the prompts that were recorded.
 
     Args:
-        recorded: Test prompts at the compression that was decoded.
+        recorded: Recordings of decoded prompts, at the compression that was decoded.
         table: The times.
         arms: The controllers.
         results: Arm -> prompt id -> its live run.
         max_new_tokens: Token budget.
     """
-    live = sorted({sequence.prompt_id for sequence in recorded.sequences} & set(results[PLAIN]))
+    live = sorted(sequence.prompt_id for sequence in recorded.sequences)
     runs = {name: {key: of[key] for key in live} for name, of in results.items()}
-    return {"prompts": live, "arms": errors(table, recorded.select(prompt_ids=live), arms, runs, max_new_tokens)}
+    return {"prompts": live, "arms": errors(table, recorded, arms, runs, max_new_tokens)}
 
 
 def main() -> None:
@@ -141,20 +141,23 @@ def main() -> None:
         arms.append(find_controller(path, table.name) if path == "shipped" else load_controller(path))
     prompts = [p for p in read_prompts(arguments.prompts) if p.split == "test"]
     prompts = first_of_each(prompts, arguments.per_task)
+    ids = {prompt.prompt_id: pair.encode(prompt.text) for prompt in prompts}
     recorded = None
     if arguments.traces:
         recorded = TraceSet.load(find_traces(arguments.traces)).select(
-            split="test", compressions=[arguments.compression]
+            split="test", compressions=[arguments.compression], prompt_ids=list(ids)
         )
+        require_recorded(recorded, ids)
     # An engine each: all requests are under way at once.
     engines = [Engine(pair.target, draft_source(pair), eos_token_ids=pair.eos_token_ids) for _ in arms]
     for engine in engines:
         generate(engine, pair.encode("Warm up."), ConstantGamma(2), context=context, max_new_tokens=8)
     results: dict[str, list[GenerationResult]] = defaultdict(list)
     for number, prompt in enumerate(prompts):
-        ids = pair.encode(prompt.text)
         running = {
-            arm.name: stepwise(engine, ids, arm, context=context, max_new_tokens=arguments.max_new_tokens)
+            arm.name: stepwise(
+                engine, ids[prompt.prompt_id], arm, context=context, max_new_tokens=arguments.max_new_tokens
+            )
             for arm, engine in zip(arms, engines, strict=True)
         }
         for name, run in in_turns(running, first=number % len(arms)).items():
@@ -191,11 +194,7 @@ def main() -> None:
     if recorded:
         by_prompt = {name: dict(zip(report["prompts"], runs, strict=True)) for name, runs in results.items()}
         found = prediction(recorded, table, arms, by_prompt, arguments.max_new_tokens)
-        report["prediction"] = {
-            "traces": arguments.traces,
-            "check": table.checks[arguments.compression],
-            **found,
-        }
+        report["prediction"] = {"traces": arguments.traces, "check": table.checks[arguments.compression], **found}
     text = json.dumps(report, indent=1)
     logger.info(text)
     if arguments.out:

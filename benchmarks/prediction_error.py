@@ -44,6 +44,20 @@ Runs = Mapping[str, Mapping[str, GenerationResult]]
 """Controller -> prompt id -> its live run."""
 
 
+def require_recorded(traces: TraceSet, ids: Mapping[str, Sequence[int]]) -> None:
+    """Passes if recorded prompts are those that are decoded.
+
+    Raises:
+        DataError: naming the first whose length differs.
+    """
+    for sequence in traces.sequences:
+        if sequence.prompt_len != len(ids[sequence.prompt_id]):
+            raise DataError(
+                f"Expected prompt {sequence.prompt_id} to have the {sequence.prompt_len} tokens that were recorded, "
+                f"got {len(ids[sequence.prompt_id])}. Give the prompts file that the recording was made from."
+            )
+
+
 def decode_live(
     engine: Engine,
     prompts: Mapping[str, Sequence[int]],
@@ -127,12 +141,7 @@ def of_compression(compression: str, prompts: Sequence[Prompt], options: argpars
     traces = recorded.select(split="test", prompt_ids=[prompt.prompt_id for prompt in prompts])
     pair = qwen.load_qwen(options.weights, dtype=options.dtype, compression=compression)
     ids = {prompt.prompt_id: pair.encode(prompt.text) for prompt in prompts}
-    for sequence in traces.sequences:
-        if sequence.prompt_len != len(ids[sequence.prompt_id]):
-            raise DataError(
-                f"Expected prompt {sequence.prompt_id} to have the {sequence.prompt_len} tokens that were recorded, "
-                f"got {len(ids[sequence.prompt_id])}. Give the prompts file that the recording was made from."
-            )
+    require_recorded(traces, ids)
     arms: list[Controller] = [ConstantGamma(0), ConstantGamma(best, name="best-fixed")]
     for path in options.controllers:
         arms.append(find_controller(path, table.name) if path == "shipped" else load_controller(path))

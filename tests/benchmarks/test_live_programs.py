@@ -15,7 +15,7 @@ from benchmarks.against_transformers import assisted_at
 from benchmarks.arms import tune
 from benchmarks.gpu.models import load_random, random_pair
 from benchmarks.gpu.settings import Settings
-from speckv.errors import ConfigError
+from speckv.errors import ConfigError, DataError
 from speckv.models import ModelPair
 from speckv.runtime import Policy
 from speckv.runtime.constant import ConstantGamma
@@ -188,7 +188,8 @@ def test_live_arms(report: Callable[..., dict[str, Any]]) -> None:
 
 def test_live_arms_are_held_to_their_replay(report: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     recordings = tmp_path / "recorded.parquet"
-    sequences = [make_sequence([True] * 8, prompt_id=name, split="test") for name in ("p1", "p2")]
+    length = len(qwen.load_qwen(tmp_path, dtype="auto").encode(str(PROMPTS[1]["prompt"])))
+    sequences = [make_sequence([True] * 8, prompt_id=p, split="test", prompt_len=length) for p in ("p1", "p2")]
     make_traces(sequences, max_new_tokens=8).save(recordings)
     found = report(live_decoding.main, "--gamma", "2", "--traces", str(recordings))["prediction"]
     assert (found["prompts"], found["check"]) == (["p1"], "not checked")
@@ -196,6 +197,11 @@ def test_live_arms_are_held_to_their_replay(report: Callable[..., dict[str, Any]
     plain = found["arms"]["autoregressive"]
     assert plain["predicted_tokens"] == plain["measured_tokens"] == 7
     assert plain["error"] == pytest.approx(plain["predicted_s"] / plain["measured_s"] - 1)
+    make_traces(
+        [make_sequence([True] * 8, prompt_id="p1", split="test", prompt_len=length + 1)], max_new_tokens=8
+    ).save(recordings)
+    with pytest.raises(DataError, match="Expected prompt p1"):
+        report(live_decoding.main, "--gamma", "2", "--traces", str(recordings))
 
 
 def test_turns_are_of_one_step_each_and_all_finish() -> None:
