@@ -30,6 +30,7 @@ from benchmarks.against_transformers import (
     assisted,
     assisted_at,
     generated,
+    on_stock_layers,
     theirs,
     theirs_assisted,
 )
@@ -121,7 +122,7 @@ def make_arms(pair: ModelPair, policy: Policy, gamma: int, options: argparse.Nam
     return {
         THEIRS: theirs(pair, most),
         **theirs_assisted(pair, gamma, most),
-        f"{THEIRS_ASSISTED}, heuristic": assisted(pair, most, **heuristic),
+        f"{THEIRS_ASSISTED}, heuristic": on_stock_layers(pair, assisted(pair, most, **heuristic)),
         **{f"{way}, {gamma}": make(pair, best, most) for way, make in ways.items() if options.constants},
         **{f"{way}, {policy.name}": make(pair, policy, most) for way, make in ways.items()},
     }

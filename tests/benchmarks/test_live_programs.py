@@ -53,14 +53,20 @@ def report(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., dic
 @pytest.mark.parametrize("pair", ["qwen", "smol"])
 def test_beside_transformers(pair: str, report: Callable[..., dict[str, Any]]) -> None:
     found = report(against_transformers.main, "--gamma", "2", "--pair", pair)
-    assert found["ours_over_assisted_at_the_same_gamma"]["estimate"] > 0
+    for ratio, other in (("at_the_same_gamma", ""), ("on_our_layers", ", on our layers")):
+        theirs, ours = (
+            sum(found["arms"][name]["seconds"]) for name in (f"transformers, assisted, 2{other}", "ours, 2")
+        )
+        assert found[f"ours_over_assisted_{ratio}"]["estimate"] == pytest.approx(theirs / ours)
     assert list(found["arms"]) == [
         "transformers",
         "ours, plain",
         "ours, 2",
         "transformers, assisted, 2",
         "transformers, assisted, default",
+        "transformers, assisted, 2, on our layers",
     ]
+    assert found["prompts"] == ["p0", "p1"]
     for arm in found["arms"].values():
         assert arm["prompts_with_another_text"] == 0
         assert len(arm["seconds"]) == len(PROMPTS)
