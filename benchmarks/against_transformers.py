@@ -124,13 +124,15 @@ def theirs_assisted(pair: ModelPair, gamma: int, max_new_tokens: int) -> dict[st
     }
 
 
-def make_arms(pair: ModelPair, options: argparse.Namespace) -> dict[str, Decode]:
-    """Name -> how to decode."""
+def make_arms(pair: ModelPair, options: argparse.Namespace, longest: int) -> dict[str, Decode]:
+    """Name -> how to decode; nothing is captured later for requests of up to `longest` tokens, prompt and output."""
     table = CostTable.load(options.cost)
     context = RequestContext(compression=options.compression, cost_ratio=table.cost_ratio(options.compression))
     engine = Engine(pair.target, pair.draft, eos_token_ids=pair.eos_token_ids)
     mine = partial(ours, engine, context=context, max_new_tokens=options.max_new_tokens)
     alone = Engine(pair.target, None, eos_token_ids=pair.eos_token_ids)  # no draft to read the prompt with
+    for loop in (engine, alone):
+        loop.capture_ahead(longest)
     arms = {
         THEIRS: theirs(pair, options.max_new_tokens),
         "ours, plain": ours(alone, ConstantGamma(0), context, options.max_new_tokens),
@@ -174,9 +176,10 @@ def main() -> None:
         pair = qwen.load_smol(options.weights, dtype=options.dtype)
     else:
         pair = qwen.load_qwen(options.weights, dtype=options.dtype, compression=options.compression)
-    arms = make_arms(pair, options)
     prompts = [p for p in read_prompts(options.prompts) if p.split == "test"]
     prompts = first_of_each(prompts, options.per_task)
+    encoded = {p.prompt_id: pair.encode(p.text) for p in prompts}
+    arms = make_arms(pair, options, longest=max(map(len, encoded.values())) + options.max_new_tokens)
     about = {
         "what": WHAT,
         "pair": qwen.SMOL_NAME if options.pair == "smol" else qwen.NAME,
@@ -195,7 +198,7 @@ def main() -> None:
         if options.out:
             write_atomically(options.out, texts[-1] + "\n")
 
-    run_arms(arms, {p.prompt_id: pair.encode(p.text) for p in prompts}, on_prompt=keep)
+    run_arms(arms, encoded, on_prompt=keep)
     logger.info(texts[-1])
 
 

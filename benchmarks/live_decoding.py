@@ -150,7 +150,9 @@ def main() -> None:
         require_recorded(recorded, ids)
     # An engine each: all requests are under way at once.
     engines = [Engine(pair.target, draft_source(pair), eos_token_ids=pair.eos_token_ids) for _ in arms]
+    longest = max(map(len, ids.values())) + arguments.max_new_tokens
     for engine in engines:
+        engine.capture_ahead(longest)
         generate(engine, pair.encode("Warm up."), ConstantGamma(2), context=context, max_new_tokens=8)
     results: dict[str, list[GenerationResult]] = defaultdict(list)
     for number, prompt in enumerate(prompts):

@@ -147,6 +147,7 @@ def of_compression(compression: str, prompts: Sequence[Prompt], options: argpars
         arms.append(find_controller(path, table.name) if path == "shipped" else load_controller(path))
     clock = device_clock(pair.target.device)
     engine = Engine(pair.target, pair.draft, eos_token_ids=pair.eos_token_ids, clock=clock)
+    engine.capture_ahead(max(map(len, ids.values())) + options.max_new_tokens)
     context = RequestContext(compression=compression, cost_ratio=table.cost_ratio(compression))
     recorded_ids = {sequence.prompt_id: ids[sequence.prompt_id] for sequence in traces.sequences}
     runs = decode_live(engine, recorded_ids, arms, context, options.max_new_tokens)

@@ -99,6 +99,11 @@ class TimedModel:
         """Tokens it scores."""
         return self._inner.vocab_size
 
+    @property
+    def device(self) -> torch.device:
+        """Where it runs, by which the loop decides what to wait for."""
+        return getattr(self._inner, "device", torch.device("cpu"))
+
     def sequence(self) -> TimedSequence:
         """Starts an empty sequence."""
         return TimedSequence(self._inner.sequence(), self._part, self._totals, self._now)
@@ -189,17 +194,20 @@ def break_down_all(
         max_new_tokens: Budget of each text.
     """
     now = waiting_clock(pair.target.device)
+    whole = Engine(pair.target, pair.draft)
+    whole.capture_ahead(len(prompt) + max_new_tokens)
+    whole.let_go()  # for the loop that is taken apart, which takes the same buffers
     break_down(pair.target, pair.draft, prompt, 2, 8, now=now)  # warm-up
     found = {}
     for gamma in gammas:
         parts = break_down(pair.target, pair.draft, prompt, gamma, max_new_tokens, now=now)
-        whole = Engine(pair.target, pair.draft)
         started = [0.0]
 
         def begin(started: list[float] = started) -> None:
             started[0] = now()
 
         run = _decode(whole, prompt, gamma, max_new_tokens, begin)
+        whole.let_go()
         found[str(gamma)] = parts | {"step_not_taken_apart": 1e3 * (now() - started[0]) / len(run.steps)}
     return found
 

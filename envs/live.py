@@ -127,6 +127,7 @@ class LiveDecodingEnv(gym.Env[FloatArray, np.int64]):
         self._static = StaticContext.of([compression], ratios, [max_new_tokens])
         self._before = np.zeros((1, SCHEMA.size), np.float32)
         self._running = False
+        engine.capture_ahead(max(len(prompt.tokens) for prompt in prompts) + max_new_tokens)  # in no step's time
 
     def set_lambda(self, tokens_per_second: float) -> None:
         """Sets the throughput that `lambda_throughput` compares with."""

@@ -65,7 +65,12 @@ class Traffic:
         self.counts = Counter(near_ties=0, divergences=0)
 
     def warm_up(self) -> None:
-        """Decodes every prompt plainly, and makes a request of every kind in every engine."""
+        """Decodes every prompt plainly, and makes a request of every kind in every engine.
+
+        What is captured is captured first: it stays on the device for good, and is no growth.
+        """
+        for engine in (*self._engines.values(), *self._plain.values()):
+            engine.capture_ahead(max(map(len, self._prompts.values())) + self._max_new_tokens)
         for mode in self._engines:
             for name in self._prompts:
                 self.text(mode, name)

@@ -6,7 +6,8 @@ step drafts in as many passes as the greatest gamma, from which rows with a smal
 all rows, padded to the longest draft. Rows that finish leave, and others may join between steps.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,7 +41,8 @@ class BatchEngine:
     """Decodes many requests together with a target and a draft.
 
     A step's seconds are shared: each row's outcome carries those of the whole step, which is how long the row waited
-    for its tokens. Sum them over the steps of one row, never over the rows of one step.
+    for its tokens. Sum them over the steps of one row, never over the rows of one step. An error inside a step or a
+    prefill ends every request.
 
     Args:
         target: The model whose text is kept.
@@ -64,6 +66,15 @@ class BatchEngine:
         self.sampling = sampling or SamplingConfig()
         self.clock = clock or device_clock(target.device)
         self._begin()
+
+    @contextmanager
+    def _or_nothing_runs(self) -> Iterator[None]:
+        """Drops every request where a part of a step raises: the caches may hold half of what they should."""
+        try:
+            yield
+        except BaseException:
+            self._begin()
+            raise
 
     def _begin(self) -> None:
         self._rows: list[Row] = []  # a row's index is its place in both caches
@@ -103,15 +114,16 @@ class BatchEngine:
         started = self.clock()
         device, places = self.target.device, range(len(self._rows), len(self._rows) + len(rows))
         tokens, counts = to_device(torch.tensor(padded(prompts)), device), list(map(len, prompts))
-        for cache in self._caches():
-            cache.add(len(rows))
-        logits = self._cache.extend(places, tokens, counts, last_only=True)
-        if self._drafter is not None:
-            self._drafter.cache.extend(places, tokens, counts, last_only=True)
-        self._rows += rows
-        self._num_admitted += len(rows)
-        draft = BatchDraft.begin(rows, [0] * len(rows), self.sampling, self.target.vocab_size, device)
-        return self._emit(len(self._rows) - len(rows), rows, draft, logits, started, started)
+        with self._or_nothing_runs():
+            for cache in self._caches():
+                cache.add(len(rows))
+            logits = self._cache.extend(places, tokens, counts, last_only=True)
+            if self._drafter is not None:
+                self._drafter.cache.extend(places, tokens, counts, last_only=True)
+            self._rows += rows
+            self._num_admitted += len(rows)
+            draft = BatchDraft.begin(rows, [0] * len(rows), self.sampling, self.target.vocab_size, device)
+            return self._emit(len(self._rows) - len(rows), rows, draft, logits, started, started)
 
     def _new_rows(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int | Sequence[int], requests: Sequence[str]
@@ -175,12 +187,13 @@ class BatchEngine:
         started = self.clock()
         rows = list(self._rows)
         asked = [int(gammas[rank[place]]) for place in range(len(rows))]
-        draft = BatchDraft.begin(rows, asked, self.sampling, self.target.vocab_size, self.target.device)
-        drafted = started
-        if self._drafter is not None and max(draft.counts) > 0:
-            self._drafter.draft(rows, draft, _ranked(go_on, rank))
-            drafted = self.clock()
-        steps = self._emit(0, rows, draft, self._verify(rows, draft), started, drafted)
+        with self._or_nothing_runs():
+            draft = BatchDraft.begin(rows, asked, self.sampling, self.target.vocab_size, self.target.device)
+            drafted = started
+            if self._drafter is not None and max(draft.counts) > 0:
+                self._drafter.draft(rows, draft, _ranked(go_on, rank))
+                drafted = self.clock()
+            steps = self._emit(0, rows, draft, self._verify(rows, draft), started, drafted)
         return [steps[place] for place in order]
 
     def _verify(self, rows: Sequence[Row], draft: BatchDraft) -> Tensor:

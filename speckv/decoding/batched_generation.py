@@ -11,7 +11,7 @@ from speckv.decoding.batched import BatchEngine
 from speckv.decoding.batched_control import control
 from speckv.decoding.generation import GenerationResult, RequestContext
 from speckv.decoding.step import DecodeStep
-from speckv.errors import ConfigError
+from speckv.errors import ConfigError, device_errors_explained
 from speckv.observation import History, StaticContext, StepBatch, observe, summarise_tested, update_history
 from speckv.types import Controller, FloatArray, IntArray
 
@@ -81,6 +81,7 @@ class _Request:
         )
 
 
+@device_errors_explained()
 def generate_batch(
     engine: BatchEngine,
     prompts: Sequence[Sequence[int]],
@@ -108,6 +109,7 @@ def generate_batch(
     Raises:
         BudgetError: if a prompt does not fit; what was decoded is lost.
         ConfigError: if there is no prompt, not one name or budget a prompt, or the controller cannot decide in a batch.
+        DeviceError: if a device runs out of memory or is lost.
     """
     most = len(prompts) if max_running is None else max_running
     budgets = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)

@@ -23,9 +23,11 @@ from speckv.decoding.protocols import CachedTokens, Clock, Drafter, DraftSource,
 from speckv.decoding.sampling import SamplingConfig, check_finite
 from speckv.decoding.step import DecodeStep, token_budget, up_to_end
 from speckv.errors import BudgetError, ConfigError
+from speckv.models import CausalModel
 from speckv.models.signals import Scores
+from speckv.models.static import WIDEST_GRAPH
 from speckv.models.transfer import token_tensor
-from speckv.types import NUM_SIGNALS, FloatArray
+from speckv.types import GAMMA_MAX, NUM_SIGNALS, FloatArray
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -87,6 +89,32 @@ class Engine:
         self._budget = 0
         self._context: list[int] = []
         self._draft: OpenDraft | None = None
+        self._target_cache: CachedTokens | None = None
+        self._drafter: Drafter | None = None
+        self._captured: list[object] = []
+
+    def capture_ahead(self, longest: int) -> None:
+        """Captures the passes of requests up to a length, where passes are captured: on CUDA.
+
+        A pass is captured when it is first asked for, which takes as long as some steps do: call this before anything
+        is timed. A running request is dropped.
+
+        Args:
+            longest: Prompt and output of a request, in tokens.
+        """
+        self.let_go()
+        longest = min(longest, self._context_limit())
+        draft = self.draft.model if isinstance(self.draft, ModelDraft) else None
+        verified = range(1, 2 + (GAMMA_MAX if self.draft else 0))
+        for model, widths in ((self.target, verified), (draft, range(1, WIDEST_GRAPH + 1))):
+            if isinstance(model, CausalModel):
+                self._captured.append(model.captured(longest, widths, all_logits=model is self.target))
+
+    def let_go(self) -> None:
+        """Drops the last request: whoever comes next has its buffers, and the passes captured on them."""
+        self.tokens, self.finish = [], None
+        self._draft = self._target_cache = self._drafter = None
+        self._captured.clear()
 
     # -- a request ------------------------------------------------------------------------------------------------
 
@@ -103,14 +131,13 @@ class Engine:
             BudgetError: if the prompt is empty, or it and one token do not fit the context.
         """
         budget = token_budget(prompt, max_new_tokens, self._context_limit())
+        self.let_go()
         self.prompt_len = len(prompt)
-        self.tokens, self.finish = [], None
         self._budget = budget
         self._context = list(prompt)
         self._draws = Draws(self.sampling, request=request, vocab_size=self.target.vocab_size)
-        self._target_cache: CachedTokens = self.target.sequence()
-        self._drafter: Drafter | None = self.draft.open(self._draws) if self.draft else None
-        self._draft = None
+        self._target_cache = self.target.sequence()
+        self._drafter = self.draft.open(self._draws) if self.draft else None
         started = self.clock()
         scores = self._target_cache.score(prompt, num_logits=1)
         if self._drafter is not None:
@@ -210,6 +237,7 @@ class Engine:
             asked: What the outcome gives as gamma, in tokens; what the step was begun with by default.
         """
         draft, started = self._open, self.clock()
+        assert self._target_cache is not None
         self._draft = None
         newest = self._context[-1:]
         if len(draft.tokens) == len(draft.proposals):
@@ -265,6 +293,7 @@ class Engine:
         self._context += tokens
         if self.finish is None and self.tokens_left == 0:
             self.finish = "length"
+        assert self._target_cache is not None
         self._target_cache.truncate(len(self._context) - 1)
         if self._drafter is not None:
             self._drafter.truncate(len(self._context) - 1)

@@ -32,6 +32,11 @@ class GrowingLayer(DynamicLayer):
         self._value_room, self.values = _append(self._value_room, self.values, used, value_states)
         return self.keys, self.values
 
+    def reset(self) -> None:
+        """Holds nothing any more, and no room either."""
+        super().reset()
+        self._key_room = self._value_room = None
+
 
 def _append(room: Tensor | None, held: Tensor, used: int, new: Tensor) -> tuple[Tensor, Tensor]:
     """Writes `new` behind the `used` tokens of `held`, in its buffer if it has one with room; returns buffer, view."""

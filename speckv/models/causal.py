@@ -76,6 +76,7 @@ class CausalModel:
         static: Whether sequences live in fixed buffers (`speckv.models.static`), as CUDA graphs want it.
         captures_graphs: Whether its kernels can be captured; only asked where it is static, on CUDA.
         spare_rooms: Buffers of static sequences that are gone.
+        graph_faults: Why passes could not be captured after all; with any, they run kernel by kernel.
     """
 
     name: str
@@ -89,11 +90,29 @@ class CausalModel:
     static: bool = False
     captures_graphs: bool = True
     spare_rooms: list[Any] = field(default_factory=list, repr=False)
+    graph_faults: list[str] = field(default_factory=list, repr=False)
     _digest: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def replays_graphs(self) -> bool:
+        """Whether its passes are captured as CUDA graphs."""
+        return self.static and self.captures_graphs and self.device.type == "cuda"
 
     def sequence(self) -> CachedSequence | StaticSequence:
         """Starts an empty cached sequence."""
         return StaticSequence(self) if self.static else CachedSequence(self)
+
+    def captured(self, longest: int, widths: Sequence[int], *, all_logits: bool) -> StaticSequence | None:
+        """An empty sequence whose passes are captured already, or None where passes are not captured.
+
+        Arguments are those of `StaticSequence.capture_ahead`. Hold it until one is needed: then let go of it, and the
+        next sequence has its buffers.
+        """
+        if not self.replays_graphs:
+            return None
+        sequence = StaticSequence(self)
+        sequence.capture_ahead(longest, widths, all_logits=all_logits)
+        return sequence
 
     def require_context(self, length: int) -> None:
         """Passes if a sequence of that many tokens fits.

@@ -147,6 +147,10 @@ def resolve_device(name: str) -> torch.device:
         raise ConfigError(
             "Expected a CUDA device for device=cuda, found none. Use device=cpu or install a CUDA build of torch."
         )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"Expected one of {torch.cuda.device_count()} CUDA devices, from cuda:0 on, got {name!r}. Name another one."
+        )
     return device
 
 
@@ -214,7 +218,7 @@ def causal_model(
         context_limit=int(model.config.max_position_embeddings),
         source=source,
         static=_is_static(model, static_cache, device),
-        captures_graphs=get_compression(compression, device).captures_graphs,
+        captures_graphs=get_compression(compression, device).captures_graphs and not _looks_at_its_data(model),
     )
 
 
@@ -256,6 +260,11 @@ def first_layers(target: CausalModel, layers: int) -> CausalModel:
         static=target.static,
         captures_graphs=target.captures_graphs,
     )
+
+
+def _looks_at_its_data(model: nn.Module) -> bool:
+    """Whether a model has INT8 layers, whatever it was said to be: they look for outliers on the host."""
+    return any(type(module).__name__ == "Linear8bitLt" for module in model.modules())
 
 
 def _is_static(model: PreTrainedModel, wanted: bool | None, device: torch.device) -> bool:

@@ -2,15 +2,15 @@
 """A sequence in buffers that never move, so that CUDA graphs can replay whole passes.
 
 A pass of a few tokens through a small model is hundreds of kernels, each shorter than its launch. Captured once per
-width, it is one launch: the model, the signals and the likeliest token. Where the tokens go and what they may see is
-computed on the device from one number, the position; that is all that changes between replays beside the ids.
+width (`speckv.models.graphs`), it is one launch: the model, the signals and the likeliest token. Where the tokens go
+and what they may see is computed on the device from one number, the position; that is all that changes between replays
+beside the ids.
 
 Everything but the capture runs on a CPU too, where the tests compare it with the growing cache.
 """
 
-import logging
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,15 +19,18 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from speckv.models.cache import cache_keyword
+from speckv.models.graphs import PassGraphs
 from speckv.models.signals import Scores
 from speckv.models.transfer import token_tensor
 
 if TYPE_CHECKING:
     from speckv.models.causal import CausalModel
 
-logger = logging.getLogger(__name__)
 WIDEST_GRAPH = 20
 """Widest pass that is captured: a draft of 16, the newest token, and some to catch up; prompts are wider."""
+
+WIDEST_PASS = 2048
+"""Tokens of a prompt that are read at once: each sees its own line of the mask, which a long prompt would make huge."""
 
 FIRST_CAPACITY = 4096
 """Tokens that buffers hold at first, where the model's context allows it; they double when they must."""
@@ -41,7 +44,7 @@ class _FixedLayer(DynamicLayer):
 
     def __init__(self, room: "_Room") -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._room = room
+        self._room: _Room = weakref.proxy(room)  # which holds this: no cycle, so that memory is free at once
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
@@ -53,6 +56,12 @@ class _FixedLayer(DynamicLayer):
         self.is_initialized = True
         visible = self._room.visible
         return self.keys[:, :, :visible], self.values[:, :, :visible]
+
+    def blank(self) -> None:
+        """Overwrites everything, where it is: graphs point there."""
+        for held in (self.keys, self.values):
+            if held is not None:
+                held.zero_()
 
 
 def _written(held: Tensor | None, states: Tensor, room: "_Room") -> Tensor:
@@ -66,44 +75,69 @@ def _written(held: Tensor | None, states: Tensor, room: "_Room") -> Tensor:
 
 
 class _Room:
-    """The buffers of one sequence at a time, and the passes captured on them."""
+    """The buffers of one sequence at a time, and the passes captured on them.
+
+    Attributes:
+        failed: Whether a pass raised: the buffers may be of several sizes then, and are not taken again.
+    """
 
     def __init__(self, model: "CausalModel") -> None:
         self._hf, self._device = model.hf, model.device
         self._limit = model.context_limit
+        self.failed = False
         self.capacity = min(FIRST_CAPACITY, model.context_limit)
         self.visible = 0
         self.slots = torch.zeros(0, dtype=torch.long, device=self._device)
         self._position = torch.zeros(1, dtype=torch.long, device=self._device)
         self._columns = torch.arange(self.capacity, device=self._device)
         cache = DynamicCache(config=model.hf.config)
-        layers: list[Any] = [_FixedLayer(self) for _ in cache.layers]
+        self._layers = [_FixedLayer(self) for _ in cache.layers]
+        layers: list[Any] = [*self._layers]
         cache.layers = layers
         self._cache_argument: dict[str, Any] = {cache_keyword(model.hf): cache}
-        self._captures = model.device.type == "cuda" and model.captures_graphs
-        self._graphs: dict[tuple[int, int, int], _Graph] = {}
+        self._graphs = PassGraphs(model.graph_faults) if model.replays_graphs else None
+
+    @torch.inference_mode()
+    def blank(self) -> None:
+        """Leaves nothing of the last sequence: a NaN would outlive it behind any mask."""
+        for layer in self._layers:
+            layer.blank()
 
     @torch.inference_mode()
     def run(self, ids: Tensor, position: int, num_logits: int) -> Scores:
         """One pass of ids of shape [tokens], the first of which stands at `position`."""
-        visible = min(max(LEAST_VISIBLE, 1 << (position + len(ids) - 1).bit_length()), self._limit)
+        visible = self._visible(position + len(ids))
         if visible > self.capacity:
             self.capacity = visible
             self._columns = torch.arange(visible, device=self._device)
-            self._graphs.clear()  # they write to the buffers that are left behind
+            if self._graphs is not None:
+                self._graphs.clear()  # they write to the buffers that are left behind
         self.visible = visible
         self._position.fill_(position)
-        if not self._captures or len(ids) > WIDEST_GRAPH:
+        if self._graphs is None or len(ids) > WIDEST_GRAPH or position == 0:  # a prompt is read once
             return self._pass(ids, num_logits)
-        key = (len(ids), num_logits, visible)
-        if key not in self._graphs:
-            try:
-                self._graphs[key] = _Graph(lambda static: self._pass(static, num_logits), ids)
-            except RuntimeError as error:
-                logger.warning("CUDA graphs are off for this model, passes run kernel by kernel: %s", error)
-                self._captures = False
-                return self._pass(ids, num_logits)
-        return self._graphs[key].replay(ids)
+        return self._graphs.run((len(ids), num_logits, visible), lambda static: self._pass(static, num_logits), ids)
+
+    def capture_ahead(self, longest: int, widths: Sequence[int], *, all_logits: bool) -> None:
+        """Captures passes; see `StaticSequence.capture_ahead`."""
+        if self._graphs is None:
+            return
+        for visible in self._sizes(longest):
+            for width in (width for width in widths if width < visible):
+                ids = torch.zeros(width, dtype=torch.long, device=self._device)
+                self.run(ids, visible - width, width if all_logits else 1)
+
+    def _visible(self, length: int) -> int:
+        """Slots that attention runs over in a pass that ends at a length."""
+        return min(max(LEAST_VISIBLE, 1 << (length - 1).bit_length()), self._limit)
+
+    def _sizes(self, longest: int) -> Iterator[int]:
+        """All that `_visible` can be up to a length, the largest first, so that buffers grow once."""
+        size = self._visible(longest)
+        yield size
+        while size > self._visible(1):
+            size = self._visible((size + 1) // 2)
+            yield size
 
     def _pass(self, ids: Tensor, num_logits: int) -> Scores:
         self.slots = self._position + self._columns[: len(ids)]
@@ -119,28 +153,6 @@ class _Room:
         return Scores.of(output.logits[0])
 
 
-class _Graph:
-    """A captured pass."""
-
-    def __init__(self, run: Any, ids: Tensor) -> None:
-        self._ids = ids.clone()
-        side = torch.cuda.Stream(ids.device)  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream(ids.device))
-        with torch.cuda.stream(side):
-            for _ in range(2):  # libraries choose kernels and allocate workspaces on first calls
-                run(self._ids)
-        torch.cuda.current_stream(ids.device).wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._scores = run(self._ids)
-
-    def replay(self, ids: Tensor) -> Scores:
-        """Runs the pass on other ids; logits are valid until the next replay, signals and tokens for good."""
-        self._ids.copy_(ids)
-        self._graph.replay()
-        return Scores(self._scores.logits, self._scores.signals.clone(), self._scores.best.clone())
-
-
 class StaticSequence:
     """A token sequence in fixed buffers; drop-in for `CachedSequence`.
 
@@ -149,8 +161,12 @@ class StaticSequence:
 
     def __init__(self, model: "CausalModel") -> None:
         self._model = model
-        self._room = model.spare_rooms.pop() if model.spare_rooms else _Room(model)
-        weakref.finalize(self, model.spare_rooms.append, self._room)
+        if model.spare_rooms:
+            self._room: _Room = model.spare_rooms.pop()
+            self._room.blank()
+        else:
+            self._room = _Room(model)
+        weakref.finalize(self, _give_back, self._room, model.spare_rooms)
         self.length = 0
 
     def extend(self, tokens: Sequence[int] | Tensor, *, num_logits: int | None = None) -> Tensor:
@@ -164,11 +180,38 @@ class StaticSequence:
             BudgetError: if the model's context would overflow.
         """
         ids = token_tensor(tokens, self._model.device)
+        wanted = len(ids) if num_logits is None else num_logits
         self._model.require_context(self.length + len(ids))
-        scores = self._room.run(ids, self.length, len(ids) if num_logits is None else num_logits)
+        try:
+            while len(ids) > max(wanted, WIDEST_PASS):
+                piece = ids[: min(WIDEST_PASS, len(ids) - wanted)]
+                self._room.run(piece, self.length, 1)
+                self.length += len(piece)
+                ids = ids[len(piece) :]
+            scores = self._room.run(ids, self.length, wanted)
+        except BaseException:
+            self._room.failed = True
+            raise
         self.length += len(ids)
         return scores
+
+    def capture_ahead(self, longest: int, widths: Sequence[int], *, all_logits: bool) -> None:
+        """Captures the passes of some widths that texts up to a length can ask for; only on CUDA.
+
+        The sequence must be empty.
+
+        Args:
+            longest: Text in tokens.
+            widths: Of passes, in tokens.
+            all_logits: Whether passes score every token, as verification does, or the last one, as drafting does.
+        """
+        self._room.capture_ahead(longest, widths, all_logits=all_logits)
 
     def truncate(self, length: int) -> None:
         """Forgets every token past `length`: its slots are masked, and written over later."""
         self.length = min(self.length, length)
+
+
+def _give_back(room: _Room, spare: list[Any]) -> None:
+    if not room.failed:
+        spare.append(room)

@@ -92,6 +92,7 @@ def check_engine(
     predicted: list[float] = []
     measured: list[float] = []
     tokens = 0
+    engine.capture_ahead(max(map(len, prompts), default=0) + plan.max_new_tokens)
     for arm in arms:  # warm up: first calls of each width allocate and choose kernels
         generate(engine, prompts[0], arm, context=context, max_new_tokens=min(8, plan.max_new_tokens))
     for number, prompt in enumerate(prompts):

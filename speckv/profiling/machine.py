@@ -4,11 +4,21 @@
 import os
 import platform
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
-def describe_machine() -> dict[str, str]:
-    """Processor, cores, threads in use, memory, system and accelerator, as text."""
+def describe_machine(device: "torch.device | None" = None) -> dict[str, str]:
+    """Processor, cores, threads in use, memory, system and accelerator, as text.
+
+    Args:
+        device: The accelerator, where it is not the current one.
+    """
     import torch  # here, because a processor has a name where there is no torch, too
+
+    cuda = device if device is not None and device.type == "cuda" else None
 
     return {
         "processor": processor(),
@@ -18,7 +28,7 @@ def describe_machine() -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "accelerator": torch.cuda.get_device_name(cuda) if torch.cuda.is_available() else "none",
     }
 
 

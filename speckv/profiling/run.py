@@ -16,8 +16,6 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
 from speckv.decoding import SamplingConfig, draft_source
 from speckv.errors import DataError, TraceError
 from speckv.files import write_atomically
@@ -258,7 +256,7 @@ def _metadata(pair: ModelPair, plan: ProfilePlan) -> TraceMetadata:
         max_new_tokens=plan.max_new_tokens,
         eos_token_ids=sorted(pair.eos_token_ids),
         chat_template=bool(pair.config.chat_template and pair.tokenizer.chat_template),
-        device=describe_machine()["processor"] if pair.target.device.type == "cpu" else torch.cuda.get_device_name(),
+        device=describe_machine(pair.target.device)["processor" if pair.target.device.type == "cpu" else "accelerator"],
         versions={name: version(name) for name in PACKAGES},
         notes=plan.notes,
         gamma_max=GAMMA_MAX,

@@ -6,19 +6,23 @@ import sys
 from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+import torch
 
 from benchmarks import against_transformers, in_transformers, live_decoding, qwen, step_breakdown
 from benchmarks.against_transformers import assisted_at
 from benchmarks.arms import tune
 from benchmarks.gpu.models import load_random, random_pair
 from benchmarks.gpu.settings import Settings
+from speckv.decoding.protocols import LanguageModel
 from speckv.errors import ConfigError, DataError
 from speckv.models import ModelPair
 from speckv.runtime import Policy
 from speckv.runtime.constant import ConstantGamma
+from tests.fakes import TableModel
 from tests.fakes_traces import make_sequence, make_traces
 
 PROMPTS = [{"id": f"p{i}", "task": "chat", "split": "test", "prompt": text} for i, text in enumerate(("Hi.", "Why?"))]
@@ -224,6 +228,13 @@ def test_turns_are_of_one_step_each_and_all_finish() -> None:
     )
     assert found == {"a": "aa", "b": "bb", "c": "cc"}
     assert "".join(order) == "bcacaa"
+
+
+def test_a_model_that_is_taken_apart_says_where_it_runs() -> None:
+    """By it the loop decides what to wait for: taken apart it shall be the loop that it is otherwise."""
+    elsewhere = SimpleNamespace(device=torch.device("meta"))
+    assert step_breakdown.TimedModel(cast("LanguageModel", elsewhere), "verify", {}).device == elsewhere.device
+    assert step_breakdown.TimedModel(TableModel.random(4), "verify", {}).device == torch.device("cpu")
 
 
 def test_steps_taken_apart(report: Callable[..., dict[str, Any]]) -> None:

@@ -50,6 +50,13 @@ def make(**settings: Any) -> LiveDecodingEnv:
     return env
 
 
+def test_passes_are_captured_before_the_first_episode(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, asked = make_engine(), list[int]()
+    monkeypatch.setattr(engine, "capture_ahead", asked.append)
+    make(engine=engine)
+    assert asked == [max(len(prompt.tokens) for prompt in PROMPTS) + BUDGET]
+
+
 @pytest.mark.parametrize("decides", ["per_step", "per_token"])
 def test_gymnasium_finds_nothing_to_complain_about(decides: str) -> None:
     env = make(decides=decides)

@@ -8,7 +8,6 @@
 
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -27,7 +26,8 @@ from speckv.types import FloatArray
 WARPERS = {"TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper"}
 CRITERIA = {"MaxLengthCriteria", "EosTokenCriteria"}
 """What the engine does itself. Other processors and criteria are refused, not ignored."""
-_prepared: "WeakKeyDictionary[PreTrainedModel, CausalModel]" = WeakKeyDictionary()
+_PREPARED = "_speckv_prepared"
+"""Where a model keeps what `prepare` made of it: as long as it lives itself, buffers on the device included."""
 _LARGEST_SEED = 2**62
 
 
@@ -43,8 +43,8 @@ def prepare(*models: PreTrainedModel, compression: str = "fp16", static_cache: b
         ConfigError: if a static cache is wanted that a model does not allow.
     """
     for model in models:
-        if model not in _prepared:
-            _prepared[model] = causal_model(
+        if _causal_of(model) is None:
+            model.__dict__[_PREPARED] = causal_model(
                 model,
                 name=type(model).__name__,
                 compression=compression,
@@ -151,7 +151,13 @@ def decode(engine: Engine, session: Session, prompt: list[int], *, max_new_token
 
 def _causal(model: PreTrainedModel) -> CausalModel:
     """The model as the engine knows it: as `prepare` made it, or as it is."""
-    return _prepared[model] if model in _prepared else as_is(model)
+    return _causal_of(model) or as_is(model)
+
+
+def _causal_of(model: PreTrainedModel) -> CausalModel | None:
+    """What `prepare` made of this very model; a shallow copy of one has not been prepared."""
+    found: CausalModel | None = model.__dict__.get(_PREPARED)
+    return found if found is not None and found.hf is model else None
 
 
 def _sampling(config: Any, processors: Any) -> SamplingConfig:

@@ -19,7 +19,7 @@ from speckv.decoding.rows import Row
 from speckv.errors import BudgetError, ConfigError, ProbabilityError
 from speckv.models import CausalModel, RaggedModel
 from speckv.types import BoolArray, FloatArray, IntArray
-from tests.fakes import BatchTableModel, TableModel, as_causal, tiny_qwen
+from tests.fakes import BatchTableModel, TableModel, TableRows, as_causal, tiny_qwen
 
 MODES = ("greedy", "gumbel", "rejection")
 
@@ -233,6 +233,40 @@ def test_nan_is_an_error(who: str) -> None:
     engine = BatchEngine(broken if who == "target" else counting(), broken if who == "draft" else counting())
     with pytest.raises(ProbabilityError, match=f"{who} returned NaN"):
         start_and_step(engine)
+
+
+@pytest.mark.parametrize("passes", [1, 2, 4, 6])
+def test_an_error_ends_every_request_and_the_next_ones_are_right(passes: int) -> None:
+    """Whatever a pass that failed left in the caches is not built upon."""
+    table, left = TableModel.random(8), [passes]
+
+    class Failing(BatchTableModel):
+        def rows(self) -> TableRows:
+            return FailingRows(self)
+
+    class FailingRows(TableRows):
+        def extend(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+            found = super().extend(*args, **kwargs)
+            left[0] -= 1
+            if left[0] == 0:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return found
+
+    engine = BatchEngine(Failing(table), Failing(table.perturbed(9, 0.5)))
+
+    def go_on_for_ever() -> None:
+        engine.start([[0], [1]], max_new_tokens=40)
+        while True:
+            engine.step([2, 1][: len(engine.running)])
+
+    with pytest.raises(torch.OutOfMemoryError):
+        go_on_for_ever()
+    assert engine.running == ()
+    asked = [Request(prompt=[i], budget=9, gammas=[3, 0]) for i in range(3)]
+    with pytest.raises(ConfigError, match="Expected a running request"):
+        engine.step([1])
+    run_batch(engine, asked)
+    assert_as_alone(Engine(table, table.perturbed(9, 0.5)), asked)
 
 
 def test_a_device_that_is_not_waited_for_gives_the_same_steps() -> None:

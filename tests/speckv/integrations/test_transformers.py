@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """transformers under a policy: its own text, whatever is drafted, and nothing left behind."""
 
+import copy
+import gc
 import inspect
+import weakref
 from typing import Any
 
 import numpy as np
@@ -12,7 +15,7 @@ from transformers.generation.candidate_generator import CandidateGenerator
 from transformers.generation.utils import GenerationMixin
 
 from speckv.errors import ConfigError
-from speckv.integrations.transformers import control, custom_generate
+from speckv.integrations.transformers import control, custom_generate, engine, prepare
 from speckv.integrations.transformers.control import HOOK
 from speckv.runtime import Policy
 from speckv.runtime.constant import ConstantGamma
@@ -219,6 +222,23 @@ def test_what_the_engine_lacks_is_refused(what: str, pair: tuple[Qwen2ForCausalL
     ours = {"custom_generate": custom_generate, "draft_model": draft, "policy": policy(Scheduled.turns(2))}
     with pytest.raises(ConfigError, match=message):
         target.generate(**{"inputs": prompt(0), **GREEDY, **ours, **options})
+
+
+def test_what_prepare_made_lives_as_long_as_its_model_and_belongs_to_it_alone() -> None:
+    model = tiny_qwen(0)
+    prepare(model, static_cache=True)
+    first = engine._causal(model)
+    assert first.static
+    prepare(model)  # left alone
+    assert engine._causal(model) is first
+    other = copy.copy(model)  # as a draft of the target's first layers is made
+    assert engine._causal(other).hf is other
+    assert not engine._causal(other).static
+    first.sequence().extend([1, 2])
+    gone = weakref.ref(model)
+    del model, first, other
+    gc.collect()
+    assert gone() is None
 
 
 def test_models_that_do_not_match_are_refused(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The growing cache holds what transformers' own holds, through appending, cutting, selecting and forking."""
 
+import gc
+import weakref
 from typing import Any
 
 import torch
@@ -38,6 +40,20 @@ def test_it_equals_the_stock_cache() -> None:
             assert torch.equal(mine.keys, theirs.keys)
             assert torch.equal(mine.values, theirs.values)
             assert mine.get_seq_length() == theirs.get_seq_length()
+
+
+def test_a_layer_that_is_reset_holds_no_memory() -> None:
+    cache, _ = both()
+    cache.update(states(1, 4, 0), states(1, 4, 1), 0)
+    layer: Any = cache.layers[0]
+    room = weakref.ref(layer._key_room.untyped_storage())
+    layer.reset()
+    gc.collect()
+    assert layer.keys is None or layer.keys.numel() == 0
+    assert layer._key_room is None
+    assert room() is None
+    cache.update(states(1, 3, 2), states(1, 3, 3), 0)
+    assert torch.equal(layer.keys, states(1, 3, 2))
 
 
 def test_it_copies_nothing_while_there_is_room() -> None:

@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loading: what fits is loaded, what does not is refused with the mend named."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from speckv.decoding import PromptLookup, draft_source
 from speckv.errors import CompressionError, ConfigError, ModelError
 from speckv.models import PairConfig, compression, load_pair
 from speckv.models.compression import get_compression
 from speckv.models.dtypes import fastest_cpu_dtype, resolve_dtype
+from speckv.models.pair import causal_model, resolve_device
 from speckv.observation import StaticContext
 from speckv.types import BITS_PER_WEIGHT
 from tests.fakes import save_tiny, tiny_qwen
@@ -115,6 +119,41 @@ def test_unknown_compressions_devices_and_dtypes(folder: Path) -> None:
 def test_cuda_without_cuda(folder: Path) -> None:
     with pytest.raises(ConfigError, match="found none"):
         load_pair(PairConfig(target=str(folder), draft=str(folder), device="cuda"))
+
+
+def test_a_gpu_that_is_not_there_is_refused_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(ConfigError, match="Expected one of 2 CUDA devices, from cuda:0 on, got 'cuda:2'"):
+        resolve_device("cuda:2")
+
+
+@pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_bfloat16_that_a_gpu_only_emulates_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch, native: bool, dtype: torch.dtype
+) -> None:
+    asked: list[torch.device] = []
+
+    def entered(device: torch.device) -> AbstractContextManager[None]:
+        asked.append(device)
+        return nullcontext()
+
+    def supported(including_emulation: bool = True) -> bool:
+        return native or including_emulation  # as torch answers on a T4
+
+    monkeypatch.setattr(torch.cuda, "device", entered)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert resolve_dtype("auto", torch.device("cuda:1")) == dtype
+    assert asked == [torch.device("cuda:1")]
+
+
+def test_int8_layers_are_not_captured_whatever_the_model_is_said_to_be() -> None:
+    model = tiny_qwen(0)
+    made = partial(causal_model, model, name="m", compression="fp16", dtype=torch.float64, device=torch.device("cpu"))
+    assert made().captures_graphs
+    model.model.layers[0].mlp.up_proj.__class__ = type("Linear8bitLt", (nn.Linear,), {})  # bitsandbytes' name
+    assert not made().captures_graphs
 
 
 def test_the_fastest_dtype_is_one_that_was_measured() -> None:

@@ -2,6 +2,7 @@
 """Sequences in fixed buffers: the same scores as the growing cache, whatever is cut and written again."""
 
 import gc
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from speckv.decoding import Engine, SamplingConfig
 from speckv.errors import BudgetError
 from speckv.models import CausalModel
 from speckv.models.cache import special_layers
+from speckv.models.static import StaticSequence
 from tests.fakes import as_causal, tiny_qwen
 
 
@@ -76,6 +78,66 @@ def test_buffers_outlive_their_sequence_and_say_nothing_of_it(pair: tuple[Causal
     torch.testing.assert_close(again.extend([4, 5]), pair[0].sequence().extend([4, 5]), atol=1e-9, rtol=0)
     other.extend([7])
     torch.testing.assert_close(again.extend([6]), pair[0].sequence().extend([4, 5, 6])[2:], atol=1e-9, rtol=0)
+
+
+def test_not_even_a_nan_outlives_its_sequence(pair: tuple[CausalModel, CausalModel]) -> None:
+    """A masked slot's value is multiplied by zero, which leaves a NaN what it is."""
+    model = fixed(pair[0])
+    first = model.sequence()
+    first.extend(list(range(20)))
+    assert isinstance(first, StaticSequence)
+    for layer in first._room._layers:
+        assert layer.values is not None
+        with torch.inference_mode():
+            layer.values.fill_(torch.nan)
+    del first
+    assert len(model.spare_rooms) == 1
+    torch.testing.assert_close(model.sequence().extend([4, 5]), pair[0].sequence().extend([4, 5]), atol=1e-9, rtol=0)
+
+
+def test_buffers_that_a_pass_failed_in_are_not_taken_again(
+    pair: tuple[CausalModel, CausalModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = fixed(pair[0])
+    sequence = model.sequence()
+    sequence.extend([1, 2])
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model.hf, "forward", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            sequence.extend([3])
+    del sequence
+    assert model.spare_rooms == []
+    model.sequence().extend([1])
+    assert len(model.spare_rooms) == 1
+
+
+def test_a_room_is_free_as_soon_as_nothing_needs_it(pair: tuple[CausalModel, CausalModel]) -> None:
+    model = fixed(pair[0])
+    model.sequence().extend([1, 2])
+    gc.collect()
+    gc.disable()
+    try:
+        room = weakref.ref(model.spare_rooms.pop())
+        assert room() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("wanted", [1, 6, 30])
+def test_long_prompts_are_read_in_pieces(
+    pair: tuple[CausalModel, CausalModel], monkeypatch: pytest.MonkeyPatch, wanted: int
+) -> None:
+    monkeypatch.setattr("speckv.models.static.WIDEST_PASS", 8)
+    tokens = [*range(24), 3, 1, 2, 5, 4, 7]
+    growing, static = pair[0].sequence(), fixed(pair[0]).sequence()
+    found, expected = (one.score(tokens, num_logits=wanted) for one in (static, growing))
+    torch.testing.assert_close(found.logits, expected.logits, atol=1e-9, rtol=0)
+    assert static.length == len(tokens)
+    torch.testing.assert_close(static.extend([1]), growing.extend([1]), atol=1e-9, rtol=0)
 
 
 def test_the_context_is_a_limit(pair: tuple[CausalModel, CausalModel]) -> None:

@@ -57,6 +57,13 @@ def check(prompts: Sequence[Sequence[int]] = PROMPTS, **settings: float) -> Cost
     return check_engine(table(**settings), "fp16", timed_engine(FakeClock()), prompts, PLAN)
 
 
+def test_passes_are_captured_before_anything_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, asked = timed_engine(FakeClock()), list[int]()
+    monkeypatch.setattr(engine, "capture_ahead", asked.append)
+    check_engine(table(), "fp16", engine, PROMPTS, PLAN)
+    assert asked == [5 + PLAN.max_new_tokens]
+
+
 def test_the_right_table_fits() -> None:
     fit = check()
     assert fit.error == pytest.approx(0.0, abs=1e-12)
