@@ -86,8 +86,9 @@ study/%:
 	mkdir -p benchmarks/results/studies
 	for kind in json png; do cp runs/$(subst _,-,$(subst /,-,$*))/study.$$kind benchmarks/results/studies/$(subst _,-,$(subst /,-,$*)).$$kind; done
 
-gpu: ## Measure everything that wants a GPU, in 20 minutes at most (WEIGHTS=DIR, STAGES="lossless ...")
-	$(PYTHON) -m benchmarks.gpu $(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(STAGES),--stages $(STAGES))
+gpu: ## Measure everything that wants a GPU, in MINUTES=20 at most (WEIGHTS=DIR, STAGES="lossless ...")
+	$(PYTHON) -m benchmarks.gpu $(if $(WEIGHTS),--weights $(WEIGHTS)) $(if $(STAGES),--stages $(STAGES)) \
+	  $(if $(filter command environment,$(origin MINUTES)),--minutes $(MINUTES))
 
 soak: ## Decode live for MINUTES=30 under random policies, looking for other text and growing memory
 	$(PYTHON) -m benchmarks.soak --minutes $(MINUTES) --out runs/soak.json

@@ -4,7 +4,7 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.gpu.machine import device_name
 from benchmarks.gpu.models import RANDOM, load, random_pair, real_pair
@@ -27,48 +27,65 @@ LIVE = ("qwen2.5-coder", "llama-8b-own-layers")
 """Pairs that decode live, with weights and without."""
 
 
-def pairs(settings: Settings) -> dict[str, tuple[PairConfig, tuple[str, ...]]]:
-    """Key -> pair and compressions; those that decode live come first, in case time runs out."""
-    compressions = ("fp16", "int8", "nf4")
-    found: dict[str, tuple[PairConfig, tuple[str, ...]]] = {}
+class Job(NamedTuple):
+    """What is measured of a pair: its target's compressions, the most telling ones first, and batches."""
+
+    pair: PairConfig
+    compressions: tuple[str, ...]
+    batches: tuple[int, ...]
+
+
+def jobs(settings: Settings) -> dict[str, Job]:
+    """Key -> what is measured; those that decode live come first, in case time runs out.
+
+    The pair with the draft of 3B is measured unquantised alone: compressed, its target is that of the pair with 1B.
+    """
+    kinds = ("fp16", "nf4") if settings.short else ("fp16", "nf4", "int8")  # INT8 passes are the slowest
+    wide = (1, 2) if settings.tiny else (1, 16) if settings.short else (1, 4, 16)
+    usual = (1,) if settings.short else wide
+    found: dict[str, Job] = {}
     if (real := real_pair(settings)) is not None:
-        found[LIVE[0]] = (real, compressions)
+        found[LIVE[0]] = Job(real, kinds, usual)
     else:
-        found[LIVE[1]] = (random_pair(settings), ("fp16",))
-    for draft in ("1b", "3b"):
-        found[f"llama-8b-{draft}"] = (random_pair(settings, f"llama-3.2-{draft}"), compressions)
-    if settings.tiny:  # both are the same tiny pair
-        del found["llama-8b-3b"]
+        found[LIVE[1]] = Job(random_pair(settings), ("fp16", "nf4"), usual)
+    found["llama-8b-1b"] = Job(random_pair(settings, "llama-3.2-1b"), kinds, wide)
+    if not settings.tiny:  # it would be the same tiny pair
+        found["llama-8b-3b"] = Job(random_pair(settings, "llama-3.2-3b"), ("fp16",), usual)
     return found
 
 
 def run(settings: Settings, work: Work) -> None:
     """Calibrates every pair."""
-    for key, (pair, compressions) in pairs(settings).items():
-        work.piece(key, partial(measure, settings, key, pair, compressions))
+    for key, job in jobs(settings).items():
+        work.piece(key, partial(measure, settings, key, job))
 
 
-def measure(settings: Settings, key: str, pair: PairConfig, compressions: tuple[str, ...]) -> dict[str, Any]:
-    """Measures one pair and writes its table; returns the table's file name and what a reader asks first."""
-    plan = CalibrationPlan(
-        name=table_path(settings, key).stem,
-        pair=replace(pair, compression="fp16"),
-        compressions=compressions,
-        timing=TINY if settings.tiny else TimingPlan(),
-        batches=(1, 2) if settings.tiny else (1, 4, 16),
-        check=None if pair.target.startswith(RANDOM) else shipped_check(),
-        notes=RANDOM_NOTE if pair.target.startswith(RANDOM) else "",
-    )
-    table = calibrate(plan, PolicyController(typical_policy()), load=load)
+def measure(settings: Settings, key: str, job: Job) -> dict[str, Any]:
+    """Measures one pair and writes its table, which grows on disk with each compression.
+
+    Returns:
+        The table's file name, and what a reader asks first.
+    """
     path = table_path(settings, key)
+    is_random = job.pair.target.startswith(RANDOM)
+    plan = CalibrationPlan(
+        name=path.stem,
+        pair=replace(job.pair, compression="fp16"),
+        compressions=job.compressions,
+        timing=TINY if settings.tiny else TimingPlan(),
+        batches=job.batches,
+        check=None if is_random else shipped_check(),
+        notes=RANDOM_NOTE if is_random else "",
+    )
+    table = calibrate(plan, PolicyController(typical_policy()), load=load, keep=lambda so_far: so_far.save(path))
     table.save(path)
     return {
         "table": path.name,
-        "pair": pair.name,
+        "pair": job.pair.name,
         "notes": plan.notes,
         "controller_s": table.controller_s,
         "checks": dict(table.checks),
-        "compressions": {name: _first_look(table, name) for name in compressions},
+        "compressions": {name: _first_look(table, name) for name in job.compressions},
     }
 
 

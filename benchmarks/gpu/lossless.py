@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.divergence import explain
-from benchmarks.gpu.models import RANDOM, is_random, load, main_pair, random_pair, real_pair
+from benchmarks.gpu.models import RANDOM, graphs, is_random, load, main_pair, random_pair, real_pair
 from benchmarks.gpu.prompts import MEASURED
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.work import Work
@@ -25,8 +25,8 @@ from speckv.models import ModelPair
 from speckv.models.dtypes import dtype_name
 from speckv.runtime.constant import ConstantGamma
 
-CASES = (("float32", "fp16"), ("float16", "fp16"), ("bfloat16", "fp16"), ("auto", "int8"), ("auto", "nf4"))
-"""Dtype and compression; INT8 and NF4 compute in the device's own dtype."""
+CASES = (("float32", "fp16"), ("bfloat16", "fp16"), ("float16", "fp16"), ("auto", "nf4"), ("auto", "int8"))
+"""Dtype and compression, what matters most first; NF4 and INT8 compute in the device's own dtype."""
 MODES = ("greedy", "gumbel")
 FLOAT32_SHAPE = "llama-3.2-1b"
 LISTED = 12
@@ -35,19 +35,34 @@ LISTED = 12
 
 def run(settings: Settings, work: Work) -> None:
     """Checks every case."""
-    for done, (dtype, compression) in enumerate(CASES):
+    chosen = cases(settings)
+    for done, (dtype, compression) in enumerate(chosen):
         name = dtype if compression == "fp16" else compression
-        work.piece(name, partial(check_case, settings, dtype, compression, work.share(len(CASES) - done)))
+        work.piece(name, partial(check_case, settings, dtype, compression, work.share(len(chosen) - done)))
+
+
+def cases(settings: Settings) -> list[tuple[str, str]]:
+    """Dtypes and compressions that are checked: all, or in little time those that are used most."""
+    return [case for case in CASES if not (settings.short and case[0] == "float16")]
+
+
+def chosen_prompts(settings: Settings, compression: str) -> dict[str, str]:
+    """Prompts of a case: four, or in little time two, and of INT8, the slowest, one."""
+    prompts = list(MEASURED.items())[:: 4 if settings.tiny else 2]
+    if settings.short:
+        prompts = prompts[: 1 if compression == "int8" else 2]
+    return dict(prompts)
 
 
 def check_case(settings: Settings, dtype: str, compression: str, in_time: Callable[[], bool]) -> dict[str, Any]:
     """Loads the pair in one dtype and compression and compares texts."""
     exact = dtype == "float32"
     pair = float32_pair(settings) if exact else main_pair(settings, dtype=dtype, compression=compression)
-    prompts = dict(list(MEASURED.items())[:: 4 if settings.tiny else 2])
+    prompts = chosen_prompts(settings, compression)
     budget = 12 if settings.tiny else 48
     found = {mode: compare(pair, prompts, mode, max_new_tokens=budget, in_time=in_time) for mode in MODES}
-    return {"pair": pair.config.name, "dtype": dtype_name(pair.target.dtype), "random_weights": is_random(pair)} | found
+    about = {"pair": pair.config.name, "dtype": dtype_name(pair.target.dtype), "random_weights": is_random(pair)}
+    return {**about, "graphs": graphs(pair), **found}
 
 
 def float32_pair(settings: Settings) -> ModelPair:

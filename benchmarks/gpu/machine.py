@@ -1,64 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stage `machine`: what is measured, on what, and what is missing. Imports torch late: its absence is a finding."""
 
-import importlib.util
+import os
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from benchmarks.gpu.settings import Settings
-from benchmarks.gpu.stages import ROOT
+from benchmarks.gpu.packages import check_packages
+from benchmarks.gpu.settings import ROOT, Settings
 from benchmarks.gpu.work import Work
-from speckv.errors import ConfigError
 
-NEEDED = {
-    "accelerate": "accelerate",
-    "bitsandbytes": "bitsandbytes",
-    "gguf": "gguf",
-    "gymnasium": "gymnasium",
-    "hydra-core": "hydra",
-    "hypothesis": "hypothesis",
-    "matplotlib": "matplotlib",
-    "numpy": "numpy",
-    "pyarrow": "pyarrow",
-    "pytest": "pytest",
-    "rich": "rich",
-    "sb3-contrib": "sb3_contrib",
-    "stable-baselines3": "stable_baselines3",
-    "tensorboard": "tensorboard",
-    "torch": "torch",
-    "transformers": "transformers",
-}
-"""Distribution -> the module it brings."""
+UNKNOWN = "unknown"
 
 
 def run(settings: Settings, work: Work) -> None:
     """Looks around."""
-    work.piece("packages", packages)
+    work.piece("packages", check_packages)
     work.piece("commit", commit)
     work.piece("device", lambda: device(settings))
-
-
-def packages() -> dict[str, str]:
-    """Versions of what the stages import.
-
-    Raises:
-        ConfigError: naming what is not installed.
-    """
-    missing = [name for name, module in NEEDED.items() if importlib.util.find_spec(module) is None]
-    if missing:
-        raise ConfigError(
-            f"Expected {', '.join(NEEDED)} to be installed, missing here: {', '.join(missing)}. Carry their wheels in "
-            f"and install them without a network: pip install --no-index --find-links WHEELS {' '.join(missing)}"
-        )
-    return {name: _version(name) for name in NEEDED}
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "unknown"  # importable, but without a record of its installation
 
 
 def device(settings: Settings) -> dict[str, Any]:
@@ -100,8 +58,12 @@ def driver() -> str:
 
 
 def commit() -> str:
-    """The checkout's commit, with `-dirty` where files differ from it; "unknown" in a copy without its history."""
-    return _told(["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"])
+    """The checkout's commit, with `-dirty` where files differ from it.
+
+    A copy without its history has the one that the variable `SPECKV_COMMIT` names, else "unknown".
+    """
+    told = _told(["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"])
+    return told if told != UNKNOWN else os.environ.get("SPECKV_COMMIT") or UNKNOWN
 
 
 def _told(command: list[str]) -> str:
@@ -109,5 +71,5 @@ def _told(command: list[str]) -> str:
     try:
         told = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True, timeout=20)
     except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return told.stdout.splitlines()[0].strip() if told.stdout.strip() else "unknown"
+        return UNKNOWN
+    return told.stdout.splitlines()[0].strip() if told.stdout.strip() else UNKNOWN

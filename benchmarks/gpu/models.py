@@ -236,3 +236,20 @@ def main_pair(settings: Settings, *, dtype: str = "auto", compression: str = "fp
 def is_random(pair: ModelPair) -> bool:
     """Whether a pair's weights are random, so that its acceptance says nothing."""
     return pair.config.target.startswith(RANDOM)
+
+
+def graphs(pair: ModelPair) -> dict[str, str]:
+    """How the passes of a pair's models have run so far; ask behind the runs.
+
+    Returns:
+        "target" and "draft", each "captured" (as CUDA graphs), "kernel by kernel", as on a CPU or in INT8, or what went
+        wrong where passes were to be captured and could not be.
+    """
+    return {"target": _how_passes_run(pair.target), "draft": _how_passes_run(pair.draft)}
+
+
+def _how_passes_run(model: CausalModel) -> str:
+    if faults := getattr(model, "graph_faults", []):
+        return "; ".join(map(str, faults))
+    captured = model.static and model.device.type == "cuda" and model.captures_graphs
+    return "captured" if captured else "kernel by kernel"

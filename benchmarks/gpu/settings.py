@@ -4,7 +4,9 @@
 import json
 import re
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "MPLBACKEND": "Agg"}
 """Environment of every stage: nothing may be looked for on a network."""
 
@@ -16,13 +18,15 @@ class Settings:
     Attributes:
         device: "cuda", "cuda:1" or "cpu".
         tiny: Random models of a few thousand weights and a few tokens: a rehearsal, whose numbers mean nothing.
+        short: Little time in all: each stage does what matters most, and leaves the rest out.
         weights: Folder with the Qwen pair's GGUF files, or with their parts; "" for none.
         tables: Folder that cost tables are written to.
-        tests: What pytest collects.
+        tests: Where tests marked `gpu` are looked for.
     """
 
     device: str = "cuda"
     tiny: bool = False
+    short: bool = False
     weights: str = ""
     tables: str = "benchmarks/results"
     tests: tuple[str, ...] = ("tests",)

@@ -1,36 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stages, their budgets, and how they run: each in a process of its own, which a fault or the clock may end.
+"""The stages, their budgets, and how they share the time of a run; the report is rewritten after each.
 
-A device that has once refused a kernel refuses everything else in that process, hence the processes. The report is
-rewritten after each stage; stages that are not asked for keep what an earlier run found.
+What one stage leaves unspent goes to those behind it. Stages that are not asked for keep what an earlier run found.
 """
 
-import contextlib
-import json
 import logging
-import os
-import signal
-import subprocess
-import sys
-import tempfile
+import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from benchmarks.gpu.settings import OFFLINE, Settings
-from benchmarks.gpu.work import ERROR, RUNNING, Entry
-from benchmarks.gpu.worker import run_stage
-from speckv.files import write_atomically
+from benchmarks.gpu.report import Report, add, describe
+from benchmarks.gpu.settings import Settings
+from benchmarks.gpu.work import SKIPPED, Entry, clear
+from speckv.errors import ConfigError
 
 logger = logging.getLogger(__name__)
-ROOT = Path(__file__).resolve().parents[2]
-SOFT_SHARE = 0.85
-"""Share of the budget after which no other piece is begun; the rest is for what is under way."""
+USEFUL_S = 10.0
+"""A stage that would get fewer seconds than that is skipped."""
 
-Runner = Callable[["Stage", Settings], Entry]
-Report = dict[str, Any]
+Runner = Callable[["Stage", Settings, Path | None], Entry]
+"""Runs a stage, whose entry grows in that file, if one is named."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,33 +33,89 @@ class Stage:
         what: In one line.
         function: `module:function`, called with settings and a `Work`; imported where the stage runs.
         budget_s: Seconds after which it is ended.
+        least_s: Seconds without which it finds too little to be run.
     """
 
     name: str
     what: str
     function: str
     budget_s: float
+    least_s: float = 0.0
 
 
-def _stage(name: str, budget_s: float, what: str) -> Stage:
-    return Stage(name=name, what=what, function=f"benchmarks.gpu.{name}:run", budget_s=budget_s)
+def _stage(name: str, budget_s: float, least_s: float, what: str) -> Stage:
+    return Stage(name=name, what=what, function=f"benchmarks.gpu.{name}:run", budget_s=budget_s, least_s=least_s)
 
 
 STAGES = (
-    _stage("machine", 60, "device, driver, versions, and what is missing"),
-    _stage("weights", 210, "weights joined from their parts, verified, and converted"),
-    _stage("tests", 120, "tests marked gpu"),
-    _stage("lossless", 210, "random gammas against plain decoding, by dtype and compression"),
-    _stage("calibration", 300, "cost tables of the pairs"),
-    _stage("throughput", 210, "plain, best fixed gamma, controllers and transformers' own, live"),
-    _stage("breakdown", 90, "where a step's time goes"),
+    _stage("machine", 60, 45, "device, driver, versions, and what is missing"),
+    _stage("weights", 210, 210, "weights joined from their parts, verified, and converted"),
+    _stage("tests", 120, 60, "tests marked gpu"),
+    _stage("lossless", 210, 75, "random gammas against plain decoding, by dtype and compression"),
+    _stage("calibration", 300, 90, "cost tables of the pairs"),
+    _stage("throughput", 210, 75, "plain, best fixed gamma, controllers and transformers' own, live"),
+    _stage("breakdown", 90, 30, "where a step's time goes"),
 )
 """In the order they run; their budgets add up to 20 minutes."""
+NO_WEIGHTS_S = 5.0
+"""What the stage `weights` needs where no folder was given."""
+
+
+def chosen(names: Sequence[str], *, named_by_device: bool, weights: bool) -> list[Stage]:
+    """Stages in their order, with what they need at least.
+
+    Args:
+        names: Those that are asked for.
+        named_by_device: Whether `machine` is run in any case, as the report is named after what it finds.
+        weights: Whether there is a folder with weights to prepare.
+    """
+    stages = [stage for stage in STAGES if stage.name in names or (named_by_device and stage.name == "machine")]
+    return [replace(s, least_s=NO_WEIGHTS_S) if s.name == "weights" and not weights else s for s in stages]
+
+
+def require_time(stages: Sequence[Stage], minutes: float) -> None:
+    """Passes if the minutes are enough for all of the stages.
+
+    Raises:
+        ConfigError: if not.
+    """
+    least_s = sum(stage.least_s for stage in stages)
+    if not 60 * minutes >= least_s:
+        each = ", ".join(f"{stage.name} {stage.least_s:.0f} s" for stage in stages)
+        raise ConfigError(
+            f"Expected at least {math.ceil(least_s / 0.6) / 100:g} minutes ({each}), got {minutes:g}. Give more "
+            "(--minutes), or name fewer stages (--stages)."
+        )
+
+
+def share(stages: Sequence[Stage], left_s: float) -> float:
+    """Seconds for the first of the stages that are left.
+
+    Each gets what it needs at least; what is left beyond that is shared out by how far each is below its budget.
+
+    >>> two = [replace(STAGES[5], budget_s=100, least_s=20), replace(STAGES[6], budget_s=50, least_s=10)]
+    >>> share(two, 150), share(two, 90), share(two[1:], 90)
+    (100.0, 60.0, 50)
+    """
+    first = stages[0]
+    spare = left_s - sum(stage.least_s for stage in stages)
+    open_s = sum(stage.budget_s - stage.least_s for stage in stages)
+    own = first.least_s + (spare * (first.budget_s - first.least_s) / open_s if open_s > 0 else 0.0)
+    return max(0.0, min(own, first.budget_s, left_s))
 
 
 def run_all(
-    stages: Sequence[Stage], settings: Settings, out: Path | Callable[[Report], Path], *, runner: Runner, command: str
-) -> tuple[Report, Path]:
+    stages: Sequence[Stage],
+    settings: Settings,
+    out: Path | Callable[[Report], Path],
+    *,
+    runner: Runner,
+    command: str,
+    minutes: float = 20.0,
+    places: Mapping[str, str] | None = None,
+    stop: Sequence[int] = (),
+    clock: Callable[[], float] = time.monotonic,
+) -> tuple[Report, Path, dict[str, str]]:
     """Runs stages one after the other and rewrites the report after each.
 
     Args:
@@ -77,103 +124,38 @@ def run_all(
         out: The report's file, or what names it from the report so far.
         runner: `isolated`, or `in_process` for rehearsals.
         command: What the user typed, for the report.
+        minutes: For all of them together.
+        places: Folders that the report is not to name -> what stands for them.
+        stop: No other stage is begun once something is in it.
+        clock: Seconds.
 
     Returns:
-        The report, and the file it stands in.
+        The report, the file it stands in, and the status of each stage that was run or skipped.
     """
+    end = clock() + 60 * minutes
     found: dict[str, Entry] = {}
     report: Report = {}
-    path = Path()
-    for stage in stages:
-        logger.info("%s: %s, at most %.0f s", stage.name, stage.what, stage.budget_s)
+    path = None if callable(out) else out
+    for number, stage in enumerate(stages):
+        if stop:
+            break
+        given = replace(stage, budget_s=share(stages[number:], end - clock()))
+        part = path.with_name(f"{path.stem}.{stage.name}.part.json") if path is not None else None
         began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        entry = runner(stage, settings)
-        found[stage.name] = {
-            "what": stage.what,
-            "budget_s": stage.budget_s,
-            "began": began,
-            "command": command,
-            **entry,
-        }
-        report = _report(settings, found)
-        path = out(report) if callable(out) else out
-        report["stages"] = _earlier(path) | found
-        write_atomically(path, placeless(json.dumps(report, indent=1)) + "\n")
+        entry = _run(given, stage, settings, part, runner)
+        about = {"what": stage.what, "budget_s": round(given.budget_s, 1), "short": settings.short, "began": began}
+        found[stage.name] = about | {"command": command} | entry
+        report, path = add(settings, found, out, places or {})
+        if part is not None:
+            clear(part)
         for line in describe(stage.name, entry):
             logger.info("%s", line)
-    return report, path
+    return report, path or Path(), {name: entry["status"] for name, entry in found.items()}
 
 
-def _report(settings: Settings, found: dict[str, Entry]) -> Report:
-    note = (
-        "a rehearsal on tiny random models: no number here means anything" if settings.tiny else "batch 1, one device"
-    )
-    return {"what": f"SpecKV on one accelerator, by stage; {note}", "device": settings.device, "stages": dict(found)}
-
-
-def _earlier(path: Path) -> dict[str, Entry]:
-    if not path.is_file():
-        return {}
-    stages: dict[str, Entry] = json.loads(path.read_text(encoding="utf-8")).get("stages", {})
-    return stages
-
-
-def placeless(text: str) -> str:
-    """Drops from a text where this checkout, this Python and this user's files lie: a report is to be published."""
-    for place, name in ((str(ROOT), "."), (sys.prefix, "PYTHON"), (str(Path.home()), "~")):
-        if len(place) > 1:
-            text = text.replace(place, name)
-    return text
-
-
-def describe(name: str, entry: Entry) -> list[str]:
-    """Lines about a stage that has ended: its status, and what failed."""
-    lines = [f"{name}: {entry['status']} after {entry['seconds']:.1f} s"]
-    if "error" in entry:
-        lines.append(f"  {entry['error']}")
-    pieces = entry.get("pieces", {}).items()
-    return lines + [f"  {key}: {piece['status']}: {piece['error']}" for key, piece in pieces if "error" in piece]
-
-
-def in_process(stage: Stage, settings: Settings) -> Entry:
-    """Runs a stage here: quick, but what ends the process ends the run."""
-    return run_stage(stage.function, settings, None, SOFT_SHARE * stage.budget_s)
-
-
-def isolated(stage: Stage, settings: Settings) -> Entry:
-    """Runs a stage in a process of its own and ends it, and all it started, when its budget is used up."""
-    started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="speckv-gpu-") as folder:
-        part, log = Path(folder) / "part.json", Path(folder) / "log.txt"
-        arguments = [stage.function, settings.to_json(), str(part), str(SOFT_SHARE * stage.budget_s)]
-        with log.open("wb") as stream:
-            process = subprocess.Popen(
-                [sys.executable, "-X", "faulthandler", "-m", "benchmarks.gpu.worker", *arguments],
-                cwd=ROOT,
-                env={**os.environ, **OFFLINE},
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            try:
-                code = process.wait(timeout=stage.budget_s)
-                ended = f"its process ended with code {code}"
-            except subprocess.TimeoutExpired:
-                ended = f"ended by the clock after {stage.budget_s:.0f} s"
-            finally:
-                _end(process)
-        entry: Entry = json.loads(part.read_text(encoding="utf-8")) if part.is_file() else {"status": RUNNING}
-        if entry["status"] == RUNNING:
-            tail = log.read_text(encoding="utf-8", errors="replace")[-4000:]
-            entry |= {"status": ERROR, "error": ended, "log": tail.splitlines()}
-            for piece in entry.get("pieces", {}).values():
-                if piece["status"] == RUNNING:
-                    piece |= {"status": ERROR, "error": ended}
-    return entry | {"seconds": time.monotonic() - started}
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Ends a process that leads a session of its own, with everything it started."""
-    with contextlib.suppress(ProcessLookupError):  # all of it may be gone already
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def _run(given: Stage, stage: Stage, settings: Settings, part: Path | None, runner: Runner) -> Entry:
+    """Runs a stage in the time that it is given, or says that this is too little."""
+    if given.budget_s < min(USEFUL_S, stage.least_s):
+        return {"status": SKIPPED, "error": f"{given.budget_s:.0f} s were left for it", "seconds": 0.0, "pieces": {}}
+    logger.info("%s: %s, at most %.0f s", stage.name, stage.what, given.budget_s)
+    return runner(given, settings, part)

@@ -8,7 +8,7 @@ its ratios between arms show the loop's cost, and what a controller makes of suc
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,7 +16,7 @@ from agents.bandits.calibrated import CalibratedSettings, CalibratedStopping
 from benchmarks.against_transformers import THEIRS, ours, theirs, theirs_assisted
 from benchmarks.arms import Decode, Runs, run_arms
 from benchmarks.gpu.calibration import live_table
-from benchmarks.gpu.models import is_random, main_pair
+from benchmarks.gpu.models import graphs, is_random, main_pair
 from benchmarks.gpu.prompts import MEASURED, TUNING
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.work import Work
@@ -38,10 +38,17 @@ PLAIN = "ours, plain"
 
 def run(settings: Settings, work: Work) -> None:
     """Sweeps the fixed gammas, then runs all arms."""
-    compressions = ("fp16",) if settings.tiny else ("fp16", "nf4")
+    compressions = ("fp16",) if settings.short else ("fp16", "nf4")
     for done, compression in enumerate(compressions):
         left = len(compressions) - done
         work.piece(compression, partial(measure, settings, compression, work.share(3 * left), work.share(left)))
+
+
+class Engines(NamedTuple):
+    """Ours, with the draft and without: one that decodes plainly reads no prompt with a draft."""
+
+    drafting: Engine
+    alone: Engine
 
 
 def measure(
@@ -56,21 +63,19 @@ def measure(
         in_time: Whether to measure on another prompt.
     """
     pair = main_pair(settings, compression=compression)
-    table = live_table(settings)
-    if table is None or compression not in table.compressions:
-        table = CostTable.load(SHIPPED_CLOCK)
+    table = decision_table(settings, compression)
     budget = 12 if settings.tiny else 64
     context = RequestContext(compression=compression, cost_ratio=table.cost_ratio(compression))
-    engine = Engine(pair.target, pair.draft, eos_token_ids=pair.eos_token_ids)
-    mine = partial(ours, engine, context=context, max_new_tokens=budget)
+    tuning, measured = (_encoded(pair, prompts, 2 if settings.tiny else None) for prompts in (TUNING, MEASURED))
+    engines = make_engines(pair, budget + max(map(len, [*tuning.values(), *measured.values()])))
+    mine = partial(ours, engines.drafting, context=context, max_new_tokens=budget)
     wait = partial(synchronise, pair.target.device)
-    few = 2 if settings.tiny else None
     sweep = {f"ours, {gamma}": mine(ConstantGamma(gamma)) for gamma in (GAMMAS[:2] if settings.tiny else GAMMAS)}
-    tuned = run_arms(sweep, _encoded(pair, TUNING, few), synchronise=wait, go_on=sweep_in_time)
+    tuned = run_arms(sweep, tuning, synchronise=wait, go_on=sweep_in_time)
     best = max(sweep, key=tuned.tokens_per_s)
     gamma = int(best.rpartition(" ")[2])
-    arms = make_arms(pair, mine, context, budget, gamma, table)
-    runs = run_arms(arms, _encoded(pair, MEASURED, few), synchronise=wait, go_on=in_time)
+    arms = make_arms(pair, ours(engines.alone, ConstantGamma(0), context, budget), mine, gamma, budget, table)
+    runs = run_arms(arms, measured, synchronise=wait, go_on=in_time)
     return {
         "pair": pair.config.name,
         "dtype": dtype_name(pair.target.dtype),
@@ -78,22 +83,38 @@ def measure(
         "max_new_tokens": budget,
         "cost_table": table.name,
         "prompts": len(runs.seconds[PLAIN]),
+        "prompts_planned": len(measured),
         "sweep_tokens_per_s": {name: tuned.tokens_per_s(name) for name in sweep},
         "best_fixed_gamma": gamma,
+        "graphs": graphs(pair),
         "arms": summarise(runs, list(arms)),
     }
 
 
+def decision_table(settings: Settings, compression: str) -> CostTable:
+    """What controllers decide by: this device's times where they cover the compression, else a shipped table."""
+    table = live_table(settings)
+    return table if table is not None and compression in table.compressions else CostTable.load(SHIPPED_CLOCK)
+
+
+def make_engines(pair: ModelPair, longest: int) -> Engines:
+    """Our engines, with all that CUDA graphs hold captured before anything is timed.
+
+    Args:
+        pair: Target and draft.
+        longest: Prompt and output of any request, in tokens.
+    """
+    engines = Engines(*(Engine(pair.target, draft, eos_token_ids=pair.eos_token_ids) for draft in (pair.draft, None)))
+    for engine in engines:
+        engine.capture_ahead(longest)
+    return engines
+
+
 def make_arms(
-    pair: ModelPair, mine: "partial[Decode]", context: RequestContext, budget: int, gamma: int, table: CostTable
+    pair: ModelPair, plain: Decode, mine: "partial[Decode]", gamma: int, budget: int, table: CostTable
 ) -> dict[str, Decode]:
     """Name -> how to decode."""
-    alone = Engine(pair.target, None, eos_token_ids=pair.eos_token_ids)  # no draft to read the prompt with
-    arms: dict[str, Decode] = {
-        THEIRS: theirs(pair, budget),
-        PLAIN: ours(alone, ConstantGamma(0), context, budget),
-        f"ours, {gamma}": mine(ConstantGamma(gamma)),
-    }
+    arms: dict[str, Decode] = {THEIRS: theirs(pair, budget), PLAIN: plain, f"ours, {gamma}": mine(ConstantGamma(gamma))}
     for controller in controllers(table):
         arms[f"ours, {controller.name}"] = mine(controller)
     return arms | theirs_assisted(pair, gamma, budget)

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stage `weights`: joins what was carried in parts, verifies it, and converts it once, before anything is timed."""
+"""Stage `weights`: joins what was carried in parts, verifies it, and converts it once, before anything is timed.
+
+Imports models late: without a folder there is nothing to wait for.
+"""
 
 from functools import partial
 from pathlib import Path
 
-from benchmarks import qwen
 from benchmarks.gpu.settings import Settings
 from benchmarks.gpu.work import Work
 from benchmarks.weights import MANIFEST, join
 from speckv.errors import DataError
-from speckv.models.gguf import converted_folder
 
 
 def run(settings: Settings, work: Work) -> None:
@@ -23,11 +24,19 @@ def run(settings: Settings, work: Work) -> None:
     work.piece("files", lambda: check(folder))
     if settings.tiny or work.pieces["files"]["status"] != "ok":
         return
-    for path in qwen.files(folder):
+    for path in _pair(folder):
         work.piece(f"convert {path.name}", partial(_convert, path))
 
 
+def _pair(folder: Path) -> tuple[Path, Path]:
+    from benchmarks import qwen  # late: see above
+
+    return qwen.files(folder)
+
+
 def _convert(path: Path) -> str:
+    from speckv.models.gguf import converted_folder  # late: see above
+
     return converted_folder(path).name
 
 
@@ -37,7 +46,7 @@ def check(folder: Path) -> list[str]:
     Raises:
         DataError: naming those that are missing.
     """
-    paths = qwen.files(folder)
+    paths = _pair(folder)
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise DataError(

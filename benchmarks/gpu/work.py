@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """One stage at work: its pieces are guarded one by one, and what they found is on disk after each."""
 
+import contextlib
+import gc
 import json
 import logging
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -20,6 +23,10 @@ Entry = dict[str, Any]
 class Work:
     """Runs the pieces of a stage and keeps their outcome.
 
+    Attributes:
+        pieces: Name -> outcome.
+        warnings: What was warned of meanwhile; filled by whoever runs the stage.
+
     Args:
         part: File that holds the entry as far as it is; None keeps it in memory alone.
         budget_s: Seconds after which no other piece is begun.
@@ -30,6 +37,7 @@ class Work:
         self._part, self._budget_s, self._clock = part, budget_s, clock
         self._started = clock()
         self.pieces: dict[str, Entry] = {}
+        self.warnings: list[str] = []
 
     @property
     def left_s(self) -> float:
@@ -59,11 +67,13 @@ class Work:
             found = None
         self.pieces[name]["seconds"] = self._clock() - began
         self._keep(RUNNING)
+        free_memory()  # here, where the error is gone, and with its traceback the models in its frames
         return found
 
     def entry(self, status: str) -> Entry:
         """The stage's entry in the report."""
-        return {"status": status, "seconds": self._clock() - self._started, "pieces": self.pieces}
+        seconds = self._clock() - self._started
+        return {"status": status, "seconds": seconds, "pieces": self.pieces, "warnings": self.warnings}
 
     def finish(self, error: Exception | None = None) -> Entry:
         """Closes the stage: with an error of its own, or with what its pieces came to."""
@@ -79,8 +89,23 @@ class Work:
             write_atomically(self._part, json.dumps(entry))
 
 
+def free_memory() -> None:
+    """Collects garbage and gives the device back what its allocator holds in reserve."""
+    gc.collect()
+    torch = sys.modules.get("torch")  # not imported for this: a bare interpreter runs stages, too
+    if torch is not None and torch.cuda.is_initialized():
+        with contextlib.suppress(RuntimeError):  # a lost device; whoever needs it next will say so
+            torch.cuda.empty_cache()
+
+
+def clear(part: Path) -> None:
+    """Removes the file of a stage's entry, and what a process left that was ended while it wrote it."""
+    for path in [part, *part.parent.glob(f".{part.name}.*.partial")]:
+        path.unlink(missing_ok=True)
+
+
 def failure(error: Exception) -> Entry:
-    """How an error stands in the report."""
+    """How an error stands in the report: as text, for an error kept would keep its frames, and their models."""
     return {
         "status": ERROR,
         "error": f"{type(error).__name__}: {error}",

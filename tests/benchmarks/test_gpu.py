@@ -14,10 +14,10 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 from benchmarks import qwen, weights
 from benchmarks.divergence import explain
 from benchmarks.gpu import __main__ as program
-from benchmarks.gpu import machine
 from benchmarks.gpu.models import RANDOM, load_random, random_model, random_pair, real_pair
+from benchmarks.gpu.process import in_process, isolated
 from benchmarks.gpu.settings import Settings
-from benchmarks.gpu.stages import ROOT, STAGES, Stage, in_process, isolated, placeless, run_all
+from benchmarks.gpu.stages import STAGES, Stage, chosen, run_all
 from benchmarks.gpu.tests import GpuTestsError, read_summary, run_pytest
 from benchmarks.gpu.work import Work
 from speckv.cost import CostTable
@@ -51,21 +51,18 @@ def test_the_whole_command_at_tiny_shapes(tmp_path: Path) -> None:
     assert (exact["greedy"]["identical"], exact["gumbel"]["identical"]) == (4, 4)
     tables = {path.name for path in tmp_path.glob("cost-cpu-*.json")}
     assert tables == {f"cost-cpu-llama-8b-{draft}.json" for draft in ("own-layers", "1b")}
-    assert CostTable.load(tmp_path / "cost-cpu-llama-8b-1b.json").compressions == ("fp16", "int8", "nf4")
+    assert CostTable.load(tmp_path / "cost-cpu-llama-8b-1b.json").compressions == ("fp16", "nf4", "int8")
+    assert CostTable.load(tmp_path / "cost-cpu-llama-8b-own-layers.json").compressions == ("fp16", "nf4")
+    for compression in ("fp16", "nf4"):
+        assert found(report, "throughput", compression)["cost_table"] == "cost-cpu-llama-8b-own-layers"
     live = found(report, "throughput", "fp16")
-    assert live["cost_table"] == "cost-cpu-llama-8b-own-layers"
     assert {arm["prompts_with_another_text"] for arm in live["arms"].values()} == {0}
     assert {"transformers", "ours, plain", "transformers, assisted, default"} < live["arms"].keys()
     assert found(report, "breakdown", "gamma 2")["draft"] > 0
+    by_kernel = {"target": "kernel by kernel", "draft": "kernel by kernel"}
+    for stage, piece in (("lossless", "nf4"), ("throughput", "fp16"), ("breakdown", "gamma 2")):
+        assert found(report, stage, piece)["graphs"] == by_kernel
     assert str(Path.home()) not in out.read_text(encoding="utf-8")
-
-
-def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert set(machine.packages()) == set(machine.NEEDED)
-    monkeypatch.setattr(machine, "NEEDED", {"numpy": "numpy", "carry-me": "no_such_module"})
-    with pytest.raises(ConfigError, match=r"missing here: carry-me\. .*pip install --no-index .* carry-me"):
-        machine.packages()
-    assert machine._told(["no-such-program"]) == "unknown"
 
 
 # -- stages: failures, the clock, and what is kept ---------------------------------------------------------------------
@@ -89,7 +86,7 @@ def test_a_failing_stage_is_recorded_and_the_next_goes_on(tmp_path: Path) -> Non
 def test_stages_that_are_not_asked_for_keep_what_was_found(tmp_path: Path) -> None:
     out = tmp_path / "r.json"
     run_all([one_stage("fine"), one_stage("raises")], TINY, out, runner=in_process, command="first")
-    report, _ = run_all([one_stage("raises")], TINY, out, runner=in_process, command="second")
+    report, _, _ = run_all([one_stage("raises")], TINY, out, runner=in_process, command="second")
     assert {name: stage["command"] for name, stage in report["stages"].items()} == {"fine": "first", "raises": "second"}
 
 
@@ -97,7 +94,7 @@ def test_stages_that_are_not_asked_for_keep_what_was_found(tmp_path: Path) -> No
 def test_a_process_that_hangs_or_dies_ends_its_stage_alone(tmp_path: Path) -> None:
     stages = [one_stage("hangs", budget_s=4.0), one_stage("dies"), one_stage("fine")]
     started = time.monotonic()
-    report, _ = run_all(stages, TINY, tmp_path / "r.json", runner=isolated, command="test")
+    report, _, _ = run_all(stages, TINY, tmp_path / "r.json", runner=isolated, command="test")
     assert time.monotonic() - started < 60
     hung, died, fine = (report["stages"][stage.name] for stage in stages)
     assert hung["status"] == "error"
@@ -119,19 +116,10 @@ def test_pieces_behind_the_budget_are_skipped() -> None:
     assert (entry["status"], entry["pieces"]["late"]["status"]) == ("partial", "skipped")
 
 
-def test_budgets_add_up_to_twenty_minutes() -> None:
-    assert sum(stage.budget_s for stage in STAGES) <= 20 * 60
-
-
-def test_a_report_names_no_place_of_the_machine() -> None:
-    told = placeless(f"{Path.home() / 'weights' / 'a.gguf'} {ROOT / 'speckv' / 'files.py'}")
-    assert told in ("~/weights/a.gguf ./speckv/files.py", "./weights/a.gguf ./speckv/files.py")
-
-
 def test_the_report_is_named_after_the_device(tmp_path: Path) -> None:
     names = ["lossless"]
-    assert [stage.name for stage in program.chosen(names, named_by_device=False)] == names
-    assert [stage.name for stage in program.chosen(names, named_by_device=True)] == ["machine", "lossless"]
+    assert [stage.name for stage in chosen(names, named_by_device=False, weights=False)] == names
+    assert [stage.name for stage in chosen(names, named_by_device=True, weights=False)] == ["machine", "lossless"]
     device = {"status": "ok", "found": {"name": "NVIDIA H200"}}
     report = {"device": "cuda", "stages": {"machine": {"pieces": {"device": device}}}}
     assert program.default_out(report).name == "gpu-h200.json"

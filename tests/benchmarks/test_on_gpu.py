@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from benchmarks.divergence import explain
-from benchmarks.gpu.models import load_random, random_model, random_pair
+from benchmarks.gpu.models import graphs, load_random, random_model, random_pair
 from benchmarks.gpu.settings import Settings
+from benchmarks.gpu.work import Work
 from benchmarks.random_policy import RandomPolicy
 from benchmarks.step_breakdown import PARTS, break_down_all
 from speckv.decoding import Engine, RequestContext, SamplingConfig, generate
@@ -55,6 +56,22 @@ def test_compressed_random_models_run_and_stay_near_the_uncompressed_one(compres
     assert logits[1].device.type == "cuda"
     similarity = torch.nn.functional.cosine_similarity(logits[0].float(), logits[1].float(), dim=-1)
     assert float(similarity.min()) > 0.8
+
+
+def test_passes_run_as_graphs(pair: ModelPair) -> None:
+    engine = Engine(pair.target, pair.draft)
+    engine.capture_ahead(128)
+    decode(engine, pair, ConstantGamma(3))
+    assert graphs(pair) == {"target": "captured", "draft": "captured"}
+
+
+def test_a_piece_gives_its_models_memory_back() -> None:
+    work = Work(None, 60)
+    work.piece("once", lambda: torch.ones(1, device="cuda").item())
+    before = torch.cuda.memory_allocated()
+    work.piece("pair", lambda: load_random(random_pair(CUDA)).config.name)
+    assert work.pieces["pair"]["status"] == "ok"
+    assert torch.cuda.memory_allocated() == before
 
 
 def test_memory_comes_back_after_requests(pair: ModelPair) -> None:
