@@ -30,6 +30,7 @@ from speckv.decoding import Engine, RequestContext, generate
 from speckv.evaluation.bootstrap import resample_counts
 from speckv.files import write_atomically
 from speckv.models import ModelPair
+from speckv.models.attention import without_plans
 from speckv.models.dtypes import dtype_name
 from speckv.models.linear import stock_linear
 from speckv.profiling.machine import describe_machine
@@ -50,15 +51,16 @@ def generated(pair: ModelPair, max_new_tokens: int, **options: object) -> Decode
 
     def decode(ids: Sequence[int], _: str) -> list[int]:
         tokens = torch.tensor([list(ids)], device=pair.target.device)
-        output = pair.target.hf.generate(  # type: ignore[operator]
-            tokens,
-            attention_mask=torch.ones_like(tokens),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=sorted(pair.eos_token_ids),
-            pad_token_id=min(pair.eos_token_ids, default=0),
-            **options,
-        )
+        with without_plans(pair.target.device):  # as ours runs: a plan for each new length would be timed otherwise
+            output = pair.target.hf.generate(  # type: ignore[operator]
+                tokens,
+                attention_mask=torch.ones_like(tokens),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                eos_token_id=sorted(pair.eos_token_ids),
+                pad_token_id=min(pair.eos_token_ids, default=0),
+                **options,
+            )
         found: list[int] = output[0, len(ids) :].tolist()
         return found
 

@@ -14,9 +14,13 @@ _WARM_UP_TOKENS = 6
 def warm_up(task: LiveTask) -> None:
     """Decodes a few tokens plainly and with drafts: first calls allocate and choose kernels, and would teach nonsense.
 
+    Captures what requests will need, too, those of the comparison included.
+
     Raises:
         SpecKVError: as `generate`.
     """
+    longest = max(len(prompt.tokens) for prompt in (*task.learning, *task.heldout))
+    task.engine.capture_ahead(longest + task.max_new_tokens)
     for gamma in (0, 2):
         generate(
             task.engine,

@@ -10,6 +10,7 @@ import numpy as np
 from benchmarks.divergence import explain
 from benchmarks.random_policy import RandomPolicy
 from speckv.decoding import DecodeStep, Engine, RequestContext, generate
+from speckv.models import CausalModel
 from speckv.observation import STOPPING_SCHEMA
 from speckv.runtime.constant import ConstantGamma
 
@@ -69,8 +70,12 @@ class Traffic:
 
         What is captured is captured first: it stays on the device for good, and is no growth.
         """
+        longest = max(map(len, self._prompts.values())) + self._max_new_tokens
         for engine in (*self._engines.values(), *self._plain.values()):
-            engine.capture_ahead(max(map(len, self._prompts.values())) + self._max_new_tokens)
+            engine.capture_ahead(longest)
+        for target in {id(engine.target): engine.target for engine in self._plain.values()}.values():
+            if isinstance(target, CausalModel):
+                target.captured(longest, range(1, 2), all_logits=True)  # buffers that explaining a difference takes
         for mode in self._engines:
             for name in self._prompts:
                 self.text(mode, name)

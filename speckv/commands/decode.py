@@ -47,6 +47,7 @@ def run(config: DictConfig) -> None:
     prompt = pair.encode(config.prompt)
     stream = _Stream(pair, Console(highlight=False, soft_wrap=True), show_rejected=config.show_rejected)
     arguments = {"context": context, "max_new_tokens": config.max_new_tokens, "request": "decode"}
+    engine.capture_ahead(len(prompt) + config.max_new_tokens)
     engine.start(prompt, max_new_tokens=2)  # warm up: first calls allocate and choose kernels
     result = generate(engine, prompt, controller, on_step=stream.show, **arguments)
     stream.end()

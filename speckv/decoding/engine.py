@@ -104,11 +104,12 @@ class Engine:
         """
         self.let_go()
         longest = min(longest, self._context_limit())
-        draft = self.draft.model if isinstance(self.draft, ModelDraft) else None
-        verified = range(1, 2 + (GAMMA_MAX if self.draft else 0))
-        for model, widths in ((self.target, verified), (draft, range(1, WIDEST_GRAPH + 1))):
-            if isinstance(model, CausalModel):
-                self._captured.append(model.captured(longest, widths, all_logits=model is self.target))
+        if isinstance(self.target, CausalModel):
+            verified = range(1, 2 + (GAMMA_MAX if self.draft else 0))
+            self._captured.append(self.target.captured(longest, verified, all_logits=True))
+        if isinstance(self.draft, ModelDraft) and isinstance(self.draft.model, CausalModel):
+            read = range(1, WIDEST_GRAPH + 1)  # a draft that lags reads more than one token
+            self._captured.append(self.draft.model.captured(longest, read, all_logits=False))
 
     def let_go(self) -> None:
         """Drops the last request: whoever comes next has its buffers, and the passes captured on them."""

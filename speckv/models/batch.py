@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from speckv.models.attention import without_plans
 from speckv.models.cache import cache_keyword, growing_cache
 from speckv.models.causal import CausalModel
 
@@ -83,7 +84,8 @@ class PaddedBatch:
         return hidden[:, 0]
 
     def _read(self, **inputs: Tensor) -> Tensor:
-        output = self.model.hf.model(**inputs, use_cache=True, **self._cache_argument)
+        with without_plans(self.model.device):
+            output = self.model.hf.model(**inputs, use_cache=True, **self._cache_argument)
         hidden: Tensor = output.last_hidden_state
         return hidden
 

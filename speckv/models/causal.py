@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from speckv.errors import BudgetError
+from speckv.models.attention import without_plans
 from speckv.models.cache import cache_keyword, growing_cache
 from speckv.models.signals import ScoredTokens
 from speckv.models.static import StaticSequence
@@ -47,7 +48,8 @@ class CachedSequence(ScoredTokens):
         self._model.require_context(self.length + len(tokens))
         ids = token_tensor(tokens, self._model.device)[None]
         wanted = num_logits if num_logits is not None else len(tokens)
-        output = self._model.hf(input_ids=ids, use_cache=True, logits_to_keep=wanted, **self._cache_argument)
+        with without_plans(self._model.device):
+            output = self._model.hf(input_ids=ids, use_cache=True, logits_to_keep=wanted, **self._cache_argument)
         self.length += len(tokens)
         logits: Tensor = output.logits[0]
         return logits

@@ -2,7 +2,9 @@
 """Whole passes of a model captured as CUDA graphs."""
 
 import functools
+import gc
 import logging
+import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,10 +20,9 @@ Pass = Callable[[Tensor], Scores]
 
 
 class PassGraphs:
-    """The captured passes on one set of buffers, by key; they share one memory pool.
+    """The captured passes on one set of buffers, by key; they share one memory pool, and run one after the other.
 
-    Sharing is safe because they run one after the other and what they return is held: no graph is given memory that
-    another's result lies in.
+    Memory that one frees within itself may hold the result of another: logits are valid until the next replay of any.
 
     Args:
         faults: Why passes of this model could not be captured. What is found here is added; with any, nothing is
@@ -32,6 +33,11 @@ class PassGraphs:
         self._faults = faults
         self._held: dict[Hashable, _Graph] = {}
         self._pool: Any = None
+
+    @property
+    def faulty(self) -> bool:
+        """Whether nothing is captured any more."""
+        return bool(self._faults)
 
     def clear(self) -> None:
         """Drops all of them: the buffers have moved."""
@@ -77,17 +83,19 @@ class _Graph:
         side, current = _side_stream(ids.device), torch.cuda.current_stream(ids.device)
         side.wait_stream(current)
         # Both contexts: a stream is captured on the current device, which need not be the model's.
-        with torch.cuda.device(ids.device), torch.cuda.stream(side):
-            run(self._ids)  # libraries choose kernels and allocate workspaces on first calls
-            with _waiting_refused():
-                run(self._ids)
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph, pool=pool, stream=side):
-                self._scores = run(self._ids)
-        current.wait_stream(side)
+        try:
+            with torch.cuda.device(ids.device), torch.cuda.stream(side):
+                run(self._ids)  # libraries choose kernels on first calls
+                with _waiting_refused():
+                    run(self._ids)
+                self._graph = torch.cuda.CUDAGraph()
+                with _own_workspaces(), _no_collection(), torch.cuda.graph(self._graph, pool=pool, stream=side):
+                    self._scores = run(self._ids)
+        finally:
+            current.wait_stream(side)  # what failed half-way may still be writing
 
     def replay(self, ids: Tensor) -> Scores:
-        """Runs the pass on other ids; logits are valid until its next replay, signals and tokens for good."""
+        """Runs the pass on other ids; logits are valid until the pool's next replay, signals and tokens for good."""
         self._ids.copy_(ids)
         self._graph.replay()
         return Scores(self._scores.logits, self._scores.signals.clone(), self._scores.best.clone())
@@ -95,7 +103,7 @@ class _Graph:
 
 @functools.cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """The one stream of a device that passes are captured on: libraries keep a workspace for each stream, for good."""
+    """The one stream of a device that passes are captured on."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
@@ -103,8 +111,37 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
 def _waiting_refused() -> Iterator[None]:
     """Lets whatever waits for the device raise, which a capture would too, but leave the allocator unusable."""
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Synchronization debug mode")  # that it is a prototype
+            torch.cuda.set_sync_debug_mode("error")
         yield
     finally:
         torch.cuda.set_sync_debug_mode(before)
+
+
+@contextmanager
+def _own_workspaces() -> Iterator[None]:
+    """Lets cuBLAS take its workspaces from the memory that is captured into.
+
+    A graph holds their addresses. cuBLAS would keep one a stream for all graphs captured there, and PyTorch frees it
+    with the first of them that goes (pytorch/pytorch#193402). Inductor's graphs are captured in the same way.
+    """
+    clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)
+    clear()
+    try:
+        yield
+    finally:
+        clear()
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keeps the garbage collector out: a graph that it found dead and destroyed would break the capture."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -15,6 +15,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from speckv.errors import ModelError
+from speckv.models.attention import without_plans
 from speckv.models.cache import cache_keyword, special_layers
 from speckv.models.causal import CausalModel
 from speckv.models.transfer import token_tensor
@@ -163,13 +164,14 @@ class RaggedRows:
         for layer in self._layers:
             layer.current = now
         hf: Any = self._model.hf
-        output = hf.model(
-            input_ids=tokens,
-            attention_mask=self._mask(positions, now.span),
-            position_ids=positions.clamp(max=self._model.context_limit - 1),  # of padding alone
-            use_cache=True,
-            **self._cache,
-        )
+        with without_plans(device):
+            output = hf.model(
+                input_ids=tokens,
+                attention_mask=self._mask(positions, now.span),
+                position_ids=positions.clamp(max=self._model.context_limit - 1),  # of padding alone
+                use_cache=True,
+                **self._cache,
+            )
         for row, start, count in zip(rows, starts, counts, strict=True):
             self._lengths[row] = start + count
         logits: Tensor = hf.get_output_embeddings()(_scored(output.last_hidden_state, counts, last_only=last_only))

@@ -11,6 +11,7 @@ Everything but the capture runs on a CPU too, where the tests compare it with th
 
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from speckv.models.attention import without_plans
 from speckv.models.cache import cache_keyword
 from speckv.models.graphs import PassGraphs
 from speckv.models.signals import Scores
@@ -104,8 +106,8 @@ class _Room:
             layer.blank()
 
     @torch.inference_mode()
-    def run(self, ids: Tensor, position: int, num_logits: int) -> Scores:
-        """One pass of ids of shape [tokens], the first of which stands at `position`."""
+    def run(self, ids: Tensor, position: int, num_logits: int, *, once: bool = False) -> Scores:
+        """One pass of ids of shape [tokens], the first of which stands at `position`; not captured if run `once`."""
         visible = self._visible(position + len(ids))
         if visible > self.capacity:
             self.capacity = visible
@@ -114,16 +116,16 @@ class _Room:
                 self._graphs.clear()  # they write to the buffers that are left behind
         self.visible = visible
         self._position.fill_(position)
-        if self._graphs is None or len(ids) > WIDEST_GRAPH or position == 0:  # a prompt is read once
+        if self._graphs is None or once or len(ids) > WIDEST_GRAPH:
             return self._pass(ids, num_logits)
         return self._graphs.run((len(ids), num_logits, visible), lambda static: self._pass(static, num_logits), ids)
 
     def capture_ahead(self, longest: int, widths: Sequence[int], *, all_logits: bool) -> None:
         """Captures passes; see `StaticSequence.capture_ahead`."""
-        if self._graphs is None:
-            return
         for visible in self._sizes(longest):
-            for width in (width for width in widths if width < visible):
+            for width in sorted((width for width in widths if width < visible), reverse=True):
+                if self._graphs is None or self._graphs.faulty:
+                    return
                 ids = torch.zeros(width, dtype=torch.long, device=self._device)
                 self.run(ids, visible - width, width if all_logits else 1)
 
@@ -142,14 +144,15 @@ class _Room:
     def _pass(self, ids: Tensor, num_logits: int) -> Scores:
         self.slots = self._position + self._columns[: len(ids)]
         mask = self._columns[None, : self.visible] <= self.slots[:, None]
-        output = self._hf(
-            input_ids=ids[None],
-            position_ids=self.slots[None],
-            attention_mask=mask[None, None],
-            use_cache=True,
-            logits_to_keep=num_logits,
-            **self._cache_argument,
-        )
+        with without_plans(self._device):
+            output = self._hf(
+                input_ids=ids[None],
+                position_ids=self.slots[None],
+                attention_mask=mask[None, None],
+                use_cache=True,
+                logits_to_keep=num_logits,
+                **self._cache_argument,
+            )
         return Scores.of(output.logits[0])
 
 
@@ -170,11 +173,13 @@ class StaticSequence:
         self.length = 0
 
     def extend(self, tokens: Sequence[int] | Tensor, *, num_logits: int | None = None) -> Tensor:
-        """Appends tokens and returns logits; see `CachedSequence.extend`."""
-        return self.score(tokens, num_logits=num_logits).logits
+        """Appends tokens and returns logits, the caller's own; see `CachedSequence.extend`."""
+        return self.score(tokens, num_logits=num_logits).logits.clone()
 
     def score(self, tokens: Sequence[int] | Tensor, *, num_logits: int | None = None) -> Scores:
         """Appends tokens and scores what follows the last `num_logits` of them, all of them by default.
+
+        The logits are valid until the sequence's next pass; signals and best tokens for good.
 
         Raises:
             BudgetError: if the model's context would overflow.
@@ -182,16 +187,14 @@ class StaticSequence:
         ids = token_tensor(tokens, self._model.device)
         wanted = len(ids) if num_logits is None else num_logits
         self._model.require_context(self.length + len(ids))
-        try:
+        prompt = self.length == 0
+        with self._or_failed():
             while len(ids) > max(wanted, WIDEST_PASS):
                 piece = ids[: min(WIDEST_PASS, len(ids) - wanted)]
-                self._room.run(piece, self.length, 1)
+                self._room.run(piece, self.length, 1, once=True)
                 self.length += len(piece)
                 ids = ids[len(piece) :]
-            scores = self._room.run(ids, self.length, wanted)
-        except BaseException:
-            self._room.failed = True
-            raise
+            scores = self._room.run(ids, self.length, wanted, once=prompt)
         self.length += len(ids)
         return scores
 
@@ -205,7 +208,16 @@ class StaticSequence:
             widths: Of passes, in tokens.
             all_logits: Whether passes score every token, as verification does, or the last one, as drafting does.
         """
-        self._room.capture_ahead(longest, widths, all_logits=all_logits)
+        with self._or_failed():
+            self._room.capture_ahead(longest, widths, all_logits=all_logits)
+
+    @contextmanager
+    def _or_failed(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._room.failed = True
+            raise
 
     def truncate(self, length: int) -> None:
         """Forgets every token past `length`: its slots are masked, and written over later."""

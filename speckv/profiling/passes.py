@@ -17,6 +17,7 @@ from speckv.decoding.open_draft import signal_rows, to_host
 from speckv.decoding.protocols import Clock
 from speckv.decoding.sampling import check_finite
 from speckv.errors import ConfigError
+from speckv.models.attention import without_plans
 from speckv.models.batch import TOKENS_AT_ONCE
 from speckv.models.cache import cache_keyword, growing_cache
 from speckv.models.causal import CausalModel
@@ -59,7 +60,8 @@ class _EqualRows:
     @torch.inference_mode()
     def extend(self, tokens: Tensor, num_logits: int) -> Scores:
         ids = tokens.to(self._model.device)
-        output = self._model.hf(input_ids=ids, use_cache=True, logits_to_keep=num_logits, **self._cache_argument)
+        with without_plans(self._model.device):
+            output = self._model.hf(input_ids=ids, use_cache=True, logits_to_keep=num_logits, **self._cache_argument)
         self._length += ids.shape[1]
         return Scores.of(output.logits.flatten(0, 1))
 

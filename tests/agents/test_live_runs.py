@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from agents.bandits.base import Bandit
 from agents.live.decoded import DecodedLog
 from agents.live.learner import LiveLearner, make_live_environment
+from agents.live.requests import warm_up
 from agents.live.starting import find_source, start_bandit
 from agents.live.stream import CHECKPOINT, load_stream
 from agents.live.task import load_live_task
@@ -54,6 +55,19 @@ def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def interrupt() -> None:
     signal.raise_signal(signal.SIGTERM)
+
+
+def test_what_requests_need_is_captured_before_the_first_one_teaches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = live_settings(tmp_path, "ucb1", {"name": "ucb1"})
+    assert settings.live is not None
+    task = load_live_task(settings, settings.live, loader())
+    asked: list[int] = []
+    monkeypatch.setattr(task.engine, "capture_ahead", asked.append)
+    warm_up(task)
+    longest = max(len(prompt.tokens) for prompt in (*task.learning, *task.heldout))
+    assert asked == [longest + task.max_new_tokens]
 
 
 def counters(settings: TrainSettings) -> dict[str, object]:

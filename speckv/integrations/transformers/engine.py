@@ -44,13 +44,15 @@ def prepare(*models: PreTrainedModel, compression: str = "fp16", static_cache: b
     """
     for model in models:
         if _causal_of(model) is None:
-            model.__dict__[_PREPARED] = causal_model(
-                model,
-                name=type(model).__name__,
-                compression=compression,
-                dtype=model.dtype,
-                device=model.device,
-                static_cache=static_cache,
+            model.__dict__[_PREPARED] = _Prepared(
+                causal_model(
+                    model,
+                    name=type(model).__name__,
+                    compression=compression,
+                    dtype=model.dtype,
+                    device=model.device,
+                    static_cache=static_cache,
+                )
             )
 
 
@@ -156,8 +158,21 @@ def _causal(model: PreTrainedModel) -> CausalModel:
 
 def _causal_of(model: PreTrainedModel) -> CausalModel | None:
     """What `prepare` made of this very model; a shallow copy of one has not been prepared."""
-    found: CausalModel | None = model.__dict__.get(_PREPARED)
+    found = model.__dict__.get(_PREPARED, _Prepared(None)).causal
     return found if found is not None and found.hf is model else None
+
+
+class _Prepared:
+    """What `prepare` made of a model; whoever copies or stores the model does not copy or store buffers and graphs."""
+
+    def __init__(self, causal: CausalModel | None) -> None:
+        self.causal = causal
+
+    def __deepcopy__(self, memo: object) -> "_Prepared":
+        return _Prepared(None)
+
+    def __reduce__(self) -> tuple[type["_Prepared"], tuple[None]]:
+        return _Prepared, (None,)
 
 
 def _sampling(config: Any, processors: Any) -> SamplingConfig:

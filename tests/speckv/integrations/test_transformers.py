@@ -4,6 +4,7 @@
 import copy
 import gc
 import inspect
+import pickle
 import weakref
 from typing import Any
 
@@ -235,6 +236,11 @@ def test_what_prepare_made_lives_as_long_as_its_model_and_belongs_to_it_alone() 
     assert engine._causal(other).hf is other
     assert not engine._causal(other).static
     first.sequence().extend([1, 2])
+    whole = copy.deepcopy(model)  # or stored: without buffers and graphs, which cannot be copied
+    assert not engine._causal(whole).static
+    prepare(whole, static_cache=True)
+    assert engine._causal(whole).spare_rooms == []
+    assert pickle.loads(pickle.dumps(model.__dict__[engine._PREPARED])).causal is None
     gone = weakref.ref(model)
     del model, first, other
     gc.collect()

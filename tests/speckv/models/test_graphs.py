@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is captured when, by a capture that only counts; and on a GPU, that replays are the passes they stand for."""
 
+import gc
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 
 from speckv.decoding import Engine
-from speckv.models import CausalModel, graphs, static
+from speckv.models import CausalModel, RaggedModel, graphs, static
+from speckv.models.attention import without_plans
 from speckv.models.graphs import Pass, PassGraphs
 from speckv.models.signals import Scores
 from tests.fakes import as_causal, tiny_qwen
@@ -111,6 +113,70 @@ def test_graphs_of_a_room_share_a_pool_until_its_buffers_move(
     assert pools[0] == pools[1] != pools[2] == pools[3]
 
 
+def test_the_end_of_a_long_prompt_is_not_captured(
+    made: Iterator[list[tuple[int, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(static, "WIDEST_PASS", 8)
+    captured = next(made)
+    sequence = static_pair()[0].sequence()
+    sequence.score([1, 2, 3] * 6, num_logits=1)  # 8, 8 and 2 tokens
+    assert captured == []
+    sequence.score([1, 2], num_logits=1)
+    assert [width for width, _ in captured] == [2]
+
+
+def test_logits_of_extend_are_the_callers_own(
+    made: Iterator[list[tuple[int, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del made
+
+    class OneBuffer(CountedGraph):
+        buffer = torch.zeros(1, 24, dtype=torch.float64)
+
+        def replay(self, ids: Tensor) -> Scores:
+            scores = super().replay(ids)
+            return Scores(self.buffer.copy_(scores.logits), scores.signals, scores.best)
+
+    monkeypatch.setattr(graphs, "_Graph", OneBuffer)
+    sequence = static_pair()[0].sequence()
+    sequence.score([1, 2, 3])
+    first = sequence.extend([4])
+    before = first.clone()
+    assert not torch.equal(sequence.extend([5]), before)
+    assert torch.equal(first, before)
+
+
+def test_nothing_is_run_ahead_of_what_cannot_be_captured(made: Iterator[list[tuple[int, Any]]]) -> None:
+    captured = next(made)
+    target, draft = static_pair()
+    target.graph_faults.append("waits for the device")
+    Engine(target, draft).capture_ahead(60)
+    assert [width for width, _ in captured] == list(range(20, 0, -1))  # the draft's alone
+
+
+def test_cudnn_plans_nothing_and_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    enabled = [True]
+    monkeypatch.setattr(torch.backends.cuda, "cudnn_sdp_enabled", lambda: enabled[-1])
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", enabled.append)
+    with without_plans(torch.device("cpu")):
+        assert enabled == [True]
+    with without_plans(torch.device("cuda:1")):
+        assert enabled == [True, False]
+        with without_plans(torch.device("cuda:1")):
+            assert enabled == [True, False]
+        assert enabled == [True, False]
+    assert enabled == [True, False, True]
+
+
+def test_cudnn_is_put_back_where_a_pass_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    enabled = [True]
+    monkeypatch.setattr(torch.backends.cuda, "cudnn_sdp_enabled", lambda: enabled[-1])
+    monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", enabled.append)
+    with pytest.raises(ValueError, match="inside"), without_plans(torch.device("cuda")):
+        raise ValueError("inside")
+    assert enabled == [True, False, True]
+
+
 def test_a_pass_that_cannot_be_captured_runs_all_the_same(
     made: Iterator[list[tuple[int, Any]]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -157,7 +223,8 @@ def test_whatever_waits_is_refused_before_the_capture_begins(monkeypatch: pytest
     modes: list[Any] = [0]
     monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: modes[-1])
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: FakeStream())
+    current = FakeStream()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: current)
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: 7)
@@ -175,11 +242,18 @@ def test_whatever_waits_is_refused_before_the_capture_begins(monkeypatch: pytest
     assert seen == [0, "error", 0]  # warm-up, refused, and the pass itself, kernel by kernel
     assert modes[-1] == 0
     assert len(faults) == 1
+    assert current.waited == 1  # for what had begun on the other stream
+    assert gc.isenabled()
 
 
 class FakeStream:
+    """Counts how often it waited for another one."""
+
+    waited = 0
+
     def wait_stream(self, other: object) -> None:
-        """Nothing to wait for."""
+        assert other is not self
+        self.waited += 1
 
 
 @pytest.mark.gpu
@@ -223,6 +297,38 @@ def test_a_model_that_looks_at_its_data_goes_on_without_graphs_and_others_with_t
     sequence.score([1, 2, 3])
     sequence.score([4])
     assert plain.graph_faults == []
+
+
+@pytest.mark.gpu
+def test_a_graph_that_goes_leaves_the_others_as_they_are() -> None:
+    target, draft = (on_gpu(model) for model in static_pair())
+    growing = as_causal(tiny_qwen(0)).sequence()
+    sequence, other = target.sequence(), draft.sequence()
+    for tokens in ([1, 2], [3, 4], [5, 6]):
+        assert sequence.score(tokens).best.tolist() == growing.score(tokens).best.tolist()
+        other.score(tokens)
+    other._room._graphs.clear()  # type: ignore[union-attr]
+    torch.cuda.empty_cache()
+    filler = [torch.full((1 << 20,), float("nan"), device="cuda") for _ in range(64)]
+    for tokens in ([7, 8], [9, 10]):
+        assert sequence.score(tokens).best.tolist() == growing.score(tokens).best.tolist()
+    assert all(bool(one.isnan().all()) for one in filler)  # nothing was written into memory that is another's now
+
+
+@pytest.mark.gpu
+def test_cudnn_is_left_out_of_every_pass() -> None:
+    model = on_gpu(static_pair()[0])
+    seen: list[bool] = []
+    enabled: Callable[[], bool] = torch.backends.cuda.cudnn_sdp_enabled
+    model.hf.model.register_forward_pre_hook(lambda *_: seen.append(enabled()))
+    before = enabled()
+    for static_cache in (True, False):
+        replace(model, static=static_cache).sequence().score([1, 2, 3])
+    rows = RaggedModel(model).rows()
+    rows.add(1)
+    rows.extend([0], torch.tensor([[1, 2]], device=model.device), [2])
+    assert seen == [False, False, False]
+    assert enabled() == before
 
 
 @pytest.mark.gpu
