@@ -83,10 +83,11 @@ def wait_for(what: Callable[[], Any], *, timeout_s: float = 30.0) -> Any:
 
 
 def first_found(part: Path) -> Any:
-    """What the first piece of a stage that goes on has found."""
+    """What the first piece of a stage has found, once the second one is under way."""
     if not part.is_file():
         return None
-    return json.loads(part.read_text(encoding="utf-8"))["pieces"].get("first", {}).get("found")
+    pieces = json.loads(part.read_text(encoding="utf-8"))["pieces"]
+    return pieces["first"]["found"] if "second" in pieces else None
 
 
 def gone(pid: int) -> bool:
