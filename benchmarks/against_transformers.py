@@ -16,7 +16,7 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,11 +24,10 @@ import transformers
 
 from agents.stored import load_controller
 from benchmarks import qwen
-from benchmarks.arms import NUM_RESAMPLES, Decode, Runs, as_ratio, run_arms
+from benchmarks.arms import NUM_RESAMPLES, Decode, Runs, as_ratio, run_arms, telling
 from speckv.cost import CostTable
 from speckv.decoding import Engine, RequestContext, generate
 from speckv.evaluation.bootstrap import resample_counts
-from speckv.files import write_atomically
 from speckv.models import ModelPair
 from speckv.models.attention import without_plans
 from speckv.models.dtypes import dtype_name
@@ -126,18 +125,35 @@ def theirs_assisted(pair: ModelPair, gamma: int, max_new_tokens: int) -> dict[st
     }
 
 
+class Engines(NamedTuple):
+    """Ours, with the draft and without: one that decodes plainly reads no prompt with a draft."""
+
+    drafting: Engine
+    alone: Engine
+
+
+def make_engines(pair: ModelPair, longest: int) -> Engines:
+    """Our engines, with all that CUDA graphs hold captured before anything is timed.
+
+    Args:
+        pair: Target and draft.
+        longest: Prompt and output of any request, in tokens.
+    """
+    engines = Engines(*(Engine(pair.target, draft, eos_token_ids=pair.eos_token_ids) for draft in (pair.draft, None)))
+    for engine in engines:
+        engine.capture_ahead(longest)
+    return engines
+
+
 def make_arms(pair: ModelPair, options: argparse.Namespace, longest: int) -> dict[str, Decode]:
     """Name -> how to decode; nothing is captured later for requests of up to `longest` tokens, prompt and output."""
     table = CostTable.load(options.cost)
     context = RequestContext(compression=options.compression, cost_ratio=table.cost_ratio(options.compression))
-    engine = Engine(pair.target, pair.draft, eos_token_ids=pair.eos_token_ids)
-    mine = partial(ours, engine, context=context, max_new_tokens=options.max_new_tokens)
-    alone = Engine(pair.target, None, eos_token_ids=pair.eos_token_ids)  # no draft to read the prompt with
-    for loop in (engine, alone):
-        loop.capture_ahead(longest)
+    engines = make_engines(pair, longest)
+    mine = partial(ours, engines.drafting, context=context, max_new_tokens=options.max_new_tokens)
     arms = {
         THEIRS: theirs(pair, options.max_new_tokens),
-        "ours, plain": ours(alone, ConstantGamma(0), context, options.max_new_tokens),
+        "ours, plain": ours(engines.alone, ConstantGamma(0), context, options.max_new_tokens),
         f"ours, {options.gamma}": mine(ConstantGamma(options.gamma)),
         **theirs_assisted(pair, options.gamma, options.max_new_tokens),
         f"{THEIRS_ASSISTED}, {options.gamma}, {ON_OUR_LAYERS}": assisted_at(
@@ -189,19 +205,15 @@ def main() -> None:
         "dtype": dtype_name(pair.target.dtype),
         "max_new_tokens": options.max_new_tokens,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "machine": describe_machine(),
+        "machine": describe_machine(pair.target.device),
     }
-    texts: list[str] = []
 
-    def keep(prompt: str, runs: Runs) -> None:
-        logger.info("%s: %s", prompt, ", ".join(f"{name} {runs.seconds[name][-1]:.2f} s" for name in arms))
+    def report(runs: Runs) -> str:
         done = prompts[: len(runs.seconds[THEIRS])]
-        texts.append(json.dumps(about | compare(runs, list(arms), done, options.gamma), indent=1))
-        if options.out:
-            write_atomically(options.out, texts[-1] + "\n")
+        return json.dumps(about | compare(runs, list(arms), done, options.gamma), indent=1) + "\n"
 
-    run_arms(arms, encoded, on_prompt=keep)
-    logger.info(texts[-1])
+    runs = run_arms(arms, encoded, on_prompt=telling(report, options.out))
+    logger.info(report(runs))
 
 
 def compare(runs: Runs, names: Sequence[str], prompts: Sequence[Prompt], gamma: int) -> dict[str, Any]:

@@ -2,16 +2,20 @@
 """Several ways to decode the same prompts, timed in turn, and their ratios; the best constant. Needs NumPy alone."""
 
 import argparse
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from speckv.evaluation.bootstrap import ratio_interval
+from speckv.files import write_atomically
 
+logger = logging.getLogger(__name__)
 NUM_RESAMPLES = 10_000
 
 Decode = Callable[[Sequence[int], str], list[int]]
@@ -72,6 +76,22 @@ def run_arms(
         if not go_on():
             break
     return runs
+
+
+def telling(report: Callable[[Runs], str], out: Path | None) -> Callable[[str, Runs], None]:
+    """What to call behind each prompt: it logs what the arms took, and keeps the report, however the run ends.
+
+    Args:
+        report: The report so far, as text.
+        out: Its file.
+    """
+
+    def tell(prompt: str, runs: Runs) -> None:
+        logger.info("%s: %s", prompt, ", ".join(f"{name} {taken[-1]:.2f} s" for name, taken in runs.seconds.items()))
+        if out:
+            write_atomically(out, report(runs))
+
+    return tell
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

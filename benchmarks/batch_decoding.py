@@ -111,7 +111,10 @@ def measure(target: BatchModel, draft: BatchModel, batch: int, how: Measurement)
         verify_context_slope_s=0.0,
     )
     return CostTable(
-        name=f"batch-{batch}", kind="measured", machine=describe_machine(), entries={how.compression: entry}
+        name=f"batch-{batch}",
+        kind="measured",
+        machine=describe_machine(target.device),
+        entries={how.compression: entry},
     )
 
 
@@ -275,7 +278,7 @@ def main() -> None:
         "prompts": [p.prompt_id for p in prompts],
         "batches": found,
         "minutes": (time.perf_counter() - started) / 60,
-        "machine": describe_machine(),
+        "machine": describe_machine(pair.target.device),
     }
     text = json.dumps(report, indent=1)
     logger.info(text)

@@ -35,11 +35,11 @@ from benchmarks.arms import (
     add_constant_arguments,
     as_ratio,
     run_arms,
+    telling,
     tune,
 )
 from benchmarks.llamacpp.models import Setting, add_arguments, encode, ends, machine
 from speckv.evaluation.bootstrap import resample_counts
-from speckv.files import write_atomically
 from speckv.integrations.llama_cpp import LlamaDraft, LookupDraft, PolicyDrafting, draft_model
 from speckv.profiling.prompts import Prompt, first_of_each, read_prompts
 from speckv.runtime import Policy, load
@@ -289,12 +289,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     best = best_constant(bench)
     arms, report = make_arms(bench, best.gamma), Report(bench, prompts, best)
 
-    def tell(prompt: str, runs: Runs) -> None:
-        logger.info("%s: %s", prompt, ", ".join(f"{name} {runs.seconds[name][-1]:.2f} s" for name in arms))
-        if options.out:  # what was measured is kept, however the run ends
-            write_atomically(options.out, report.render(runs))
-
-    runs = run_arms(arms, {p.prompt_id: encode(bench.target, p.text) for p in prompts}, on_prompt=tell)
+    encoded = {p.prompt_id: encode(bench.target, p.text) for p in prompts}
+    runs = run_arms(arms, encoded, on_prompt=telling(report.render, options.out))
     logger.info(report.render(runs))
 
 

@@ -42,11 +42,11 @@ from benchmarks.arms import (
     add_constant_arguments,
     as_ratio,
     run_arms,
+    telling,
     tune,
 )
 from speckv.errors import ConfigError
 from speckv.evaluation.bootstrap import resample_counts
-from speckv.files import write_atomically
 from speckv.integrations.transformers import control, custom_generate, prepare
 from speckv.models import ModelPair
 from speckv.models.dtypes import dtype_name
@@ -166,7 +166,7 @@ def render(
         "fallbacks": dict(policy.warnings),
         "scikit_learn_installed": is_sklearn_available(),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "machine": describe_machine(),
+        "machine": describe_machine(pair.target.device),
     }
     return json.dumps(content, indent=1) + "\n"
 
@@ -204,12 +204,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         most = options.max_new_tokens
         return render(runs, prompts, pair=pair, policy=policy, best=best, max_new_tokens=most)
 
-    def tell(prompt: str, runs: Runs) -> None:
-        logger.info("%s: %s", prompt, ", ".join(f"{n} {runs.seconds[n][-1]:.2f} s" for n in arms))
-        if options.out:  # what was measured is kept, however the run ends
-            write_atomically(options.out, report(runs))
-
-    runs = run_arms(arms, {p.prompt_id: pair.encode(p.text) for p in prompts}, on_prompt=tell)
+    encoded = {p.prompt_id: pair.encode(p.text) for p in prompts}
+    runs = run_arms(arms, encoded, on_prompt=telling(report, options.out))
     logger.info(report(runs))
 
 

@@ -191,7 +191,7 @@ def main() -> None:
             name: [first_difference(r.tokens, p.tokens) for r, p in zip(runs, results[PLAIN], strict=True)]
             for name, runs in results.items()
         },
-        "machine": describe_machine(),
+        "machine": describe_machine(pair.target.device),
     }
     if recorded:
         by_prompt = {name: dict(zip(report["prompts"], runs, strict=True)) for name, runs in results.items()}

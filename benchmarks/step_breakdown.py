@@ -234,7 +234,7 @@ def main() -> None:
             "dtype": dtype_name(pair.target.dtype),
             "max_new_tokens": options.max_new_tokens,
             "gammas": found,
-            "machine": describe_machine(),
+            "machine": describe_machine(pair.target.device),
         }
         options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 

@@ -2,6 +2,7 @@
 """Models without weights: lookup tables, and tiny random transformers."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -147,6 +148,17 @@ def as_causal(model: Qwen2ForCausalLM, name: str = "tiny") -> CausalModel:
         vocab_size=VOCAB,
         context_limit=128,
     )
+
+
+def fixed(model: CausalModel) -> CausalModel:
+    """The same model with sequences in buffers of their own that do not move."""
+    return replace(model, static=True, spare_rooms=[], graph_faults=[])
+
+
+def on_device(model: CausalModel, device: torch.device) -> CausalModel:
+    """The model moved to a device, where it begins with no buffers."""
+    model.hf.to(device)  # type: ignore[arg-type]
+    return replace(model, device=device, spare_rooms=[], graph_faults=[])
 
 
 LETTERS = "abcdefghijklmnopqrstuvwx"

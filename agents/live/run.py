@@ -145,7 +145,7 @@ class LiveRun:
             "agent": self.name,
             "cost": self.task.cost.name,
             "live": self.task.facts,
-            "machine": describe_machine(),
+            "machine": describe_machine(getattr(self.task.engine.target, "device", None)),
             "run": str(folder.path),
         }
         final: dict[str, float] = {}

@@ -78,7 +78,6 @@ def measure(settings: Settings, key: str, job: Job) -> dict[str, Any]:
         notes=RANDOM_NOTE if is_random else "",
     )
     table = calibrate(plan, PolicyController(typical_policy()), load=load, keep=lambda so_far: so_far.save(path))
-    table.save(path)
     return {
         "table": path.name,
         "pair": job.pair.name,

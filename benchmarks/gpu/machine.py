@@ -31,7 +31,7 @@ def device(settings: Settings) -> dict[str, Any]:
     from speckv.profiling.machine import describe_machine
 
     where = resolve_device(settings.device)
-    found: dict[str, Any] = {"name": device_name(settings), "machine": describe_machine()}
+    found: dict[str, Any] = {"name": device_name(settings), "machine": describe_machine(where)}
     if where.type == "cuda":
         properties = torch.cuda.get_device_properties(where)
         found |= {

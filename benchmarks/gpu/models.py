@@ -249,7 +249,6 @@ def graphs(pair: ModelPair) -> dict[str, str]:
 
 
 def _how_passes_run(model: CausalModel) -> str:
-    if faults := getattr(model, "graph_faults", []):
-        return "; ".join(map(str, faults))
-    captured = model.static and model.device.type == "cuda" and model.captures_graphs
-    return "captured" if captured else "kernel by kernel"
+    if model.graph_faults:
+        return "; ".join(model.graph_faults)
+    return "captured" if model.replays_graphs else "kernel by kernel"

@@ -8,12 +8,12 @@ its ratios between arms show the loop's cost, and what a controller makes of suc
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from agents.bandits.calibrated import CalibratedSettings, CalibratedStopping
-from benchmarks.against_transformers import THEIRS, ours, theirs, theirs_assisted
+from benchmarks.against_transformers import THEIRS, make_engines, ours, theirs, theirs_assisted
 from benchmarks.arms import Decode, Runs, run_arms
 from benchmarks.gpu.calibration import live_table
 from benchmarks.gpu.models import graphs, is_random, main_pair
@@ -23,7 +23,7 @@ from benchmarks.gpu.work import Work
 from speckv.commands.decode import find_controller
 from speckv.cost import CostTable
 from speckv.cost.times import StepTimes
-from speckv.decoding import Engine, RequestContext
+from speckv.decoding import RequestContext
 from speckv.models import ModelPair
 from speckv.models.dtypes import dtype_name
 from speckv.runtime.constant import ConstantGamma
@@ -42,13 +42,6 @@ def run(settings: Settings, work: Work) -> None:
     for done, compression in enumerate(compressions):
         left = len(compressions) - done
         work.piece(compression, partial(measure, settings, compression, work.share(3 * left), work.share(left)))
-
-
-class Engines(NamedTuple):
-    """Ours, with the draft and without: one that decodes plainly reads no prompt with a draft."""
-
-    drafting: Engine
-    alone: Engine
 
 
 def measure(
@@ -95,19 +88,6 @@ def decision_table(settings: Settings, compression: str) -> CostTable:
     """What controllers decide by: this device's times where they cover the compression, else a shipped table."""
     table = live_table(settings)
     return table if table is not None and compression in table.compressions else CostTable.load(SHIPPED_CLOCK)
-
-
-def make_engines(pair: ModelPair, longest: int) -> Engines:
-    """Our engines, with all that CUDA graphs hold captured before anything is timed.
-
-    Args:
-        pair: Target and draft.
-        longest: Prompt and output of any request, in tokens.
-    """
-    engines = Engines(*(Engine(pair.target, draft, eos_token_ids=pair.eos_token_ids) for draft in (pair.draft, None)))
-    for engine in engines:
-        engine.capture_ahead(longest)
-    return engines
 
 
 def make_arms(

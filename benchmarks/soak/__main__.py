@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "draft": Path(pair.draft.name).name,
         "compression": pair.target.compression,
         "dtype": dtype_name(pair.target.dtype),
-        "machine": describe_machine(),
+        "machine": describe_machine(pair.target.device),
     }
 
     def keep(report: Report) -> None:

@@ -85,14 +85,17 @@ def calibrate(
     loads: list[CostEntry] = []
     fit: dict[str, CostFit] = {}
     draft_times: Mapping[int, PassTimes] | None = None
-    pair = None
+    pair: ModelPair | None = None
     controller_s = time_decision(controller)
 
     def so_far() -> CostTable:
         return CostTable(
             name=plan.name,
             kind="measured",
-            machine={**describe_machine(), **{f"version_{name}": version(name) for name in PACKAGES}},
+            machine={
+                **describe_machine(pair.target.device if pair else None),
+                **{f"version_{name}": version(name) for name in PACKAGES},
+            },
             entries=dict(entries),
             controller_s=controller_s,
             notes=plan.notes,

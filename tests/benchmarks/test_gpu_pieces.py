@@ -21,7 +21,8 @@ from benchmarks.gpu.tests import GpuTestsError, marked_files, run_pytest
 from benchmarks.gpu.work import Work
 from speckv.cost import CostTable
 from speckv.decoding import Engine
-from speckv.models import ModelPair, PairConfig
+from speckv.models import CausalModel, ModelPair, PairConfig
+from tests.fakes import as_causal, tiny_qwen
 
 TINY = Settings(device="cpu", tiny=True)
 LONG, SHORT = Settings(), Settings(short=True)
@@ -124,10 +125,12 @@ def test_graphs_are_captured_before_anything_is_timed(monkeypatch: pytest.Monkey
 
 
 def test_a_pair_says_how_its_passes_ran() -> None:
-    def model(device: str = "cuda", **other: Any) -> Any:
-        return SimpleNamespace(**{"static": True, "captures_graphs": True, "device": torch.device(device), **other})
+    tiny = as_causal(tiny_qwen(0))
 
-    def told(target: Any) -> str:
+    def model(device: str = "cuda", **other: Any) -> CausalModel:
+        return replace(tiny, **{"static": True, "device": torch.device(device), **other})
+
+    def told(target: CausalModel) -> str:
         pair: Any = SimpleNamespace(target=target, draft=model())
         assert graphs(pair)["draft"] == "captured"
         return graphs(pair)["target"]

@@ -2,7 +2,7 @@
 """A row of a batch is the request alone: text, counts, signals, whatever the others do."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from speckv.decoding.rows import Row
 from speckv.errors import BudgetError, ConfigError, ProbabilityError
 from speckv.models import CausalModel, RaggedModel
 from speckv.types import BoolArray, FloatArray, IntArray
-from tests.fakes import BatchTableModel, TableModel, TableRows, as_causal, tiny_qwen
+from tests.fakes import BatchTableModel, TableModel, TableRows, as_causal, on_device, tiny_qwen
 
 MODES = ("greedy", "gumbel", "rejection")
 
@@ -294,16 +294,11 @@ def test_a_device_that_is_not_waited_for_gives_the_same_steps() -> None:
     assert any(step.drafted[-1:] in ((2,), (6,)) for request in asked for step in request.steps)
 
 
-def on(device: torch.device, model: CausalModel) -> CausalModel:
-    hf: Any = model.hf
-    return replace(model, hf=hf.to(device), device=device)
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("mode", MODES)
 def test_on_cuda_a_row_is_the_request_alone(mode: str) -> None:
     device = torch.device("cuda")
-    target, draft = (on(device, model) for model in tiny_pair())
+    target, draft = (on_device(model, device) for model in tiny_pair())
     rng = np.random.default_rng(0)
     asked = [
         Request(

@@ -18,7 +18,9 @@ from speckv.models import CausalModel, RaggedModel, graphs, static
 from speckv.models.attention import without_plans
 from speckv.models.graphs import Pass, PassGraphs
 from speckv.models.signals import Scores
-from tests.fakes import as_causal, tiny_qwen
+from tests.fakes import as_causal, fixed, on_device, tiny_qwen
+
+GPU = torch.device("cuda:0")
 
 
 class CountedGraph:
@@ -47,8 +49,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, Any]]]:
 
 def static_pair() -> tuple[CausalModel, CausalModel]:
     target = tiny_qwen(0)
-    models = as_causal(target), as_causal(tiny_qwen(1, like=target, noise=0.05))
-    return tuple(replace(model, static=True, spare_rooms=[], graph_faults=[]) for model in models)  # type: ignore[return-value]
+    return fixed(as_causal(target)), fixed(as_causal(tiny_qwen(1, like=target, noise=0.05)))
 
 
 def decode(engine: Engine, seed: int, prompt_len: int, max_new_tokens: int) -> None:
@@ -266,7 +267,7 @@ def test_captured_ahead_on_a_gpu_means_that_requests_capture_nothing(monkeypatch
         return original(run, ids, pool)
 
     monkeypatch.setattr(graphs, "_Graph", counted)
-    pair = [on_gpu(model) for model in static_pair()]
+    pair = [on_device(model, GPU) for model in static_pair()]
     engine = Engine(pair[0], pair[1])
     engine.capture_ahead(100)
     ahead = len(captured)
@@ -279,7 +280,7 @@ def test_captured_ahead_on_a_gpu_means_that_requests_capture_nothing(monkeypatch
 
 @pytest.mark.gpu
 def test_a_model_that_looks_at_its_data_goes_on_without_graphs_and_others_with_them() -> None:
-    curious, plain = (on_gpu(model) for model in static_pair())
+    curious, plain = (on_device(model, GPU) for model in static_pair())
     original = curious.hf.model.norm.forward
 
     def looks(states: Tensor) -> Tensor:
@@ -301,7 +302,7 @@ def test_a_model_that_looks_at_its_data_goes_on_without_graphs_and_others_with_t
 
 @pytest.mark.gpu
 def test_a_graph_that_goes_leaves_the_others_as_they_are() -> None:
-    target, draft = (on_gpu(model) for model in static_pair())
+    target, draft = (on_device(model, GPU) for model in static_pair())
     growing = as_causal(tiny_qwen(0)).sequence()
     sequence, other = target.sequence(), draft.sequence()
     for tokens in ([1, 2], [3, 4], [5, 6]):
@@ -317,7 +318,7 @@ def test_a_graph_that_goes_leaves_the_others_as_they_are() -> None:
 
 @pytest.mark.gpu
 def test_cudnn_is_left_out_of_every_pass() -> None:
-    model = on_gpu(static_pair()[0])
+    model = on_device(static_pair()[0], GPU)
     seen: list[bool] = []
     enabled: Callable[[], bool] = torch.backends.cuda.cudnn_sdp_enabled
     model.hf.model.register_forward_pre_hook(lambda *_: seen.append(enabled()))
@@ -334,13 +335,7 @@ def test_cudnn_is_left_out_of_every_pass() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_a_second_gpu_replays_its_own_passes() -> None:
-    model = on_gpu(static_pair()[0], "cuda:1")
+    model = on_device(static_pair()[0], torch.device("cuda:1"))
     sequence, growing = model.sequence(), as_causal(tiny_qwen(0)).sequence()
     for tokens in ([1, 2], [3, 4], [5, 6]):
         assert sequence.score(tokens).best.tolist() == growing.score(tokens).best.tolist()
-
-
-def on_gpu(model: CausalModel, name: str = "cuda:0") -> CausalModel:
-    device = torch.device(name)
-    model.hf.to(device)  # type: ignore[arg-type]
-    return replace(model, device=device, spare_rooms=[], graph_faults=[])

@@ -3,7 +3,6 @@
 
 import gc
 import weakref
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,17 +13,13 @@ from speckv.errors import BudgetError
 from speckv.models import CausalModel
 from speckv.models.cache import special_layers
 from speckv.models.static import StaticSequence
-from tests.fakes import as_causal, tiny_qwen
+from tests.fakes import as_causal, fixed, tiny_qwen
 
 
 @pytest.fixture(scope="module")
 def pair() -> tuple[CausalModel, CausalModel]:
     target = tiny_qwen(0)
     return as_causal(target), as_causal(tiny_qwen(1, like=target, noise=0.05))
-
-
-def fixed(model: CausalModel) -> CausalModel:
-    return replace(model, static=True, spare_rooms=[])
 
 
 def test_scores_equal_those_of_the_growing_cache(pair: tuple[CausalModel, CausalModel]) -> None:
