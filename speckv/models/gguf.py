@@ -9,14 +9,18 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from speckv.errors import ModelError
+from speckv.models.loading import refuse_incomplete
 
 logger = logging.getLogger(__name__)
 DONE = "speckv-converted"
+"""File of a converted folder that is complete; holds the SHA-256 of the GGUF file."""
+MERGE = "Merge the shards into one file: llama-gguf-split --merge FIRST_SHARD MERGED.gguf"
 
 
 def cache_folder() -> Path:
@@ -27,15 +31,17 @@ def cache_folder() -> Path:
 def converted_folder(gguf: Path) -> Path:
     """Returns the folder of a GGUF file's dequantised copy, converting it first if need be.
 
-    Weights are stored in bfloat16. The conversion shows transformers' progress bars and appears whole or not at all.
+    The folder belongs to the content of the whole file, which is hashed at every call: size and time of modification
+    can be the same after a rewrite. Weights are stored in bfloat16. The conversion shows transformers' progress bars
+    and appears whole or not at all.
 
     Raises:
-        ModelError: if the file cannot be converted, or the `models` extra is missing.
+        ModelError: if the file cannot be converted, is one shard of several, lacks weights or changes during the
+            conversion, or if the `models` extra is missing.
     """
-    stat = gguf.stat()
-    digest = hashlib.sha256(f"{gguf.name}:{stat.st_size}:{_head(gguf)}".encode()).hexdigest()[:12]
-    folder = cache_folder() / "models" / f"{gguf.stem}-{digest}"
-    if (folder / DONE).is_file():
+    digest = _sha256(gguf)
+    folder = cache_folder() / "models" / f"{gguf.stem}-{digest[:16]}"
+    if _is_done(folder, digest):
         return folder
     missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
     if missing:
@@ -47,28 +53,46 @@ def converted_folder(gguf: Path) -> Path:
     partial = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
     try:
         _convert(gguf, partial)
-        (partial / DONE).write_text(gguf.name)
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        if _sha256(gguf) != digest:
+            raise ModelError(f"Expected {gguf} to stay as it is while it is converted, but it changed. Load it again.")
+        (partial / DONE).write_text(digest)
+        if not _is_done(folder, digest):  # another process may have finished first, and be reading
+            shutil.rmtree(folder, ignore_errors=True)
+            partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
-def _head(gguf: Path) -> str:
-    with gguf.open("rb") as stream:
-        return hashlib.sha256(stream.read(1 << 22)).hexdigest()
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _is_done(folder: Path, digest: str) -> bool:
+    note = folder / DONE
+    return note.is_file() and note.read_text() == digest
 
 
 def _convert(gguf: Path, folder: Path) -> None:
+    loaded: Any  # annotated upstream as a model alone
     try:
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        shards = _split_count(gguf)
+        if shards <= 1:
+            loaded = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, dtype=torch.float32, output_loading_info=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     except Exception as error:  # a damaged file makes a parser raise anything
         raise ModelError(
             f"{gguf} could not be read as a GGUF model ({' '.join(str(error).split())[:200]}). Expected a whole file "
             "of an architecture that transformers can dequantise; fetch it again or use a hub id or a folder."
         ) from error
+    if shards > 1:
+        raise ModelError(f"Expected a whole GGUF model, got {gguf}, which is one of {shards} shards. {MERGE}")
+    refuse_incomplete(
+        str(gguf), loading_info, advice="Fetch the whole file again; if it is one of several, merge them."
+    )
     # transformers refuses to save a model that came from GGUF: hand its weights to one that did not.
     config = copy.deepcopy(model.config)
     if hasattr(config, "quantization_config"):
@@ -77,3 +101,11 @@ def _convert(gguf: Path, folder: Path) -> None:
     fresh.load_state_dict(model.state_dict())
     fresh.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _split_count(gguf: Path) -> int:
+    """Files that a model was split into; 0 or 1 if it was not."""
+    from gguf import GGUFReader  # an optional package
+
+    field = GGUFReader(gguf).fields.get("split.count")
+    return int(field.contents()) if field else 0
