@@ -90,6 +90,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         ) from error
     if shards > 1:
         raise ModelError(f"Expected a whole GGUF model, got {gguf}, which is one of {shards} shards. {MERGE}")
+    model, loading_info = loaded
     refuse_incomplete(
         str(gguf), loading_info, advice="Fetch the whole file again; if it is one of several, merge them."
     )
