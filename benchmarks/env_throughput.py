@@ -8,7 +8,6 @@ because a shared machine only ever adds time.
 
 import argparse
 import json
-import os
 import platform
 import statistics
 import sys
@@ -21,6 +20,7 @@ import gymnasium as gym
 import numpy as np
 
 from envs import GammaSelectionEnv, GammaSelectionVectorEnv
+from speckv.cores import usable_cores
 from tests.fakes_traces import make_cost_table, random_traces
 
 RESULTS = Path(__file__).parent / "results" / "env_throughput.json"
@@ -87,7 +87,7 @@ def main() -> None:
         for name, median in medians.items()
     }
     versions = {"python": platform.python_version(), "numpy": np.__version__, "gymnasium": gym.__version__}
-    machine = {"machine": platform.machine(), "system": platform.system(), "threads": 1, "cpus": os.cpu_count()}
+    machine = {"machine": platform.machine(), "system": platform.system(), "threads": 1, "cpus": usable_cores()}
     settings = {"rounds": arguments.rounds, "steps": arguments.steps, "seed": arguments.seed}
     record = {"benchmark": "env_throughput", "arms": arms, "settings": settings, "versions": versions} | machine
     sys.stdout.write(f"{'arm':<12} {'steps/s':>12} {'us/step':>10} {'x scalar':>9} {'spread':>7}\n")

@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from agents.bandits.base import Bandit
 from agents.console import Console
 from agents.live.decoded import DecodedLog
@@ -24,6 +22,7 @@ from agents.settings import TrainSettings
 from agents.stored import save_controller
 from agents.training.task import load_splits
 from speckv.errors import ConfigError, nearest
+from speckv.models.threads import use_threads
 
 
 def train_live(
@@ -57,8 +56,7 @@ def train_live(
     source = None
     if settings.init_from is not None and settings.resume is None:
         source = find_source(settings.init_from, settings.cost.table)
-    if settings.live.threads is not None:
-        torch.set_num_threads(settings.live.threads)
+    use_threads(settings.live.threads)
     run = LiveRun(
         name=name,
         agent=agent,

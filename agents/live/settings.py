@@ -19,7 +19,7 @@ class LiveSettings:
         heldout: Test prompts that all arms decode at the end; 0 leaves that out.
         fixed_gammas: Arms of that comparison beside plain decoding and what was learned.
         recent: Requests behind the figure "the last requests".
-        threads: PyTorch threads; None leaves torch's own choice.
+        threads: PyTorch threads; None keeps torch's own number, at most the usable cores.
     """
 
     prompts: tuple[str, ...] | None = None

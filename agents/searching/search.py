@@ -6,7 +6,6 @@ are trained again with seeds that the search has not seen, beside the settings t
 one that does best on validation prompts then. Test prompts are replayed at the very end, to report and not to choose.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from agents.studies.study import group_of, plan, run_study, shared_overrides
 from agents.training.run_folder import made
 from agents.training.task import load_task
 from agents.training.validation import Validator
+from speckv.cores import usable_cores
 from speckv.errors import ConfigError
 from speckv.evaluation.curves import EVAL
 from speckv.evaluation.results import rounded
@@ -64,7 +64,7 @@ def run_search(settings: TrainSettings, console: Console, *, overrides: Sequence
         own = (*shared, *told, "search=null", "eval.on_test=false", f"seed={settings.seed}")
         return Job(arm=f"trial {number}", seed=settings.seed, overrides=own, folder=folder / TRIALS / f"{number:04d}")
 
-    processes = settings.processes or os.cpu_count() or 1
+    processes = settings.processes or usable_cores()
     run_trials(study, search, job, validator, processes=processes, console=console)
     best = best_trials(study, search.top)
     if not best:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A study from its settings to its table: runs, or goes on with, every arm and seed, then compares them."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from agents.studies.running import Job, run_jobs
 from agents.studies.settings import StudySettings, folder_of
 from agents.training.run_folder import made
 from agents.training.task import Task, load_task
+from speckv.cores import usable_cores
 from speckv.cost import describe_clock
 from speckv.evaluation.report import save_figure
 from speckv.evaluation.results import interval_json, rounded
@@ -47,7 +47,7 @@ def run_study(
     task = load_task(settings.data, settings.cost, settings.learn)  # what is wrong for all is told at once
     jobs = jobs_of(settings, overrides)
     console.write(f"{study.name}: {study.question}")
-    run_jobs(jobs, min(settings.processes or os.cpu_count() or 1, len(jobs)), console)
+    run_jobs(jobs, min(settings.processes or usable_cores(), len(jobs)), console)
     outcomes = measure_arms(read_sums(jobs), num_resamples=settings.eval.num_resamples, seed=settings.seed)
     facts = {
         "format_version": FORMAT_VERSION,

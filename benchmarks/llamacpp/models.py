@@ -15,6 +15,7 @@ import llama_cpp
 import numpy as np
 from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
+from speckv.cores import usable_cores
 from speckv.profiling.machine import processor
 
 PAIR = "Qwen2.5-Coder-1.5B-Instruct with 0.5B draft, Q4_K_M"
@@ -93,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", type=Path, help="another target's GGUF file")
     parser.add_argument("--draft", type=Path, help="another draft's GGUF file")
     parser.add_argument("--context", type=int, default=1280, help="tokens of both contexts (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--cache", choices=list(CACHES), default="f16", help="type of the target's cache")
 
 
@@ -118,7 +119,7 @@ def machine(setting: Setting) -> dict[str, str]:
     """What it ran on, as cost tables and results say it."""
     return {
         "processor": processor(),
-        "cores": str(os.cpu_count() or 0),
+        "cores": str(usable_cores()),
         "threads": str(setting.threads),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),

@@ -6,13 +6,13 @@ import logging
 from pathlib import Path
 
 import numpy as np
-import torch
 from omegaconf import DictConfig
 
 from speckv.commands.models import pair_config
 from speckv.cost import CostEntry, CostTable
 from speckv.decoding import PromptLookup
 from speckv.errors import ConfigError, CostTableError
+from speckv.models.threads import use_threads
 from speckv.observation import SCHEMA
 from speckv.profiling.calibrate import CalibrationPlan, calibrate, with_lookup_times
 from speckv.profiling.check import CheckPlan
@@ -32,8 +32,7 @@ SHOWN_WIDTHS = (1, 2, 5, 9, 17)
 
 def run(config: DictConfig) -> None:
     """Measures as configured, writes the table, and says whether it may be published."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     plan = CalibrationPlan(
         name=config.name,
         pair=pair_config(config.model),

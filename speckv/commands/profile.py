@@ -5,13 +5,13 @@ import logging
 import sys
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from speckv.commands.models import pair_config
 from speckv.decoding import SamplingConfig
+from speckv.models.threads import use_threads
 from speckv.profiling.lookup import record_lookup, save_new
 from speckv.profiling.prompts import Prompt, read_prompts
 from speckv.profiling.run import ProfilePlan, record_traces
@@ -23,8 +23,7 @@ logger = logging.getLogger(__name__)
 
 def run(config: DictConfig) -> None:
     """Records traces as configured."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     prompts = read_prompts(config.prompts)
     if config["from"] is not None:
         recorded = TraceSet.load(find_traces(config["from"]))

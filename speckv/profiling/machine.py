@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a measurement was made on."""
 
-import os
 import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from speckv.cores import usable_cores
 
 if TYPE_CHECKING:
     import torch
 
 
 def describe_machine(device: "torch.device | None" = None) -> dict[str, str]:
-    """Processor, cores, threads in use, memory, system and accelerator, as text.
+    """Processor, cores that may be used, threads in use, system and accelerator, as text.
 
     Args:
         device: The accelerator, where it is not the current one.
@@ -22,7 +23,7 @@ def describe_machine(device: "torch.device | None" = None) -> dict[str, str]:
 
     return {
         "processor": processor(),
-        "cores": str(os.cpu_count() or 0),
+        "cores": str(usable_cores()),
         "threads": str(torch.get_num_threads()),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "system": f"{platform.system()} {platform.machine()}",

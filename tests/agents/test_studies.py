@@ -14,7 +14,7 @@ from matplotlib.text import Text
 import train as program
 from agents.building import build_settings
 from agents.settings import TrainSettings
-from agents.studies import running
+from agents.studies import running, study
 from agents.studies.drawing import draw
 from agents.studies.outcome import StudySums, measure_arms
 from agents.studies.running import Job
@@ -98,6 +98,22 @@ def test_a_study_runs_every_arm_and_seed_and_says_what_came_of_it(tmp_path: Path
     again = CapturedConsole()
     run_study(settings, again, overrides=overrides)
     assert "4 runs, 4 of them finished before" in again.text
+
+
+@pytest.mark.parametrize(("processes", "expected"), [(None, 1), (2, 2)])
+def test_runs_at_once_are_as_many_as_the_usable_cores(
+    processes: int | None, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Affinity allows one core; a number of processes that is set explicitly is kept."""
+    started: list[int] = []
+    settings = toy_settings(tmp_path, tmp_path / "out", agent={"name": "fixed", "gamma": 4})
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0})  # noqa: ARG005
+    monkeypatch.setattr(study, "run_jobs", lambda jobs, processes, console: started.append(processes))  # noqa: ARG005
+    with suppress(OSError, SpecKVError):  # nothing was trained, so there is nothing to compare
+        run_study(
+            replace(settings, seeds=3, processes=processes), CapturedConsole(), overrides=["agent=fixed", "seeds=3"]
+        )
+    assert started == [expected]
 
 
 def test_a_folder_of_another_study_is_refused(tmp_path: Path) -> None:
