@@ -7,19 +7,24 @@ them.
 
 import copy
 import tempfile
+import threading
 from base64 import b64decode
 from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from speckv.errors import ConfigError, SpecKVError
 from speckv.integrations.transformers.control import control
+from speckv.models.cache import unwrapped
 from speckv.runtime.exported import Policy
 from speckv.runtime.kinds import offer
 
 
 class Embedded:
-    """A policy in the program's text, at work in transformers' assisted generation.
+    """A policy in the program's text, for transformers' assisted generation.
+
+    Several threads may generate at the same time.
 
     Args:
         files: The policy's two files: name -> content in base 64.
@@ -29,25 +34,30 @@ class Embedded:
     def __init__(self, files: Mapping[str, str], kinds: Collection[Any] = ()) -> None:
         self._files = files
         self._policy: Policy | None = None
+        self._loading, self._learning = threading.Lock(), threading.Lock()
         for kind in kinds:
             offer(kind)
 
     @property
     def policy(self) -> Policy:
-        """The policy, read and tried when it is first asked for.
+        """The policy, read and tested at the first use.
 
         Raises:
-            SpecKVError: if it is damaged, or decides otherwise here than where it was exported.
+            SpecKVError: if it is damaged, or its decisions differ here from those where it was exported.
         """
-        if self._policy is None:
-            with tempfile.TemporaryDirectory() as folder:
-                for name, content in self._files.items():
-                    Path(folder, name).write_bytes(b64decode(content))
-                try:
-                    self._policy = Policy.load(folder)
-                except SpecKVError as error:
-                    raise type(error)(f"The policy inside this custom_generate folder: {error}") from error
-        return self._policy
+        with self._loading:
+            if self._policy is None:
+                self._policy = self._loaded()
+            return self._policy
+
+    def _loaded(self) -> Policy:
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in self._files.items():
+                Path(folder, name).write_bytes(b64decode(content))
+            try:
+                return Policy.load(folder)
+            except SpecKVError as error:
+                raise type(error)(f"The policy inside this custom_generate folder: {error}") from error
 
     def generate(
         self,
@@ -82,11 +92,19 @@ class Embedded:
         if assistant_model is None:
             raise ConfigError("Expected assistant_model=DRAFT, a small model with the target's vocabulary, got none.")
         _require_assisted(model, assistant_model, generation_config, options)
-        with control(model, assistant_model, self.policy, compression=compression, cost_ratio=cost_ratio):
-            # Of the class: where the folder lies in the target's own repository, `model.generate` leads back here.
-            return type(model).generate(
-                model, inputs, generation_config=generation_config, assistant_model=assistant_model, **options
+        # Of the class: where the folder lies in the target's own repository, `model.generate` leads back here.
+        owner = model if hasattr(type(model), "generate") else unwrapped(model)
+        with (
+            self._turn(),
+            control(model, assistant_model, self.policy, compression=compression, cost_ratio=cost_ratio),
+        ):
+            return type(owner).generate(
+                owner, inputs, generation_config=generation_config, assistant_model=assistant_model, **options
             )
+
+    def _turn(self) -> AbstractContextManager[object]:
+        """Held for a whole text where the policy learns and the steps of its requests cannot interleave."""
+        return nullcontext() if self.policy.interleaves else self._learning
 
 
 def _require_assisted(model: Any, draft: Any, given: Any, options: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from transformers.generation.utils import GenerationMixin
 
 from speckv.errors import ConfigError
 from speckv.integrations.transformers import control, custom_generate, engine, prepare
-from speckv.integrations.transformers.control import HOOK
+from speckv.integrations.transformers.hooks import CANDIDATES, NEEDS
 from speckv.runtime import Policy
 from speckv.runtime.constant import ConstantGamma
 from tests.fakes import VOCAB, tiny_qwen
@@ -187,7 +187,7 @@ def test_nothing_is_left_behind(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM])
     with pytest.raises(RuntimeError, match="mine"), control(target, draft, policy(Scheduled.turns(2))):
         raise RuntimeError("mine")
     assert ({k: v for k, v in vars(target).items() if k != "_modules"}, draft.generation_config.to_dict()) == before
-    assert HOOK not in vars(target)
+    assert not set(NEEDS) & set(vars(target))
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -201,17 +201,15 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 def test_what_cannot_be_served_is_refused(what: str, pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
     target, draft = pair
     options, message = REFUSED[what]
-    with control(target, draft, policy(Scheduled.turns(2))), pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message), control(target, draft, policy(Scheduled.turns(2))):
         target.generate(**{"inputs": prompt(0), "assistant_model": draft, **GREEDY, **options})
-    assert HOOK not in vars(target)
+    assert not set(NEEDS) & set(vars(target))
 
 
 OURS_REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a batch": ({"inputs": torch.cat([prompt(0), prompt(1)])}, "batch of 2"),
-    "a penalty": ({"repetition_penalty": 1.3}, "RepetitionPenalty"),
     "a static cache": ({"cache_implementation": "static"}, "cache_implementation"),
     "padding": ({"attention_mask": torch.tensor([[0] + [1] * 8])}, "attention mask"),
-    "a deadline": ({"max_time": 1.0}, "MaxTimeCriteria"),
     "no draft": ({"draft_model": None}, "draft_model"),
 }
 
@@ -265,8 +263,8 @@ def test_models_that_do_not_match_are_refused(pair: tuple[Qwen2ForCausalLM, Qwen
 
 def test_transformers_still_has_what_is_relied_on() -> None:
     """Fails when a new transformers moves a seam; `speckv.integrations.transformers.control` must then follow."""
-    hook = inspect.signature(getattr(GenerationMixin, HOOK))
-    assert {"generation_config", "input_ids", "logits_processor", "assistant_model"} <= set(hook.parameters)
+    for name, needed in NEEDS.items():
+        assert needed <= set(inspect.signature(getattr(GenerationMixin, name)).parameters)
     assert list(inspect.signature(CandidateGenerator.get_candidates).parameters)[:2] == ["self", "input_ids"]
     assert list(inspect.signature(CandidateGenerator.update_candidate_strategy).parameters) == [
         "self",
@@ -277,3 +275,11 @@ def test_transformers_still_has_what_is_relied_on() -> None:
     loop = inspect.getsource(GenerationMixin._assisted_decoding)
     assert "candidate_generator.get_candidates(input_ids)" in loop
     assert "candidate_generator.update_candidate_strategy(input_ids, new_logits, n_matches)" in loop
+    # Of `ExactBlocks`: the list is looked at in each step, rows are processed in order, and blocks end at `max_length`.
+    assert "if len(logits_processor) > 0:\n                for i in range(candidate_length + 1):" in loop
+    assert "logits_processor(candidate_input_ids[:, : cur_len + i], new_logits[:, i, :])" in loop
+    assert "tokens_budget = generation_config.max_length - input_ids.shape[1]" in loop
+    assert "stopping_criteria(input_ids, scores)" in loop
+    generate = inspect.getsource(GenerationMixin.generate)
+    for name in NEEDS:
+        assert name == CANDIDATES or f"self.{name}(" in generate
