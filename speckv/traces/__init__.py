@@ -7,7 +7,7 @@ exactly the emitted text: one value per position is enough. Past a mismatch it r
 drafter sees the prefix alone, all steps whose first mismatch is at position `m` share one roll-out from `m`.
 """
 
-from speckv.traces.collection import TraceSet, find_traces, merge, split_validation
+from speckv.traces.collection import TraceSet, find_traces, merge, recording_identity, split_validation
 from speckv.traces.parquet import METADATA_KEY
 from speckv.traces.schema import (
     NO_TOKEN,
@@ -32,6 +32,7 @@ __all__ = [
     "accepted_lengths",
     "find_traces",
     "merge",
+    "recording_identity",
     "round_mantissa",
     "split_validation",
 ]

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from speckv.errors import TraceError
 from speckv.files import find_shipped
 from speckv.traces.parquet import read, write
@@ -115,27 +117,54 @@ def merge(parts: Sequence[TraceSet]) -> TraceSet:
     """Joins shards of one recording.
 
     Raises:
-        TraceError: if they were recorded differently or hold a sequence twice.
+        TraceError: if they were recorded differently, hold a sequence twice, or hold two prompts under one id.
     """
     first = parts[0]
-    for part in parts[1:]:
-        if _identity(part.metadata) != _identity(first.metadata):
-            raise TraceError("Expected shards of one recording, got shards with different metadata. Merge them apart.")
+    limits: dict[str, int] = {}
+    for part in parts:
+        differing = _differing(first.metadata, part.metadata)
+        # Older parts lack some limits.
+        differing += [f"context_limits[{n}]" for n, v in part.metadata.context_limits.items() if limits.get(n, v) != v]
+        if differing:
+            raise TraceError(
+                f"Expected shards of one recording, got shards with different metadata ({', '.join(differing)}). "
+                "Merge them apart."
+            )
+        limits |= part.metadata.context_limits
     sequences = tuple(s for part in parts for s in part.sequences)
     keys = [s.key for s in sequences]
     if len(set(keys)) != len(keys):
         twice = next(k for k in keys if keys.count(k) > 1)
         raise TraceError(f"Expected every sequence once, got {twice} twice. Delete one of the shards that hold it.")
+    _require_one_prompt_an_id(sequences)
     dtype = {name: value for part in parts for name, value in part.metadata.dtype.items()}
     device = "; ".join(dict.fromkeys(part.metadata.device for part in parts))
-    return TraceSet(
-        metadata=replace(first.metadata, dtype=dtype, device=device), sequences=tuple(sorted(sequences, key=_order))
-    )
+    metadata = replace(first.metadata, dtype=dtype, device=device, context_limits=limits)
+    return TraceSet(metadata=metadata, sequences=tuple(sorted(sequences, key=_order)))
 
 
-def _identity(metadata: TraceMetadata) -> dict[str, Any]:
-    varying = ("dtype", "versions", "notes", "device")
+def recording_identity(metadata: TraceMetadata) -> dict[str, Any]:
+    """Metadata that all shards of one recording share, by name."""
+    varying = ("dtype", "versions", "notes", "device", "context_limits")
     return {name: value for name, value in asdict(metadata).items() if name not in varying}
+
+
+def _differing(first: TraceMetadata, other: TraceMetadata) -> list[str]:
+    wanted, found = recording_identity(first), recording_identity(other)
+    return [name for name, value in wanted.items() if found[name] != value]
+
+
+def _require_one_prompt_an_id(sequences: Iterable[TraceSequence]) -> None:
+    recorded: dict[str, TraceSequence] = {}
+    for sequence in sequences:
+        if not len(sequence.prompt_tokens):
+            continue
+        other = recorded.setdefault(sequence.prompt_id, sequence)
+        if not np.array_equal(other.prompt_tokens, sequence.prompt_tokens):
+            raise TraceError(
+                f"Expected one prompt under the id {sequence.prompt_id}, got other token ids at {sequence.compression} "
+                f"than at {other.compression}. Record one of them again from the same prompts file, or rename it."
+            )
 
 
 def _order(sequence: TraceSequence) -> tuple[str, str, str, str]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from speckv.errors import TraceError
 from speckv.files import replacing
 from speckv.traces.schema import ROLLOUT_LENGTH, SCHEMA_VERSION, TraceMetadata, TraceSequence
-from speckv.types import NUM_SIGNALS
+from speckv.types import GAMMA_MAX, NUM_SIGNALS
 
 METADATA_KEY = b"speckv"
 
@@ -28,8 +28,12 @@ _VECTORS: dict[str, type[np.generic]] = {
     "eos_stop": np.int8,
 }
 _VECTORS |= {"accept_prob": np.float32, "rollout_start": np.int16}
+_PROMPT = "prompt_tokens"
+"""Column that older files lack."""
 _SIGNALS = ("target", "draft", "rollout")
 _SIGNAL_NAMES = ("entropy", "confidence", "margin")
+_LATER_FIELDS = ("template_date", "context_limits")
+"""Metadata that older files lack."""
 _DICTIONARY_COLUMNS = ["task", "split", "compression", "finish"]
 _SPLIT_COLUMNS = [f"{who}_{signal}.list.element" for who in _SIGNALS for signal in _SIGNAL_NAMES]
 
@@ -77,6 +81,8 @@ def _to_table(metadata: TraceMetadata, sequences: Sequence[TraceSequence]) -> pa
     for name, dtype in _VECTORS.items():
         kind = pa.list_(pa.from_numpy_dtype(dtype))
         columns[name] = pa.array([getattr(s, name) for s in sequences], kind)
+    if any(len(s.prompt_tokens) for s in sequences):
+        columns[_PROMPT] = pa.array([s.prompt_tokens for s in sequences], pa.list_(pa.int32()))
     columns["rollout_tokens"] = pa.array([s.rollout_tokens.ravel() for s in sequences], pa.list_(pa.int32()))
     for who in _SIGNALS:
         for axis, signal in enumerate(_SIGNAL_NAMES):
@@ -98,8 +104,15 @@ def _read_metadata(table: pa.Table, path: Path) -> TraceMetadata:
             "Record it again with this version of SpecKV, or install the version that wrote it."
         )
     known = {f.name for f in fields(TraceMetadata)}
-    if set(content) != known:
-        raise TraceError(f"{path}: metadata fields differ from the schema: {sorted(set(content) ^ known)}.")
+    required = {f.name for f in fields(TraceMetadata) if f.name not in _LATER_FIELDS}
+    if not required <= set(content) <= known:
+        wrong = sorted(required - set(content) | set(content) - known)
+        raise TraceError(f"{path}: metadata fields differ from the schema: {wrong}.")
+    if content["gamma_max"] not in range(1, GAMMA_MAX + 1):
+        raise TraceError(
+            f"{path}: expected gamma_max from 1 to {GAMMA_MAX}, got {content['gamma_max']!r}: roll-outs hold "
+            f"{ROLLOUT_LENGTH} tokens. Record it again with this version of SpecKV."
+        )
     return TraceMetadata(**content)
 
 
@@ -107,6 +120,7 @@ def _from_table(table: pa.Table, path: Path) -> tuple[TraceMetadata, tuple[Trace
     metadata = _read_metadata(table, path)
     text = {name: table.column(name).to_pylist() for name in (*_TEXT, "prompt_len")}
     vectors = {name: _lists(table, name) for name in (*_VECTORS, "rollout_tokens")}
+    prompts = _lists(table, _PROMPT) if _PROMPT in table.column_names else [np.zeros(0, np.int32)] * table.num_rows
     signals = {
         who: [
             np.stack(parts, axis=-1)
@@ -123,6 +137,7 @@ def _from_table(table: pa.Table, path: Path) -> tuple[TraceMetadata, tuple[Trace
             draft_signals=signals["draft"][row],
             rollout_tokens=vectors["rollout_tokens"][row].reshape(-1, ROLLOUT_LENGTH),
             rollout_signals=signals["rollout"][row].reshape(-1, ROLLOUT_LENGTH, NUM_SIGNALS),
+            prompt_tokens=prompts[row],
         )
         _check(sequence, metadata, path)
         sequences.append(sequence)
@@ -150,6 +165,7 @@ def _check(sequence: TraceSequence, metadata: TraceMetadata, path: Path) -> None
         for name in ("target_signals", "draft_tokens", "draft_signals", "accept_prob", "accepted_length", "eos_stop")
     )
     starts = len(sequence.rollout_start)
-    whole = len(sequence.rollout_tokens) == starts == len(sequence.rollout_signals)
+    known_prompt = len(sequence.prompt_tokens) in (0, sequence.prompt_len)
+    whole = known_prompt and len(sequence.rollout_tokens) == starts == len(sequence.rollout_signals)
     if not (same and whole and 1 <= length <= metadata.max_new_tokens and sequence.finish in ("eos", "length")):
         raise TraceError(f"{path}: sequence {sequence.key} is inconsistent (lengths or finish). Record it again.")

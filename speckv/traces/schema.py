@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What one recorded sequence holds, and what it says about every possible step."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 
 import numpy as np
 from numpy.typing import NDArray
 
+from speckv.errors import TraceError
 from speckv.types import GAMMA_MAX
 
 SCHEMA_VERSION = 1
@@ -30,7 +33,7 @@ class TraceMetadata:
         vocab_size: Number of tokens both models score.
         dtype: Compression -> dtype of the target's arithmetic, e.g. {"fp16": "float32"}; "draft" -> the draft's, "none"
             for a lookup.
-        sampling: mode ("greedy" or "gumbel"), temperature, top_k, top_p, seed.
+        sampling: mode ("greedy" or "gumbel"), temperature, top_k, top_p, seed; further keys are allowed.
         max_new_tokens: Token budget of every sequence, the prefill's token included.
         gamma_max: Deepest recorded draft.
         eos_token_ids: Tokens that end a text.
@@ -38,6 +41,9 @@ class TraceMetadata:
         device: Where it ran.
         versions: Package -> version.
         notes: Anything a reader must know.
+        template_date: Local date and time that the chat template was rendered with, in ISO format; "" where it prints
+            none, or in older files.
+        context_limits: "target", "draft" -> longest sequence of the model, in tokens; empty in older files.
     """
 
     target_id: str
@@ -56,11 +62,18 @@ class TraceMetadata:
     notes: str = ""
     gamma_max: int = GAMMA_MAX
     schema_version: int = SCHEMA_VERSION
+    template_date: str = ""
+    context_limits: dict[str, int] = field(default_factory=dict)
 
     @property
     def is_sampled(self) -> bool:
         """Whether the text was drawn at a temperature above zero."""
         return self.sampling["mode"] != "greedy"
+
+    @property
+    def template_datetime(self) -> datetime | None:
+        """The template's date, with which prompts encode as they were recorded."""
+        return datetime.fromisoformat(self.template_date) if self.template_date else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +104,7 @@ class TraceSequence:
         rollout_tokens: Shape [r, 15]; what the draft goes on to propose after its own wrong token, `NO_TOKEN` behind
             the last one.
         rollout_signals: Shape [r, 15, 3].
+        prompt_tokens: Shape [prompt_len]; token ids of the prompt, chat template included. Empty in older files.
     """
 
     prompt_id: str
@@ -109,11 +123,34 @@ class TraceSequence:
     rollout_start: NDArray[np.int16]
     rollout_tokens: Int32
     rollout_signals: Float32
+    prompt_tokens: Int32 = field(default_factory=lambda: np.zeros(0, np.int32))
 
     @property
     def key(self) -> tuple[str, str]:
         """Identifies the sequence inside its file."""
         return self.compression, self.prompt_id
+
+    def require_prompt(self, prompt_tokens: Sequence[int]) -> None:
+        """Passes if a prompt is the recorded one: by token ids, or by length where the file holds no token ids.
+
+        Args:
+            prompt_tokens: Token ids, chat template included.
+
+        Raises:
+            TraceError: if it is another prompt.
+        """
+        advice = "Give the prompts file, tokenizer and chat template of the recording."
+        if len(prompt_tokens) != self.prompt_len:
+            raise TraceError(
+                f"Expected prompt {self.prompt_id} to have {self.prompt_len} tokens as recorded, got "
+                f"{len(prompt_tokens)}. {advice}"
+            )
+        if len(self.prompt_tokens) and not np.array_equal(self.prompt_tokens, prompt_tokens):
+            first = int(np.argmax(self.prompt_tokens != np.asarray(prompt_tokens)))
+            raise TraceError(
+                f"Expected prompt {self.prompt_id} to have the recorded token ids, got others from token {first} on. "
+                f"{advice}"
+            )
 
     def draft_from(self, position: int, depth: int) -> tuple[Int32, Float32]:
         """What the draft proposes in a step that starts at `position`.

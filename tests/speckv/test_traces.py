@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is written is read back; what is damaged is refused in one line."""
 
+import json
 from dataclasses import fields, replace
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +61,68 @@ def test_another_schema_version_is_refused(traces: TraceSet, tmp_path: Path) -> 
         TraceSet.load(path)
 
 
+def with_prompts(traces: TraceSet, seed: int = 0) -> TraceSet:
+    """The same recordings with token ids of their prompts, those of one id alike at every compression."""
+    rng = np.random.default_rng(seed)
+    tokens = {name: rng.integers(0, 50, 200, dtype=np.int32) for name in sorted(traces.prompt_ids)}
+    sequences = tuple(replace(s, prompt_len=200, prompt_tokens=tokens[s.prompt_id]) for s in traces.sequences)
+    return replace(traces, sequences=sequences)
+
+
+def test_a_round_trip_with_prompts(traces: TraceSet, tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    facts = {"template_date": "2026-11-30T12:00:00", "context_limits": {"target": 128, "draft": 64}}
+    traces = with_prompts(replace(traces, metadata=replace(traces.metadata, **facts)))  # type: ignore[arg-type]
+    traces.save(path)
+    again = TraceSet.load(path)
+    assert again.metadata == traces.metadata
+    assert again.metadata.template_datetime == datetime(2026, 11, 30, 12)
+    for before, after in zip(traces.sequences, again.sequences, strict=True):
+        assert after.prompt_tokens.dtype == np.int32
+        np.testing.assert_array_equal(before.prompt_tokens, after.prompt_tokens)
+    cut = replace(traces.sequences[0], prompt_tokens=traces.sequences[0].prompt_tokens[:-1])
+    replace(traces, sequences=(cut,)).save(path)
+    with pytest.raises(TraceError, match="inconsistent"):
+        TraceSet.load(path)
+
+
+def test_files_of_older_versions_load_with_defaults(traces: TraceSet, tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    traces.save(path)
+    table = pq.read_table(path)
+    assert "prompt_tokens" not in table.column_names
+    content = json.loads(table.schema.metadata[METADATA_KEY])
+    for name in ("template_date", "context_limits"):
+        del content[name]
+    pq.write_table(table.replace_schema_metadata({METADATA_KEY: json.dumps(content)}), path)
+    again = TraceSet.load(path)
+    assert again.metadata == traces.metadata
+    assert (again.metadata.template_datetime, again.metadata.context_limits) == (None, {})
+    assert not any(len(s.prompt_tokens) for s in again.sequences)
+    del content["vocab_size"]
+    pq.write_table(table.replace_schema_metadata({METADATA_KEY: json.dumps(content)}), path)
+    with pytest.raises(TraceError, match=r"differ from the schema: \['vocab_size'\]"):
+        TraceSet.load(path)
+
+
+def test_further_settings_of_sampling_are_kept(traces: TraceSet, tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    sampling = traces.metadata.sampling | {"repetition_penalty": 1.1}
+    replace(traces, metadata=replace(traces.metadata, sampling=sampling)).save(path)
+    assert TraceSet.load(path).metadata.sampling == sampling
+
+
+def test_a_prompt_is_held_to_the_recorded_one(traces: TraceSet) -> None:
+    sequence = replace(traces.sequences[0], prompt_id="p0", prompt_len=3)
+    sequence.require_prompt([5, 6, 7])
+    with pytest.raises(TraceError, match="Expected prompt p0 to have 3 tokens as recorded, got 2"):
+        sequence.require_prompt([5, 6])
+    sequence = replace(sequence, prompt_tokens=np.array([5, 6, 7], np.int32))
+    sequence.require_prompt([5, 6, 7])
+    with pytest.raises(TraceError, match="p0 to have the recorded token ids, got others from token 1 on"):
+        sequence.require_prompt([5, 8, 8])
+
+
 def test_other_parquet_files_are_refused(traces: TraceSet, tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     traces.save(path)
@@ -105,6 +169,30 @@ def test_merge_refuses_doubles_and_strangers(traces: TraceSet) -> None:
     other = TraceSet(metadata=replace(traces.metadata, draft_id="other"), sequences=halves[1].sequences)
     with pytest.raises(TraceError, match="different metadata"):
         merge([halves[0], other])
+
+
+def test_merge_refuses_two_prompts_under_one_id(traces: TraceSet) -> None:
+    halves = [traces.select(compressions=[c]) for c in traces.compressions]
+    merge([with_prompts(half) for half in halves])
+    merge([with_prompts(halves[0]), halves[1]])  # an older file does not hold its prompts
+    with pytest.raises(
+        TraceError, match="Expected one prompt under the id p0, got other token ids at nf4 than at fp16"
+    ):
+        merge([with_prompts(halves[0]), with_prompts(halves[1], seed=1)])
+
+
+def test_merge_refuses_other_dates_and_contexts(traces: TraceSet) -> None:
+    one, two = (traces.select(compressions=[c]) for c in traces.compressions)
+
+    def with_facts(part: TraceSet, **facts: object) -> TraceSet:
+        return replace(part, metadata=replace(part.metadata, **facts))  # type: ignore[arg-type]
+
+    limited = with_facts(one, context_limits={"target": 128, "draft": 64})
+    assert merge([two, limited]).metadata.context_limits == {"target": 128, "draft": 64}
+    with pytest.raises(TraceError, match=r"different metadata \(context_limits\[draft\]\)"):
+        merge([limited, with_facts(two, context_limits={"target": 128, "draft": 32})])
+    with pytest.raises(TraceError, match=r"different metadata \(template_date\)"):
+        merge([with_facts(one, template_date="2026-11-30T12:00:00"), two])
 
 
 def test_accepted_lengths_are_capped() -> None:
