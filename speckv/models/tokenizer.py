@@ -3,13 +3,26 @@
 
 import hashlib
 import json
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+from jinja2 import TemplateError
 from transformers import AutoConfig, AutoTokenizer
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from speckv.errors import ModelError
 from speckv.models.gguf import converted_folder
+
+_MISSING_FORMAT = "speckv_dates lacks "
+# Template arguments are reduced to plain data, so a function cannot be passed in place of `strftime_now`: a macro reads
+# the date from a table, and reports a format that the table lacks. `trim_blocks` drops the newline at the end.
+_FIXED_DATE = (
+    "{%- macro strftime_now(format) -%}"
+    f"{{%- if format not in speckv_dates -%}}{{{{- raise_exception('{_MISSING_FORMAT}' ~ format) -}}}}{{%- endif -%}}"
+    "{{- speckv_dates[format] -}}"
+    "{%- endmacro %}\n"
+)
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
@@ -27,15 +40,44 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat_template: bool) -> list[int]:
-    """Token ids of a prompt, as a user's turn where that is wanted and the tokenizer has a chat template."""
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat_template: bool, date: datetime | None = None
+) -> list[int]:
+    """Token ids of a prompt, as a user's turn where that is wanted and the tokenizer has a chat template.
+
+    Args:
+        tokenizer: Of the model that reads the prompt.
+        prompt: Text of the user.
+        chat_template: Whether to apply the tokenizer's template.
+        date: Local date and time for templates that print it; None for now.
+    """
     if chat_template and tokenizer.chat_template:
-        turn = [{"role": "user", "content": prompt}]
-        text = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+        text = _render(tokenizer, prompt, date)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     else:
         ids = tokenizer(prompt)["input_ids"]
     return [int(token) for token in ids]
+
+
+def template_reads_date(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a tokenizer has a chat template that can print the date, so that its prompts depend on it."""
+    return bool(tokenizer.chat_template) and "strftime_now" in tokenizer.get_chat_template()
+
+
+def _render(tokenizer: PreTrainedTokenizerBase, prompt: str, date: datetime | None) -> str:
+    settings: dict[str, Any] = {}
+    dates: dict[str, str] = {}
+    if date is not None and template_reads_date(tokenizer):
+        settings = {"chat_template": _FIXED_DATE + tokenizer.get_chat_template(), "speckv_dates": dates}
+    turn = [{"role": "user", "content": prompt}]
+    while True:
+        try:
+            return str(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False, **settings))
+        except TemplateError as error:
+            _, missing, date_format = str(error).partition(_MISSING_FORMAT)
+            if date is None or not missing or date_format in dates:
+                raise
+            dates[date_format] = date.strftime(date_format)
 
 
 def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
