@@ -39,6 +39,7 @@ def run(config: DictConfig) -> None:
         skip={str(split): int(count) for split, count in config.skip.items()},
         batch_size=config.batch_size,
         notes=config.notes,
+        date=str(config.date or ""),
     )
     with _Bar() as bar:
         traces = record_traces(plan, prompts, Path(config.out), on_progress=bar.show)

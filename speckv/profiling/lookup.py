@@ -13,6 +13,7 @@ import numpy as np
 from speckv.decoding.prompt_lookup import LookupDrafter, PromptLookup
 from speckv.errors import ConfigError, DataError, TraceError
 from speckv.models import PairConfig, encode_prompt, load_tokenizer, vocabulary_hash
+from speckv.models.tokenizer import template_reads_date
 from speckv.ngrams import Guess
 from speckv.profiling.prompts import Prompt
 from speckv.profiling.stops import draft_stops
@@ -38,13 +39,9 @@ def with_lookup(
         eos_token_ids: Tokens that end a text.
 
     Raises:
-        TraceError: if the prompt has another length than the recorded one.
+        TraceError: if the prompt is not the recorded one.
     """
-    if len(prompt_tokens) != sequence.prompt_len:
-        raise TraceError(
-            f"Expected the prompt of {sequence.key} to have {sequence.prompt_len} tokens as recorded, got "
-            f"{len(prompt_tokens)}. Give the prompts file, tokenizer and chat template of the recording."
-        )
+    sequence.require_prompt(prompt_tokens)
     eos, tokens = frozenset(eos_token_ids), sequence.tokens.tolist()
     drafter = LookupDrafter(lookup)
     drafter.read(prompt_tokens)
@@ -71,11 +68,14 @@ def with_lookup(
         rollout_start=rollout_start,
         rollout_tokens=rollout_tokens,
         rollout_signals=rollout_signals,
+        prompt_tokens=np.array(prompt_tokens, np.int32),
     )
 
 
 def record_lookup(recorded: TraceSet, prompts: Sequence[Prompt], pair: PairConfig, *, notes: str = "") -> TraceSet:
     """Turns a whole recording into one with a lookup; of the pair it needs the tokenizer alone.
+
+    Prompts are encoded with the recording's date.
 
     Args:
         recorded: With any draft.
@@ -110,8 +110,11 @@ def record_lookup(recorded: TraceSet, prompts: Sequence[Prompt], pair: PairConfi
             f"Expected every prompt of the recording, found no {missing[0]!r} and {len(missing) - 1} others. Add the "
             "prompts files that it was made from."
         )
+    _require_date(recorded, reads_date=metadata.chat_template and template_reads_date(tokenizer))
     ids = {
-        name: encode_prompt(tokenizer, texts[name], chat_template=metadata.chat_template)
+        name: encode_prompt(
+            tokenizer, texts[name], chat_template=metadata.chat_template, date=metadata.template_datetime
+        )
         for name in recorded.prompt_ids
     }
     sequences = tuple(with_lookup(s, ids[s.prompt_id], lookup, metadata.eos_token_ids) for s in recorded.sequences)
@@ -121,7 +124,8 @@ def record_lookup(recorded: TraceSet, prompts: Sequence[Prompt], pair: PairConfi
 def lookup_metadata(metadata: TraceMetadata, lookup: PromptLookup, notes: str) -> TraceMetadata:
     """How a recording with a lookup came to be, from that of its texts."""
     dtype = metadata.dtype | {"draft": "none"}
-    return replace(metadata, draft_id=lookup.name, draft_sha256="", dtype=dtype, notes=notes)
+    limits = {name: limit for name, limit in metadata.context_limits.items() if name != "draft"}
+    return replace(metadata, draft_id=lookup.name, draft_sha256="", dtype=dtype, notes=notes, context_limits=limits)
 
 
 def save_new(traces: TraceSet, out: Path) -> TraceSet:
@@ -136,6 +140,16 @@ def save_new(traces: TraceSet, out: Path) -> TraceSet:
         )
     traces.save(out)
     return TraceSet.load(out)
+
+
+def _require_date(recorded: TraceSet, *, reads_date: bool) -> None:
+    """Refuses texts whose prompts held a date that the file lacks; lengths alone would not show another date."""
+    known = recorded.metadata.template_date or all(len(s.prompt_tokens) for s in recorded.sequences)
+    if reads_date and not known:
+        raise TraceError(
+            "Expected a recording with the date that its chat template printed, got one of an older version, without "
+            "it. Record it again."
+        )
 
 
 def _origin(recorded: TraceSet) -> str:

@@ -1,35 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
 """Records a whole trace file, shard by shard, so that a kill at any moment loses one batch at most.
 
-Shards lie in `<out>.parts/`, each written whole under a name that its content fixes; a rerun with the same plan skips
-those that exist, and the last one merges them into `<out>` and removes the folder.
+Shards lie in `<out>.parts/`, each written whole and named by a hash of its prompts' token ids. A rerun with the same
+plan skips those that exist; at the end they are merged into `<out>` and the folder is removed.
 """
 
 import gc
-import hashlib
-import json
 import logging
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
+
 from speckv.decoding import SamplingConfig, draft_source
 from speckv.errors import DataError, TraceError
-from speckv.files import write_atomically
 from speckv.models.causal import CausalModel
 from speckv.models.dtypes import dtype_name
 from speckv.models.expand import expand_compressed
 from speckv.models.pair import ModelPair, PairConfig, load_pair
+from speckv.models.tokenizer import encode_prompt, template_reads_date
 from speckv.profiling.machine import describe_machine
 from speckv.profiling.prompts import Prompt
 from speckv.profiling.record import Recorder
-from speckv.traces import GAMMA_MAX, TraceMetadata, TraceSet, merge
+from speckv.profiling.resume import Tokenised, check_resumed, digest, prompt_digest, recording_date
+from speckv.traces import GAMMA_MAX, TraceMetadata, TraceSequence, TraceSet, merge, recording_identity
 
 logger = logging.getLogger(__name__)
-Tokenised = tuple[Prompt, list[int]]
 PADDED_TOKENS = 24_000
 """Prompt tokens of a batch, padding included."""
 PACKAGES = ("torch", "transformers", "bitsandbytes", "numpy", "pyarrow")
@@ -50,6 +51,8 @@ class ProfilePlan:
         skip: So many prompts of every (split, task) are passed over first, by split: the next part of a long recording.
         batch_size: Prompts a shard.
         notes: Free text for the file's readers.
+        date: Local date and time in ISO format that chat templates are rendered with; "" for when the recording begins.
+            Parts that are merged later need the same one, if the template prints it.
     """
 
     pair: PairConfig
@@ -61,6 +64,7 @@ class ProfilePlan:
     skip: dict[str, int] = field(default_factory=dict)
     batch_size: int = 120
     notes: str = ""
+    date: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,14 +98,16 @@ def record_traces(
         on_progress: Called before the first and after every shard.
 
     Raises:
-        TraceError: if `out` exists, or its parts belong to another plan.
+        TraceError: if `out` exists, or its parts belong to another plan, other models or other prompts.
         DataError: if no prompt is short enough.
+        ConfigError: if the plan's date is none.
     """
     if out.exists():
         raise TraceError(
             f"Expected {out} not to exist, so that nothing is overwritten. Move it or choose another name."
         )
     parts = out.with_name(out.name + ".parts")
+    date = recording_date(parts, plan.date)
     book = _Progress(on_progress)
     pair: ModelPair | None = None
     shards: list[Path] = []
@@ -110,8 +116,9 @@ def record_traces(
         pair = None  # free the last target before the next is loaded
         gc.collect()
         pair = _load(config)
-        chosen = select_prompts(prompts, pair, plan)
-        _check_plan(parts, plan, [p.prompt_id for p, _ in chosen])
+        chosen = select_prompts(prompts, pair, plan, date)
+        metadata = _metadata(pair, plan, date)
+        check_resumed(parts, asdict(plan), date, recording_identity(metadata), chosen)
         batches = make_batches(chosen, plan.batch_size)
         book.total = len(chosen) * len(plan.compressions)
         recorder = Recorder(
@@ -122,15 +129,14 @@ def record_traces(
             max_new_tokens=plan.max_new_tokens,
             known=[sequence for shard in shards for sequence in TraceSet.load(shard).sequences],
         )
-        metadata = _metadata(pair, plan)
         for batch in batches:
-            shard = parts / f"{compression}-{_digest([p.prompt_id for p, _ in batch])[:16]}.parquet"
+            shard = parts / f"{compression}-{digest([prompt_digest(*item) for item in batch])[:16]}.parquet"
             shards.append(shard)
             if not shard.is_file():
                 book.report(compression)
                 started = time.perf_counter()
-                sequences = recorder.record([p for p, _ in batch], [ids for _, ids in batch])
-                TraceSet(metadata=metadata, sequences=tuple(sequences)).save(shard)
+                sequences = _record(recorder, batch)
+                TraceSet(metadata=metadata, sequences=sequences).save(shard)
                 book.add(sum(len(s.tokens) for s in sequences), len(batch), time.perf_counter() - started)
             book.done += len(batch)
             book.report(compression)
@@ -139,28 +145,41 @@ def record_traces(
     return TraceSet.load(out)
 
 
-def select_prompts(prompts: Sequence[Prompt], pair: ModelPair, plan: ProfilePlan) -> list[Tokenised]:
+def _record(recorder: Recorder, batch: list[Tokenised]) -> tuple[TraceSequence, ...]:
+    sequences = recorder.record([p for p, _ in batch], [ids for _, ids in batch])
+    return tuple(
+        replace(sequence, prompt_tokens=np.array(ids, np.int32))
+        for sequence, (_, ids) in zip(sequences, batch, strict=True)
+    )
+
+
+def select_prompts(prompts: Sequence[Prompt], pair: ModelPair, plan: ProfilePlan, date: datetime) -> list[Tokenised]:
     """Tokenises, leaves out what is too long, and keeps the first of every (split, task).
+
+    Args:
+        prompts: Candidates, in order of preference.
+        pair: With the tokenizer.
+        plan: With the limits.
+        date: For chat templates that print it.
 
     Raises:
         DataError: if nothing is left.
     """
     counts: dict[tuple[str, str], int] = {}
+    longest = min(plan.max_prompt_tokens, pair.target.context_limit)
     kept = []
     for prompt in prompts:
         group = (prompt.split, prompt.task)
         skip = plan.skip.get(prompt.split, 0)
         if counts.get(group, 0) >= skip + plan.per_task.get(prompt.split, len(prompts)):
             continue
-        ids = pair.encode(prompt.text)
-        if 0 < len(ids) <= plan.max_prompt_tokens:
+        ids = encode_prompt(pair.tokenizer, prompt.text, chat_template=pair.config.chat_template, date=date)
+        if 0 < len(ids) <= longest:
             counts[group] = counts.get(group, 0) + 1
             if counts[group] > skip:
                 kept.append((prompt, ids))
     if not kept:
-        raise DataError(
-            f"Expected a prompt of at most {plan.max_prompt_tokens} tokens, found none. Raise max_prompt_tokens."
-        )
+        raise DataError(f"Expected a prompt of at most {longest} tokens, found none. Raise max_prompt_tokens.")
     return kept
 
 
@@ -221,26 +240,14 @@ def _load(config: PairConfig) -> ModelPair:
     return pair
 
 
-def _check_plan(parts: Path, plan: ProfilePlan, prompt_ids: list[str]) -> None:
-    text = json.dumps({"plan": asdict(plan), "prompts": _digest(prompt_ids)}, sort_keys=True, indent=1)
-    note = parts / "plan.json"
-    if note.is_file() and note.read_text(encoding="utf-8") != text:
-        raise TraceError(
-            f"{parts} holds shards of another plan. Finish that one, delete the folder, or choose another out=."
-        )
-    write_atomically(note, text)
-
-
-def _digest(words: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(words).encode()).hexdigest()
-
-
-def _metadata(pair: ModelPair, plan: ProfilePlan) -> TraceMetadata:
+def _metadata(pair: ModelPair, plan: ProfilePlan, date: datetime) -> TraceMetadata:
     sampling = asdict(plan.sampling)
     if sampling["mode"] == "greedy":
         sampling = {"mode": "greedy", "seed": sampling["seed"]}
     draft = draft_source(pair)
     model = draft if isinstance(draft, CausalModel) else None
+    limits = {"target": pair.target.context_limit} | ({"draft": model.context_limit} if model else {})
+    chat_template = bool(pair.config.chat_template and pair.tokenizer.chat_template)
     return TraceMetadata(
         target_id=Path(pair.target.name).name,
         draft_id=Path(draft.name).name,
@@ -255,9 +262,11 @@ def _metadata(pair: ModelPair, plan: ProfilePlan) -> TraceMetadata:
         sampling=sampling,
         max_new_tokens=plan.max_new_tokens,
         eos_token_ids=sorted(pair.eos_token_ids),
-        chat_template=bool(pair.config.chat_template and pair.tokenizer.chat_template),
+        chat_template=chat_template,
         device=describe_machine(pair.target.device)["processor" if pair.target.device.type == "cpu" else "accelerator"],
         versions={name: version(name) for name in PACKAGES},
         notes=plan.notes,
         gamma_max=GAMMA_MAX,
+        template_date=date.isoformat() if chat_template and template_reads_date(pair.tokenizer) else "",
+        context_limits=limits,
     )

@@ -1,18 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """A killed recording goes on where it stopped, and nothing is lost or doubled."""
 
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from transformers import AutoTokenizer, Qwen2ForCausalLM
 
 import speckv.profiling.run as run_module
 from speckv.cost import CostTable
 from speckv.decoding import SamplingConfig
-from speckv.errors import DataError, TraceError
+from speckv.errors import ConfigError, DataError, TraceError
 from speckv.models import PairConfig
+from speckv.profiling import resume
 from speckv.profiling.calibrate import CalibrationPlan, calibrate
 from speckv.profiling.check import CheckPlan
+from speckv.profiling.lookup import record_lookup
 from speckv.profiling.pass_times import TimingPlan
 from speckv.profiling.prompts import Prompt
 from speckv.profiling.record import Recorder
@@ -97,6 +106,133 @@ def test_shards_of_another_plan_are_not_mixed_in(
             record_traces(make_plan(pair), PROMPTS, out)
     with pytest.raises(TraceError, match="another plan"):
         record_traces(replace(make_plan(pair), max_new_tokens=11), PROMPTS, out)
+
+
+TEMPLATE = "{% set date = strftime_now('%d %b %Y') %}{{ date }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+
+
+@pytest.fixture
+def dated(pair: PairConfig, tmp_path: Path) -> PairConfig:
+    """The pair with a chat template that prints the date; tokens "0" to "3" are its digits."""
+    letters = LETTERS[:20] + "0123"
+    folders: dict[str, Any] = {}
+    for role, source in (("target", pair.target), ("draft", pair.draft)):
+        model = Qwen2ForCausalLM.from_pretrained(source, dtype=torch.float32)
+        folder = save_tiny(tmp_path / role, model, letters)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.chat_template = TEMPLATE
+        tokenizer.save_pretrained(folder)
+        folders[role] = str(folder)
+    return replace(pair, **folders)
+
+
+class Midnight(datetime):
+    """A clock that a test sets."""
+
+    moment = datetime(2021, 1, 30, 23, 59, 59, 5)
+
+    @classmethod
+    def now(cls, tz: object = None) -> datetime:  # type: ignore[override]
+        del tz
+        return cls.moment
+
+
+def stop_after(count: int) -> Callable[[Progress], None]:
+    def stop(progress: Progress) -> None:
+        if progress.done >= count:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def test_one_date_holds_for_a_recording(dated: PairConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resume, "datetime", Midnight)
+    plan = replace(make_plan(dated), max_prompt_tokens=40)
+    whole = record_traces(plan, PROMPTS, tmp_path / "whole.parquet")
+    assert whole.metadata.template_date == "2021-01-30T23:59:59"
+    out = tmp_path / "out.parquet"
+    with pytest.raises(KeyboardInterrupt):
+        record_traces(plan, PROMPTS, out, on_progress=stop_after(2))
+    monkeypatch.setattr(Midnight, "moment", datetime(2021, 2, 1))
+    record_traces(plan, PROMPTS, out)
+    assert out.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    later = record_traces(plan, PROMPTS, tmp_path / "later.parquet")
+    assert later.metadata.template_date == "2021-02-01T00:00:00"
+    assert [s.prompt_tokens.tolist() for s in later.sequences] != [s.prompt_tokens.tolist() for s in whole.sequences]
+    again = record_traces(replace(plan, date=whole.metadata.template_date), PROMPTS, tmp_path / "again.parquet")
+    assert [s.prompt_tokens.tolist() for s in again.sequences] == [s.prompt_tokens.tolist() for s in whole.sequences]
+    looked_up = record_lookup(whole, PROMPTS, replace(dated, draft="lookup"))  # with the date of the recording
+    assert looked_up.metadata.template_date == whole.metadata.template_date
+    assert looked_up.metadata.context_limits == {"target": 128}
+    unknown = replace(whole.metadata, template_date="")
+    with pytest.raises(TraceError, match="Expected prompt test-chat-0 to have"):
+        record_lookup(replace(whole, metadata=unknown), PROMPTS, replace(dated, draft="lookup"))
+    older = tuple(replace(s, prompt_tokens=np.zeros(0, np.int32)) for s in whole.sequences)
+    with pytest.raises(TraceError, match="with the date that its chat template printed"):
+        record_lookup(TraceSet(metadata=unknown, sequences=older), PROMPTS, replace(dated, draft="lookup"))
+
+
+def test_a_recording_holds_its_prompts_and_context_limits(pair: PairConfig, tmp_path: Path) -> None:
+    traces = record_traces(make_plan(pair), PROMPTS, tmp_path / "out.parquet")
+    texts = {prompt.prompt_id: prompt.text for prompt in PROMPTS}
+    for sequence in traces.sequences:
+        assert sequence.prompt_tokens.tolist() == [LETTERS.index(letter) for letter in texts[sequence.prompt_id]]
+    assert traces.metadata.context_limits == {"target": 128, "draft": 128}
+    assert traces.metadata.template_date == ""
+
+
+@pytest.mark.parametrize(
+    ("edited", "message"),
+    [
+        ({"text": "xyx"}, "but 'train-code-0' has another text, task, split or chat template"),
+        ({"task": "chat"}, "has another text, task, split"),
+        ({"prompt_id": "new"}, "but 'new' was not among the prompts"),
+        ({"text": "abcdefgh"}, "is no longer among the prompts|was not among the prompts"),
+    ],
+)
+def test_an_edited_prompt_is_refused_on_resume(
+    pair: PairConfig, tmp_path: Path, edited: dict[str, str], message: str
+) -> None:
+    out = tmp_path / "out.parquet"
+    with pytest.raises(KeyboardInterrupt):
+        record_traces(make_plan(pair), PROMPTS, out, on_progress=stop_after(2))
+    prompts = [replace(PROMPTS[0], **edited), *PROMPTS[1:]]
+    with pytest.raises(TraceError, match=message):
+        record_traces(make_plan(pair), prompts, out)
+    resumed = record_traces(make_plan(pair), PROMPTS, out)
+    assert len(resumed.sequences) == 6
+
+
+def test_other_models_are_refused_on_resume(pair: PairConfig, tmp_path: Path) -> None:
+    folder = shutil.copytree(pair.target, tmp_path / "target")
+    plan = make_plan(replace(pair, target=str(folder)))
+    with pytest.raises(KeyboardInterrupt):
+        record_traces(plan, PROMPTS, tmp_path / "out.parquet", on_progress=stop_after(2))
+    save_tiny(folder, tiny_qwen(7))
+    with pytest.raises(TraceError, match="shards of another recording: target_sha256 was"):
+        record_traces(plan, PROMPTS, tmp_path / "out.parquet")
+
+
+def test_shards_without_a_plan_are_refused(pair: PairConfig, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        record_traces(make_plan(pair), PROMPTS, tmp_path / "out.parquet", on_progress=stop_after(2))
+    note = tmp_path / "out.parquet.parts" / "plan.json"
+    for content in ('{"plan": {}, "prompts": ""}', "cut"):
+        note.write_text(content)
+        with pytest.raises(TraceError, match=r"Expected a plan\.json of this version"):
+            record_traces(make_plan(pair), PROMPTS, tmp_path / "out.parquet")
+
+
+def test_a_date_that_is_none_is_refused(pair: PairConfig, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Expected date=YYYY-MM-DD"):
+        record_traces(replace(make_plan(pair), date="Monday"), PROMPTS, tmp_path / "out.parquet")
+
+
+def test_prompts_that_exceed_the_targets_context_are_left_out(pair: PairConfig, tmp_path: Path) -> None:
+    long = Prompt(prompt_id="long", task="code", text="abc" * 43, split="train")
+    plan = replace(make_plan(pair), max_prompt_tokens=1000, per_task={"train": 1, "test": 0})
+    traces = record_traces(plan, [long, *PROMPTS], tmp_path / "out.parquet")
+    assert "long" not in traces.prompt_ids
 
 
 def test_an_existing_file_is_not_overwritten(pair: PairConfig, tmp_path: Path) -> None:
