@@ -26,7 +26,7 @@ from agents.stored import load_controller
 from benchmarks import qwen
 from benchmarks.arms import NUM_RESAMPLES, as_ratio
 from benchmarks.divergence import first_difference
-from benchmarks.prediction_error import errors, require_recorded
+from benchmarks.prediction_error import encode_as_recorded, errors, require_recorded
 from speckv.commands.decode import find_controller
 from speckv.cost import CostTable
 from speckv.decoding import DecodeStep, Engine, GenerationResult, RequestContext, draft_source, generate, stepwise
@@ -141,12 +141,13 @@ def main() -> None:
         arms.append(find_controller(path, table.name) if path == "shipped" else load_controller(path))
     prompts = [p for p in read_prompts(arguments.prompts) if p.split == "test"]
     prompts = first_of_each(prompts, arguments.per_task)
-    ids = {prompt.prompt_id: pair.encode(prompt.text) for prompt in prompts}
     recorded = None
     if arguments.traces:
         recorded = TraceSet.load(find_traces(arguments.traces)).select(
-            split="test", compressions=[arguments.compression], prompt_ids=list(ids)
+            split="test", compressions=[arguments.compression], prompt_ids=[prompt.prompt_id for prompt in prompts]
         )
+    ids = encode_as_recorded(pair, prompts, recorded)
+    if recorded is not None:
         require_recorded(recorded, ids)
     # An engine each: all requests are under way at once.
     engines = [Engine(pair.target, draft_source(pair), eos_token_ids=pair.eos_token_ids) for _ in arms]

@@ -27,9 +27,9 @@ from speckv.commands.decode import find_controller
 from speckv.cost import MOST_ERROR, CompiledCost, CostTable
 from speckv.decoding import Engine, GenerationResult, RequestContext, generate
 from speckv.decoding.clock import device_clock
-from speckv.errors import DataError
 from speckv.evaluation.compare import tune_fixed
 from speckv.files import write_atomically
+from speckv.models import ModelPair, encode_prompt
 from speckv.models.dtypes import dtype_name
 from speckv.profiling.check import measured_seconds, predicted_seconds
 from speckv.profiling.machine import describe_machine
@@ -48,14 +48,17 @@ def require_recorded(traces: TraceSet, ids: Mapping[str, Sequence[int]]) -> None
     """Passes if recorded prompts are those that are decoded.
 
     Raises:
-        DataError: naming the first whose length differs.
+        TraceError: naming the first that differs.
     """
     for sequence in traces.sequences:
-        if sequence.prompt_len != len(ids[sequence.prompt_id]):
-            raise DataError(
-                f"Expected prompt {sequence.prompt_id} to have the {sequence.prompt_len} tokens that were recorded, "
-                f"got {len(ids[sequence.prompt_id])}. Give the prompts file that the recording was made from."
-            )
+        sequence.require_prompt(ids[sequence.prompt_id])
+
+
+def encode_as_recorded(pair: ModelPair, prompts: Sequence[Prompt], traces: TraceSet | None) -> dict[str, list[int]]:
+    """Token ids by prompt id, with the date of a recording for chat templates that print it."""
+    date = traces.metadata.template_datetime if traces else None
+    chat_template = pair.config.chat_template
+    return {p.prompt_id: encode_prompt(pair.tokenizer, p.text, chat_template=chat_template, date=date) for p in prompts}
 
 
 def decode_live(
@@ -140,7 +143,7 @@ def of_compression(compression: str, prompts: Sequence[Prompt], options: argpars
     best = tune_fixed(recorded.select(split="train"), table).best()[compression]
     traces = recorded.select(split="test", prompt_ids=[prompt.prompt_id for prompt in prompts])
     pair = qwen.load_qwen(options.weights, dtype=options.dtype, compression=compression)
-    ids = {prompt.prompt_id: pair.encode(prompt.text) for prompt in prompts}
+    ids = encode_as_recorded(pair, prompts, traces)
     require_recorded(traces, ids)
     arms: list[Controller] = [ConstantGamma(0), ConstantGamma(best, name="best-fixed")]
     for path in options.controllers:

@@ -18,7 +18,7 @@ from benchmarks.arms import tune
 from benchmarks.gpu.models import load_random, random_pair
 from benchmarks.gpu.settings import Settings
 from speckv.decoding.protocols import LanguageModel
-from speckv.errors import ConfigError, DataError
+from speckv.errors import ConfigError, TraceError
 from speckv.models import ModelPair
 from speckv.runtime import Policy
 from speckv.runtime.constant import ConstantGamma
@@ -210,7 +210,7 @@ def test_live_arms_are_held_to_their_replay(report: Callable[..., dict[str, Any]
     make_traces(
         [make_sequence([True] * 8, prompt_id="p1", split="test", prompt_len=length + 1)], max_new_tokens=8
     ).save(recordings)
-    with pytest.raises(DataError, match="Expected prompt p1"):
+    with pytest.raises(TraceError, match="Expected prompt p1 to have"):
         report(live_decoding.main, "--gamma", "2", "--traces", str(recordings))
 
 
