@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Speculative decoding of many requests together, each with a gamma of its own.
 
-What holds for one request in `engine` holds for every row here: the text is the one that the row would have alone. A
-step drafts in as many passes as the greatest gamma, from which rows with a smaller one drop out; one verify pass reads
-all rows, padded to the longest draft. Rows that finish leave, and others may join between steps.
+Every row's text is the one that `engine` decodes for the request alone. A step drafts in as many passes as the greatest
+gamma, from which rows with a smaller one drop out; one verify pass reads all rows, padded to the longest draft. Rows
+that finish leave, and others may join between steps.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from speckv.decoding.batched_draft import BatchDraft, Drafter, GoOnRows
 from speckv.decoding.clock import device_clock
+from speckv.decoding.engine import own_processors
 from speckv.decoding.protocols import Clock
 from speckv.decoding.rows import BatchModel, CachedRows, Row, padded
 from speckv.decoding.sampling import SamplingConfig, check_finite, choose, warp_logits
@@ -118,12 +119,32 @@ class BatchEngine:
             for cache in self._caches():
                 cache.add(len(rows))
             logits = self._cache.extend(places, tokens, counts, last_only=True)
-            if self._drafter is not None:
-                self._drafter.cache.extend(places, tokens, counts, last_only=True)
+            self._draft_prompts(places, tokens, counts)
             self._rows += rows
             self._num_admitted += len(rows)
-            draft = BatchDraft.begin(rows, [0] * len(rows), self.sampling, self.target.vocab_size, device)
+            draft = self._open(rows, [0] * len(rows))
             return self._emit(len(self._rows) - len(rows), rows, draft, logits, started, started)
+
+    def _draft_prompts(self, places: Sequence[int], tokens: Tensor, counts: Sequence[int]) -> None:
+        """Reads prompts with the draft, those that fit its context; the others are decoded without drafts."""
+        if self._drafter is None or self.draft is None:
+            return
+        fitting = [i for i, count in enumerate(counts) if count <= self.draft.context_limit]
+        if len(fitting) == len(counts):
+            self._drafter.cache.extend(places, tokens, counts, last_only=True)
+        elif fitting:
+            kept = [counts[i] for i in fitting]
+            self._drafter.cache.extend([places[i] for i in fitting], tokens[fitting, : max(kept)], kept, last_only=True)
+
+    def _open(self, rows: Sequence[Row], gammas: Sequence[int]) -> BatchDraft:
+        return BatchDraft.begin(
+            rows,
+            gammas,
+            self.sampling,
+            self.target.vocab_size,
+            self.target.device,
+            draft_context=self.draft.context_limit if self.draft else 0,
+        )
 
     def _new_rows(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int | Sequence[int], requests: Sequence[str]
@@ -135,12 +156,14 @@ class BatchEngine:
                 f"Expected at least one prompt, and a name and a budget for each, got {len(prompts)} prompts, "
                 f"{len(names)} names and {len(budgets)} budgets."
             )
-        limit = min(model.context_limit for model in (self.target, self.draft) if model is not None)
         asked = zip(names, prompts, budgets, strict=True)
-        return [
-            Row.begin(self._num_admitted + i, name, prompt, budget, limit, self.sampling)
+        rows = [
+            Row.begin(self._num_admitted + i, name, prompt, budget, self.target.context_limit, self.sampling)
             for i, (name, prompt, budget) in enumerate(asked)
         ]
+        for row in rows:
+            row.processors = own_processors(self.target, row.context, row.budget)
+        return rows
 
     @property
     def running(self) -> tuple[Row, ...]:
@@ -188,7 +211,7 @@ class BatchEngine:
         rows = list(self._rows)
         asked = [int(gammas[rank[place]]) for place in range(len(rows))]
         with self._or_nothing_runs():
-            draft = BatchDraft.begin(rows, asked, self.sampling, self.target.vocab_size, self.target.device)
+            draft = self._open(rows, asked)
             drafted = started
             if self._drafter is not None and max(draft.counts) > 0:
                 self._drafter.draft(rows, draft, _ranked(go_on, rank))
@@ -204,7 +227,8 @@ class BatchEngine:
     def _judge(self, rows: Sequence[Row], draft: BatchDraft, logits: Tensor) -> list[_Judged]:
         """What the target keeps; `logits` has count + 1 lines a row, row after row. Waits for the device."""
         sizes = [count + 1 for count in draft.counts]
-        warped, found = warp_logits(logits, self.sampling), signals(logits)
+        found = signals(logits)
+        warped = warp_logits(_processed(rows, draft, logits), self.sampling)
         if self.sampling.mode == "rejection":
             verdicts = warped.softmax(-1)
         else:
@@ -233,6 +257,9 @@ class BatchEngine:
         """Emits tokens in the rows from place `first` on, cuts caches back, and lets finished rows go."""
         judged = self._judge(rows, draft, logits)
         emitted = [row.emit(j.tokens, self.eos_token_ids) for row, j in zip(rows, judged, strict=True)]
+        for row, tokens in zip(rows, emitted, strict=True):
+            if row.processors is not None:
+                row.processors.commit(len(tokens))
         for cache in self._caches():
             for place, row in enumerate(rows, first):
                 cache.truncate(place, len(row.context) - 1)
@@ -262,6 +289,18 @@ class BatchEngine:
             cache.remove(place)
         self._rows[place] = self._rows[-1]
         self._rows.pop()
+
+
+def _processed(rows: Sequence[Row], draft: BatchDraft, logits: Tensor) -> Tensor:
+    """The target's scores as each row's processors leave them."""
+    if all(row.processors is None for row in rows):
+        return logits
+    parts = []
+    sizes = [count + 1 for count in draft.counts]
+    for i, (row, lines) in enumerate(zip(rows, torch.split(logits.float(), sizes), strict=True)):
+        drafted = draft.tokens[i, : draft.counts[i]]
+        parts.append(row.processors.verify(row.ids(drafted[:0]), drafted, lines) if row.processors else lines)
+    return torch.cat(parts)
 
 
 def _ranked(go_on: GoOnRows | None, rank: Mapping[int, int]) -> GoOnRows | None:

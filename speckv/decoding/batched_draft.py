@@ -42,10 +42,19 @@ class BatchDraft:
 
     @staticmethod
     def begin(
-        rows: Sequence[Row], gammas: Sequence[int], sampling: SamplingConfig, vocab_size: int, device: torch.device
+        rows: Sequence[Row],
+        gammas: Sequence[int],
+        sampling: SamplingConfig,
+        vocab_size: int,
+        device: torch.device,
+        *,
+        draft_context: int,
     ) -> "BatchDraft":
-        """Nothing drafted yet, and each row's limit: its gamma, or what its budget allows."""
-        counts = [min(gamma, max(row.tokens_left - 1, 0)) for row, gamma in zip(rows, gammas, strict=True)]
+        """Nothing drafted yet, and each row's limit; see `Row.draft_limit`."""
+        counts = [row.draft_limit(gamma, draft_context) for row, gamma in zip(rows, gammas, strict=True)]
+        for row in rows:
+            if row.processors is not None:
+                row.processors.begin_draft()
         width = max(counts)
         noise: list[Tensor] = []
         if sampling.mode == "gumbel":
@@ -113,10 +122,22 @@ class Drafter:
         else:
             tokens, counts = _of(draft.tokens, active)[:, depth - 1 : depth], [1] * len(active)
         logits = self.cache.extend(active, tokens, counts, last_only=True)
-        chosen = self._choose(rows, draft, active, depth, warp_logits(logits, self._sampling))
+        processed = self._processed(rows, draft, active, depth, logits)
+        chosen = self._choose(rows, draft, active, depth, warp_logits(processed, self._sampling))
         where = slice(None) if len(active) == len(rows) else self._index(active)
         draft.tokens[where, depth] = chosen
         draft.rows_signals[where, depth] = signals(logits)
+
+    def _processed(
+        self, rows: Sequence[Row], draft: BatchDraft, active: list[int], depth: int, logits: Tensor
+    ) -> Tensor:
+        if all(rows[i].processors is None for i in active):
+            return logits
+        lines = []
+        for i, line in zip(active, torch.split(logits.float(), 1), strict=True):
+            processors = rows[i].processors
+            lines.append(processors.draft(rows[i].ids(draft.tokens[i, :depth]), line) if processors else line)
+        return torch.cat(lines)
 
     def _choose(self, rows: Sequence[Row], draft: BatchDraft, active: list[int], depth: int, warped: Tensor) -> Tensor:
         if self._sampling.mode != "rejection":

@@ -2,8 +2,8 @@
 """Speculative decoding, one step at a time.
 
 `Engine.step(gamma)` is the decode loop of one request: `generate` drives it with a controller, a live environment with
-actions; `BatchEngine` is its like for many.
-Who decides token by token from outside takes its parts: `begin_step`, `draft_token` as often as wanted, `verify_draft`.
+actions. `BatchEngine` decodes many requests.
+A caller that decides token by token uses its parts: `begin_step`, `draft_token` as often as wanted, `verify_draft`.
 Between steps the target's cache holds every token but the newest. The draft's holds what it has read; after plain steps
 and after a fully accepted draft it lags, and catches up when it next drafts.
 """
@@ -24,6 +24,7 @@ from speckv.decoding.sampling import SamplingConfig, check_finite
 from speckv.decoding.step import DecodeStep, token_budget, up_to_end
 from speckv.errors import BudgetError, ConfigError
 from speckv.models import CausalModel
+from speckv.models.processors import Processors
 from speckv.models.signals import Scores
 from speckv.models.static import WIDEST_GRAPH
 from speckv.models.transfer import token_tensor
@@ -31,6 +32,8 @@ from speckv.types import GAMMA_MAX, NUM_SIGNALS, FloatArray
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Stop = Callable[[list[int]], bool]
+"""Prompt and output so far -> whether the text ends there; called once for every emitted token, in order."""
 GoOn = Callable[[FloatArray], bool]
 """Signals of the tokens drafted so far, of shape [drafted, 3] -> whether to draft another one."""
 
@@ -58,12 +61,17 @@ class Engine:
     Args:
         target: The model whose text is kept.
         draft: What proposes: a model, or another source of drafts such as `PromptLookup`; None allows gamma 0 alone.
+            Where its context is shorter than the target's, texts go on without drafts past its end.
         eos_token_ids: Tokens that end the text.
         sampling: How tokens are chosen.
-        clock: Tells instants; that of the device by default.
+        clock: Reads instants; the device's by default.
 
-    On a CPU the host sees each drafted token at once. Elsewhere nothing waits for the device until a step ends, or
-    until someone looks at `draft_signals`: a draft may then run on behind a drafted end of text, and is cut afterwards.
+    Raises:
+        ConfigError: if a draft model scores another number of tokens than the target; see
+            `speckv.models.vocabulary.with_vocabulary`.
+
+    On a CPU each drafted token is on the host at once. Elsewhere nothing waits for the device until a step ends or
+    `draft_signals` is read: a draft may then run past a drafted end of text, and is cut afterwards.
     """
 
     def __init__(
@@ -77,6 +85,11 @@ class Engine:
     ) -> None:
         self.target = target
         self.draft = draft if draft is None or isinstance(draft, DraftSource) else ModelDraft(draft)
+        if isinstance(self.draft, ModelDraft) and self.draft.model.vocab_size != target.vocab_size:
+            raise ConfigError(
+                f"Expected a draft that scores the target's {target.vocab_size} tokens, got one that scores "
+                f"{self.draft.model.vocab_size}. Fit it with speckv.models.vocabulary.with_vocabulary."
+            )
         self.eos_token_ids = eos_token_ids
         self.sampling = sampling or SamplingConfig()
         device = getattr(target, "device", torch.device("cpu"))
@@ -87,6 +100,7 @@ class Engine:
         self.tokens: list[int] = []
         self.finish: str | None = None
         self._budget = 0
+        self._stop: Stop | None = None
         self._context: list[int] = []
         self._draft: OpenDraft | None = None
         self._target_cache: CachedTokens | None = None
@@ -103,12 +117,13 @@ class Engine:
             longest: Prompt and output of a request, in tokens.
         """
         self.let_go()
-        longest = min(longest, self._context_limit())
+        longest = min(longest, self.target.context_limit)
         if isinstance(self.target, CausalModel):
             verified = range(1, 2 + (GAMMA_MAX if self.draft else 0))
             self._captured.append(self.target.captured(longest, verified, all_logits=True))
         if isinstance(self.draft, ModelDraft) and isinstance(self.draft.model, CausalModel):
             read = range(1, WIDEST_GRAPH + 1)  # a draft that lags reads more than one token
+            longest = min(longest, self.draft.context_limit)
             self._captured.append(self.draft.model.captured(longest, read, all_logits=False))
 
     def let_go(self) -> None:
@@ -120,28 +135,45 @@ class Engine:
     # -- a request ------------------------------------------------------------------------------------------------
 
     @_fails_with_its_step
-    def start(self, prompt: Sequence[int], *, max_new_tokens: int, request: str = "") -> DecodeStep:
+    def start(
+        self,
+        prompt: Sequence[int],
+        *,
+        max_new_tokens: int,
+        request: str = "",
+        processors: Processors | None = None,
+        stop: Stop | None = None,
+    ) -> DecodeStep:
         """Reads the prompt with both models and emits the first token, which comes from the target's prefill.
 
         Args:
             prompt: At least one token id.
-            max_new_tokens: Token budget, at least 1, the first token included.
+            max_new_tokens: Token budget, at least 1, the first token included; cut at the end of the target's context.
             request: Names the request; with the sampling seed it fixes every draw.
+            processors: Of scores; those of the target's own defaults by default.
+            stop: Ends the text behind the first token for which it is true.
 
         Raises:
-            BudgetError: if the prompt is empty, or it and one token do not fit the context.
+            BudgetError: if the prompt is empty, or it and one token do not fit the target's context.
         """
-        budget = token_budget(prompt, max_new_tokens, self._context_limit())
+        budget = token_budget(prompt, max_new_tokens, self.target.context_limit)
         self.let_go()
         self.prompt_len = len(prompt)
         self._budget = budget
+        self._stop = stop
         self._context = list(prompt)
-        self._draws = Draws(self.sampling, request=request, vocab_size=self.target.vocab_size)
+        self._draws = Draws(
+            self.sampling,
+            request=request,
+            vocab_size=self.target.vocab_size,
+            processors=processors or own_processors(self.target, prompt, budget),
+            text=self._context,
+        )
         self._target_cache = self.target.sequence()
         self._drafter = self.draft.open(self._draws) if self.draft else None
         started = self.clock()
         scores = self._target_cache.score(prompt, num_logits=1)
-        if self._drafter is not None:
+        if self._drafter is not None and self._draft_room > 0:
             self._drafter.read(prompt)
         return self._emit(OpenDraft(gamma=0, limit=0), scores, started)
 
@@ -186,13 +218,15 @@ class Engine:
             raise ConfigError(f"Expected gamma >= 0, and 0 where there is no draft, got {gamma}.")
         if self._draft is not None and self._draft.proposals and self._drafter is not None:
             self._drafter.truncate(len(self._context) - 1)
-        self._draft = OpenDraft(gamma=gamma, limit=min(gamma, self.tokens_left - 1))
+        self._draws.begin_step()
+        self._draft = OpenDraft(gamma=gamma, limit=min(gamma, self.tokens_left - 1, self._draft_room))
 
     @property
     def can_draft(self) -> bool:
-        """Whether the open step can draft another token: gamma, the budget and a drafted end of text end a draft.
+        """Whether the open step can draft another token.
 
-        So does a draft that has nothing to propose, which may be at once: the step is then a plain one.
+        A draft ends at gamma, at the token budget, at the end of the draft's context and behind a drafted end of text.
+        A source that has nothing to propose ends it too, perhaps at once: the step is then a plain one.
         """
         draft = self._draft
         if draft is None or self._drafter is None or len(draft.proposals) >= draft.limit:
@@ -270,6 +304,16 @@ class Engine:
         return self._budget - len(self.tokens)
 
     @property
+    def target_cache(self) -> Any:
+        """The target's cached sequence; it holds every token of the request but the newest."""
+        return self._target_cache
+
+    @property
+    def _draft_room(self) -> int:
+        """Tokens that can be drafted behind the text before the draft's context is full, at least 0."""
+        return max(0, self.draft.context_limit + 1 - len(self._context)) if self.draft else 0
+
+    @property
     def draft_lag(self) -> int:
         """Emitted tokens that the draft has not read, the newest one not counted."""
         return len(self._context) - 1 - (self._drafter.length if self._drafter else 0)
@@ -288,8 +332,10 @@ class Engine:
         found, num_accepted = told[-1 - width : -1], int(told[-1, 0])
         check_finite(found, "target")
         tokens = up_to_end(found[: num_accepted + 1, NUM_SIGNALS].astype(int).tolist(), self.eos_token_ids)
+        tokens = self._up_to_stop(tokens)
         if tokens[-1] in self.eos_token_ids:
             self.finish = "eos"
+        self._draws.commit(len(tokens))
         self.tokens += tokens
         self._context += tokens
         if self.finish is None and self.tokens_left == 0:
@@ -311,5 +357,18 @@ class Engine:
             finish=self.finish,
         )
 
-    def _context_limit(self) -> int:
-        return min(self.target.context_limit, self.draft.context_limit if self.draft else self.target.context_limit)
+    def _up_to_stop(self, tokens: list[int]) -> list[int]:
+        """Cuts tokens behind the first at which the caller's criterion ends the text."""
+        for count in range(1, len(tokens) + 1) if self._stop else ():
+            assert self._stop is not None
+            if self._stop(self._context + tokens[:count]):
+                self.finish = "stop"
+                return tokens[:count]
+        return tokens
+
+
+def own_processors(target: object, prompt: Sequence[int], max_new_tokens: int) -> Processors | None:
+    """Processors of one request by the target's own defaults; None where the model has none."""
+    make = getattr(target, "request_processors", None)
+    found: Processors | None = make(prompt, max_new_tokens) if make else None
+    return found

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rows of a batch: what a model must offer to decode many requests, and what each request carries."""
+"""The rows of a batch: the interface of a model that decodes many requests, and the state of each request."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from speckv.decoding.sampling import SamplingConfig, request_seed
 from speckv.decoding.step import token_budget, up_to_end
+from speckv.models.processors import Processors
+from speckv.models.transfer import token_tensor
 
 
 class CachedRows(Protocol):
@@ -67,6 +69,7 @@ class Row:
         seed: Of its noise.
         generator: Of its draws.
         finish: "eos", "length" or None while the text goes on.
+        processors: Of scores; None where they are taken as they are.
     """
 
     number: int
@@ -77,6 +80,7 @@ class Row:
     seed: int
     generator: torch.Generator
     finish: str | None = field(default=None)
+    processors: Processors | None = None
 
     @staticmethod
     def begin(
@@ -89,7 +93,7 @@ class Row:
             request: See `Row`.
             prompt: At least one token id.
             max_new_tokens: Token budget, at least 1, the prefill's token included.
-            limit: Longest context of the models, in tokens.
+            limit: Longest context of the target, in tokens.
             sampling: How tokens are chosen.
 
         Raises:
@@ -106,6 +110,14 @@ class Row:
             seed=seed,
             generator=torch.Generator().manual_seed(request_seed(seed, "draws")),
         )
+
+    def draft_limit(self, gamma: int, draft_context: int) -> int:
+        """Most tokens that a step may draft: gamma, the token budget and the draft's context bound it."""
+        return max(0, min(gamma, self.tokens_left - 1, draft_context + 1 - len(self.context)))
+
+    def ids(self, drafted: Tensor) -> Tensor:
+        """Shape [1, tokens]; the text with drafted tokens of shape [drafted] behind it."""
+        return torch.cat([token_tensor(self.context, drafted.device), drafted])[None]
 
     @property
     def num_tokens(self) -> int:

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a single request and a row of a batch share: how long it may be, where its text ends, what a step tells."""
+"""What a single request and a row of a batch share: token budgets, ends of text, the outcome of a step."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from speckv.errors import BudgetError
 from speckv.types import FloatArray, StepOutcome
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +51,7 @@ class DecodeStep:
             target_signals: Shape [num_emitted or more, 3]; what lies behind the emitted tokens is left out.
             draft_s: Seconds spent on the draft.
             verify_s: Seconds of the rest.
-            finish: "eos", "length" or None while the text goes on.
+            finish: "eos", "length", "stop" (a criterion of the caller), or None while the text goes on.
         """
         num_accepted, found = min(num_kept, len(tokens)), target_signals[: len(tokens)]
         outcome = StepOutcome(
@@ -74,8 +77,8 @@ def token_budget(prompt: Sequence[int], max_new_tokens: int, limit: int, *, expe
     Args:
         prompt: At least one token id.
         max_new_tokens: At least 1, the prefill's token included.
-        limit: Longest context of the models, in tokens; the newest token needs no room in it, so prompt and output may
-            be one longer.
+        limit: Longest context of the target, in tokens; the newest token needs no room in it, so prompt and output may
+            be one longer. A budget that does not fit is cut, with a warning in the log.
         expected: How an error begins.
 
     Raises:
@@ -89,7 +92,16 @@ def token_budget(prompt: Sequence[int], max_new_tokens: int, limit: int, *, expe
         raise BudgetError(f"{expected} max_new_tokens of at least 1, got {max_new_tokens}.")
     if len(prompt) > limit:
         raise BudgetError(f"{expected} a prompt of at most {limit} tokens, got {len(prompt)}. Shorten it.")
-    return min(max_new_tokens, limit + 1 - len(prompt))
+    room = limit + 1 - len(prompt)
+    if room < max_new_tokens:
+        logger.warning(
+            "The text ends after %d tokens, not %d: the target's context holds %d tokens, and the prompt has %d.",
+            room,
+            max_new_tokens,
+            limit,
+            len(prompt),
+        )
+    return min(max_new_tokens, room)
 
 
 def up_to_end(tokens: Sequence[int], eos_token_ids: frozenset[int]) -> list[int]:

@@ -1,15 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A key-value cache that appends in place: transformers' own copies everything it holds at every pass."""
+"""A key-value cache that appends in place and can be cut back to any earlier length.
+
+transformers' own cache copies all it holds at every pass, and its sliding windows cannot be cut back by more than the
+last pass.
+"""
 
 import inspect
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import DynamicCache, PretrainedConfig
-from transformers.cache_utils import DynamicLayer
+from transformers import DynamicCache
+from transformers.cache_utils import DummyLayer, DynamicIndexedLayer, DynamicLayer, DynamicSlidingWindowLayer
+
+from speckv.errors import ModelError
 
 SPARE_TOKENS = 64
 """Room that is added whenever a layer must grow."""
+
+ROLLBACK_TOKENS = 256
+"""Tokens that a window layer keeps beyond its window, so that it can be cut back by as many."""
 
 
 class GrowingLayer(DynamicLayer):
@@ -25,23 +34,93 @@ class GrowingLayer(DynamicLayer):
         del args, kwargs
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        used = self.get_seq_length()
         assert self.keys is not None
         assert self.values is not None
-        self._key_room, self.keys = _append(self._key_room, self.keys, used, key_states)
-        self._value_room, self.values = _append(self._value_room, self.values, used, value_states)
+        self._key_room, self.keys = _append(self._key_room, self.keys, key_states)
+        self._value_room, self.values = _append(self._value_room, self.values, value_states)
         return self.keys, self.values
 
     def reset(self) -> None:
-        """Holds nothing any more, and no room either."""
+        """Empties the layer and frees its buffers."""
         super().reset()
         self._key_room = self._value_room = None
 
 
-def _append(room: Tensor | None, held: Tensor, used: int, new: Tensor) -> tuple[Tensor, Tensor]:
-    """Writes `new` behind the `used` tokens of `held`, in its buffer if it has one with room; returns buffer, view."""
+class GrowingWindowLayer(GrowingLayer):
+    """A layer whose tokens attend to a window: the last tokens are kept, and the window's are returned.
+
+    Attributes:
+        sliding_window: Tokens that a token attends to, itself included.
+        num_dropped: Tokens that were read and are held no more.
+    """
+
+    is_sliding = True
+
+    def __init__(self, sliding_window: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.sliding_window = sliding_window
+        self.num_dropped = 0
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Appends states of shape [batch, heads, tokens, dim] and returns those that the new tokens attend to."""
+        del args, kwargs
+        num_new = key_states.shape[-2]
+        room, kept = self._key_room, self.sliding_window - 1 + ROLLBACK_TOKENS
+        if room is not None and self._num_held + num_new > room.shape[-2] and self._num_held > kept:
+            assert self.keys is not None
+            assert self.values is not None
+            self.num_dropped += self._num_held - kept
+            self.keys, self.values = self.keys[..., -kept:, :], self.values[..., -kept:, :]
+        super().update(key_states, value_states)
+        assert self.keys is not None
+        assert self.values is not None
+        visible = self.sliding_window - 1 + num_new
+        return self.keys[..., -visible:, :], self.values[..., -visible:, :]
+
+    @property
+    def _num_held(self) -> int:
+        return 0 if not self.is_initialized or self.keys is None else self.keys.shape[-2]
+
+    def get_seq_length(self) -> int:
+        """Tokens read, those that were dropped included."""
+        return self.num_dropped + self._num_held
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Number and first position of the tokens that a pass of `query_length` tokens attends to."""
+        length = self.get_seq_length()
+        return min(length, self.sliding_window - 1) + query_length, max(length - self.sliding_window + 1, 0)
+
+    def get_max_length(self) -> int:
+        """Tokens of the window."""
+        return self.sliding_window
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Removes the newest `-tokens_to_remove` tokens.
+
+        Raises:
+            ModelError: if tokens that would then be in the window have been dropped.
+        """
+        left = self._num_held + tokens_to_remove
+        if self.num_dropped and left < self.sliding_window - 1:
+            raise ModelError(
+                f"Expected a sliding window to be cut back by at most {self._num_held - self.sliding_window + 1} "
+                f"tokens, got {-tokens_to_remove}. Start the sequence again."
+            )
+        super().crop(tokens_to_remove)
+
+    def reset(self) -> None:
+        """Empties the layer and frees its buffers."""
+        super().reset()
+        self.num_dropped = 0
+
+
+def _append(room: Tensor | None, held: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+    """Writes `new` behind `held`, in its buffer if it has one with room; returns the buffer and the view of both."""
+    used = held.shape[-2] if held.numel() else 0
     needed = used + new.shape[-2]
-    # Selecting rows leaves `held` in memory of its own: the buffer is then no longer its own either.
+    # Selecting rows or dropping tokens leaves `held` elsewhere than at the buffer's start.
     owned = room is not None and room.shape[0] == new.shape[0] and (not used or held.data_ptr() == room.data_ptr())
     if room is None or not owned or room.shape[-2] < needed:
         room = new.new_empty((*new.shape[:-2], needed + SPARE_TOKENS, new.shape[-1]))
@@ -51,21 +130,99 @@ def _append(room: Tensor | None, held: Tensor, used: int, new: Tensor) -> tuple[
     return room, room[..., :needed, :]
 
 
+def unwrapped(model: nn.Module) -> Any:
+    """The transformers model inside a wrapper: PEFT adapters, `torch.compile`, distributed training.
+
+    >>> unwrapped(nn.Linear(1, 1))
+    Linear(in_features=1, out_features=1, bias=True)
+    """
+    inner: Any = model
+    while True:
+        if hasattr(inner, "_orig_mod"):
+            inner = inner._orig_mod
+        elif hasattr(inner, "get_base_model"):
+            inner = inner.get_base_model()
+        elif isinstance(getattr(inner, "module", None), nn.Module):
+            inner = inner.module
+        else:
+            return inner
+
+
 def cache_keyword(model: nn.Module) -> str:
-    """What a model calls its key-value cache: `cache` since transformers 5.24, `past_key_values` before."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    """Name of a model's key-value cache argument: `cache` since transformers 5.24, `past_key_values` before."""
+    return "cache" if "cache" in inspect.signature(unwrapped(model).forward).parameters else "past_key_values"
 
 
-def special_layers(model: nn.Module) -> list[str]:
-    """Kinds of a model's cache layers that do not hold every token, such as sliding windows, by name."""
+def window_sizes(model: nn.Module) -> list[int | None]:
+    """Sliding window of each cache layer, in tokens; None for a layer that attends to the whole text."""
+    return [getattr(layer, "sliding_window", None) for layer in _transformers_layers(model)]
+
+
+def has_special_layers(model: nn.Module) -> bool:
+    """Whether some layer does not attend to the whole text, or keeps something besides keys and values."""
+    return any(type(layer) is not DynamicLayer for layer in _transformers_layers(model))
+
+
+def require_rollback(model: nn.Module, name: str) -> None:
+    """Checks that a model's cache can forget rejected tokens, layer by layer.
+
+    Args:
+        model: As loaded.
+        name: For the error.
+
+    Raises:
+        ModelError: if it keeps a recurrent or convolution state, or a kind of cache that is not known here.
+    """
+    inner = unwrapped(model)
+    kinds = {type(layer) for layer in _transformers_layers(model)}
+    known = {DynamicLayer, DynamicSlidingWindowLayer, DynamicIndexedLayer, DummyLayer}
+    unknown = sorted(kind.__name__ for kind in kinds - known)
+    parameters = inspect.signature(inner.forward).parameters
+    if getattr(inner, "_is_stateful", False) and not unknown:
+        unknown = ["a recurrent state"]
+    if not unknown and not {"cache", "past_key_values"} & set(parameters):
+        unknown = ["no key-value cache"]
+    if unknown:
+        raise ModelError(
+            f"Expected a model whose layers keep keys and values of tokens, which can be cut back after a rejection; "
+            f"{name} keeps {', '.join(unknown)}. Models with recurrent or convolution layers cannot be used here as "
+            "target or draft: choose one with attention layers alone."
+        )
+
+
+def growing_cache(model: nn.Module) -> DynamicCache:
+    """An empty cache for a model that passes `require_rollback`."""
     config: Any = model.config
-    kinds = {type(layer) for layer in DynamicCache(config=config).layers}
-    return sorted(kind.__name__ for kind in kinds - {DynamicLayer})
-
-
-def growing_cache(config: PretrainedConfig) -> DynamicCache:
-    """An empty cache for a model; layers of a special kind (sliding windows and others) stay transformers' own."""
     cache = DynamicCache(config=config)
-    layers: list[Any] = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]  # type: ignore[no-untyped-call]
+    layers: list[Any] = [_growing(layer) for layer in cache.layers]
     cache.layers = layers
     return cache
+
+
+def exported(model: nn.Module, cache: DynamicCache, length: int) -> DynamicCache:
+    """A copy of the first `length` tokens of a cache, in layers of transformers' own."""
+    config: Any = model.config
+    copy = DynamicCache(config=config)
+    for index, (held, layer) in enumerate(zip(cache.layers, copy.layers, strict=True)):
+        source: Any = held
+        target: Any = layer
+        if not getattr(source, "is_initialized", False) or source.keys is None:
+            continue
+        begin = getattr(source, "num_dropped", 0)
+        copy.update(*(part[..., : length - begin, :].clone() for part in (source.keys, source.values)), index)
+        if hasattr(target, "cumulative_length"):
+            target.cumulative_length = length
+    return copy
+
+
+def _growing(layer: Any) -> Any:
+    if type(layer) is DynamicLayer:
+        return GrowingLayer()  # type: ignore[no-untyped-call]
+    if type(layer) is DynamicSlidingWindowLayer:
+        return GrowingWindowLayer(layer.sliding_window)
+    return layer
+
+
+def _transformers_layers(model: nn.Module) -> list[Any]:
+    config: Any = model.config
+    return list(DynamicCache(config=config).layers)

@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from speckv.errors import BudgetError
 from speckv.models.attention import without_plans
-from speckv.models.cache import cache_keyword, growing_cache
+from speckv.models.cache import cache_keyword, exported, growing_cache, require_rollback
+from speckv.models.defaults import GenerationDefaults
+from speckv.models.processors import Processors
 from speckv.models.signals import ScoredTokens
 from speckv.models.static import StaticSequence
 from speckv.models.transfer import token_tensor
@@ -26,8 +28,9 @@ class CachedSequence(ScoredTokens):
     """
 
     def __init__(self, model: "CausalModel") -> None:
+        require_rollback(model.hf, model.name)
         self._model = model
-        self._cache = growing_cache(model.hf.config)
+        self._cache = growing_cache(model.hf)
         self._cache_argument: dict[str, Any] = {cache_keyword(model.hf): self._cache}
         self.length = 0
 
@@ -54,6 +57,10 @@ class CachedSequence(ScoredTokens):
         logits: Tensor = output.logits[0]
         return logits
 
+    def exported(self) -> DynamicCache:
+        """A copy of the cache in transformers' own layers, for a caller that goes on from it."""
+        return exported(self._model.hf, self._cache, self.length)
+
     def truncate(self, length: int) -> None:
         """Forgets every token past `length`; a no-op if there is none."""
         surplus = self.length - length
@@ -79,6 +86,8 @@ class CausalModel:
         captures_graphs: Whether its kernels can be captured; only asked where it is static, on CUDA.
         spare_rooms: Buffers of static sequences that are gone.
         graph_faults: Why passes could not be captured after all; with any, they run kernel by kernel.
+        defaults: Settings of the model's own `generation_config` that shape its scores; None where the caller applies
+            them, as `generate` does.
     """
 
     name: str
@@ -93,6 +102,7 @@ class CausalModel:
     captures_graphs: bool = True
     spare_rooms: list[Any] = field(default_factory=list, repr=False)
     graph_faults: list[str] = field(default_factory=list, repr=False)
+    defaults: GenerationDefaults | None = None
     _digest: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -115,6 +125,10 @@ class CausalModel:
         sequence = StaticSequence(self)
         sequence.capture_ahead(longest, widths, all_logits=all_logits)
         return sequence
+
+    def request_processors(self, prompt: Sequence[int], max_new_tokens: int) -> Processors | None:
+        """Logits processors of one request by the model's own defaults; None where there are none."""
+        return self.defaults.processors(prompt, max_new_tokens) if self.defaults else None
 
     def require_context(self, length: int) -> None:
         """Passes if a sequence of that many tokens fits.

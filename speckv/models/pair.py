@@ -3,7 +3,7 @@
 
 import copy
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,19 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from speckv.errors import ConfigError, ModelError, device_error, device_errors_explained
-from speckv.models.cache import special_layers
+from speckv.models.cache import has_special_layers, require_rollback
 from speckv.models.causal import CausalModel
 from speckv.models.compression import get_compression, silence_int8_cast_notice
+from speckv.models.context import context_limit
+from speckv.models.defaults import GenerationDefaults
 from speckv.models.dtypes import resolve_dtype
 from speckv.models.kernels import warn_if_slow
 from speckv.models.linear import use_fast_linear
+from speckv.models.parts import decoder_of, with_modules
 from speckv.models.tokenizer import encode_prompt, load_error, load_tokenizer, locate, vocabulary_hash
+from speckv.models.vocabulary import with_vocabulary
 
 logger = logging.getLogger(__name__)
-END_OF_TEXT_WORDS = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +72,7 @@ class ModelPair:
         target: The model whose text is kept.
         draft_model: The model that proposes; None where the config's draft is "lookup".
         tokenizer: Shared by both.
-        eos_token_ids: Tokens that end a text.
+        eos_token_ids: Tokens that end a text, those of the target's `generation_config`, as in `generate`.
     """
 
     config: PairConfig
@@ -126,8 +129,9 @@ def load_pair(config: PairConfig) -> ModelPair:
         draft = first_layers(target, config.draft_layers)
     elif config.draft != "lookup":
         draft = load_model(config.draft, compression=config.draft_compression, **where)
-        _check_same_vocabulary(target, draft, tokenizer, load_tokenizer(str(draft.source or draft.name)))
-    eos_token_ids = _end_of_text(target, tokenizer)
+        _check_same_tokenizer(target, draft, tokenizer, load_tokenizer(str(draft.source or draft.name)))
+        draft = with_vocabulary(draft, target.vocab_size)
+    eos_token_ids = target.defaults.eos_token_ids if target.defaults else frozenset[int]()
     return ModelPair(config=config, target=target, draft_model=draft, tokenizer=tokenizer, eos_token_ids=eos_token_ids)
 
 
@@ -173,7 +177,7 @@ def load_model(
         model = model.to(device)
     warn_if_slow(compression, dtype, device)
     folder = Path(location)
-    return causal_model(
+    loaded = causal_model(
         model,
         name=source,
         compression=compression,
@@ -182,6 +186,7 @@ def load_model(
         static_cache=static_cache,
         source=folder if folder.is_dir() else None,
     )
+    return replace(loaded, defaults=GenerationDefaults(model, source))
 
 
 def causal_model(
@@ -207,15 +212,17 @@ def causal_model(
 
     Raises:
         ConfigError: if a static cache is wanted that the model's attention does not allow.
+        ModelError: if its cache cannot forget rejected tokens, as with recurrent layers.
     """
+    require_rollback(model, name)
     return CausalModel(
         name=name,
         hf=freeze(model),
         compression=compression,
         dtype=dtype,
         device=device,
-        vocab_size=int(model.config.vocab_size),
-        context_limit=int(model.config.max_position_embeddings),
+        vocab_size=int(model.config.get_text_config().vocab_size),
+        context_limit=context_limit(model),
         source=source,
         static=_is_static(model, static_cache, device),
         captures_graphs=get_compression(compression, device).captures_graphs and not _looks_at_its_data(model),
@@ -240,14 +247,11 @@ def first_layers(target: CausalModel, layers: int) -> CausalModel:
     config.num_hidden_layers = keep
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:keep]
-    shallow = copy.copy(target.hf)
-    shallow._modules = dict(target.hf._modules)
-    decoder = copy.copy(target.hf.model)
-    decoder._modules = dict(target.hf.model._modules)
-    decoder.layers = nn.ModuleList(list(target.hf.model.layers)[:keep])
-    decoder.config = config
-    shallow.model = decoder
-    shallow.config = config
+    decoder = decoder_of(target.hf)
+    stack = _layer_list(decoder, total)
+    shallow = with_modules(target.hf, {stack: nn.ModuleList(list(stack)[:keep])})
+    for part in (shallow, decoder_of(shallow)):
+        part.config = config
     return CausalModel(
         name=f"{target.name}[:{keep}]",
         hf=shallow,
@@ -262,13 +266,21 @@ def first_layers(target: CausalModel, layers: int) -> CausalModel:
     )
 
 
+def _layer_list(decoder: nn.Module, total: int) -> nn.ModuleList:
+    """The list of a decoder's layers."""
+    for child in decoder.children():
+        if isinstance(child, nn.ModuleList) and len(child) == total:
+            return child
+    raise ConfigError(f"Expected a decoder with one list of layers for model.draft=self, got {type(decoder).__name__}.")
+
+
 def _looks_at_its_data(model: nn.Module) -> bool:
     """Whether a model has INT8 layers, whatever it was said to be: they look for outliers on the host."""
     return any(type(module).__name__ == "Linear8bitLt" for module in model.modules())
 
 
 def _is_static(model: PreTrainedModel, wanted: bool | None, device: torch.device) -> bool:
-    plain = not special_layers(model)
+    plain = not has_special_layers(model)
     if wanted and not plain:
         raise ConfigError(
             "Expected a model whose layers all attend to the whole context for static_cache=true, got one with "
@@ -302,28 +314,11 @@ def _plain_strides(head: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ..
     return (rows, *arguments[1:])
 
 
-def _check_same_vocabulary(
+def _check_same_tokenizer(
     target: CausalModel, draft: CausalModel, tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase
 ) -> None:
-    if target.vocab_size != draft.vocab_size:
-        raise ModelError(
-            f"Expected target and draft to score the same tokens, got {target.vocab_size} for {target.name} and "
-            f"{draft.vocab_size} for {draft.name}. Choose a draft of the target's family."
-        )
     if vocabulary_hash(tokenizer) != vocabulary_hash(other):
         raise ModelError(
             f"Expected target and draft to share one tokenizer; those of {target.name} and {draft.name} map words to "
             "different ids. Choose a draft of the target's family."
         )
-
-
-def _end_of_text(target: CausalModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    found: set[int] = set()
-    for config in (target.hf.config, getattr(target.hf, "generation_config", None)):
-        ids = getattr(config, "eos_token_id", None)
-        found.update([ids] if isinstance(ids, int) else ids or [])
-    if tokenizer.eos_token_id is not None:
-        found.add(int(tokenizer.eos_token_id))
-    vocabulary = tokenizer.get_vocab()
-    found.update(vocabulary[word] for word in END_OF_TEXT_WORDS if word in vocabulary)
-    return frozenset(found)

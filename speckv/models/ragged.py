@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many sequences in one model, each of its own length: what decoding a batch needs.
+"""Many sequences in one model, each of its own length: for decoding batches and for recording.
 
-Every row has a place for each position in one buffer a layer, so the place of a token is its position. Cutting a row
-back changes its length and moves nothing: what lies past the end is hidden by the mask until it is written over.
+Every row has a slot for each position in one buffer a layer, so the slot of a token is its position. Cutting a row back
+changes its length and moves nothing: the mask hides what lies past the end until it is written over. Sliding windows
+are masks over the same buffers.
 """
 
 from collections.abc import Sequence
@@ -12,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from speckv.errors import ModelError
 from speckv.models.attention import without_plans
-from speckv.models.cache import cache_keyword, special_layers
+from speckv.models.cache import cache_keyword, require_rollback, window_sizes
 from speckv.models.causal import CausalModel
+from speckv.models.parts import decoder_of, scoring_of
 from speckv.models.transfer import token_tensor
 
 SPARE_TOKENS = 64
@@ -87,20 +89,23 @@ class RaggedLayer(DynamicLayer):
 
 
 class RaggedRows:
-    """Rows of cached tokens inside one model, extended and cut back each by itself."""
+    """Rows of cached tokens inside one model, extended and cut back each by itself.
+
+    Raises:
+        ModelError: if some layer's cache does not hold keys and values of every token by position.
+    """
 
     def __init__(self, model: CausalModel) -> None:
+        require_batches(model)
         self._model = model
+        self._decoder = decoder_of(model.hf)
+        self._scores = scoring_of(model.hf)
+        self._windows = window_sizes(model.hf)
         cache = DynamicCache(config=model.hf.config)
-        unknown = special_layers(model.hf)
-        if unknown:
-            raise ModelError(
-                f"{model.name}: expected a cache that holds every token in every layer, got {', '.join(unknown)}. "
-                "Decode one request at a time with Engine."
-            )
-        self._layers = [RaggedLayer() for _ in cache.layers]  # type: ignore[no-untyped-call]
-        cache.layers = list(self._layers)
-        self._cache: dict[str, Any] = {cache_keyword(model.hf.model): cache}
+        layers: list[Any] = [RaggedLayer() if _holds_tokens(layer) else layer for layer in cache.layers]  # type: ignore[no-untyped-call]
+        cache.layers = layers
+        self._layers: list[RaggedLayer] = [layer for layer in layers if isinstance(layer, RaggedLayer)]
+        self._cache: dict[str, Any] = {cache_keyword(self._decoder): cache}
         self._lengths: list[int] = []
         self._num_rows = self._capacity = 0
 
@@ -129,6 +134,26 @@ class RaggedRows:
         self._lengths[row] = min(self._lengths[row], length)
 
     @torch.inference_mode()
+    def copy_of(self, rows: Sequence[int], lengths: Sequence[int]) -> "RaggedRows":
+        """Copies rows, each cut to a length; a row may be copied many times.
+
+        Args:
+            rows: Which.
+            lengths: Tokens that each copy keeps, at least 1.
+        """
+        copy = RaggedRows(self._model)
+        copy.add(len(rows))
+        copy._lengths, copy._capacity = list(lengths), max(lengths)
+        picked = token_tensor(rows, self._model.device)
+        for source, target in zip(self._layers, copy._layers, strict=True):
+            target.is_initialized = True
+            assert source.keys is not None
+            assert source.values is not None
+            target.keys = source.keys.index_select(0, picked)[:, :, : copy._capacity]
+            target.values = source.values.index_select(0, picked)[:, :, : copy._capacity]
+        return copy
+
+    @torch.inference_mode()
     def extend(self, rows: Sequence[int], tokens: Tensor, counts: Sequence[int], *, last_only: bool = False) -> Tensor:
         """Appends tokens to some rows in one pass, padded to the longest piece, and scores what comes after them.
 
@@ -144,12 +169,25 @@ class RaggedRows:
         Raises:
             BudgetError: if a row would outgrow the model's context.
         """
-        width = tokens.shape[1]
-        share = max(1, TOKENS_AT_ONCE // width)
-        if len(rows) > share:
-            parts = [slice(begin, begin + share) for begin in range(0, len(rows), share)]
-            return torch.cat([self.extend(rows[p], tokens[p], counts[p], last_only=last_only) for p in parts])
-        device = self._model.device
+        parts = _parts(len(rows), tokens.shape[1])
+        scored = [
+            self._scores(_scored(self._pass(rows[p], tokens[p], counts[p]), counts[p], last_only=last_only))
+            for p in parts
+        ]
+        return scored[0] if len(scored) == 1 else torch.cat(scored)
+
+    @torch.inference_mode()
+    def read(self, rows: Sequence[int], tokens: Tensor, counts: Sequence[int]) -> Tensor:
+        """Appends tokens as `extend` does; returns hidden states of shape [rows, width, hidden], unscored."""
+        return torch.cat([self._pass(rows[p], tokens[p], counts[p]) for p in _parts(len(rows), tokens.shape[1])])
+
+    @torch.inference_mode()
+    def score(self, hidden: Tensor) -> Tensor:
+        """Logits of hidden states of shape [states, hidden], in the model's dtype."""
+        return self._scores(hidden)
+
+    def _pass(self, rows: Sequence[int], tokens: Tensor, counts: Sequence[int]) -> Tensor:
+        device, width = self._model.device, tokens.shape[1]
         starts = [self._lengths[row] for row in rows]
         self._reserve(starts, counts, width)
         positions = token_tensor(starts, device)[:, None] + torch.arange(width, device=device)
@@ -163,19 +201,18 @@ class RaggedRows:
         )
         for layer in self._layers:
             layer.current = now
-        hf: Any = self._model.hf
         with without_plans(device):
-            output = hf.model(
+            output = self._decoder(
                 input_ids=tokens,
-                attention_mask=self._mask(positions, now.span),
+                attention_mask=self._masks(positions, now.span),
                 position_ids=positions.clamp(max=self._model.context_limit - 1),  # of padding alone
                 use_cache=True,
                 **self._cache,
             )
         for row, start, count in zip(rows, starts, counts, strict=True):
             self._lengths[row] = start + count
-        logits: Tensor = hf.get_output_embeddings()(_scored(output.last_hidden_state, counts, last_only=last_only))
-        return logits
+        hidden: Tensor = output.last_hidden_state
+        return hidden
 
     def _reserve(self, starts: Sequence[int], counts: Sequence[int], width: int) -> None:
         longest = max(start + count for start, count in zip(starts, counts, strict=True))
@@ -184,11 +221,57 @@ class RaggedRows:
         if end > self._capacity:
             self._capacity = _aligned(end + max(SPARE_TOKENS, end // 4))
 
-    def _mask(self, positions: Tensor, span: int) -> Tensor:
-        """What is added to attention scores, of shape [batch, 1, width, span]: every place past a token is hidden."""
+    def _masks(self, positions: Tensor, span: int) -> Tensor | dict[str, Tensor]:
+        """What is added to attention scores, of shape [batch, 1, width, span]; by kind of layer where there are two.
+
+        transformers takes a mask of four axes as it is, and models with two kinds of layers take one of each by name.
+        """
+        kinds = set(self._windows)
+        by_window = {window: self._mask(positions, span, window) for window in kinds}
+        if len(kinds) == 1:
+            return by_window.popitem()[1]
+        return {"sliding_attention" if window else "full_attention": mask for window, mask in by_window.items()}
+
+    def _mask(self, positions: Tensor, span: int, window: int | None) -> Tensor:
         dtype = self._model.dtype
-        hidden = torch.arange(span, device=positions.device) > positions[:, None, :, None]
+        slots, places = torch.arange(span, device=positions.device), positions[:, None, :, None]
+        hidden = slots > places
+        if window is not None:
+            hidden |= slots <= places - window
         return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, torch.finfo(dtype).min)
+
+
+def require_batches(model: CausalModel) -> None:
+    """Checks that rows of unequal length can share passes of a model.
+
+    Raises:
+        ModelError: if its cache or its positions need passes of their own.
+    """
+    require_rollback(model.hf, model.name)
+    config: Any = model.hf.config.get_text_config()
+    layers = DynamicCache(config=model.hf.config).layers
+    faults = sorted({type(layer).__name__ for layer in layers if not _holds_tokens(layer)})
+    if len(set(window_sizes(model.hf)) - {None}) > 1:
+        faults.append("windows of several sizes")
+    if getattr(config, "attention_chunk_size", None):
+        faults.append("chunked attention")
+    if getattr(config, "alibi", False) or config.model_type in ("bloom", "mpt"):
+        faults.append("ALiBi positions")
+    if faults:
+        raise ModelError(
+            f"{model.name}: expected layers that attend to all tokens or to one sliding window, got "
+            f"{', '.join(faults)}. Decode one request at a time with Engine."
+        )
+
+
+def _holds_tokens(layer: object) -> bool:
+    return type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
+
+
+def _parts(num_rows: int, width: int) -> list[slice]:
+    """Rows of each pass: at most `TOKENS_AT_ONCE` tokens, padding included."""
+    share = max(1, TOKENS_AT_ONCE // width)
+    return [slice(begin, begin + share) for begin in range(0, num_rows, share)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +279,7 @@ class RaggedModel:
     """A loaded model as a batch drives it.
 
     Attributes:
-        model: The model; keys and values of every token must be kept in every layer, so no sliding windows.
+        model: The model; see `require_batches`.
     """
 
     model: CausalModel

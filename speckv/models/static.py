@@ -20,7 +20,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from speckv.models.attention import without_plans
-from speckv.models.cache import cache_keyword
+from speckv.models.cache import cache_keyword, exported
 from speckv.models.graphs import PassGraphs
 from speckv.models.signals import Scores
 from speckv.models.transfer import token_tensor
@@ -96,6 +96,7 @@ class _Room:
         self._layers = [_FixedLayer(self) for _ in cache.layers]
         layers: list[Any] = [*self._layers]
         cache.layers = layers
+        self.cache = cache
         self._cache_argument: dict[str, Any] = {cache_keyword(model.hf): cache}
         self._graphs = PassGraphs(model.graph_faults) if model.replays_graphs else None
 
@@ -164,11 +165,12 @@ class StaticSequence:
 
     def __init__(self, model: "CausalModel") -> None:
         self._model = model
-        if model.spare_rooms:
+        try:
             self._room: _Room = model.spare_rooms.pop()
-            self._room.blank()
-        else:
+        except IndexError:  # none, or another thread took the last one
             self._room = _Room(model)
+        else:
+            self._room.blank()
         weakref.finalize(self, _give_back, self._room, model.spare_rooms)
         self.length = 0
 
@@ -197,6 +199,10 @@ class StaticSequence:
             scores = self._room.run(ids, self.length, wanted, once=prompt)
         self.length += len(ids)
         return scores
+
+    def exported(self) -> DynamicCache:
+        """A copy of the cache in transformers' own layers, for a caller that goes on from it."""
+        return exported(self._model.hf, self._room.cache, self.length)
 
     def capture_ahead(self, longest: int, widths: Sequence[int], *, all_logits: bool) -> None:
         """Captures the passes of some widths that texts up to a length can ask for; only on CUDA.

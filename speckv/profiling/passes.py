@@ -18,9 +18,9 @@ from speckv.decoding.protocols import Clock
 from speckv.decoding.sampling import check_finite
 from speckv.errors import ConfigError
 from speckv.models.attention import without_plans
-from speckv.models.batch import TOKENS_AT_ONCE
 from speckv.models.cache import cache_keyword, growing_cache
 from speckv.models.causal import CausalModel
+from speckv.models.ragged import TOKENS_AT_ONCE
 from speckv.models.signals import Scores
 from speckv.profiling.pass_times import PassTimes, TimingPlan, summarise
 
@@ -53,7 +53,7 @@ class _EqualRows:
 
     def __init__(self, model: CausalModel) -> None:
         self._model = model
-        self._cache = growing_cache(model.hf.config)
+        self._cache = growing_cache(model.hf)
         self._cache_argument: dict[str, Any] = {cache_keyword(model.hf): self._cache}
         self._length = 0
 

@@ -3,10 +3,10 @@
 
 Three passes. The target writes its text, batched over prompts. The draft reads prompt and text in one teacher-forced
 pass, which gives its proposal and signals at every position. Where the proposal is wrong, the draft goes on alone from
-its own token, all such positions batched together.
+its own token, all such positions batched together. Past the end of a draft's context nothing is proposed.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +15,10 @@ from torch import Tensor
 
 from speckv.decoding.prompt_lookup import PromptLookup
 from speckv.decoding.sampling import SamplingConfig, check_finite, choose, gumbel_noise, request_seed, warp_logits
-from speckv.models.batch import LOGITS_ROWS, PaddedBatch
+from speckv.decoding.step import token_budget
+from speckv.models.batch import LOGITS_ROWS, RecordedBatch
 from speckv.models.causal import CausalModel
+from speckv.models.processors import Processors
 from speckv.models.signals import signals
 from speckv.profiling.lookup import with_lookup
 from speckv.profiling.prompts import Prompt
@@ -36,6 +38,8 @@ class _Row:
     prompt: Prompt
     prompt_tokens: list[int]
     seed: int
+    budget: int
+    processors: Processors | None
     tokens: list[int]
     finish: str
     target_signals: list[np.ndarray]
@@ -68,7 +72,7 @@ class Recorder:
             draft: Proposes along them; a lookup reads what was written, and needs no pass of its own.
             eos_token_ids: Tokens that end a text.
             sampling: How tokens are chosen.
-            max_new_tokens: Token budget of every prompt.
+            max_new_tokens: Token budget of every prompt; a text ends earlier where the target's context does.
             known: Recordings with the same draft and sampling, at other compressions. What the draft says depends on
                 the text alone, so roll-outs from a text that both share are taken over.
         """
@@ -89,43 +93,53 @@ class Recorder:
 
         Returns:
             One sequence a prompt, in order.
+
+        Raises:
+            BudgetError: if a prompt does not fit the target's context.
+            ModelError: if a model's cache cannot be cut back, or its rows cannot share passes.
         """
-        rows = [
-            _Row(
-                prompt=prompt,
-                prompt_tokens=list(ids),
-                seed=request_seed(self.sampling.seed, prompt.prompt_id),
-                tokens=[],
-                finish="length",
-                target_signals=[],
-                target_prob=[],
-                draft_tokens=np.zeros(0, np.int32),
-                draft_signals=np.zeros((0, 3), np.float32),
-                draft_prob=np.zeros(0, np.float32),
-                rollout_start=np.zeros(0, np.int16),
-                rollout_tokens=np.zeros((0, ROLLOUT_LENGTH), np.int32),
-                rollout_signals=np.zeros((0, ROLLOUT_LENGTH, 3), np.float32),
-            )
-            for prompt, ids in zip(prompts, token_ids, strict=True)
-        ]
+        rows = [self._begin(prompt, ids) for prompt, ids in zip(prompts, token_ids, strict=True)]
         self._write(rows)
+        for row in rows:
+            length = len(row.tokens)
+            row.draft_tokens = np.full(length, NO_TOKEN, np.int32)
+            row.draft_signals, row.draft_prob = np.zeros((length, 3), np.float32), np.zeros(length, np.float32)
         if isinstance(self.draft, PromptLookup):
             return [self._look_up(row, self.draft) for row in rows]
-        batch = self._read(rows, self.draft)
-        self._roll_out(rows, batch)
+        read = [row for row in rows if len(row.prompt_tokens) <= self.draft.context_limit]
+        if read:
+            self._roll_out(read, self._read(read, self.draft), self.draft.context_limit)
         return [self._finish(row) for row in rows]
 
+    def _begin(self, prompt: Prompt, ids: Sequence[int]) -> _Row:
+        budget = token_budget(ids, self.max_new_tokens, self.target.context_limit)
+        return _Row(
+            prompt=prompt,
+            prompt_tokens=list(ids),
+            seed=request_seed(self.sampling.seed, prompt.prompt_id),
+            budget=budget,
+            processors=self.target.request_processors(ids, budget),
+            tokens=[],
+            finish="length",
+            target_signals=[],
+            target_prob=[],
+            draft_tokens=np.zeros(0, np.int32),
+            draft_signals=np.zeros((0, 3), np.float32),
+            draft_prob=np.zeros(0, np.float32),
+            rollout_start=np.zeros(0, np.int16),
+            rollout_tokens=np.zeros((0, ROLLOUT_LENGTH), np.int32),
+            rollout_signals=np.zeros((0, ROLLOUT_LENGTH, 3), np.float32),
+        )
+
     def _look_up(self, row: _Row, lookup: PromptLookup) -> TraceSequence:
-        row.draft_tokens = np.full(len(row.tokens), NO_TOKEN, np.int32)
-        row.draft_signals, row.draft_prob = np.zeros((len(row.tokens), 3), np.float32), np.zeros(len(row.tokens))
         return with_lookup(self._finish(row), row.prompt_tokens, lookup, self.eos_token_ids)
 
     # -- pass 1: the target writes --------------------------------------------------------------------------------
 
     def _write(self, rows: list[_Row]) -> None:
-        batch = PaddedBatch(self.target)
+        batch = RecordedBatch(self.target)
         hidden = batch.start([row.prompt_tokens for row in rows])
-        hidden = hidden[torch.arange(len(rows)), batch.lengths - 1]
+        hidden = hidden[torch.arange(len(rows)), torch.tensor(batch.lengths) - 1]
         active = list(rows)
         while True:
             tokens = self._emit(active, batch, hidden)
@@ -133,14 +147,14 @@ class Recorder:
             if not running:
                 return
             if len(running) < COMPACT_BELOW * len(active):
-                kept = torch.tensor(running, device=self.target.device)
-                batch.keep(kept)
-                active, tokens = [active[i] for i in running], tokens[kept]
+                batch.keep(running)
+                active, tokens = [active[i] for i in running], tokens[running]
             hidden = batch.advance(tokens)
 
-    def _emit(self, rows: list[_Row], batch: PaddedBatch, hidden: Tensor) -> Tensor:
-        """Chooses each row's next token, and notes it where the row still runs."""
-        chosen, found, probs = self._choose(batch, hidden, [(row.seed, len(row.tokens)) for row in rows])
+    def _emit(self, rows: list[_Row], batch: RecordedBatch, hidden: Tensor) -> Tensor:
+        """Chooses each row's next token, and appends it where the row still runs."""
+        texts = _Texts(rows, lambda i: rows[i].prompt_tokens + rows[i].tokens)
+        chosen, found, probs = self._choose(batch, hidden, [(row.seed, len(row.tokens)) for row in rows], texts)
         for i, row in enumerate(rows):
             if self._is_done(row):
                 continue
@@ -152,25 +166,29 @@ class Recorder:
         return chosen
 
     def _is_done(self, row: _Row) -> bool:
-        return row.finish == "eos" or len(row.tokens) >= self.max_new_tokens
+        return row.finish == "eos" or len(row.tokens) >= row.budget
 
     # -- pass 2: the draft reads ----------------------------------------------------------------------------------
 
-    def _read(self, rows: list[_Row], draft: CausalModel) -> PaddedBatch:
-        batch = PaddedBatch(draft)
-        hidden = batch.start([row.prompt_tokens + row.tokens[:-1] for row in rows])
+    def _read(self, rows: list[_Row], draft: CausalModel) -> RecordedBatch:
+        batch = RecordedBatch(draft)
+        hidden = batch.start([(row.prompt_tokens + row.tokens[:-1])[: draft.context_limit] for row in rows])
         for i, row in enumerate(rows):
             first = len(row.prompt_tokens) - 1
-            states = hidden[i, first : first + len(row.tokens)]
-            keys = [(row.seed, j) for j in range(len(row.tokens))]
-            chosen, row.draft_signals, row.draft_prob = self._choose(batch, states, keys, row.tokens)
-            row.draft_tokens = chosen.cpu().numpy().astype(np.int32)
-            row.rollout_start = np.flatnonzero(row.draft_tokens != np.array(row.tokens)).astype(np.int16)
+            count = batch.lengths[i] - first
+            keys = [(row.seed, j) for j in range(count)]
+            texts = _Texts([row] * count, lambda j, row=row: row.prompt_tokens + row.tokens[:j])  # type: ignore[misc]
+            chosen, row.draft_signals[:count], row.draft_prob[:count] = self._choose(
+                batch, hidden[i, first : first + count], keys, texts, row.tokens
+            )
+            row.draft_tokens[:count] = chosen.cpu().numpy()
+            wrong = row.draft_tokens[:count] != np.array(row.tokens[:count])
+            row.rollout_start = np.flatnonzero(wrong).astype(np.int16)
         return batch
 
     # -- pass 3: the draft goes on alone --------------------------------------------------------------------------
 
-    def _roll_out(self, rows: list[_Row], batch: PaddedBatch) -> None:
+    def _roll_out(self, rows: list[_Row], batch: RecordedBatch, limit: int) -> None:
         starts = [(i, int(m), len(row.prompt_tokens) + int(m)) for i, row in enumerate(rows) for m in row.rollout_start]
         results: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
         for i, m, _ in starts:
@@ -181,7 +199,7 @@ class Recorder:
         starts.sort(key=lambda start: start[2])  # alike lengths together: less padding
         for begin in range(0, len(starts), ROLLOUT_ROWS):
             chunk = starts[begin : begin + ROLLOUT_ROWS]
-            tokens, found = self._roll_out_chunk(rows, batch, chunk)
+            tokens, found = self._roll_out_chunk(rows, batch, chunk, limit)
             results |= {(i, m): (tokens[k], found[k]) for k, (i, m, _) in enumerate(chunk)}
         for i, row in enumerate(rows):
             if len(row.rollout_start):
@@ -189,26 +207,39 @@ class Recorder:
                 row.rollout_signals = np.stack([results[i, int(m)][1] for m in row.rollout_start])
 
     def _roll_out_chunk(
-        self, rows: list[_Row], batch: PaddedBatch, chunk: list[tuple[int, int, int]]
+        self, rows: list[_Row], batch: RecordedBatch, chunk: list[tuple[int, int, int]], limit: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        device = batch.lengths.device
-        fork = batch.fork(
-            torch.tensor([i for i, _, _ in chunk], device=device), torch.tensor([n for _, _, n in chunk], device=device)
-        )
-        token = torch.tensor([int(rows[i].draft_tokens[m]) for i, m, _ in chunk], device=device)
-        tokens, found = [], []
+        tokens = np.full((len(chunk), ROLLOUT_LENGTH), NO_TOKEN, np.int32)
+        found = np.zeros((len(chunk), ROLLOUT_LENGTH, 3), np.float32)
+        running = len(chunk)  # the shortest texts come first, so that those whose context ends are the last ones
+        fork = batch.fork([i for i, _, _ in chunk], [n for _, _, n in chunk])
+        token = torch.tensor([int(rows[i].draft_tokens[m]) for i, m, _ in chunk], device=batch.model.device)
         for depth in range(ROLLOUT_LENGTH):
+            fitting = sum(n + depth + 1 <= limit for _, _, n in chunk[:running])
+            if fitting == 0:
+                break
+            if fitting < running:
+                running, token = fitting, token[:fitting]
+                fork.keep(range(running))
             hidden = fork.advance(token)
-            keys = [(rows[i].seed, m + 1 + depth) for i, m, _ in chunk]
-            token, step_signals, _ = self._choose(fork, hidden, keys)
-            tokens.append(token.cpu().numpy().astype(np.int32))
-            found.append(step_signals)
-        return np.stack(tokens, axis=1), np.stack(found, axis=1)
+            texts = _Texts(
+                [rows[i] for i, _, _ in chunk[:running]],
+                lambda k, depth=depth: _rolled_out(rows, chunk[k], tokens[k, :depth]),  # type: ignore[misc]
+            )
+            keys = [(rows[i].seed, m + 1 + depth) for i, m, _ in chunk[:running]]
+            token, found[:running, depth], _ = self._choose(fork, hidden, keys, texts)
+            tokens[:running, depth] = token.cpu().numpy()
+        return tokens, found
 
     # -- shared ---------------------------------------------------------------------------------------------------
 
     def _choose(
-        self, batch: PaddedBatch, hidden: Tensor, keys: list[tuple[int, int]], emitted: Sequence[int] | None = None
+        self,
+        batch: RecordedBatch,
+        hidden: Tensor,
+        keys: list[tuple[int, int]],
+        texts: "_Texts",
+        emitted: Sequence[int] | None = None,
     ) -> tuple[Tensor, np.ndarray, np.ndarray]:
         """Chooses a token a row; its signals, and the probability of the emitted token (by default the chosen one)."""
         chosen, found, probs = [], [], []
@@ -216,7 +247,7 @@ class Recorder:
             logits = batch.logits(hidden[begin : begin + LOGITS_ROWS])
             part = signals(logits)
             check_finite(part, "model")
-            warped = warp_logits(logits, self.sampling)
+            warped = warp_logits(texts.processed(begin, logits), self.sampling)
             noise = None
             if self.sampling.mode == "gumbel":
                 noise = torch.stack([gumbel_noise(*key, logits.shape[-1]) for key in keys[begin : begin + len(logits)]])
@@ -254,6 +285,37 @@ class Recorder:
             rollout_tokens=row.rollout_tokens.astype(np.int32),
             rollout_signals=round_mantissa(row.rollout_signals.astype(np.float32)),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    """The texts that rows of scores follow, for processors that read them.
+
+    Attributes:
+        rows: One a row of scores.
+        of: Index of a row of scores -> its token ids.
+    """
+
+    rows: Sequence[_Row]
+    of: Callable[[int], list[int]]
+
+    def processed(self, begin: int, logits: Tensor) -> Tensor:
+        """Scores from row `begin` on as the processors of each row leave them."""
+        if all(row.processors is None for row in self.rows):
+            return logits
+        lines = []
+        for i, line in enumerate(torch.split(logits, 1), begin):
+            processors = self.rows[i].processors
+            ids = torch.tensor([self.of(i)], device=line.device)
+            lines.append(processors.draft(ids, line) if processors else line)
+        return torch.cat(lines)
+
+
+def _rolled_out(rows: list[_Row], start: tuple[int, int, int], drafted: np.ndarray) -> list[int]:
+    """Token ids of a text, the wrong proposal that a roll-out starts from, and what the roll-out drafted since."""
+    i, mismatch, _ = start
+    row = rows[i]
+    return [*row.prompt_tokens, *row.tokens[:mismatch], int(row.draft_tokens[mismatch]), *drafted.tolist()]
 
 
 def _known_roll_out(known: Iterable[TraceSequence], row: _Row, mismatch: int) -> tuple[np.ndarray, np.ndarray] | None:

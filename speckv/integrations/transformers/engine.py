@@ -6,6 +6,7 @@
 `draft_model` and `policy` are names of ours: what `generate` itself calls `assistant_model` never reaches a callable.
 """
 
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,24 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from speckv.decoding import Engine, SamplingConfig
+from speckv.decoding import DecodeStep, Engine
 from speckv.errors import ConfigError
-from speckv.integrations.transformers.models import as_is, require_pair, vocabulary
+from speckv.integrations.transformers.models import as_draft, as_is, require_pair, scored_by_both, vocabulary
+from speckv.integrations.transformers.request import Request
+from speckv.models.cache import unwrapped
 from speckv.models.causal import CausalModel
+from speckv.models.context import hard_context_limit
 from speckv.models.pair import causal_model
 from speckv.runtime.exported import Policy
 from speckv.runtime.session import Session
 from speckv.types import FloatArray
 
-WARPERS = {"TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper"}
-CRITERIA = {"MaxLengthCriteria", "EosTokenCriteria"}
-"""What the engine does itself. Other processors and criteria are refused, not ignored."""
 _PREPARED = "_speckv_prepared"
-"""Where a model keeps what `prepare` made of it: as long as it lives itself, buffers on the device included."""
-_LARGEST_SEED = 2**62
+"""Attribute of a model that holds what `prepare` made of it, buffers on the device included."""
+
+
+_CACHE_FIELD = "cache" if "cache" in {one.name for one in fields(GenerateDecoderOnlyOutput)} else "past_key_values"
+"""Name of the cache in what `generate` returns: `cache` since transformers 5.24."""
 
 
 def prepare(*models: PreTrainedModel, compression: str = "fp16", static_cache: bool | None = None) -> None:
@@ -44,16 +48,16 @@ def prepare(*models: PreTrainedModel, compression: str = "fp16", static_cache: b
     """
     for model in models:
         if _causal_of(model) is None:
-            model.__dict__[_PREPARED] = _Prepared(
-                causal_model(
-                    model,
-                    name=type(model).__name__,
-                    compression=compression,
-                    dtype=model.dtype,
-                    device=model.device,
-                    static_cache=static_cache,
-                )
+            inner = unwrapped(model)
+            prepared = causal_model(
+                inner,
+                name=type(inner).__name__,
+                compression=compression,
+                dtype=inner.dtype,
+                device=inner.device,
+                static_cache=static_cache,
             )
+            model.__dict__[_PREPARED] = _Prepared(replace(prepared, context_limit=hard_context_limit(inner)))
 
 
 @torch.inference_mode()
@@ -72,73 +76,86 @@ def custom_generate(
 ) -> Tensor | GenerateDecoderOnlyOutput:
     """Decodes one prompt with SpecKV's engine; given to `generate`, which calls it.
 
+    Processors, stopping criteria and streamers are those of plain `generate`: each is called once for every emitted
+    token, in order.
+
     Args:
         model: The target.
         input_ids: Shape [1, tokens].
-        generation_config: As `generate` prepared it: lengths, end of text, sampling.
-        logits_processor: Temperature, top-k and top-p, and nothing else.
-        stopping_criteria: Length and end of text, and nothing else.
+        generation_config: As `generate` prepared it.
+        logits_processor: As `generate` prepared it; all but classifier-free guidance.
+        stopping_criteria: As `generate` prepared it.
         draft_model: Proposes; it reads nothing for a policy that never drafts.
         policy: As loaded, or the folder of an exported one.
         compression: Of the target; the policy's first by default.
         cost_ratio: One draft pass over one target pass; what the policy was trained with by default.
-        **model_kwargs: What else `generate` prepared; a mask that hides nothing is all that is taken.
+        **model_kwargs: What else `generate` prepared; see docs/integrations/transformers.md for what is taken.
 
     Returns:
-        Shape [1, tokens + new]; or an object with it as `sequences`, where the config asks for one.
+        Shape [1, tokens + new]; or an object with it as `sequences`, and the cache, where the config asks for one.
 
     Raises:
-        ConfigError: for settings that the engine does not have, before anything is decoded.
+        ConfigError: for what the engine does not serve, before anything is decoded.
+        ModelError: for models whose cache cannot forget rejected tokens.
+        BudgetError: if the prompt does not fit the target's positions.
     """
     if draft_model is None or policy is None:
         raise ConfigError("Expected draft_model=... and policy=... beside custom_generate, and one is missing.")
     policy = policy if isinstance(policy, Policy) else Policy.load(policy)
     require_pair(model, draft_model)
-    sampling = _sampling(generation_config, logits_processor)
-    _require_plain(input_ids, stopping_criteria, model_kwargs)
-    prompt = input_ids[0].tolist()
-    budget = int(generation_config.max_length) - len(prompt)
-    eos = getattr(generation_config, "_eos_token_tensor", None)
+    request = Request.of(input_ids, generation_config, logits_processor, stopping_criteria, model_kwargs)
+    target = _causal(model)
     engine = Engine(
-        _causal(model),
-        None if policy.never_drafts(compression) else _causal(draft_model),
-        eos_token_ids=frozenset() if eos is None else frozenset(eos.flatten().tolist()),
-        sampling=sampling,
+        target,
+        None if policy.never_drafts(compression) else _draft(draft_model, model),
+        eos_token_ids=request.eos_token_ids,
+        sampling=request.sampling,
     )
     session = policy.session(
-        max_new_tokens=budget,
+        max_new_tokens=request.max_new_tokens,
         compression=compression,
         cost_ratio=cost_ratio,
-        vocab_size=vocabulary(model),
+        vocab_size=scored_by_both(model, draft_model),
     )
-    tokens = decode(engine, session, prompt, max_new_tokens=budget, inside=policy.granularity == "token")
+    tokens = decode(engine, session, request, inside=policy.granularity == "token", device=input_ids.device)
     sequences = torch.cat([input_ids, torch.tensor([tokens], dtype=input_ids.dtype, device=input_ids.device)], dim=1)
-    return GenerateDecoderOnlyOutput(sequences=sequences) if generation_config.return_dict_in_generate else sequences  # type: ignore[arg-type]
+    if not generation_config.return_dict_in_generate:
+        return sequences
+    cache = engine.target_cache.exported() if generation_config.use_cache else None
+    output: Any = GenerateDecoderOnlyOutput
+    return output(**{"sequences": sequences, _CACHE_FIELD: cache})  # type: ignore[no-any-return]
 
 
-def decode(engine: Engine, session: Session, prompt: list[int], *, max_new_tokens: int, inside: bool) -> list[int]:
+def decode(engine: Engine, session: Session, request: Request, *, inside: bool, device: torch.device) -> list[int]:
     """Drives the engine with a session until the request ends, and returns the tokens of its text.
 
     Args:
         engine: Any request that it was decoding is dropped.
         session: Fresh.
-        prompt: Token ids.
-        max_new_tokens: Token budget.
-        inside: Whether the session is asked behind each drafted token; otherwise nothing waits for the device inside a
+        request: Prompt, budget, processors, criteria and streamer.
+        inside: Whether the session decides after each drafted token; otherwise nothing waits for the device inside a
             step.
+        device: Where the caller's criteria expect token ids.
     """
-    prefill = engine.start(prompt, max_new_tokens=max_new_tokens).outcome
-    session.start(prefill.target_entropy, prefill.target_confidence)
+    step = engine.start(
+        request.prompt,
+        max_new_tokens=request.max_new_tokens,
+        processors=request.processors,
+        stop=(lambda text: request.ends(text, device)) if request.criteria else None,
+    )
+    session.start(step.outcome.target_entropy, step.outcome.target_confidence)
+    _stream(request, step)
     while engine.finish is None:
-        told = 0
+        num_shown = 0
 
         def go_on(signals: FloatArray) -> bool:
-            nonlocal told
-            told = len(signals)
+            nonlocal num_shown
+            num_shown = len(signals)
             return session.go_on(*signals[-1].tolist())
 
-        outcome = engine.step(session.begin_step(), go_on if inside else None).outcome
-        for entropy, confidence, margin in outcome.draft_signals[told:].tolist():
+        step = engine.step(session.begin_step(), go_on if inside else None)
+        outcome = step.outcome
+        for entropy, confidence, margin in outcome.draft_signals[num_shown:].tolist():
             session.go_on(entropy, confidence, margin)
         session.end_step(
             outcome.num_accepted,
@@ -148,64 +165,53 @@ def decode(engine: Engine, session: Session, prompt: list[int], *, max_new_token
             num_emitted=outcome.num_emitted,
             seconds=outcome.seconds,
         )
+        _stream(request, step)
+    if request.streamer is not None:
+        request.streamer.end()
     return list(engine.tokens)
 
 
+def _stream(request: Request, step: DecodeStep) -> None:
+    """Hands a step's tokens to the streamer one by one, as plain `generate` does; the prompt it has already."""
+    if request.streamer is not None:
+        for token in step.tokens:
+            request.streamer.put(torch.tensor([token]))
+
+
 def _causal(model: PreTrainedModel) -> CausalModel:
-    """The model as the engine knows it: as `prepare` made it, or as it is."""
+    """The target as the engine drives it: as `prepare` made it, or as it is."""
     return _causal_of(model) or as_is(model)
+
+
+def _draft(model: PreTrainedModel, target: PreTrainedModel) -> CausalModel:
+    """The draft as the engine drives it, with the target's vocabulary."""
+    prepared = _causal_of(model)
+    if prepared is None:
+        return as_draft(model, target)
+    fitted = model.__dict__[_PREPARED].fitted
+    return fitted.setdefault(vocabulary(target), as_draft(prepared, target))  # type: ignore[no-any-return]
 
 
 def _causal_of(model: PreTrainedModel) -> CausalModel | None:
     """What `prepare` made of this very model; a shallow copy of one has not been prepared."""
     found = model.__dict__.get(_PREPARED, _Prepared(None)).causal
-    return found if found is not None and found.hf is model else None
+    return found if found is not None and found.hf is unwrapped(model) else None
 
 
 class _Prepared:
-    """What `prepare` made of a model; whoever copies or stores the model does not copy or store buffers and graphs."""
+    """What `prepare` made of a model. Copies and pickles of the model do not hold its buffers and graphs.
+
+    Attributes:
+        causal: The model as the engine drives it.
+        fitted: Vocabulary size of a target -> the model as its draft.
+    """
 
     def __init__(self, causal: CausalModel | None) -> None:
         self.causal = causal
+        self.fitted: dict[int, CausalModel] = {}
 
     def __deepcopy__(self, memo: object) -> "_Prepared":
         return _Prepared(None)
 
     def __reduce__(self) -> tuple[type["_Prepared"], tuple[None]]:
         return _Prepared, (None,)
-
-
-def _sampling(config: Any, processors: Any) -> SamplingConfig:
-    names = {type(processor).__name__ for processor in processors}
-    if other := names - WARPERS:
-        raise ConfigError(
-            f"Expected no logits processors but {sorted(WARPERS)}, got {sorted(other)}. "
-            "Leave those settings out, or use speckv.integrations.transformers.control, which has them all."
-        )
-    if not config.do_sample:
-        return SamplingConfig()
-    return SamplingConfig(
-        mode="rejection",
-        temperature=float(config.temperature or 1.0),
-        top_k=int(config.top_k or 0),
-        top_p=float(config.top_p or 1.0),
-        seed=int(torch.randint(_LARGEST_SEED, ())),  # so that torch.manual_seed repeats a text
-    )
-
-
-def _require_plain(input_ids: Tensor, criteria: Any, model_kwargs: dict[str, Any]) -> None:
-    if input_ids.shape[0] != 1:
-        raise ConfigError(f"Expected one prompt, got a batch of {input_ids.shape[0]}. Call generate for each of them.")
-    if other := {type(criterion).__name__ for criterion in criteria} - CRITERIA:
-        raise ConfigError(f"Expected no stopping criteria but length and end of text, got {sorted(other)}.")
-    mask = model_kwargs.get("attention_mask")
-    if mask is not None and not bool((mask == 1).all()):
-        raise ConfigError("Expected an attention mask that hides nothing, got one that does. Remove the padding.")
-    for name in ("cache", "past_key_values"):
-        cache = model_kwargs.get(name)
-        if cache is not None and type(cache).__name__ not in ("DynamicCache", "EncoderDecoderCache"):
-            raise ConfigError(
-                f"Expected no cache_implementation, got {type(cache).__name__}. The engine brings its own."
-            )
-        if cache is not None and cache.get_seq_length():
-            raise ConfigError("Expected a text from its start, got a cache that holds a part of one.")

@@ -1,44 +1,86 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models that someone else has loaded: whether two fit each other, and how our own code knows them."""
+"""Models that the caller has loaded: whether two fit each other, and how our engine drives them."""
 
-import sys
+from dataclasses import replace
+from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from speckv.errors import ConfigError
 from speckv.models import CausalModel
+from speckv.models.cache import require_rollback, unwrapped
+from speckv.models.context import context_limit, hard_context_limit
+from speckv.models.vocabulary import with_vocabulary
+
+_ALIKE = 0.85
+"""Least ratio of two vocabulary sizes that differ by padding alone; Qwen2.5's are 0.999."""
 
 
 def vocabulary(model: PreTrainedModel) -> int:
-    """Tokens that a model scores."""
+    """Tokens that a model scores, padding included."""
     return int(model.config.get_text_config().vocab_size)
 
 
+def scored_by_both(target: PreTrainedModel, draft: PreTrainedModel) -> int:
+    """Tokens that both models score: the smaller of two sizes that differ by padding."""
+    return min(vocabulary(target), vocabulary(draft))
+
+
 def require_pair(target: PreTrainedModel, draft: PreTrainedModel) -> None:
-    """Passes if a draft can draft for a target.
+    """Checks that a draft can draft for a target.
 
     Raises:
-        ConfigError: otherwise.
+        ConfigError: if a model has an encoder or virtual tokens, or the vocabularies are not alike.
+        ModelError: if a model's cache cannot forget rejected tokens, as with recurrent layers.
     """
     for model in (target, draft):
         if getattr(model.config, "is_encoder_decoder", False):
             raise ConfigError(f"Expected decoder-only models, got {type(model).__name__}, which has an encoder.")
-    if vocabulary(target) != vocabulary(draft):
+        require_no_virtual_tokens(model)
+        require_rollback(model, type(unwrapped(model)).__name__)
+    sizes = vocabulary(target), vocabulary(draft)
+    if min(sizes) < _ALIKE * max(sizes):
         raise ConfigError(
-            f"Expected models of one vocabulary, got {vocabulary(target)} and {vocabulary(draft)} tokens. "
+            f"Expected models of one tokenizer, got {sizes[0]} and {sizes[1]} tokens. "
             "Universal assisted generation is not controlled: take a draft with the target's tokenizer."
         )
 
 
+def require_no_virtual_tokens(model: nn.Module) -> None:
+    """Checks that no PEFT adapter puts virtual tokens before the text.
+
+    Raises:
+        ConfigError: for prompt tuning, prefix tuning and their like.
+    """
+    adapters: Any = getattr(model, "peft_config", None)
+    for adapter in adapters.values() if isinstance(adapters, dict) else ():
+        if getattr(adapter, "is_prompt_learning", False):
+            raise ConfigError(
+                f"Expected a model without virtual tokens, got a PEFT adapter of type {adapter.peft_type}. "
+                "Use an adapter that changes weights, such as LoRA."
+            )
+
+
 def as_is(model: PreTrainedModel) -> CausalModel:
-    """A model as our engine knows it; nothing about it is changed."""
-    text = model.config.get_text_config()
+    """A model as our engine drives it; nothing about it is changed, and its own defaults are left to `generate`.
+
+    Its context is as long as its positions can be computed, as in `generate`.
+    """
+    inner = unwrapped(model)
     return CausalModel(
-        name=type(model).__name__,
-        hf=model,
+        name=type(inner).__name__,
+        hf=inner,
         compression="fp16",
-        dtype=model.dtype,
-        device=model.device,
-        vocab_size=vocabulary(model),
-        context_limit=int(getattr(text, "max_position_embeddings", None) or sys.maxsize),
+        dtype=inner.dtype,
+        device=inner.device,
+        vocab_size=vocabulary(inner),
+        context_limit=hard_context_limit(inner),
     )
+
+
+def as_draft(draft: CausalModel | PreTrainedModel, target: PreTrainedModel) -> CausalModel:
+    """A draft as our engine drives it: it scores the target's rows, and ends at its own context."""
+    known = draft if isinstance(draft, CausalModel) else as_is(draft)
+    limited = replace(known, context_limit=context_limit(known.hf))
+    return with_vocabulary(limited, vocabulary(target))

@@ -13,8 +13,8 @@ from tests.fakes import tiny_qwen
 
 
 def both() -> tuple[DynamicCache, DynamicCache]:
-    config = tiny_qwen(0).config
-    return growing_cache(config), DynamicCache(config=config)
+    model = tiny_qwen(0)
+    return growing_cache(model), DynamicCache(config=model.config)
 
 
 def states(batch: int, tokens: int, seed: int) -> torch.Tensor:

@@ -114,9 +114,7 @@ def test_what_is_hidden_may_be_anything() -> None:
     torch.testing.assert_close(cache.extend([0], torch.tensor([[9]]), [1]), alone)
 
 
-def test_a_sliding_window_is_refused() -> None:
-    hf = tiny_qwen(0)
-    hf.config.layer_types = ["full_attention", "sliding_attention"]
-    hf.config.sliding_window = 16
-    with pytest.raises(ModelError, match="DynamicSlidingWindowLayer"):
-        RaggedModel(as_causal(hf)).rows()
+def test_windows_of_several_sizes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ragged, "window_sizes", lambda _: [16, 8])
+    with pytest.raises(ModelError, match=r"windows of several sizes.*one request at a time"):
+        RaggedModel(as_causal(tiny_qwen(0))).rows()

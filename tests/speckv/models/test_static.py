@@ -11,7 +11,7 @@ import torch
 from speckv.decoding import Engine, SamplingConfig
 from speckv.errors import BudgetError
 from speckv.models import CausalModel
-from speckv.models.cache import special_layers
+from speckv.models.cache import has_special_layers
 from speckv.models.static import StaticSequence
 from tests.fakes import as_causal, fixed, tiny_qwen
 
@@ -153,7 +153,7 @@ def test_buffers_grow(pair: tuple[CausalModel, CausalModel], monkeypatch: pytest
 
 def test_sliding_windows_need_another_cache() -> None:
     model = tiny_qwen(0)
-    assert special_layers(model) == []
+    assert not has_special_layers(model)
     model.config.sliding_window = 8
     model.config.layer_types = ["full_attention", "sliding_attention"]
-    assert special_layers(model) != []
+    assert has_special_layers(model)
