@@ -132,7 +132,7 @@ class _Slot:
 
 def _read_steps(path: str) -> dict[int, list[int]]:
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         steps = {int(key): sorted(set(value["candidate_steps"])) for key, value in content.items() if key.isdigit()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f'{path}: expected {{"1": {{"candidate_steps": [0, 3]}}}} or such, got {error!r}.') from error

@@ -21,7 +21,7 @@ class Prompt:
     Attributes:
         prompt_id: Unique in its file set.
         task: Any word; results are grouped by it.
-        text: What the user says.
+        text: The user's message.
         split: "train" or "test".
     """
 
@@ -75,7 +75,7 @@ def _expand(paths: Iterable[Path | str]) -> list[Path]:
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            files += sorted(path.glob("*.jsonl"))
+            files += sorted(file for file in path.glob("*.jsonl") if file.is_file())
         elif path.is_file():
             files.append(path)
         else:
@@ -84,19 +84,22 @@ def _expand(paths: Iterable[Path | str]) -> list[Path]:
 
 
 def _lines(file: Path) -> list[str]:
+    """The lines of a file, which end at LF, CRLF or CR alone: `str.splitlines` would also cut a prompt at U+2028."""
     try:
-        return file.read_text(encoding="utf-8").splitlines()
+        text = file.read_text(encoding="utf-8")  # every line end becomes LF
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: expected UTF-8 text, got other bytes at offset {error.start}.") from error
+    except OSError as error:
+        raise DataError(f"{file}: expected a readable prompts file, got {error}. Check data.prompts.") from error
+    # Some editors begin a file with a byte order mark; joined files have one in the middle as well.
+    return [line.removeprefix("\ufeff") for line in text.split("\n")]
 
 
 def _parse(line: str, file: Path, number: int) -> Prompt:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{file}:{number}: expected one JSON object a line, got {line[:60]!r} ({error.msg})."
-        ) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}:{number}: expected one JSON object a line, got {line[:60]!r} ({error}).") from error
     if not isinstance(record, dict):
         raise DataError(f"{file}:{number}: expected a JSON object, got {type(record).__name__}.")
     bad = [name for name in REQUIRED if not isinstance(record.get(name), str) or not record[name].strip()]
@@ -105,12 +108,24 @@ def _parse(line: str, file: Path, number: int) -> Prompt:
             f"{file}:{number}: expected non-empty text in {', '.join(REQUIRED)}; "
             f"{', '.join(bad)} is missing or no text."
         )
+    for name in REQUIRED:
+        _require_unicode(record[name], f"{file}:{number}: {name}")
     split = record.get("split") or _split_of(record["id"])
     if split not in ("train", "test"):
         raise DataError(f'{file}:{number}: expected split "train" or "test", got {split!r}.')
     return Prompt(prompt_id=record["id"], task=record["task"], text=record["prompt"], split=split)
 
 
+def _require_unicode(text: str, where: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: expected Unicode text, got the lone surrogate \\u{ord(text[error.start]):04x} at character "
+            f"{error.start}, which no tokenizer can encode. Write the whole character."
+        ) from error
+
+
 def _split_of(prompt_id: str) -> str:
-    """Two thirds train, one third test, by the id alone, where a file does not say."""
+    """The default split, by the id alone: two thirds train, one third test."""
     return "test" if int(hashlib.sha256(f"split:{prompt_id}".encode()).hexdigest()[:8], 16) % 3 == 0 else "train"

@@ -48,7 +48,7 @@ class Vocabulary:
             DataError: if it is missing or damaged.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
             if (content["format"], content["format_version"]) != (FORMAT, FORMAT_VERSION):
                 raise ValueError(f"format {content['format']!r}, version {content['format_version']!r}")
             pieces = {int(number): piece.encode("latin-1") for number, piece in content["pieces"].items()}

@@ -26,7 +26,7 @@ def read_table(folder: Path, name: str, columns: Sequence[str]) -> dict[str, lis
             f"Expected the SpecKV paper's {name} in {folder}, found none. The files are the results/ folder of "
             "github.com/Amorfati123/SpecKV; name yours with paper.folder=FOLDER."
         )
-    with path.open(newline="", encoding="utf-8") as stream:
+    with path.open(newline="", encoding="utf-8-sig") as stream:
         reader = csv.DictReader(stream)
         missing = [column for column in columns if column not in (reader.fieldnames or ())]
         if missing:
@@ -45,7 +45,7 @@ def read_json(folder: Path, name: str) -> dict[str, dict[str, object]]:
     """
     path = folder / name
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise DataError(
             f"Expected the SpecKV paper's {name} in {folder}, got {error}. Fetch the file again."

@@ -46,11 +46,42 @@ def test_the_first_of_each_task_and_split(tmp_path: Path) -> None:
         ([{"id": "1", "task": "t", "prompt": "x", "split": "dev"}], "got 'dev'"),
         ([{"id": "1", "task": "t", "prompt": "x"}] * 2, r"p.jsonl:2: expected every id once, got '1' again"),
         ([""], "found none"),
+        (["[" * 100_000], "p.jsonl:1: expected one JSON object a line"),
+        (['{"id": ' + "1" * 5000 + "}"], "p.jsonl:1: expected one JSON object a line"),
+        (
+            ['{"id": "1", "task": "t", "prompt": "a\\ud83d"}'],
+            r"p.jsonl:1: prompt: .* lone surrogate \\ud83d at char.* 1",
+        ),
+        (['{"id": "\\ud83d", "task": "t", "prompt": "a"}'], "p.jsonl:1: id: .* lone surrogate"),
     ],
 )
 def test_bad_lines(tmp_path: Path, lines: list[object], message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_prompts([write(tmp_path / "p.jsonl", *lines)])
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_line_ends_and_byte_order_marks(tmp_path: Path, end: str, mark: str) -> None:
+    lines = [mark + json.dumps({"id": name, "task": "t", "prompt": "x"}) for name in "ab"]
+    (tmp_path / "p.jsonl").write_bytes(end.join([*lines, ""]).encode())
+    assert [p.prompt_id for p in read_prompts([tmp_path / "p.jsonl"])] == ["a", "b"]
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e"])
+def test_separators_inside_a_prompt_do_not_end_a_line(tmp_path: Path, separator: str) -> None:
+    text = f"one{separator}two"
+    raw = json.dumps({"id": "a", "task": "t", "prompt": text}, ensure_ascii=False)
+    escaped = json.dumps({"id": "b", "task": "t", "prompt": text})
+    # JSON allows characters below U+0020 as escapes alone.
+    file = write(tmp_path / "p.jsonl", escaped if separator < " " else raw)
+    assert read_prompts([file])[0].text == text
+
+
+def test_a_folder_of_that_name_is_no_prompts_file(tmp_path: Path) -> None:
+    (tmp_path / "folder.jsonl").mkdir()
+    write(tmp_path / "a.jsonl", {"id": "1", "task": "t", "prompt": "x"})
+    assert len(read_prompts([tmp_path])) == 1
 
 
 def test_missing_files_and_other_encodings(tmp_path: Path) -> None:
