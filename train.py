@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from agents.building import build_settings
 from agents.console import Console
-from agents.registry import agent_settings
+from agents.registry import agent_settings, require_batch
 from agents.searching.search import run_search
 from agents.settings import TrainSettings
 from agents.studies.study import jobs_of, run_study, shared_overrides
@@ -31,7 +31,7 @@ def settings_from(config: DictConfig) -> TrainSettings:
         ConfigError: naming the setting that is unknown, missing or wrong.
     """
     settings = build_settings(TrainSettings, plain(config))
-    agent_settings(settings.agent)
+    require_batch(*agent_settings(settings.agent), settings.cost.batch, settings.env.decides)
     return settings
 
 

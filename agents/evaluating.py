@@ -2,32 +2,41 @@
 """From settings to a saved comparison on the test prompts: what `evaluate.py` does, and `train.py` at its end."""
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from agents.console import Console
 from agents.controllers import latest_run, load_named, shipped_policy
-from agents.registry import AGENTS, Lesson, agent_settings, make_controller, require_agent
+from agents.depth import within_depth
+from agents.registry import AGENTS, Lesson, agent_settings, make_controller, require_agent, require_batch
 from agents.settings import EvaluateSettings
 from agents.stored import load_controller
 from agents.training.run_folder import EVALUATION
 from agents.training.task import load_cost, load_splits
 from agents.tuning import GRIDS, tune
-from speckv.cost import CostTable
+from speckv.cost import CostTable, require_single_request
 from speckv.errors import ConfigError
 from speckv.evaluation.baselines import FixedSweep
-from speckv.evaluation.compare import Comparison, compare, compile_pair
+from speckv.evaluation.compare import Comparison, compare, compile_pair, controller_sums
 from speckv.evaluation.comparison_text import render_comparison
 from speckv.evaluation.hierarchy import SeedGroup
 from speckv.evaluation.report import make_timelines, save_report
 from speckv.evaluation.results import headline
 from speckv.evaluation.run_facts import RUN
 from speckv.evaluation.seeds import find_seed_groups
+from speckv.evaluation.splits import require_comparable
 from speckv.evaluation.timing import sample_observations, time_decisions
+from speckv.runtime.constant import ConstantGamma, ConstantPerCompression
 from speckv.traces import TraceSet
-from speckv.types import Controller
+from speckv.types import GAMMA_MAX, Controller, StoppingController
+
+logger = logging.getLogger(__name__)
 
 EVERY_AGENT = "all"
+CONSTANTS = ("best_fixed", "fixed")
+"""Agents whose gamma is the same at every step; every table holds constants already."""
 
 
 def evaluate_controllers(
@@ -83,16 +92,22 @@ def evaluate(settings: EvaluateSettings, console: Console) -> Comparison:
     Raises:
         SpecKVError: one clear error if anything named is missing or does not fit; nothing is written then.
     """
-    train, test = load_splits(settings.data)
-    cost = load_cost(settings.cost)
-    paths = _controller_paths(settings, cost.name, train.sha256)
     require_agents(settings.agents)
+    train, test = load_splits(settings.data)
+    require_comparable(train, test)
+    cost = load_cost(settings.cost)
+    cost.require((*train.compressions, *test.compressions))
+    agents = _agents(settings, train, cost)
+    paths = _controller_paths(settings, cost.name, train.sha256)
     controllers = load_named(paths)
+    _require_fitting(controllers, test, cost)
+    if agents or any(not isinstance(c, ConstantGamma | ConstantPerCompression) for c in controllers):
+        warn_of_waiting(cost.batch)
     for controller, path in zip(controllers, paths, strict=True):
         console.write(f"controller {controller.name}: {path}")
     if not paths:
         console.write("no trained run found: the table holds the baselines alone; train one with `python train.py`")
-    made = _made_controllers(settings, train, cost)
+    made = _made_controllers(agents, settings, train, cost)
     for controller, path in zip(controllers, paths, strict=True):
         if controller.name in {c.name for c in made}:
             controller.name = path.resolve().name
@@ -141,15 +156,55 @@ def require_agents(names: Sequence[str] | str) -> None:
             )
 
 
-def _made_controllers(settings: EvaluateSettings, train: TraceSet, cost: CostTable) -> list[Controller]:
-    names = settings.agents
-    if names == EVERY_AGENT:
-        # Constants are in every table already.
-        names = tuple(n for n, agent in AGENTS.items() if agent.make is not None and n not in ("fixed", "best_fixed"))
+def warn_of_waiting(batch: int) -> None:
+    """Logs what a replay leaves out at a batch where gamma may differ between rows."""
+    if batch > 1:
+        logger.warning(
+            "cost.batch=%d: times are exact where all rows draft alike. A row that drafts more than its neighbours "
+            "makes them wait, which the replay does not charge.",
+            batch,
+        )
+
+
+def _agents(settings: EvaluateSettings, train: TraceSet, cost: CostTable) -> dict[str, Any]:
+    """Settings of the agents to make; of "all", those that fit the recordings' depth and the cost table's batch."""
+    names, depth = settings.agents, train.metadata.gamma_max
+    found = {}
+    for name in AGENTS if names == EVERY_AGENT else (names,) if isinstance(names, str) else names:
+        if names == EVERY_AGENT and (AGENTS[name].make is None or name in CONSTANTS):
+            continue
+        try:
+            options = agent_settings({"name": name})[1]
+            require_batch(name, options, cost.batch)
+            found[name] = within_depth(name, options, depth)
+        except ConfigError as error:
+            if names != EVERY_AGENT:
+                raise
+            logger.warning("Left out agent %s: %s", name, error)
+    return found
+
+
+def _require_fitting(controllers: Sequence[Controller], test: TraceSet, cost: CostTable) -> None:
+    """Passes if loaded controllers can be replayed at the recordings' depth and the cost table's batch."""
+    for controller in controllers:
+        if isinstance(controller, StoppingController):
+            require_single_request(controller.name, cost.batch)
+    if test.metadata.gamma_max == GAMMA_MAX:
+        return
+    compiled, compiled_cost = compile_pair(test, cost)
+    for controller in controllers:
+        try:
+            controller_sums(controller, compiled, compiled_cost)
+        except ConfigError as error:
+            raise ConfigError(f"{controller.name} does not fit these recordings: {error}") from error
+
+
+def _made_controllers(
+    agents: Mapping[str, Any], settings: EvaluateSettings, train: TraceSet, cost: CostTable
+) -> list[Controller]:
     lesson = Lesson(train=train, cost=cost, seed=settings.seed)
     made: list[Controller] = []
-    for name in (names,) if isinstance(names, str) else names:
-        _, options = agent_settings({"name": name})
+    for name, options in agents.items():
         made.append(make_controller(name, options, lesson))
         if settings.tuned and name in GRIDS:
             made.append(tune(name, lesson))

@@ -20,7 +20,7 @@ from agents.rl.settings import A2CSettings, DQNSettings, PPOSettings, QRDQNSetti
 from agents.rules.goodput import Goodput
 from agents.speckv_mlp.settings import SpecKVMlpCostSettings, SpecKVMlpSettings
 from agents.survival.settings import SurvivalSettings
-from speckv.cost import CostTable
+from speckv.cost import CostTable, require_single_request
 from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError, nearest
 from speckv.traces import TraceSet
@@ -67,6 +67,7 @@ class Agent:
         restore: Settings and stored parts -> the same controller; None if it is stored by other means.
         parts: What `restore` needs of a controller besides its settings.
         hides: Whether `make` heeds `hide`.
+        stops: Whether it decides token by token (`StoppingController`); a learner's environment decides that.
         told: Parts and other times -> the parts with them, and without what the clock of before alone decided.
     """
 
@@ -76,20 +77,25 @@ class Agent:
     restore: Callable[[Any, Parts], Controller] | None = None
     parts: Callable[[Any], Parts] = lambda _: Parts()
     hides: bool = False
+    stops: bool = False
     told: Callable[[Parts, StepTimes], Parts] = lambda parts, times: replace(parts, times=times)
 
 
 def _stored(
-    name: str, make: Callable[[Any, Lesson], Controller], parts: Callable[[Any], Parts] = lambda _: Parts()
+    name: str,
+    make: Callable[[Any, Lesson], Controller],
+    parts: Callable[[Any], Parts] = lambda _: Parts(),
+    *,
+    stops: bool = False,
 ) -> Agent:
     """An agent that is made at once and comes back from settings and parts."""
     stored = RESTORE[name]
-    return Agent(settings=stored.settings, make=make, restore=stored.restore, parts=parts)
+    return Agent(settings=stored.settings, make=make, restore=stored.restore, parts=parts, stops=stops)
 
 
 def _survival(name: str, make: Callable[[Any, Lesson], Controller], parts: Callable[[Any], Parts]) -> Agent:
     """A stored agent that heeds `hide` and is set by compression, whether to draft at all among else."""
-    return replace(_stored(name, make, parts), hides=True, told=_survival_told)
+    return replace(_stored(name, make, parts, stops=name == "survival_stopping"), hides=True, told=_survival_told)
 
 
 def _survival_told(parts: Parts, times: StepTimes) -> Parts:
@@ -98,13 +104,13 @@ def _survival_told(parts: Parts, times: StepTimes) -> Parts:
     return replace(parts, times=times, arrays={**arrays, "floor": np.maximum(arrays["floor"], 0)})
 
 
-def _rule(name: str) -> Agent:
+def _rule(name: str, *, stops: bool = False) -> Agent:
     """An agent that is nothing but its settings."""
-    return _stored(name, lambda settings, _: RESTORE[name].restore(settings, Parts()))
+    return _stored(name, lambda settings, _: RESTORE[name].restore(settings, Parts()), stops=stops)
 
 
 def _times(lesson: Lesson) -> StepTimes:
-    return StepTimes.of(lesson.cost, lesson.train.compressions, gamma_max=lesson.train.metadata.gamma_max)
+    return StepTimes.of(lesson.cost, lesson.train.compressions)
 
 
 def _fit_survival(settings: SurvivalSettings, lesson: Lesson) -> Controller:
@@ -131,7 +137,7 @@ def _fit_speckv_mlp_cost(settings: SpecKVMlpCostSettings, lesson: Lesson) -> Con
     return fit_speckv_mlp_cost(lesson.train, lesson.cost, settings, seed=lesson.seed)
 
 
-def _bandit(name: str) -> Agent:
+def _bandit(name: str, *, stops: bool = False) -> Agent:
     """An online learner: made, it has seen the train prompts once, in a random order."""
     stored = RESTORE[name].restore
     assert isinstance(stored, StoredBandit)
@@ -144,16 +150,23 @@ def _bandit(name: str) -> Agent:
         making.show(bandit, lesson.train, lesson.cost, lesson.seed)
         return bandit
 
-    return Agent(settings=RESTORE[name].settings, make=make, begin=begin, restore=stored, parts=stored.take_apart)
+    return Agent(
+        settings=RESTORE[name].settings,
+        make=make,
+        begin=begin,
+        restore=stored,
+        parts=stored.take_apart,
+        stops=stops,
+    )
 
 
 AGENTS: Mapping[str, Agent] = {
     "a2c": Agent(settings=A2CSettings),
-    "adaedl": _rule("adaedl"),
+    "adaedl": _rule("adaedl", stops=True),
     "best_fixed": Agent(
         settings=BestFixedSettings, make=lambda _, lesson: BestFixedGamma.tune(lesson.train, lesson.cost)
     ),
-    "calibrated_stopping": _bandit("calibrated_stopping"),
+    "calibrated_stopping": _bandit("calibrated_stopping", stops=True),
     "dqn": Agent(settings=DQNSettings),
     "exp3spec": _bandit("exp3spec"),
     "fixed": Agent(settings=FixedSettings, make=lambda s, _: FixedGamma(s.gamma)),
@@ -161,10 +174,10 @@ AGENTS: Mapping[str, Agent] = {
     "goodput": _stored("goodput", lambda s, lesson: Goodput(s, _times(lesson)), lambda c: Parts(times=c.times)),
     "hazard_thompson": _bandit("hazard_thompson"),
     "hazard_thompson_discounted": _bandit("hazard_thompson_discounted"),
-    "kangaroo": _rule("kangaroo"),
+    "kangaroo": _rule("kangaroo", stops=True),
     "lints": _bandit("lints"),
     "linucb": _bandit("linucb"),
-    "llama_cpp": _rule("llama_cpp"),
+    "llama_cpp": _rule("llama_cpp", stops=True),
     "neural_linear": _bandit("neural_linear"),
     "per_request": _stored(
         "per_request",
@@ -195,10 +208,10 @@ AGENTS: Mapping[str, Agent] = {
             arrays={"floor": c.before.floor, "price_scale": c.price_scale},
         ),
     ),
-    "svip": _rule("svip"),
-    "tapout": _bandit("tapout"),
+    "svip": _rule("svip", stops=True),
+    "tapout": _bandit("tapout", stops=True),
     "thompson": _bandit("thompson"),
-    "transformers_confidence": _rule("transformers_confidence"),
+    "transformers_confidence": _rule("transformers_confidence", stops=True),
     "transformers_heuristic": _rule("transformers_heuristic"),
     "ucb1": _bandit("ucb1"),
     "ucbspec": _bandit("ucbspec"),
@@ -236,10 +249,45 @@ def agent_settings(options: Mapping[str, object]) -> tuple[str, Any]:
     return name, build_settings(AGENTS[name].settings, rest, "agent")
 
 
+def decides_token_by_token(name: str, settings: Any, decides: str = "per_step") -> bool:
+    """Whether an agent's controller is a `StoppingController`.
+
+    Args:
+        name: Of the agent.
+        settings: Its settings.
+        decides: `env.decides`, which matters to learners alone.
+    """
+    agent = AGENTS[name]
+    if agent.make is None:
+        return decides == "per_token"
+    return agent.stops or (name == "gammatune" and settings.threshold > 0)
+
+
+def require_batch(name: str, settings: Any, batch: int, decides: str = "per_step") -> None:
+    """Passes if an agent can learn and be judged on the times of a batch.
+
+    Args:
+        name: Of the agent.
+        settings: Its settings.
+        batch: `cost.batch`.
+        decides: `env.decides`.
+
+    Raises:
+        ConfigError: if it decides token by token and `batch` is above 1.
+    """
+    if decides_token_by_token(name, settings, decides):
+        require_single_request(f"agent {name}", batch)
+
+
 def make_controller(name: str, settings: Any, lesson: Lesson) -> Controller:
-    """Makes a controller that needs no environment to learn in."""
+    """Makes a controller that needs no environment to learn in.
+
+    Raises:
+        ConfigError: if it does not fit the lesson.
+    """
     agent = AGENTS[name]
     assert agent.make is not None
+    require_batch(name, settings, lesson.cost.batch)
     if lesson.hide and not agent.hides:
         able = sorted(n for n, other in AGENTS.items() if other.hides or other.make is None)
         raise ConfigError(f"Expected env.hide for an agent of {able}, got {list(lesson.hide)} for {name!r}.")

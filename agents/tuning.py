@@ -5,8 +5,10 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from agents.depth import within_depth
 from agents.per_compression import PerCompression, StoppingPerCompression
-from agents.registry import Lesson, agent_settings, make_controller
+from agents.registry import Lesson, agent_settings, decides_token_by_token, make_controller
+from speckv.cost import require_single_request
 from speckv.errors import ConfigError, nearest
 from speckv.evaluation.compare import compile_pair
 from speckv.replay import replay_controller
@@ -36,15 +38,15 @@ def tune(name: str, lesson: Lesson) -> PerCompression:
         lesson: Whose train prompts decide.
 
     Raises:
-        ConfigError: if there is no grid for it.
+        ConfigError: if there is no grid for it, or it does not fit the lesson.
     """
     if name not in GRIDS:
         known = sorted(GRIDS)
         raise ConfigError(f"Expected an agent with a grid, of {known}, got {name!r}.{nearest(name, known)}")
+    candidates = _candidates(name, lesson)
     best: dict[str, tuple[float, Any]] = {}
     compiled, cost = compile_pair(lesson.train, lesson.cost)
-    for options in _combinations(GRIDS[name]):
-        _, settings = agent_settings({"name": name, **options})
+    for settings in candidates:
         record = replay_controller(make_controller(name, settings, lesson), compiled, cost)
         for compression in compiled.compression_names:
             rows = [row for row, c in enumerate(record.compressions) if c == compression]
@@ -57,6 +59,16 @@ def tune(name: str, lesson: Lesson) -> PerCompression:
     if any(isinstance(controller, StoppingController) for controller in chosen.values()):
         return StoppingPerCompression(chosen, name=title)
     return PerCompression(chosen, name=title)
+
+
+def _candidates(name: str, lesson: Lesson) -> list[Any]:
+    """Settings of the grid that fit the recordings' depth and the cost table's batch."""
+    depth, batch = lesson.train.metadata.gamma_max, lesson.cost.batch
+    grid = [agent_settings({"name": name, **options})[1] for options in _combinations(GRIDS[name])]
+    kept = [s for s in grid if batch == 1 or not decides_token_by_token(name, s)]
+    if not kept:
+        require_single_request(f"agent {name}", batch)
+    return [within_depth(name, settings, depth) for settings in kept]
 
 
 def _combinations(options: Options) -> Iterator[dict[str, object]]:

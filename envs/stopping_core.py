@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from envs.core import Core, Settings
 from envs.rewards import Rewards
+from speckv.cost import require_single_request
 from speckv.errors import ConfigError
 from speckv.observation import STOPPING_SCHEMA
 from speckv.replay import ReplayStep
@@ -33,7 +34,8 @@ class StoppingCore(Core):
         """See `Core`.
 
         Raises:
-            ConfigError: also for a reward that values whole decode steps alone, and for redrawn acceptances.
+            ConfigError: also for a reward that values whole decode steps alone, for redrawn acceptances, and for the
+                times of a batch.
         """
         if settings.reward == "throughput":
             raise ConfigError(
@@ -41,6 +43,7 @@ class StoppingCore(Core):
                 "got throughput, a ratio. Choose another, or the environment that decides once a step."
             )
         super().__init__(settings, num_envs)
+        require_single_request("an environment", self.cost_table.batch)
         if self.batch.acceptance == "rejection":
             raise ConfigError(
                 "Expected acceptance=recorded, got rejection: what a draft says behind a redrawn rejection was never "

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files written whole or not at all, and shipped ones found by name."""
 
+import csv
+import io
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -97,3 +99,18 @@ def canonical_json(content: Mapping[str, object]) -> str:
     '{\n  "a": [\n    0.5\n  ],\n  "b": 1\n}\n'
     """
     return json.dumps(content, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    r"""Renders rows as CSV with LF line ends. Cells that hold a CR are quoted, which `csv.writer` leaves out.
+
+    >>> csv_text([("a", 1), ("b\rc", 2)])
+    'a,1\n"b\rc","2"\n'
+    """
+    buffer = io.StringIO()
+    plain, quoted = (
+        csv.writer(buffer, lineterminator="\n", quoting=quoting) for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
+    )
+    for row in rows:
+        (quoted if any("\r" in str(cell) for cell in row) else plain).writerow(row)
+    return buffer.getvalue()

@@ -30,7 +30,7 @@ def begin(
         cost: The clock.
         seed: Of its draws and of the network.
     """
-    times = StepTimes.of(cost, train.compressions, gamma_max=train.metadata.gamma_max)
+    times = StepTimes.of(cost, train.compressions)
     if context == "none":
         return kind(settings, times, seed)
     if context == "scaled":
@@ -51,6 +51,6 @@ def show(bandit: Bandit, train: TraceSet, cost: CostTable, seed: int) -> None:
 
 def measure_scaling(compiled: CompiledTraces, cost: CompiledCost, gamma: int = 3) -> Scaling:
     """Mean and deviation of each feature in the states that a constant gamma meets."""
-    rows = visit(compiled, cost, ConstantGamma(gamma)).observations
+    rows = visit(compiled, cost, ConstantGamma(min(gamma, compiled.gamma_max))).observations
     std = rows.std(axis=0)
     return Scaling(mean=rows.mean(axis=0), std=np.where(std < MIN_STD, np.float32(1.0), std))

@@ -51,4 +51,4 @@ def fit_speckv_mlp(train: TraceSet, cost: CostTable, settings: SpecKVMlpSettings
 def fit_speckv_mlp_cost(train: TraceSet, cost: CostTable, settings: SpecKVMlpSettings, *, seed: int) -> SpecKVMlpCost:
     """Fits the same network, and weighs its tokens against the times of a cost table."""
     paper = fit_speckv_mlp(train, cost, settings, seed=seed)
-    return SpecKVMlpCost(paper, StepTimes.of(cost, train.compressions, gamma_max=train.metadata.gamma_max))
+    return SpecKVMlpCost(paper, StepTimes.of(cost, train.compressions))

@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from speckv.evaluation.figure_text import figure_text
 from speckv.evaluation.plots import INK, PALETTE, tidy
 
 _DPI = 150
@@ -21,7 +22,7 @@ def draw(record: Mapping[str, Any]) -> Figure:
         record: As `study.json` holds it.
     """
     outcomes = record["outcomes"]
-    names = [fill(outcome["name"], _NAME_WIDTH) for outcome in outcomes]
+    names = [fill(figure_text(outcome["name"]), _NAME_WIDTH) for outcome in outcomes]
     lines = max(name.count("\n") for name in names) + 1
     height = 1.7 + (0.17 + 0.17 * lines) * len(outcomes)
     figure = Figure(figsize=(8.4, height), dpi=_DPI, layout="constrained")
@@ -38,13 +39,13 @@ def draw(record: Mapping[str, Any]) -> Figure:
     axes.axvline(1.0, color=INK, linewidth=1, linestyle="--")
     axes.set_yticks(range(len(outcomes)), names, fontsize=9)
     axes.set_ylim(len(outcomes) - 0.5, -0.5)
-    figure.suptitle(fill(record["question"], _TITLE_WIDTH), fontsize=10, x=0.01, ha="left")
+    figure.suptitle(fill(figure_text(record["question"]), _TITLE_WIDTH), fontsize=10, x=0.01, ha="left")
     axes.grid(axis="y", color="#E4E4E4", linewidth=0.6)
     tidy(axes)
     figure.supxlabel(
         "throughput over the best fixed gamma (×); dashed: that gamma itself\n"
         f"n = {record['test_prompts']} test prompts, {len(record['seeds'])} seed(s), small dots; times from cost table "
-        f"{record['cost']['name']}. Whiskers: 95 % bootstrap intervals over prompts and seeds.",
+        f"{figure_text(record['cost']['name'])}. Whiskers: 95 % bootstrap intervals over prompts and seeds.",
         fontsize=8,
     )
     return figure

@@ -77,7 +77,7 @@ class Job:
         path = self.folder / OVERRIDES
         if not path.is_file():
             return
-        told = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("output=")]
+        told = [line for line in path.read_text(encoding="utf-8").split("\n")[:-1] if not line.startswith("output=")]
         if told != list(self.overrides):
             raise ConfigError(
                 f"Expected {self.folder} to hold a run of {list(self.overrides)}, got {told}. Name another output."

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from speckv.cost import CompiledCost
+from speckv.errors import TraceError
 from speckv.observation import observe_draft
 from speckv.replay import CompiledTraces, VisitedStates, visit
 from speckv.types import Controller, FloatArray, IntArray, StepOutcome
@@ -65,8 +66,17 @@ class Samples:
 
 
 def collect(compiled: CompiledTraces, cost: CompiledCost, controllers: Sequence[Controller]) -> VisitedStates:
-    """Collects the states that some controllers meet."""
+    """Collects the states that some controllers meet.
+
+    Raises:
+        TraceError: if nothing can be drafted from any of them.
+    """
     parts = [visit(compiled, cost, controller) for controller in controllers]
+    if not any(p.limits.any() for p in parts):
+        raise TraceError(
+            "Expected train prompts with a position from which something can be drafted, got none: the texts are too "
+            "short. Record longer texts."
+        )
     return VisitedStates(
         observations=np.concatenate([p.observations for p in parts]),
         places=np.concatenate([p.places for p in parts]),

@@ -79,7 +79,7 @@ def _fit(
     rng = np.random.default_rng(seed)
     met: list[Controller] = [
         RandomGamma(rng, compiled.gamma_max),
-        *(ConstantGamma(gamma) for gamma in EVERYDAY_GAMMAS),
+        *(ConstantGamma(gamma) for gamma in sorted({min(g, compiled.gamma_max) for g in EVERYDAY_GAMMAS})),
     ]
     for number in range(settings.rounds):
         states = collect(compiled, cost, met)

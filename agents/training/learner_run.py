@@ -46,7 +46,7 @@ def make_environment(
             traces=traces,
             cost=cost,
             split=None,
-            gamma_max=env.gamma_max,
+            gamma_max=min(env.gamma_max, traces.metadata.gamma_max),
             reward=reward.name,
             reward_options=options,
             budget=env.budget,

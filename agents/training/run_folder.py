@@ -3,20 +3,19 @@
 
 import csv
 import datetime
-import io
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
+from speckv.cores import usable_cores
 from speckv.errors import CheckpointError, ConfigError
 from speckv.evaluation.curves import EVAL
 from speckv.evaluation.metrics import Grid, Sums
 from speckv.evaluation.run_facts import CONFIG, RUN, read_facts
-from speckv.files import canonical_json, write_atomically
+from speckv.files import canonical_json, csv_text, write_atomically
 
 OVERRIDES = "overrides.txt"
 EVENTS = "tb"
@@ -111,20 +110,17 @@ class RunFolder:
 
     def append_evaluation(self, step: int, grid: Grid, sums: Sums) -> None:
         """Adds one row per prompt and compression."""
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
         path = self / EVAL
-        if not path.exists():
-            writer.writerow(EVAL_COLUMNS)
+        rows: list[Sequence[object]] = [] if path.exists() else [EVAL_COLUMNS]
         for row, (prompt, task) in enumerate(zip(grid.prompt_ids, grid.tasks, strict=True)):
             for column, compression in enumerate(grid.compressions):
                 if sums.steps[row, column]:
                     counts = (sums.steps, sums.drafted, sums.accepted, sums.tested)
                     head = [step, prompt, task, compression]
                     clock = [int(sums.tokens[row, column]), f"{sums.seconds[row, column]:.9g}"]
-                    writer.writerow([*head, *clock, *(int(c[row, column]) for c in counts)])
+                    rows.append([*head, *clock, *(int(c[row, column]) for c in counts)])
         with path.open("a", encoding="utf-8", newline="") as file:
-            file.write(buffer.getvalue())
+            file.write(csv_text(rows))
 
     def forget_evaluations_after(self, step: int) -> None:
         """Drops rows that a run wrote after the checkpoint it is continued from: they will be written again."""
@@ -134,9 +130,7 @@ class RunFolder:
         with path.open(encoding="utf-8", newline="") as file:
             rows = [row for row in csv.reader(file) if len(row) == len(EVAL_COLUMNS)]
         kept = [row for row in rows if not row[0].isdecimal() or int(row[0]) <= step]
-        buffer = io.StringIO()
-        csv.writer(buffer, lineterminator="\n").writerows(kept)
-        write_atomically(path, buffer.getvalue())
+        write_atomically(path, csv_text(kept))
 
 
 def require_same(folder: RunFolder, facts: Mapping[str, object], keys: Sequence[str]) -> None:
@@ -191,4 +185,4 @@ def made() -> dict[str, object]:
 
 def machine() -> dict[str, str | int]:
     """Processor, system and cores, without anything that names a person or a host."""
-    return {"platform": platform.platform(), "processor": platform.machine(), "cpu_count": os.cpu_count() or 0}
+    return {"platform": platform.platform(), "processor": platform.machine(), "cpu_count": usable_cores()}

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from agents.console import Console
-from agents.evaluating import evaluate_controllers
-from agents.registry import Lesson, agent_settings, make_controller, reclocked
+from agents.depth import within_depth
+from agents.evaluating import CONSTANTS, evaluate_controllers, warn_of_waiting
+from agents.registry import Lesson, agent_settings, make_controller, reclocked, require_batch
 from agents.rl.settings import LearnerSettings
 from agents.settings import TrainSettings, hyperparameters
 from agents.stored import save_controller
@@ -41,9 +42,13 @@ def train(settings: TrainSettings, console: Console, *, config: str, overrides: 
         InterruptedTraining: after saving a checkpoint, if a signal came.
     """
     name, agent = agent_settings(settings.agent)
+    require_batch(name, agent, settings.cost.batch, settings.env.decides)
     task = load_task(settings.data, settings.cost, settings.learn)
+    if name not in CONSTANTS:
+        warn_of_waiting(settings.cost.batch)
     if isinstance(agent, LearnerSettings):
         return _train_learner(name, agent, settings, task, console, config=config, overrides=overrides)
+    agent = within_depth(name, agent, task.learning.metadata.gamma_max)
     return _train_rule(name, agent, settings, task, console, config=config, overrides=overrides)
 
 

@@ -2,6 +2,7 @@
 """What a run controls: recordings by split, a clock, and the number to beat."""
 
 import hashlib
+import logging
 from collections import defaultdict
 from dataclasses import dataclass, replace
 
@@ -11,8 +12,12 @@ from speckv.cost import CostTable, describe_clock
 from speckv.errors import ConfigError, TraceError
 from speckv.evaluation.baselines import FixedSweep
 from speckv.evaluation.compare import tune_fixed
+from speckv.evaluation.splits import require_comparable, require_decode_steps, with_decode_steps
 from speckv.evaluation.table import format_rate, render_table
 from speckv.traces import TraceSet, find_traces, split_validation
+from speckv.types import GAMMA_MAX
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +64,14 @@ def load_splits(settings: DataSettings) -> tuple[TraceSet, TraceSet]:
         TraceError: if the file cannot be used or nothing is left.
     """
     traces = TraceSet.load(find_traces(settings.traces))
-    chosen = traces.select(compressions=settings.compressions, tasks=settings.tasks)
+    chosen = with_decode_steps(traces.select(compressions=settings.compressions, tasks=settings.tasks))
+    if missing := [split for split in ("train", "test") if all(s.split != split for s in chosen.sequences)]:
+        raise TraceError(
+            f"Expected train and test prompts in {settings.traces}, got none of split {missing[0]!r}"
+            f"{' as selected' if settings.compressions or settings.tasks else ''}. Record prompts of both splits."
+        )
+    if (depth := chosen.metadata.gamma_max) < GAMMA_MAX:
+        logger.warning("%s holds drafts of up to %d tokens: no controller drafts more.", settings.traces, depth)
     return chosen.select(split="train"), chosen.select(split="test")
 
 
@@ -83,10 +95,12 @@ def load_task(data: DataSettings, cost: CostSettings, learn: LearnSettings | Non
     Raises:
         TraceError: if the recordings cannot be used.
         CostTableError: if a clock cannot be read or lacks a compression.
-        ConfigError: if no prompt is left for learning or for validation, or a test prompt is among them.
+        ConfigError: if no prompt is left for learning or for validation, or a test prompt is among them, or the
+            recordings to learn from are deeper than those to test on.
     """
     learn = learn or LearnSettings()
     train, test = load_splits(data)
+    require_comparable(train, test)
     table = load_cost(cost)
     table.require((*train.compressions, *test.compressions))
     sweep = tune_fixed(train, table)
@@ -100,7 +114,7 @@ def load_task(data: DataSettings, cost: CostSettings, learn: LearnSettings | Non
         )
         material, _ = load_splits(chosen)
         clock = load_cost(replace(cost, table=learn.cost or cost.table))
-        _require_unseen(material, test)
+        _require_fitting(material, test)
         gammas = tune_fixed(material, clock).best()
     try:
         learning, validation = split_validation(material, data.validation_fraction)
@@ -110,6 +124,9 @@ def load_task(data: DataSettings, cost: CostSettings, learn: LearnSettings | Non
             f"{len(material.prompt_ids)} train prompts. Choose another fraction or more prompts."
         ) from error
     learning = learning if learn.prompts is None else first_of_tasks(learning, learn.prompts)
+    advice = "Choose another data.validation_fraction, or leave that compression out with data.compressions."
+    require_decode_steps(learning, material.compressions, "train prompts to learn from", advice)
+    require_decode_steps(validation, material.compressions, "train prompts to validate on", advice)
     return Task(
         traces_name=data.traces,
         train=train,
@@ -141,7 +158,12 @@ def first_of_tasks(traces: TraceSet, count: int) -> TraceSet:
     return traces.select(prompt_ids=kept)
 
 
-def _require_unseen(material: TraceSet, test: TraceSet) -> None:
+def _require_fitting(material: TraceSet, test: TraceSet) -> None:
+    if material.metadata.gamma_max > test.metadata.gamma_max:
+        raise ConfigError(
+            f"Expected learn.traces no deeper than data.traces, gamma_max {test.metadata.gamma_max}, got "
+            f"{material.metadata.gamma_max}. Choose other recordings."
+        )
     if shared := set(material.prompt_ids) & set(test.prompt_ids):
         raise ConfigError(
             f"Expected learn.traces to hold no test prompt of data.traces among its train prompts, got "

@@ -109,7 +109,9 @@ def _per_step(source: Source, name: str | None) -> Policy:
     return of_controller(source, table, packed, name=f"{name}-per-step")
 
 
-def _lost(loss: float, source: Source) -> str:
+def _lost(loss: float | None, source: Source) -> str:
+    if loss is None:
+        return "what it loses is not known: a replay cannot time a batch that is controlled token by token"
     word = "lost" if loss >= 0 else "gained"
     prompts = len(source.traces.select(split="test").prompt_ids)
     return f"{abs(loss):.1%} of its tokens a second {word} ({prompts} test prompts, replay on {source.cost.name})"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from speckv.commands.quoting import quoted
 from speckv.commands.run_folders import RunFolder, Terms, agreed
 from speckv.cost import CostTable
 from speckv.errors import CheckpointError, ConfigError, DataError
@@ -16,6 +17,7 @@ from speckv.evaluation.compare import NUM_RESAMPLES, compare, tune_fixed
 from speckv.evaluation.curves import EVAL, Curve, read_curve
 from speckv.evaluation.run_facts import controller_folder
 from speckv.evaluation.seeds import find_seed_groups
+from speckv.evaluation.splits import with_decode_steps
 from speckv.files import write_atomically
 from speckv.profiling.prompts import read_prompts
 from speckv.report.content import Shown, Words, page_content
@@ -32,11 +34,11 @@ MOST_BYTES = 3_000_000
 
 def overrides(arguments: list[str]) -> list[str]:
     """Turns the leading run folders into an override; the rest are overrides already."""
-    number = next((k for k, argument in enumerate(arguments) if "=" in argument), len(arguments))
+    settings = (k for k, argument in enumerate(arguments) if "=" in argument and not Path(argument).exists())
+    number = next(settings, len(arguments))
     if not number:
         raise ConfigError("Expected run folders first: python -m speckv report RUN... [key=value ...].")
-    quoted = ["'" + name.replace("\\", "\\\\").replace("'", "\\'") + "'" for name in arguments[:number]]
-    return [f"runs=[{','.join(quoted)}]", *arguments[number:]]
+    return [f"runs=[{','.join(map(quoted, arguments[:number]))}]", *arguments[number:]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +63,7 @@ class _Ground:
                     f"Expected the {name} that {run} was trained on, sha256 {before[:16]}, got {now[:16]}. "
                     "Restore it, or judge the run on today's with cost=NAME data=NAME."
                 )
-        chosen = traces.select(compressions=terms.compressions, tasks=terms.tasks)
+        chosen = with_decode_steps(traces.select(compressions=terms.compressions, tasks=terms.tasks))
         return _Ground(train=chosen.select(split="train"), test=chosen.select(split="test"), cost=cost)
 
 

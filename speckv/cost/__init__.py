@@ -14,6 +14,7 @@ where `draft_lag` counts the emitted tokens that the draft's cache has not read 
 from speckv.cost.compiled import CompiledCost
 from speckv.cost.entry import CostEntry
 from speckv.cost.fit import MOST_ERROR, CostFit, describe_clock, describe_fit, summarise_checks
+from speckv.cost.load import require_single_request
 from speckv.cost.reading import SCHEMA_VERSION
 from speckv.cost.table import ASSETS, KINDS, CostTable, find_cost_table
 
@@ -29,5 +30,6 @@ __all__ = [
     "describe_clock",
     "describe_fit",
     "find_cost_table",
+    "require_single_request",
     "summarise_checks",
 ]

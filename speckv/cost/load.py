@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from speckv.cost.entry import CostEntry
-from speckv.errors import CostTableError
+from speckv.errors import ConfigError, CostTableError
 
 SAME = ("compression", "dtype", "reference_context", "draft_widths", "verify_widths")
 """What entries of one compression at several batches must share."""
@@ -74,3 +74,24 @@ def at_batch(entries: Iterable[CostEntry], batch: int, table: str) -> CostEntry:
         verify_s=between("verify_s"),
         verify_context_slope_s=between("verify_context_slope_s"),
     )
+
+
+def require_single_request(who: str, batch: int) -> None:
+    """Passes if a controller that decides token by token is timed at batch 1.
+
+    In a batch, every pass goes on until the last row has stopped drafting. A replay of one request charges each row
+    for its own tokens alone, so it overstates what stopping early saves.
+
+    Args:
+        who: Name of the controller or agent.
+        batch: Sequences that decode together in the cost table.
+
+    Raises:
+        ConfigError: if `batch` is above 1.
+    """
+    if batch > 1:
+        raise ConfigError(
+            f"Expected cost.batch 1 for {who}, which decides token by token, got {batch}: rows of a batch share their "
+            "draft passes until the last one stops, and a replay does not charge for that. Set cost.batch=1, or choose "
+            "a constant gamma (agent=best_fixed)."
+        )

@@ -83,8 +83,8 @@ class CostTable:
         """
         path = find_cost_table(name_or_path)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError, RecursionError) as error:
             raise CostTableError(f"{path}: expected a JSON cost table, got {error}. Calibrate again.") from error
         try:
             return CostTable.from_dict(content)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from speckv.cost import CompiledCost, CostTable
-from speckv.errors import ConfigError, TraceError
+from speckv.cost import CompiledCost, CostTable, require_single_request
+from speckv.errors import ConfigError
 from speckv.evaluation.baselines import (
     AUTOREGRESSIVE,
     BEST_FIXED,
@@ -24,10 +24,11 @@ from speckv.evaluation.lengths import Bucket, groups_by_length, length_buckets
 from speckv.evaluation.metrics import ALL, Grid, Group, References, Row, Sums, groups_of, measure
 from speckv.evaluation.profiles import Profile, speedup_profile
 from speckv.evaluation.setting import Setting, describe_setting
+from speckv.evaluation.splits import require_comparable
 from speckv.evaluation.verdicts import Family, judge
 from speckv.replay import CompiledTraces, clairvoyant, replay_controller, replay_stream
 from speckv.traces import TraceSet
-from speckv.types import Controller, OnlineLearner
+from speckv.types import Controller, OnlineLearner, StoppingController
 
 NUM_RESAMPLES = 10_000
 STREAM_SEED = 20_260_101
@@ -126,7 +127,11 @@ def compare(
     Returns:
         The same result for the same arguments.
     """
-    _check(train, test, [*(c.name for c in controllers), *(g.name for g in seed_groups)])
+    require_comparable(train, test)
+    _check_names([*(c.name for c in controllers), *(g.name for g in seed_groups)])
+    for controller in controllers:
+        if isinstance(controller, StoppingController):
+            require_single_request(controller.name, cost.batch)
     cost.require(test.compressions)
     tuned = train_sweep or tune_fixed(train, cost)
     gammas = tuned.best()
@@ -186,7 +191,7 @@ class _Field:
         shown = (*ends, *self.entrants, Entrant.alone(references.clairvoyant, len(self.counts)))
         found = []
         for bucket in buckets:
-            for group in groups_by_length(bucket, whole):
+            for group in groups_by_length(bucket, whole, references.autoregressive.tokens):
                 rows = tuple(measure_entrant(e, group, references, self.counts) for e in shown)
                 found.append(LengthResult(bucket=bucket, result=GroupResult(group=group, rows=rows)))
         return tuple(found)
@@ -207,14 +212,7 @@ def _distinct(whole: tuple[Group, ...]) -> tuple[Group, ...]:
     return whole if len(whole) > 2 else whole[:1]
 
 
-def _check(train: TraceSet, test: TraceSet, names: Sequence[str]) -> None:
-    if missing := set(test.compressions) - set(train.compressions):
-        raise TraceError(
-            f"Expected train prompts at every tested compression, found none at {sorted(missing)}. "
-            "Record them or leave that compression out."
-        )
-    if shared := set(train.prompt_ids) & set(test.prompt_ids):
-        raise TraceError(f"Expected disjoint prompts, but {sorted(shared)[:3]} are in train and test. Split by prompt.")
+def _check_names(names: Sequence[str]) -> None:
     fixed = {name for name in names if name in RESERVED_NAMES or names.count(name) > 1}
     if fixed:
         raise ConfigError(

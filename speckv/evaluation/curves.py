@@ -2,6 +2,7 @@
 """How a run got better: its validation prompts, evaluation by evaluation, against the best fixed gamma on the same."""
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,17 +110,25 @@ def _speedups(fixed: Float64, ours: Float64, counts: Float64, compressions: Sequ
     return found | {ALL: geometric_mean_ratio_interval(fixed, ours, counts)}
 
 
+def _whole_rows(content: bytes) -> bytes:
+    """Cuts off a last row that is still being written."""
+    end = content.rfind(b"\n")
+    while content.count(b'"', 0, max(end, 0)) % 2:  # this line end is inside a prompt's id
+        end = content.rfind(b"\n", 0, end)
+    return content[: end + 1]
+
+
 def _read(path: Path) -> dict[int, _Pairs]:
     """Every evaluation by its step; a last row without its end is still being written."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = _whole_rows(path.read_bytes()).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"Expected a run's evaluations at {path}, got: {error}. Train again.") from error
-    lines = text[: text.rfind("\n") + 1].splitlines()
     found: dict[int, _Pairs] = {}
-    if not lines:
+    if not text:
         return found
-    reader = csv.DictReader(lines)
+    # A prompt's id may hold line ends, so rows are found by the CSV reader.
+    reader = csv.DictReader(io.StringIO(text, newline=""))
     if missing := set(_NEEDED) - set(reader.fieldnames or ()):
         raise CheckpointError(f"{path}: expected columns {sorted(missing)} as well. Train again.")
     try:

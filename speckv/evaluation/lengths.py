@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from speckv.evaluation.bootstrap import Float64
 from speckv.evaluation.metrics import ALL, Grid, Group
 from speckv.replay import CompiledTraces
 
@@ -62,11 +63,18 @@ def length_buckets(compiled: CompiledTraces, grid: Grid) -> tuple[Bucket, ...]:
     return tuple(found)
 
 
-def groups_by_length(bucket: Bucket, whole: tuple[Group, ...]) -> tuple[Group, ...]:
-    """Cuts a bucket out of groups of all tasks, as far as anything was recorded there."""
+def groups_by_length(bucket: Bucket, whole: tuple[Group, ...], tokens: Float64) -> tuple[Group, ...]:
+    """Cuts a bucket out of groups of all tasks, as far as anything was recorded there.
+
+    Args:
+        bucket: Prompts of similar length.
+        whole: One group a compression and one of all.
+        tokens: Shape [prompts, compressions] of the whole grid; zero where nothing was recorded.
+    """
     cut = []
     for group in whole:
         prompts = np.intersect1d(group.prompts, bucket.prompts)
-        if len(prompts):
-            cut.append(Group(compression=group.compression, task=ALL, prompts=prompts, columns=group.columns))
+        columns = group.columns[(tokens[np.ix_(prompts, group.columns)] > 0).any(axis=0)]
+        if len(columns):
+            cut.append(Group(compression=group.compression, task=ALL, prompts=prompts, columns=columns))
     return tuple(cut)

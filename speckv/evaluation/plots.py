@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from speckv.evaluation.bootstrap import Interval
+from speckv.evaluation.figure_text import figure_text
 
 # Okabe and Ito's palette: told apart by colour-blind readers and in grey print.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -53,7 +54,7 @@ def speedup_dots(ax: Axes, speedups: Mapping[str, Interval], setting: str) -> Ax
         speedups: Controller -> interval, from top to bottom; the first is the baseline that a line marks.
         setting: Title of the panel.
     """
-    names, intervals = list(speedups), list(speedups.values())
+    names, intervals = [figure_text(name) for name in speedups], list(speedups.values())
     estimates = np.array([i.estimate for i in intervals])
     low = np.array([i.estimate if i.low is None else i.low for i in intervals])
     high = np.array([i.estimate if i.high is None else i.high for i in intervals])
@@ -65,7 +66,7 @@ def speedup_dots(ax: Axes, speedups: Mapping[str, Interval], setting: str) -> Ax
     ax.axvline(1.0, color=INK, linewidth=1, linestyle="--")
     ax.set_yticks(rows, names, fontsize=8)
     ax.set_ylim(len(names) - 0.5, -0.5)
-    ax.set_title(setting, fontsize=10, loc="left")
+    ax.set_title(figure_text(setting), fontsize=10, loc="left")
     ax.set_xlabel("speed-up over plain decoding (×)", fontsize=9)
     ax.grid(axis="y", color="#E4E4E4", linewidth=0.6)
     tidy(ax)
@@ -92,7 +93,7 @@ def speedup_bars(ax: Axes, speedups: Mapping[str, Sequence[Interval]], settings:
             heights,
             width * 0.92,
             color=PALETTE[index % len(PALETTE)],
-            label=name,
+            label=figure_text(name),
             yerr=np.maximum([below, above], 0.0),
             error_kw={"ecolor": INK, "elinewidth": 1.1, "capsize": 3, "capthick": 1.1},
         )
@@ -112,7 +113,7 @@ def speedup_bars(ax: Axes, speedups: Mapping[str, Sequence[Interval]], settings:
         va="center",
         color=INK,
     )
-    ax.set_xticks(np.arange(len(settings)), settings)
+    ax.set_xticks(np.arange(len(settings)), [figure_text(name) for name in settings])
     ax.set_xlabel("compression of the target")
     ax.set_ylabel("speed-up over plain decoding (×)")
     ax.set_ylim(0, top * 1.16)
@@ -138,7 +139,7 @@ def gamma_histogram(
         color = PALETTE[index % len(PALETTE)]
         shift = (index - (len(counts) - 1) / 2) * width
         shares = by_gamma / max(by_gamma.sum(), 1)
-        ax.bar(np.arange(len(by_gamma)) + shift, shares, width * 0.95, color=color, label=name)
+        ax.bar(np.arange(len(by_gamma)) + shift, shares, width * 0.95, color=color, label=figure_text(name))
         if best_fixed is not None:
             gamma = best_fixed[name]
             ax.plot(gamma + shift, shares[gamma] + peak * 0.04, marker="v", color=color, markeredgecolor=INK, ls="none")
@@ -190,6 +191,6 @@ def timeline(ax: Axes, steps: Sequence[TimelineStep], title: str = "") -> Axes:
     ax.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
     ax.grid(axis="y", color="#E3E3E3", linewidth=0.8)
     if title:
-        ax.set_title(title, fontsize=10, loc="left")
+        ax.set_title(figure_text(title), fontsize=10, loc="left")
     tidy(ax)
     return ax

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 
 from matplotlib.axes import Axes
 
+from speckv.evaluation.figure_text import figure_text
 from speckv.evaluation.plots import INK, tidy
 from speckv.evaluation.profiles import TAUS, Profile
 
@@ -25,13 +26,13 @@ def profile_lines(
         if name in banded and profile.low is not None and profile.high is not None:
             ax.fill_between(TAUS, profile.low, profile.high, color=colors[name], alpha=0.13, linewidth=0)
     for name, profile in profiles.items():
-        ax.plot(TAUS, profile.shares, color=colors[name], linewidth=1.6, label=name)
+        ax.plot(TAUS, profile.shares, color=colors[name], linewidth=1.6, label=figure_text(name))
     ax.axvline(1.0, color=INK, linewidth=1, linestyle="--")
     ax.set_xlim(TAUS[0], TAUS[-1])
     ax.set_ylim(0, 1.02)
     ax.set_xlabel("speed-up over the best fixed gamma, at least (×)")
     ax.set_ylabel("share of test prompts")
-    ax.set_title(setting, fontsize=10, loc="left")
+    ax.set_title(figure_text(setting), fontsize=10, loc="left")
     ax.grid(color="#E3E3E3", linewidth=0.8)
     tidy(ax)
     return ax

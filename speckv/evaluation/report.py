@@ -15,6 +15,7 @@ from speckv.cost import CostTable
 from speckv.evaluation.baselines import BEST_FIXED, CLAIRVOYANT
 from speckv.evaluation.compare import Comparison, compile_pair
 from speckv.evaluation.comparison_text import render_comparison
+from speckv.evaluation.figure_text import figure_text
 from speckv.evaluation.metrics import ALL
 from speckv.evaluation.plots import (
     GREY,
@@ -145,7 +146,7 @@ def gamma_figure(comparison: Comparison, controller: str) -> Figure:
     sums = next(s for s in comparison.sums if s.name == controller)
     counts = {c: sums.gammas[:, k].sum(axis=0) for k, c in enumerate(comparison.grid.compressions)}
     axes = gamma_histogram(figure.add_subplot(), counts, comparison.best_fixed_gammas)
-    axes.set_title(f"gamma chosen by {controller}", fontsize=10, loc="left")
+    axes.set_title(figure_text(f"gamma chosen by {controller}"), fontsize=10, loc="left")
     _caption(figure, comparison, f"{int(sums.steps.sum())} decode steps, counted as asked for.")
     return figure
 
@@ -207,7 +208,7 @@ def _caption(figure: Figure, comparison: Comparison, text: str, *, num_prompts: 
     count = setting.test_prompts if num_prompts is None else num_prompts
     prompts = f"n = {count} test prompt{'s' if count > 1 else ''}"
     whole = f"{prompts}; times from cost table {setting.clock}. {text}"
-    figure.supxlabel(textwrap.fill(whole, int(13 * figure.get_figwidth())), fontsize=8)
+    figure.supxlabel(textwrap.fill(figure_text(whole), int(13 * figure.get_figwidth())), fontsize=8)
 
 
 def save_figure(figure: Figure, path: Path) -> None:

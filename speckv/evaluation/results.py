@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The comparison as JSON and CSV: the record that outlives the run. Same comparison, same bytes."""
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -11,6 +9,7 @@ from speckv.evaluation.compare import Comparison, GroupResult, LengthResult
 from speckv.evaluation.metrics import ALL, Row, Sums
 from speckv.evaluation.profiles import TAUS, Profile
 from speckv.evaluation.verdicts import LEVEL, Family
+from speckv.files import csv_text
 
 RESULTS_VERSION = 1
 """Of the keys: new ones may join, none of these moves or changes its meaning."""
@@ -181,18 +180,16 @@ def headline(comparison: Comparison) -> dict[str, object]:
 
 def per_prompt_csv(comparison: Comparison) -> str:
     """One line per controller, prompt and compression: what a later paired test needs."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(PER_PROMPT_COLUMNS)
+    rows: list[Sequence[object]] = [PER_PROMPT_COLUMNS]
     grid = comparison.grid
     for sums in comparison.sums:
         for row, (prompt, task) in enumerate(zip(grid.prompt_ids, grid.tasks, strict=True)):
             for column, compression in enumerate(grid.compressions):
                 if sums.steps[row, column]:
                     counts = (sums.steps, sums.drafted, sums.accepted, sums.tested)
-                    writer.writerow(
+                    rows.append(
                         [sums.name, prompt, task, compression]
                         + [int(sums.tokens[row, column]), f"{sums.seconds[row, column]:.9g}"]
                         + [int(c[row, column]) for c in counts]
                     )
-    return buffer.getvalue()
+    return csv_text(rows)

@@ -49,13 +49,14 @@ def time_decisions(controller: Controller, observations: FloatArray, *, warm_up:
 def sample_observations(compiled: CompiledTraces, cost: CompiledCost, count: int = 2000) -> FloatArray:
     """Observations that a constant gamma meets, each with some draft so far as `STOPPING_SCHEMA` has it, for timing."""
     met: list[FloatArray] = []
+    gamma = min(4, compiled.gamma_max)
 
     def remember(observations: FloatArray) -> NDArray[np.int64]:
         met.append(np.array(observations))
-        return np.full(len(observations), 4, np.int64)
+        return np.full(len(observations), gamma, np.int64)
 
     replay_policy(compiled, cost, remember)
     rows = np.concatenate(met)
     places = np.arange(count)
-    drafts = compiled.drafts[places % len(compiled.drafts), 1 + places % (compiled.gamma_max - 1)]
+    drafts = compiled.drafts[places % len(compiled.drafts), 1 + places % max(compiled.gamma_max - 1, 1)]
     return observe_draft(rows[places % len(rows)], drafts)

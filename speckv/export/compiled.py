@@ -18,7 +18,7 @@ from speckv.replay import replay_controller, visit
 from speckv.runtime.acceptance_table import AcceptanceTable
 from speckv.runtime.constant import ConstantGamma, ConstantPerCompression
 from speckv.traces import TraceSet
-from speckv.types import Controller
+from speckv.types import Controller, StoppingController
 
 NUM_RANGES = 6
 """Of acceptance; finer tables gained nothing on held-out prompts of the shipped recordings."""
@@ -44,11 +44,12 @@ class CompiledTable:
 
     Attributes:
         gammas: Sequences that decode together -> gamma, in tokens; those that the cost table was measured at.
-        loss: The same -> share of the policy's tokens a second that it loses there, keyed by the batch as text.
+        loss: The same -> share of the policy's tokens a second that it loses there, keyed by the batch as text; None
+            where a replay of one request cannot say: for a policy that decides token by token, at any batch above 1.
     """
 
     gammas: Mapping[int, int]
-    loss: Mapping[str, float]
+    loss: Mapping[str, float | None]
 
 
 def compile_constant(controller: Controller, traces: TraceSet, cost: CostTable) -> CompiledConstant:
@@ -67,11 +68,15 @@ def compile_constant(controller: Controller, traces: TraceSet, cost: CostTable) 
 def compile_batches(controller: Controller, traces: TraceSet, table: CostTable) -> CompiledTable:
     """The best constant at each batch that a cost table was measured at; arguments as for `compile_constant`."""
     (compression,) = traces.compressions
-    found = {batch: compile_constant(controller, traces, table.at_batch(batch)) for batch in table.batches(compression)}
-    return CompiledTable(
-        gammas={batch: constant.gamma for batch, constant in found.items()},
-        loss={str(batch): constant.loss for batch, constant in found.items()},
-    )
+    train, test = traces.select(split="train"), traces.select(split="test")
+    gammas: dict[int, int] = {}
+    loss: dict[str, float | None] = {}
+    for batch in table.batches(compression):
+        cost = table.at_batch(batch)
+        gammas[batch] = gamma = tune_fixed(train, cost).best()[compression]
+        known = batch == 1 or not isinstance(controller, StoppingController)
+        loss[str(batch)] = loss_of(ConstantGamma(gamma), controller, test, cost) if known else None
+    return CompiledTable(gammas=gammas, loss=loss)
 
 
 def compile_steps(

@@ -9,6 +9,7 @@ from speckv.cost import CostTable
 from speckv.cost.table import find_cost_table
 from speckv.errors import CheckpointError
 from speckv.evaluation.run_facts import SHIPPED_WORD, controller_folder, read_facts, said
+from speckv.evaluation.splits import with_decode_steps
 from speckv.traces import TraceSet, find_traces
 
 _DEFAULT_TRACES = "qwen2.5-coder-greedy"
@@ -56,7 +57,7 @@ class Source:
         known = [name for name in recorded.compressions if name in table.compressions]
         return Source(
             folder=folder,
-            traces=recorded.select(compressions=known),
+            traces=with_decode_steps(recorded.select(compressions=known)),
             cost=table.at_batch(1),
             cost_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         )

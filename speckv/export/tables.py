@@ -258,7 +258,9 @@ def _written(
 def _losses(compiled: CompiledTable | CompiledConstant) -> Sequence[str]:
     if isinstance(compiled, CompiledConstant):
         return [f"| gamma | lost |\n|---|---|\n| {compiled.gamma} | {compiled.loss:.1%} |"]
-    rows = [f"| {b} | {gamma} | {compiled.loss[str(b)]:.1%} |" for b, gamma in sorted(compiled.gammas.items())]
+    losses = {b: compiled.loss[str(b)] for b in compiled.gammas}
+    texts = {b: "not known" if loss is None else f"{loss:.1%}" for b, loss in losses.items()}
+    rows = [f"| {b} | {gamma} | {texts[b]} |" for b, gamma in sorted(compiled.gammas.items())]
     only = len(compiled.gammas) == 1
     note = ["", "The clock was measured at one batch alone, so every batch gets that one's gamma."] if only else []
     return ["| batch | gamma | lost |", "|---|---|---|", *rows, *note]

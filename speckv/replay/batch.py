@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from speckv.cost import CompiledCost
-from speckv.errors import ConfigError, CostTableError, nearest
+from speckv.errors import ConfigError, CostTableError, TraceError, nearest
 from speckv.observation import DRAFT_SIGNALS, History, StaticContext, StepBatch, observe, observe_draft, update_history
 from speckv.replay.compiled import CompiledTraces
 from speckv.types import BITS_PER_WEIGHT, BoolArray, FloatArray, IntArray
@@ -119,6 +119,11 @@ class ReplayBatch:
             raise CostTableError(
                 f"Expected costs compiled for {missing} as well, got {list(cost.compressions)}. "
                 "Pass the recordings' compression names to CompiledCost."
+            )
+        if unknown := sorted(set(names) - set(BITS_PER_WEIGHT)):
+            raise TraceError(
+                f"Expected compressions of {list(BITS_PER_WEIGHT)}, got recordings at {unknown}. "
+                "Register them with speckv.models.register_compression."
             )
         self._comp_of = np.array([cost.compressions.index(name) for name in names], np.int64)
         self._bits_of = np.array([BITS_PER_WEIGHT[name] for name in names])
@@ -384,6 +389,6 @@ class ReplayBatch:
         if values.size and (values.min() < 0 or values.max() > self.compiled.gamma_max):
             raise ConfigError(
                 f"Expected speculation lengths from 0 to {self.compiled.gamma_max}, "
-                f"got {values.min()} to {values.max()}. The recording goes no deeper."
+                f"got {values.min()} to {values.max()}. The recording goes no deeper: record deeper, or draft less."
             )
         return values.astype(np.int64, copy=False)

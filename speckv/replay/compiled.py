@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from speckv.errors import TraceError
 from speckv.observation import DRAFT_FIELDS, TESTED_SUMMARY, running_summary, summarise_draft
 from speckv.traces import NO_TOKEN, TraceSequence, TraceSet
-from speckv.types import NUM_SIGNALS, FloatArray, IntArray
+from speckv.types import GAMMA_MAX, NUM_SIGNALS, FloatArray, IntArray
 
 _CHUNK = 4096
 
@@ -52,6 +52,10 @@ class CompiledTraces:
         self.tasks = tuple(s.task for s in sequences)
         self.compressions = tuple(s.compression for s in sequences)
         self.compression_names = traces.compressions
+        if not 1 <= self.gamma_max <= GAMMA_MAX:
+            raise TraceError(
+                f"Expected recordings of gamma_max 1 to {GAMMA_MAX}, got {self.gamma_max}. Record them again."
+            )
         for sequence in sequences:
             _check(sequence, self.gamma_max)
         self.length = np.array([len(s.tokens) for s in sequences], np.int64)

@@ -13,7 +13,7 @@ from agents.settings import CostSettings
 from agents.survival.settings import SurvivalSettings
 from agents.survival.train import fit_survival
 from agents.training.task import load_cost
-from speckv.cost import ASSETS, CompiledCost, CostEntry, CostFit, CostTable
+from speckv.cost import ASSETS, CompiledCost, CostEntry, CostFit, CostTable, require_single_request
 from speckv.errors import ConfigError, CostTableError
 from speckv.evaluation.compare import tune_fixed
 from speckv.replay import replay_controller
@@ -223,3 +223,16 @@ def test_load_reaches_the_observation_through_the_cost_ratio() -> None:
     table = replace(alone, loads=busy)
     np.testing.assert_allclose(CompiledCost(table.at_batch(8), NAMES).cost_ratio, [0.0625, 0.125])
     np.testing.assert_allclose(CompiledCost(table, NAMES).cost_ratio, [0.125, 0.25])
+
+
+def test_control_inside_a_step_is_refused_at_a_batch() -> None:
+    require_single_request("svip", 1)
+    with pytest.raises(ConfigError, match=r"cost\.batch 1 for svip, which decides token by token, got 8"):
+        require_single_request("svip", 8)
+
+
+def test_a_table_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    make_cost_table().save(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert CostTable.load(path) == make_cost_table()

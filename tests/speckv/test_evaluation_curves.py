@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from agents.training.run_folder import EVAL_COLUMNS
+from agents.training.run_folder import EVAL_COLUMNS, RunFolder
 from speckv.errors import CheckpointError
 from speckv.evaluation.baselines import FixedSweep
 from speckv.evaluation.compare import tune_fixed
 from speckv.evaluation.curves import Curve, read_curve
 from speckv.evaluation.metrics import ALL
 from tests.fakes_report import COST, splits
+from tests.fakes_traces import make_sequence, make_traces
 
 
 def curve_of(path: Path, sweep: FixedSweep, num_resamples: int = 20) -> Curve:
@@ -90,3 +91,20 @@ def test_evaluations_of_other_prompts_or_no_numbers_are_refused(tmp_path: Path) 
             curve_of(other, sweep)
     with pytest.raises(CheckpointError, match="a run's evaluations at"):
         curve_of(tmp_path / "none.csv", sweep)
+
+
+def test_ids_may_hold_line_ends_commas_and_quotes(tmp_path: Path) -> None:
+    names = ["a\nb", 'c,"d', "e\rf", "g\u2028h", "i\r\nj\n"]
+    traces = make_traces([make_sequence([1, 0] * 4, prompt_id=name) for name in names], max_new_tokens=8)
+    sweep = tune_fixed(traces, COST)
+    folder = RunFolder(tmp_path)
+    for step in (0, 400, 800):
+        folder.append_evaluation(step, sweep.grid, sweep.sums[1])
+    folder.forget_evaluations_after(400)
+    fixed = sweep.combine(sweep.best())
+    curve = read_curve(tmp_path / "eval.csv", sweep.grid, fixed)
+    assert [point.step for point in curve.points] == [0, 400]
+    text = (tmp_path / "eval.csv").read_bytes()
+    for end in range(text.index(b"\n") + 1, len(text)):
+        (tmp_path / "eval.csv").write_bytes(text[:end])
+        assert len(read_curve(tmp_path / "eval.csv", sweep.grid, fixed).points) < 2

@@ -59,12 +59,22 @@ def test_a_bucket_is_cut_out_of_what_was_recorded() -> None:
     cut = [
         (b.name, g.compression, len(g.prompts))
         for b in length_buckets(compiled, grid)
-        for g in groups_by_length(b, whole)
+        for g in groups_by_length(b, whole, tokens)
     ]
     assert cut == [
         *((name, c, 1) for name in ("5", "6", "7") for c in ("fp16", ALL)),
         *(("8", c, 1) for c in ("fp16", "nf4", ALL)),
     ]
+
+
+def test_a_bucket_leaves_out_compressions_that_were_not_recorded_in_it() -> None:
+    sequences = [recording(k, n) for k, n in enumerate([5, 6, 7, 8])] + [recording(3, 8, "nf4")]
+    compiled, _ = compile_both(make_traces(sequences, max_new_tokens=6))
+    grid = Grid.of(compiled)
+    tokens = grid._scatter(compiled.length)
+    every = next(g for g in groups_of(grid, tokens) if (g.task, g.compression) == (ALL, ALL))
+    columns = [groups_by_length(b, (every,), tokens)[0].columns.tolist() for b in length_buckets(compiled, grid)]
+    assert columns == [[0], [0], [0], [0, 1]]
 
 
 def test_lengths_in_a_comparison_add_up_to_the_whole() -> None:
