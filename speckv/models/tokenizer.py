@@ -7,7 +7,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import AutoConfig, AutoTokenizer
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -73,7 +72,7 @@ def _render(tokenizer: PreTrainedTokenizerBase, prompt: str, date: datetime | No
     while True:
         try:
             return str(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False, **settings))
-        except TemplateError as error:
+        except Exception as error:  # jinja2's TemplateError; jinja2 is a dependency of transformers alone
             _, missing, date_format = str(error).partition(_MISSING_FORMAT)
             if date is None or not missing or date_format in dates:
                 raise
