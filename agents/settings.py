@@ -42,7 +42,8 @@ class CostSettings:
 
     Attributes:
         table: Name of a shipped cost table or path of one.
-        batch: Sequences that decode together; the table must cover it.
+        batch: Sequences that decode together; the table must cover it. Above 1, agents that decide token by token are
+            refused: times of a batch hold where all rows draft alike.
     """
 
     table: str

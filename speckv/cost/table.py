@@ -170,9 +170,9 @@ class CostTable:
         """The same machine under load: a table whose entries are the times at a batch.
 
         All that reads a table works on it unchanged: a step's seconds are then those of one request in a batch, which
-        takes as long as the whole batch, and `cost_ratio` tells a controller of the load. A decision stays as it is:
-        one call decides for all rows of a batch. How well the times add up was checked at batch 1 alone, so the
-        result is "not checked".
+        takes as long as the whole batch, and `cost_ratio` reflects the load. A decision takes the same time: one call
+        decides for all rows of a batch. How well the times add up was checked at batch 1 alone, so the result is "not
+        checked". Replay on it is exact where all rows draft alike; see `require_single_request`.
 
         Args:
             batch: Sequences that decode together, at least 1; between measured batches times are linear in it.
