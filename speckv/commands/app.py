@@ -14,6 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from speckv.commands.quoting import quote_texts
 from speckv.errors import ConfigError, SpecKVError, device_errors_explained, nearest
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -35,13 +36,15 @@ def prepare(
         check: Raises a SpecKVError if a composed config makes no sense; is told the overrides that made it as well.
 
     Returns:
-        The arguments, with `--multirun` added if a setting lists several values.
+        The arguments, names and paths quoted where Hydra's grammar needs it, with `--multirun` added if a setting
+        lists several values.
 
     Raises:
         SpecKVError: naming the setting.
     """
     if any(argument.split("=")[0] in _ASKS for argument in arguments):
         return list(arguments)
+    arguments = quote_texts(arguments, sweeps=True)
     overrides = _parse([a for a in arguments if not a.startswith("-")])
     sweeps = any(override.is_sweep_override() for override in overrides)
     for choice in _every_value(overrides):
@@ -54,7 +57,9 @@ def _parse(texts: Sequence[str]) -> list[Override]:
     try:
         return OverridesParser.create().parse_overrides(list(texts))
     except HydraException as error:
-        raise ConfigError(f"Expected overrides of the form key=value, got {list(texts)}: {_one_line(error)}") from error
+        raise ConfigError(
+            f"Expected overrides of the form key=value, got {_shown(texts)}: {_one_line(error)}"
+        ) from error
 
 
 def _every_value(overrides: Sequence[Override]) -> Iterator[list[str]]:
@@ -70,9 +75,12 @@ def _every_value(overrides: Sequence[Override]) -> Iterator[list[str]]:
 def compose_checked(config_name: str, overrides: Sequence[str]) -> DictConfig:
     """Composes a config; what Hydra refuses, and why, comes out as one line with the nearest known word.
 
+    Names, paths and notes are quoted where Hydra's grammar would refuse or change them; see `quote_texts`.
+
     Raises:
         ConfigError: naming the override.
     """
+    overrides = quote_texts(overrides)
     groups, settings = _split(overrides)
     try:
         _check_groups(groups, _offered(config_name))
@@ -81,14 +89,25 @@ def compose_checked(config_name: str, overrides: Sequence[str]) -> DictConfig:
             _check_keys(settings, config)
             config = _compose(config_name, overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"Cannot compose {list(overrides)}: {_one_line(error)}") from error
+        raise ConfigError(f"Cannot compose {_shown(overrides)}: {_one_line(error)}") from error
     return config
+
+
+def _shown(overrides: Sequence[str]) -> list[str]:
+    """Overrides for an error message; a long one, such as a prompt, is cut so that the reason stays readable."""
+    return [text if len(text) <= 60 else f"{text[:60]}..." for text in overrides]
 
 
 def _compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
         return compose(config_name=config_name, overrides=list(overrides))
+
+
+@cache
+def setting_names(config_name: str) -> tuple[str, ...]:
+    """Dotted names of all settings of a config, and of the groups that it chooses from."""
+    return (*_flatten(_compose(config_name, []), ""), *_offered(config_name))
 
 
 @cache
@@ -154,6 +173,18 @@ def plain(config: DictConfig) -> dict[str, object]:
         raise ConfigError(f"Cannot resolve the config: {_one_line(error)}") from error
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
+
+
+def require_resolvable(config: DictConfig) -> None:
+    """Passes if every interpolation in a config has a value; mandatory values may be missing.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    try:
+        OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"Cannot resolve the config: {_one_line(error)}") from error
 
 
 def flat(content: Mapping[str, object], prefix: str = "") -> dict[str, object]:
