@@ -1,43 +1,60 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m speckv decode "PROMPT" controller=RUN`: live decoding, each token coloured by where it came from."""
+"""`python -m speckv decode "PROMPT" controller=RUN`: live decoding, each token coloured by where it came from.
 
+Standard output gets the answer and one newline. The answer is exact unless standard output is a terminal, where tokens
+are coloured, rejected drafts are shown, and control characters are replaced. The summary is logged to standard error.
+"""
+
+import io
 import logging
-from dataclasses import dataclass
+import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
-import torch
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.text import Text
+from rich.segment import Segment, Segments
+from rich.style import Style
 
+from speckv.commands.app import setting_names
+from speckv.commands.decode_arguments import check_arguments, overrides
+from speckv.commands.detokenizing import Detokenizer
 from speckv.commands.models import pair_config
-from speckv.cost import CostTable
+from speckv.cost import CostTable, require_single_request
 from speckv.decoding import DecodeStep, Engine, GenerationResult, RequestContext, SamplingConfig, draft_source, generate
-from speckv.errors import ConfigError
 from speckv.models import ModelPair, load_pair
+from speckv.models.threads import use_threads
 from speckv.runtime.constant import ConstantGamma
 from speckv.runtime.policy import SHIPPED
 from speckv.runtime.stored import load_controller
-from speckv.types import Controller
+from speckv.types import Controller, StoppingController
+
+__all__ = ["check", "find_controller", "overrides", "run", "summary"]
 
 logger = logging.getLogger(__name__)
-STYLES = {"accepted": "green", "rejected": "red strike", "target": "bold"}
+STYLES = {
+    "accepted": Style(color="green"),
+    "rejected": Style(color="red", strike=True),
+    "target": Style(bold=True),
+}
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Control characters but tab and newline."""
 
 
-def overrides(arguments: list[str]) -> list[str]:
-    """Turns the leading prompt into an override; the rest are overrides already."""
-    if not arguments or "=" in arguments[0].split(" ")[0]:
-        raise ConfigError('Expected a prompt first: python -m speckv decode "PROMPT" [key=value ...].')
-    escaped = arguments[0].replace("\\", "\\\\").replace("'", "\\'")
-    return [f"prompt='{escaped}'", *arguments[1:]]
+def check(arguments: Sequence[str]) -> None:
+    """Passes unless the prompt was left out; see `check_arguments`."""
+    check_arguments(arguments, setting_names("decode"))
 
 
 def run(config: DictConfig) -> None:
     """Decodes with the controller, then plainly, and compares."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     table = CostTable.load(config.cost.table).at_batch(config.cost.batch)
     controller = find_controller(config.controller, table.name)
+    if isinstance(controller, StoppingController):
+        require_single_request(controller.name, table.batch)
     compression = config.model.compression
     context = RequestContext(compression=compression, cost_ratio=table.cost_ratio(compression))
     pair = load_pair(pair_config(config.model))
@@ -45,6 +62,7 @@ def run(config: DictConfig) -> None:
         pair.target, draft_source(pair), eos_token_ids=pair.eos_token_ids, sampling=SamplingConfig(**config.sampling)
     )
     prompt = pair.encode(config.prompt)
+    _prepare_output(sys.stdout)
     stream = _Stream(pair, Console(highlight=False, soft_wrap=True), show_rejected=config.show_rejected)
     arguments = {"context": context, "max_new_tokens": config.max_new_tokens, "request": "decode"}
     engine.capture_ahead(len(prompt) + config.max_new_tokens)
@@ -88,37 +106,61 @@ def summary(
     return lines
 
 
-@dataclass(slots=True)
-class _Piece:
-    text: str
-    style: str
+def visible(text: str) -> str:
+    r"""Writes control characters other than tab and newline so that a terminal does not execute them.
+
+    >>> visible("a\x1b[31m\tb\x7f\x9b")
+    'a^[[31m\tb^?\\x9b'
+    """
+    return _CONTROL.sub(lambda found: _caret(ord(found[0])), text)
+
+
+def _caret(code: int) -> str:
+    return f"^{chr(code ^ 0x40)}" if code < 0x80 else f"\\x{code:02x}"
+
+
+def _prepare_output(stream: TextIO) -> None:
+    """Makes every character writable: UTF-8 in a pipe or file, a replacement on a terminal that lacks the character."""
+    if not isinstance(stream, io.TextIOWrapper):
+        return
+    if stream.isatty():
+        stream.reconfigure(errors="replace")
+    else:
+        stream.reconfigure(encoding="utf-8")
 
 
 class _Stream:
-    """Prints each step's tokens as they come."""
+    """Writes the tokens of each step as they come: as plain text, or coloured where the console is a terminal."""
 
     def __init__(self, pair: ModelPair, console: Console, *, show_rejected: bool) -> None:
-        self._pair, self._console, self._show_rejected = pair, console, show_rejected
-        self._tokens: list[int] = []
+        self._console, self._text = console, Detokenizer(pair.decode)
+        self._show_rejected = show_rejected and console.is_terminal and console.color_system is not None
 
     def show(self, step: DecodeStep) -> None:
-        pieces = [
-            _Piece(self._next(token), "accepted" if i < step.outcome.num_accepted else "target")
-            for i, token in enumerate(step.tokens)
-        ]
-        rejected = list(step.drafted[step.outcome.num_accepted :])
+        """Writes the emitted tokens, with the rejected ones in the place where they were drafted."""
+        num_accepted = step.outcome.num_accepted
+        for token in step.tokens[:num_accepted]:
+            self._write(self._text.push(token), "accepted")
+        rejected = step.drafted[num_accepted:]
         if rejected and self._show_rejected:
-            at = min(step.outcome.num_accepted, len(pieces))
-            pieces.insert(at, _Piece(self._pair.decode(rejected), "rejected"))
-        for piece in pieces:
-            self._console.print(Text(piece.text, style=STYLES[piece.style]), end="")
+            self._write(self._text.preview(rejected), "rejected")
+        for token in step.tokens[num_accepted:]:
+            self._write(self._text.push(token), "target")
 
     def end(self) -> None:
-        self._console.print()
+        """Writes the rest of the text and a newline."""
+        self._write(self._text.finish(), "target")
+        self._write("\n", None)
 
-    def _next(self, token: int) -> str:
-        """Text that a token adds; a character split over tokens appears with its last one."""
-        before = self._pair.decode(self._tokens[-8:]).rstrip("\ufffd")
-        window = [*self._tokens[-8:], token]
-        self._tokens.append(token)
-        return self._pair.decode(window)[len(before) :].rstrip("\ufffd")
+    def _write(self, text: str, style: str | None) -> None:
+        if not text:
+            return
+        if self._console.is_terminal:
+            piece = Segment(visible(text), STYLES[style] if style else None)
+            self._console.print(Segments([piece]), end="", soft_wrap=True)
+            return
+        try:
+            self._console.file.write(text)
+            self._console.file.flush()
+        except BrokenPipeError:
+            self._console.on_broken_pipe()

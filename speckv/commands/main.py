@@ -9,14 +9,14 @@ from collections.abc import Sequence
 
 from omegaconf import OmegaConf
 
-from speckv.commands.app import compose_checked, run_explained
+from speckv.commands.app import compose_checked, require_resolvable, run_explained
 from speckv.errors import ConfigError, nearest
 
 COMMANDS = {
     "profile": "record what target and draft do on prompts, into a trace file",
     "merge": "join trace files of one recording",
     "calibrate": "measure passes on this machine, into a cost table",
-    "decode": "decode a prompt live with a controller",
+    "decode": 'decode a prompt live: decode "PROMPT" (or - for standard input, or prompt_file=FILE) [key=value ...]',
     "report": "show runs on one HTML page: report RUN... [out=FILE]",
     "vocabulary": "write the texts of recorded tokens, for pages where no tokenizer is",
     "export": "make a trained policy ready for a decoding library (export --help)",
@@ -48,11 +48,14 @@ def _run(name: str, rest: list[str]) -> None:
     if hasattr(module, "main"):  # takes options, not overrides
         module.main(rest)
         return
+    if hasattr(module, "check"):
+        module.check(rest)
     overrides = module.overrides(rest) if hasattr(module, "overrides") else rest
     config = compose_checked(name, overrides)
     missing = [str(key) for key in config if OmegaConf.is_missing(config, key)]
     if missing:
         raise ConfigError(f"Expected {missing[0]}=..., got none. configs/{name}.yaml explains every setting.")
+    require_resolvable(config)
     module.run(config)
 
 

@@ -11,7 +11,6 @@ import pytest
 from agents.bandits.arms import Ucb1
 from agents.registry import Lesson, agent_settings, make_controller
 from agents.stored import save_controller
-from speckv.commands.decode import overrides
 from speckv.commands.main import main
 from speckv.cost import CostTable
 from speckv.cost.times import StepTimes
@@ -67,7 +66,7 @@ def test_profile_merge_calibrate_decode(
     capsys.readouterr()
     assert main(["decode", "abc", *model, f"cost.table={table}", "controller=3", "max_new_tokens=12"]) == 0
     streamed = capsys.readouterr().out
-    assert len("".join(streamed.split())) >= 12
+    assert 1 <= len(streamed.strip()) <= 12
 
 
 def agent_run(folder: Path, name: str) -> Path:
@@ -137,7 +136,7 @@ def test_a_lookup_in_every_command(
     assert CostTable.load(tables[2]).cost_ratio("fp16") < 1
     capsys.readouterr()
     assert main(["decode", "abcabcabc", *lookup, f"cost.table={tables[1]}", "controller=3", "max_new_tokens=12"]) == 0
-    assert len("".join(capsys.readouterr().out.split())) >= 12
+    assert 1 <= len(capsys.readouterr().out.strip()) <= 12
     for command in (
         ["profile", f"prompts=[{prompts}]", f"from={with_model}"],
         ["calibrate", "name=x", "from=cpu-2core"],
@@ -182,7 +181,3 @@ def test_one_clear_error(
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     assert "calibrate" in capsys.readouterr().out
-
-
-def test_a_prompt_with_quotes_and_equal_signs() -> None:
-    assert overrides(["It's a = b", "cost=x"]) == [r"prompt='It\'s a = b'", "cost=x"]
