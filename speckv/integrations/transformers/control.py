@@ -26,7 +26,6 @@ from speckv.integrations.transformers.models import (
     as_draft,
     require_no_virtual_tokens,
     require_pair,
-    scored_by_both,
     vocabulary,
 )
 from speckv.models.cache import unwrapped
@@ -71,18 +70,32 @@ def control(
         CheckpointError: if the folder's policy cannot be used.
     """
     policy = policy if isinstance(policy, Policy) else Policy.load(policy)
+    target, draft = _inner(target), _inner(draft)
     require_pair(target, draft)
     policy.session(max_new_tokens=1, compression=compression)  # a wrong word is refused here, not inside `generate`
-    block = _Control(
-        unwrapped(target),
-        unwrapped(draft),
-        policy,
-        {"compression": compression, "cost_ratio": cost_ratio, "vocab_size": scored_by_both(target, draft)},
-    )
-    with hooked(block.target, block):
+    session = {"compression": compression, "cost_ratio": cost_ratio, "vocab_size": vocabulary(target)}
+    block = _Control(target, draft, policy, session)
+    with hooked(target, block):
         yield policy
     if (unused := block.why_unused()) is not None:
         warnings.warn(unused, UserWarning, stacklevel=3)
+
+
+def _inner(model: Any) -> PreTrainedModel:
+    """The model whose `generate` runs in the end; adapters such as LoRA are part of its layers.
+
+    Raises:
+        ConfigError: if there is none, or virtual tokens are put before its texts.
+    """
+    inner = unwrapped(model)
+    if not isinstance(inner, PreTrainedModel):
+        raise ConfigError(
+            "Expected a transformers model, or one wrapped by PEFT, torch.compile or distributed training, "
+            f"got {type(model).__name__}. Give the transformers model."
+        )
+    for wrapper in (model, getattr(model, "module", model)):
+        require_no_virtual_tokens(wrapper)
+    return inner
 
 
 class _Control(Block):

@@ -91,9 +91,9 @@ class Embedded:
             raise ConfigError(f"Expected no other custom_generate beside this one, got {custom_generate!r}.")
         if assistant_model is None:
             raise ConfigError("Expected assistant_model=DRAFT, a small model with the target's vocabulary, got none.")
-        _require_assisted(model, assistant_model, generation_config, options)
         # Of the class: where the folder lies in the target's own repository, `model.generate` leads back here.
         owner = model if hasattr(type(model), "generate") else unwrapped(model)
+        _require_assisted(owner, assistant_model, generation_config, options)
         with (
             self._turn(),
             control(model, assistant_model, self.policy, compression=compression, cost_ratio=cost_ratio),

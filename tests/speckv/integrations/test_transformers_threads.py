@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`control` in several threads and contexts, and its warning where no call used the policy."""
+
+import contextvars
+import copy
+import pickle
+import threading
+from base64 import b64encode
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import Qwen2ForCausalLM
+
+from speckv.errors import ConfigError
+from speckv.integrations.transformers import control
+from speckv.integrations.transformers.embedded import Embedded
+from speckv.integrations.transformers.hooks import NEEDS
+from speckv.runtime import Policy
+from speckv.runtime.constant import ConstantGamma
+from speckv.types import FloatArray, IntArray, StepOutcome
+from tests.fakes import VOCAB, tiny_qwen
+from tests.fakes_policies import Scheduled
+
+GREEDY: dict[str, Any] = {"max_new_tokens": 30, "do_sample": False}
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]:
+    target = tiny_qwen(0)
+    return target, tiny_qwen(1, like=target, noise=0.008)
+
+
+def prompt(seed: int) -> torch.Tensor:
+    return torch.randint(1, VOCAB, (1, 9), generator=torch.Generator().manual_seed(seed))
+
+
+def policy(schedule: Scheduled) -> Policy:
+    return Policy.of(schedule, learns=True, cost_ratio={"fp16": 0.3})
+
+
+def together(work: Callable[[int], Any], count: int) -> list[Any]:
+    """Runs pieces of work at the same time and returns their results."""
+    barrier = threading.Barrier(count)
+
+    def run(number: int) -> Any:
+        barrier.wait()
+        return work(number)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(run, range(count)))
+
+
+def left_on(model: Qwen2ForCausalLM) -> set[str]:
+    return {name for name in vars(model) if name in NEEDS or "speckv" in name}
+
+
+def test_threads_decode_with_one_target_each_under_its_own_policy(
+    pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM],
+) -> None:
+    target, draft = pair
+    plain = [target.generate(prompt(seed), **GREEDY).tolist() for seed in range(4)]
+    schedules = [Scheduled.turns(gamma) for gamma in range(4)]
+
+    def work(number: int) -> bool:
+        same = True
+        for _ in range(3):
+            with control(target, draft, policy(schedules[number])):
+                ours = target.generate(prompt(number), assistant_model=draft, **GREEDY)
+            same = same and ours.tolist() == plain[number]
+        return same
+
+    assert together(work, 4) == [True] * 4
+    for gamma, schedule in enumerate(schedules):
+        assert len(schedule.said) == 3
+        assert {said for request in schedule.said for said in request} == {gamma}
+        assert all(sum(o.num_emitted for o in request) == 29 for request in schedule.outcomes)
+    assert not left_on(target)
+
+
+def test_a_thread_without_a_block_uses_transformers_own_generation(
+    pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM],
+) -> None:
+    target, draft = pair
+    plain, schedule = target.generate(prompt(0), **GREEDY).tolist(), Scheduled.turns(2)
+
+    def generated() -> Any:
+        return target.generate(prompt(0), assistant_model=draft, **GREEDY).tolist()
+
+    def outside() -> None:
+        with control(target, draft, policy(schedule)), ThreadPoolExecutor(1) as pool:
+            assert pool.submit(generated).result() == plain
+
+    with pytest.warns(UserWarning, match="only in threads that are outside"):
+        outside()
+    assert not any(schedule.said)
+    with control(target, draft, policy(schedule)), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(contextvars.copy_context().run, generated).result() == plain
+    assert any(schedule.said)
+
+
+def test_blocks_may_end_in_any_order(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
+    target, draft = pair
+    one, other = (contextvars.copy_context() for _ in range(2))
+    first, second = Scheduled.turns(1), Scheduled.turns(2)
+    blocks = [control(target, draft, policy(schedule)) for schedule in (first, second)]
+    one.run(blocks[0].__enter__)
+    other.run(blocks[1].__enter__)
+    for context in (one, other):
+        context.run(lambda: target.generate(prompt(0), assistant_model=draft, **GREEDY))
+    one.run(blocks[0].__exit__, None, None, None)
+    other.run(lambda: target.generate(prompt(0), assistant_model=draft, **GREEDY))
+    other.run(blocks[1].__exit__, None, None, None)
+    assert (len(first.said), len(second.said)) == (1, 2)
+    assert not left_on(target)
+
+
+def test_a_copy_of_the_target_made_inside_a_block_is_not_controlled(
+    pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM],
+) -> None:
+    target, draft = pair
+    plain, schedule = target.generate(prompt(0), **GREEDY).tolist(), Scheduled.turns(2)
+    with control(target, draft, policy(schedule)):
+        copies = copy.deepcopy(target), pickle.loads(pickle.dumps(target))
+        for other in copies:
+            assert other.generate(prompt(0), assistant_model=draft, **GREEDY).tolist() == plain
+        assert not any(schedule.said)
+        target.generate(prompt(0), assistant_model=draft, **GREEDY)
+    for other in copies:
+        with control(other, draft, policy(Scheduled.turns(1))):
+            assert other.generate(prompt(0), assistant_model=draft, **GREEDY).tolist() == plain
+        assert not left_on(other)
+
+
+# -- policies that learn ---------------------------------------------------------------------------------------------
+
+
+class Counts:
+    """A learner for requests that interleave; each outcome must follow its own request's choice."""
+
+    name = "counts"
+    charges_decision = False
+    learns = True
+
+    def __init__(self) -> None:
+        self.asked: int | None = None
+        self.learned, self.wrong = 0, 0
+
+    def __deepcopy__(self, memo: object) -> "Counts":
+        return self
+
+    def put_aside(self) -> object:
+        return self.asked
+
+    def take_up(self, request: object) -> None:
+        self.asked = request  # type: ignore[assignment]
+
+    def reset(self) -> None:
+        self.asked = None
+
+    def act(self, observation: FloatArray) -> int:  # noqa: ARG002
+        self.asked = int(np.random.default_rng().integers(0, 4))
+        return self.asked
+
+    def act_batch(self, observations: FloatArray) -> IntArray:
+        raise NotImplementedError
+
+    def learn(self, outcome: StepOutcome) -> None:
+        self.wrong += outcome.gamma != min(self.asked or 0, outcome.gamma)
+        self.learned += 1
+
+
+def files(folder: Path) -> dict[str, str]:
+    Policy.of(ConstantGamma(3), cost_ratio={"fp16": 0.3}).save(folder)
+    return {path.name: b64encode(path.read_bytes()).decode() for path in folder.iterdir()}
+
+
+def test_threads_share_what_a_policy_learns(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
+    target, draft = pair
+    counts = Counts()
+    made, plain = Policy.of(counts, learns=True), target.generate(prompt(0), **GREEDY).tolist()
+    assert made.interleaves
+    passes: list[int] = []
+    hook = target.register_forward_hook(lambda *_: passes.append(1))
+
+    def work(_: int) -> bool:
+        with control(target, draft, made):
+            return bool(target.generate(prompt(0), assistant_model=draft, **GREEDY).tolist() == plain)
+
+    assert together(work, 4) == [True] * 4
+    hook.remove()
+    assert counts.learned == len(passes) - 4  # all passes but the four prompts
+    assert counts.wrong == 0
+    assert not made.warnings
+
+
+@pytest.mark.parametrize("interleaves", [True, False])
+def test_threads_generate_with_the_policy_of_one_folder(
+    interleaves: bool, pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read once; where its requests cannot interleave, one text at a time."""
+    target, draft = pair
+    loaded, schedule = list[str](), Scheduled.turns(3)
+
+    def load(folder: str) -> Policy:
+        loaded.append(folder)
+        return policy(schedule) if not interleaves else Policy.of(ConstantGamma(3))
+
+    monkeypatch.setattr(Policy, "load", load)
+    embedded, plain = Embedded(files(tmp_path)), target.generate(prompt(0), **GREEDY).tolist()
+    found = together(lambda _: embedded.generate(target, prompt(0), draft, **GREEDY).tolist(), 4)
+    assert found == [plain] * 4
+    assert len(loaded) == 1
+    if not interleaves:
+        assert len(schedule.said) == 4
+        assert all(sum(o.num_emitted for o in request) == 29 for request in schedule.outcomes)
+    assert not left_on(target)
+
+
+# -- blocks that come to nothing -------------------------------------------------------------------------------------
+
+
+UNUSED: dict[str, tuple[Sequence[dict[str, Any]], str]] = {
+    "no call": ([], "was not called on the target"),
+    "no draft": ([{}, {}], "2 calls of generate decoded without the draft"),
+    "beams": ([{"num_beams": 2, "assistant_model": True}], "1 calls of generate .* num_beams at 1"),
+}
+
+
+@pytest.mark.parametrize("what", UNUSED)
+def test_a_block_in_which_no_call_used_the_policy_warns(
+    what: str, pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]
+) -> None:
+    target, draft = pair
+    calls, message = UNUSED[what]
+
+    def run() -> None:
+        with control(target, draft, policy(Scheduled.turns(2))):
+            for options in calls:
+                given = options | ({"assistant_model": draft} if options.get("assistant_model") else {})
+                target.generate(prompt(0), **GREEDY, **given)
+
+    with pytest.warns(UserWarning, match=message) as caught:
+        run()
+    assert caught[-1].filename == __file__
+
+
+def test_a_block_that_ends_with_an_error_does_not_warn(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
+    with pytest.raises(KeyError, match="mine"), control(*pair, policy(Scheduled.turns(2))):
+        raise KeyError("mine")
+
+
+def test_an_older_transformers_is_refused_and_nothing_is_left_behind(
+    pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, draft = pair
+    monkeypatch.setattr(type(target), "_get_candidate_generator", lambda self, input_ids: (self, input_ids))
+    with pytest.raises(ConfigError, match=r"from 5\.23"), control(target, draft, policy(Scheduled.turns(2))):
+        pass
+    assert not left_on(target)
