@@ -42,9 +42,9 @@ def prepare(
     Raises:
         SpecKVError: naming the setting.
     """
-    if any(argument.split("=")[0] in _ASKS for argument in arguments):
-        return list(arguments)
     arguments = quote_texts(arguments, sweeps=True)
+    if any(argument.split("=")[0] in _ASKS for argument in arguments):
+        return arguments
     overrides = _parse([a for a in arguments if not a.startswith("-")])
     sweeps = any(override.is_sweep_override() for override in overrides)
     for choice in _every_value(overrides):

@@ -53,6 +53,7 @@ def test_train_quotes_what_hydra_refuses_and_sweeps_as_before() -> None:
     prepared = prepare(arguments, "train", lambda config, _: seen.append(f"{config.output} {config.runs_dir}"))
     assert prepared == ["output='runs/ü=1'", "seed=1,2", "runs_dir=a,b", "--multirun"]
     assert seen == ["runs/ü=1 a", "runs/ü=1 b"]
+    assert prepare(["--cfg", "job", "output=ü"], "train", lambda *_: None) == ["--cfg", "job", "output='ü'"]
 
 
 def test_a_run_folder_of_the_report_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
