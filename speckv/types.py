@@ -20,6 +20,23 @@ BITS_PER_WEIGHT = {"fp16": 16.0, "int8": 8.0, "nf4": 4.0}
 GAMMA_MAX = 16
 """Most tokens of a draft that recordings, environments and controllers know of."""
 
+_LARGEST_PADDING = 1024
+_PADDED_TO = 8
+
+
+def same_but_padding(one: int, other: int) -> bool:
+    """Whether two vocabulary sizes can be those of one tokenizer, padded differently.
+
+    Scoring layers are padded to multiples of 8 to 512 rows: Qwen2.5 has 151,936 rows up to 3B and 152,064 from 7B on.
+
+    >>> same_but_padding(152_064, 151_936), same_but_padding(151_936, 128_256), same_but_padding(11, 10)
+    (True, False, False)
+    """
+    smaller, larger = sorted((one, other))
+    padding = larger - smaller
+    return not padding or (padding <= min(_LARGEST_PADDING, smaller // 4) and larger % _PADDED_TO == 0)
+
+
 NUM_SIGNALS = 3
 """Entropy (nats), confidence (top-1 probability), margin (top-1 minus top-2 probability), in this order."""
 

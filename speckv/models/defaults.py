@@ -55,6 +55,7 @@ class GenerationDefaults:
         self._model: Any = model
         config = self._prepared(1)
         unserved = [key for key in _WITHOUT_PROCESSOR if getattr(config, key, None)]
+        unserved += ["guidance_scale"] if config.guidance_scale not in (None, 1) else []
         mode = config.get_generation_mode()
         if mode is not GenerationMode.GREEDY_SEARCH:
             unserved.append(f"settings of {mode.value}")
@@ -64,7 +65,6 @@ class GenerationDefaults:
                 f"{name}. Remove them from its generation_config.json."
             )
         self.settings = {key: value for key in _SHAPING if (value := _set(config, key)) is not None}
-        self._shapes = bool(self.settings) and self.processors([0], 1) is not None
 
     @property
     def eos_token_ids(self) -> frozenset[int]:

@@ -21,6 +21,7 @@ from speckv.models.defaults import GenerationDefaults
 from speckv.models.dtypes import resolve_dtype
 from speckv.models.kernels import warn_if_slow
 from speckv.models.linear import use_fast_linear
+from speckv.models.loading import refuse_incomplete
 from speckv.models.parts import decoder_of, with_modules
 from speckv.models.tokenizer import encode_prompt, load_error, load_tokenizer, locate, vocabulary_hash
 from speckv.models.vocabulary import with_vocabulary
@@ -168,16 +169,18 @@ def load_model(
     if kind.quantization_config is not None:
         arguments["quantization_config"] = kind.quantization_config(dtype)
         arguments["device_map"] = {"": device}
-    model: Any
+    loaded: Any
     try:
-        model = AutoModelForCausalLM.from_pretrained(location, **arguments)
+        loaded = AutoModelForCausalLM.from_pretrained(location, output_loading_info=True, **arguments)
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise device_error(error) or load_error(source, error) from error
+    model, report = loaded
+    refuse_incomplete(source, report)
     if kind.quantization_config is None:
         model = model.to(device)
     warn_if_slow(compression, dtype, device)
     folder = Path(location)
-    loaded = causal_model(
+    prepared = causal_model(
         model,
         name=source,
         compression=compression,
@@ -186,7 +189,7 @@ def load_model(
         static_cache=static_cache,
         source=folder if folder.is_dir() else None,
     )
-    return replace(loaded, defaults=GenerationDefaults(model, source))
+    return replace(prepared, defaults=GenerationDefaults(model, source))
 
 
 def causal_model(

@@ -20,6 +20,7 @@ from speckv.models.attention import without_plans
 from speckv.models.cache import cache_keyword, require_rollback, window_sizes
 from speckv.models.causal import CausalModel
 from speckv.models.parts import decoder_of, scoring_of
+from speckv.models.processors import Processors
 from speckv.models.transfer import token_tensor
 
 SPARE_TOKENS = 64
@@ -298,6 +299,10 @@ class RaggedModel:
     def device(self) -> torch.device:
         """Where it runs."""
         return self.model.device
+
+    def request_processors(self, prompt: Sequence[int], max_new_tokens: int) -> Processors | None:
+        """See `CausalModel.request_processors`."""
+        return self.model.request_processors(prompt, max_new_tokens)
 
     def rows(self) -> RaggedRows:
         """Starts with no rows.

@@ -9,7 +9,7 @@ import gc
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from importlib.metadata import version
@@ -240,10 +240,16 @@ def _load(config: PairConfig) -> ModelPair:
     return pair
 
 
+def _plain(settings: Mapping[str, object]) -> dict[str, str | float | int]:
+    """Settings as a recording holds them: numbers as they are, everything else as text."""
+    return {name: value if isinstance(value, int | float) else str(value) for name, value in settings.items()}
+
+
 def _metadata(pair: ModelPair, plan: ProfilePlan, date: datetime) -> TraceMetadata:
     sampling = asdict(plan.sampling)
     if sampling["mode"] == "greedy":
         sampling = {"mode": "greedy", "seed": sampling["seed"]}
+    sampling |= _plain(pair.target.defaults.settings) if pair.target.defaults else {}
     draft = draft_source(pair)
     model = draft if isinstance(draft, CausalModel) else None
     limits = {"target": pair.target.context_limit} | ({"draft": model.context_limit} if model else {})

@@ -38,6 +38,7 @@ from speckv.types import (
     InterleavedLearner,
     OnlineLearner,
     StoppingController,
+    same_but_padding,
 )
 
 FORMAT = EXPORTED
@@ -180,7 +181,7 @@ class Policy:
                 and bounds no draft.
             compression: Of the target; the policy's first by default.
             cost_ratio: One draft pass over one target pass; what it was trained with by default.
-            vocab_size: Of the target; with another one than it was trained on, nothing but the fallback is decided.
+            vocab_size: Of the target; where it is another tokenizer's than in training, every decision is the fallback.
             hidden: What the library does not tell, seen as typical: signals of "target" and "draft"; "budget", where
                 `max_new_tokens` is a mere bound, such as that of the context, at which few texts end.
 
@@ -194,7 +195,7 @@ class Policy:
             raise ConfigError(f"Expected hidden to name some of {list(HIDDEN)}, got {sorted(unknown)}.")
         hidden = {*hidden, "budget"} if max_new_tokens is None else hidden
         trained, refuse = self.trained_on.get("vocab_size"), None
-        if None not in (vocab_size, trained) and vocab_size != trained:
+        if vocab_size is not None and trained is not None and not same_but_padding(vocab_size, trained):
             refuse = f"a vocabulary of {vocab_size} tokens, where the policy was trained on one of {trained}"
         ratio = cost_ratio if cost_ratio is not None else self.cost_ratio.get(compression, _NEUTRAL_RATIO)
         return Session(

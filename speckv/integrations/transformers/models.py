@@ -12,9 +12,7 @@ from speckv.models import CausalModel
 from speckv.models.cache import require_rollback, unwrapped
 from speckv.models.context import context_limit, hard_context_limit
 from speckv.models.vocabulary import with_vocabulary
-
-_ALIKE = 0.85
-"""Least ratio of two vocabulary sizes that differ by padding alone; Qwen2.5's are 0.999."""
+from speckv.types import same_but_padding
 
 
 def vocabulary(model: PreTrainedModel) -> int:
@@ -40,7 +38,7 @@ def require_pair(target: PreTrainedModel, draft: PreTrainedModel) -> None:
         require_no_virtual_tokens(model)
         require_rollback(model, type(unwrapped(model)).__name__)
     sizes = vocabulary(target), vocabulary(draft)
-    if min(sizes) < _ALIKE * max(sizes):
+    if not same_but_padding(*sizes):
         raise ConfigError(
             f"Expected models of one tokenizer, got {sizes[0]} and {sizes[1]} tokens. "
             "Universal assisted generation is not controlled: take a draft with the target's tokenizer."
