@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
+from transformers.utils import cached_file
 
 from speckv.errors import BudgetError
 from speckv.models.attention import without_plans
@@ -144,13 +145,32 @@ class CausalModel:
 
     def sha256(self) -> str:
         """Hash of the weight files, or "" for a model that is not on disk; computed once (seconds a gigabyte)."""
-        if self.source is None:
-            return ""
         if "sha256" not in self._digest:
+            self._digest["sha256"] = weights_sha256(self.source or _hub_snapshot(self.name))
+        return self._digest["sha256"]
+
+
+def weights_sha256(folder: Path | None) -> str:
+    """Hash of a folder's weight files, in the order of their names; "" where there is none.
+
+    Of a folder in several formats the one that transformers loads counts.
+    """
+    for pattern in ("*.safetensors", "pytorch_model*.bin"):
+        files = sorted(folder.glob(pattern)) if folder else []
+        if files:
             digest = hashlib.sha256()
-            for path in sorted(self.source.glob("*.safetensors")):
+            for path in files:
                 with path.open("rb") as stream:
                     while block := stream.read(1 << 24):
                         digest.update(block)
-            self._digest["sha256"] = digest.hexdigest()
-        return self._digest["sha256"]
+            return digest.hexdigest()
+    return ""
+
+
+def _hub_snapshot(name: str) -> Path | None:
+    """Folder of a model that was loaded by its hub id, or None."""
+    try:
+        found = cached_file(name, "config.json", local_files_only=True)
+    except (OSError, ValueError):
+        return None
+    return Path(found).parent if found else None

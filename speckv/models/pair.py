@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -172,7 +173,7 @@ def load_model(
     loaded: Any
     try:
         loaded = AutoModelForCausalLM.from_pretrained(location, output_loading_info=True, **arguments)
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise device_error(error) or load_error(source, error) from error
     model, report = loaded
     refuse_incomplete(source, report)

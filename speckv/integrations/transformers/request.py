@@ -166,14 +166,16 @@ def _require_plain(input_ids: Tensor, config: Any, model_kwargs: Mapping[str, An
 def _require_known_inputs(model_kwargs: Mapping[str, Any]) -> None:
     taken = {"attention_mask", "position_ids", "cache", "past_key_values", "use_cache", "logits_to_keep"}
     ignored = {"cache_position", "output_attentions", "output_hidden_states"}
-    other = sorted(
-        name for name, value in model_kwargs.items() if value is not None and name not in taken.union(ignored)
-    )
+    other = sorted(name for name, value in model_kwargs.items() if _given(value) and name not in taken.union(ignored))
     if other:
         raise ConfigError(
             f"Expected token ids and no other input of the model, got {', '.join(other)}. Leave them out, or use "
             "speckv.integrations.transformers.control, where transformers passes them on."
         )
+
+
+def _given(value: object) -> bool:
+    return value is not None and not (isinstance(value, dict | list | tuple) and not value)
 
 
 def _require_whole_text(input_ids: Tensor, model_kwargs: Mapping[str, Any]) -> None:

@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""custom_generate serves what a call of `generate` asks for as plain `generate` does, or refuses it by name."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LogitsProcessor,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    Qwen2ForCausalLM,
+    Qwen2Tokenizer,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+    TemperatureLogitsWarper,
+    TextIteratorStreamer,
+    TopKLogitsWarper,
+)
+from transformers.generation.stopping_criteria import EosTokenCriteria
+from transformers.generation.streamers import BaseStreamer
+
+from speckv.errors import ConfigError
+from speckv.integrations.transformers import custom_generate, prepare
+from speckv.runtime import Policy
+from tests.fakes import LETTERS, VOCAB, tiny_qwen
+from tests.fakes_policies import Scheduled
+
+Pair = tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]
+GREEDY: dict[str, Any] = {"max_new_tokens": 24, "do_sample": False}
+
+
+@pytest.fixture(scope="module")
+def pair() -> Pair:
+    target = tiny_qwen(0)
+    return target, tiny_qwen(1, like=target, noise=0.008)
+
+
+@pytest.fixture(scope="module")
+def ids() -> Tensor:
+    return torch.randint(1, VOCAB, (1, 9), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def free(pair: Pair, ids: Tensor) -> list[int]:
+    found: list[int] = pair[0].generate(ids, **GREEDY)[0].tolist()  # type: ignore[operator]
+    return found
+
+
+def ours(pair: Pair, gamma: int | Callable[[int], int], **more: Any) -> dict[str, Any]:
+    schedule = Scheduled.turns(gamma) if isinstance(gamma, int) else Scheduled(gamma)
+    policy = Policy.of(schedule, learns=True, cost_ratio={"fp16": 0.3})
+    return {"custom_generate": custom_generate, "draft_model": pair[1], "policy": policy, **more}
+
+
+def letters() -> Any:
+    words = {letter: i for i, letter in enumerate(LETTERS)}
+    make: Any = Qwen2Tokenizer
+    return make(vocab=words, merges=[], unk_token="a", eos_token=None, pad_token=None, bos_token=None)
+
+
+class EndsWith(StoppingCriteria):
+    def __init__(self, tail: list[int]) -> None:
+        self.tail = tail
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:  # type: ignore[override]
+        return torch.tensor([input_ids[0, -len(self.tail) :].tolist() == self.tail])
+
+
+class AfterCalls(StoppingCriteria):
+    def __init__(self, number: int) -> None:
+        self.left = number
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:  # type: ignore[override]
+        self.left -= 1
+        return torch.tensor([self.left <= 0])
+
+
+class ByCall(LogitsProcessor):
+    """A bias that changes at every call."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+        self.calls += 1
+        scores += 3.0 * (torch.arange(scores.shape[-1]) % 7 == self.calls % 7)
+        return scores
+
+
+SERVED: dict[str, Callable[[list[int]], dict[str, Any]]] = {
+    "two given tokens": lambda free: {"stopping_criteria": StoppingCriteriaList([EndsWith(free[18:20])])},
+    "a number of calls": lambda _: {"stopping_criteria": StoppingCriteriaList([AfterCalls(11)])},
+    "a shorter text": lambda _: {"stopping_criteria": StoppingCriteriaList([MaxLengthCriteria(15)])},
+    "a longer text": lambda _: {"stopping_criteria": StoppingCriteriaList([MaxLengthCriteria(41)])},
+    "an end of text": lambda free: {"stopping_criteria": StoppingCriteriaList([EosTokenCriteria(free[14])])},
+    "several ends": lambda free: {"eos_token_id": [free[11], free[15]], "pad_token_id": 0},
+    "a bias by call": lambda _: {"logits_processor": LogitsProcessorList([ByCall()])},
+    "penalties": lambda _: {"repetition_penalty": 1.3, "no_repeat_ngram_size": 3},
+    "least length": lambda free: {"min_new_tokens": 9, "eos_token_id": free[11], "pad_token_id": 0},
+    "allowed tokens": lambda _: {"prefix_allowed_tokens_fn": lambda _, text: [int(text[-1]) ^ 1, 3, 5]},
+    "bad words": lambda free: {"bad_words_ids": [[free[12]], [free[13], free[14]]]},
+    "no time limit": lambda _: {"max_time": 1e6},
+    "no cache": lambda _: {"use_cache": False},
+    "counted positions": lambda _: {"position_ids": torch.arange(9)[None]},
+}
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize("name", SERVED)
+def test_text_is_that_of_plain_generate(name: str, prepared: bool, pair: Pair, ids: Tensor, free: list[int]) -> None:
+    if prepared:
+        pair = tiny_qwen(0), tiny_qwen(1, like=tiny_qwen(0), noise=0.008)
+        prepare(*pair, static_cache=True)
+    target: Any = pair[0]
+    plain = target.generate(ids, **{**GREEDY, **SERVED[name](free)})[0].tolist()
+    for gamma in (0, 1, 4, 9):
+        found = target.generate(ids, **{**GREEDY, **SERVED[name](free)}, **ours(pair, gamma))
+        assert found[0].tolist() == plain, gamma
+
+
+def test_stop_strings_are_a_criterion(pair: Pair, ids: Tensor, free: list[int]) -> None:
+    tokenizer = letters()
+    stop = tokenizer.decode(free[18:20])
+    target: Any = pair[0]
+    plain = target.generate(ids, stop_strings=[stop], tokenizer=tokenizer, **GREEDY)
+    criteria = StoppingCriteriaList([StopStringCriteria(tokenizer, [stop])])
+    assert target.generate(ids, stopping_criteria=criteria, **GREEDY, **ours(pair, 4)).tolist() == plain.tolist()
+    with pytest.raises(ValueError, match="could not locate a tokenizer"):
+        target.generate(ids, stop_strings=[stop], tokenizer=tokenizer, **GREEDY, **ours(pair, 4))
+
+
+class Kept(BaseStreamer):
+    def __init__(self) -> None:
+        self.pieces: list[list[int]] = []
+        self.ended = False
+
+    def put(self, value: Tensor) -> None:
+        assert not self.ended
+        self.pieces.append(value.flatten().tolist())
+
+    def end(self) -> None:
+        self.ended = True
+
+
+@pytest.mark.parametrize("gamma", [0, 4])
+def test_a_streamer_receives_what_plain_generate_streams(gamma: int, pair: Pair, ids: Tensor, free: list[int]) -> None:
+    target: Any = pair[0]
+    plain, streamed = Kept(), Kept()
+    criteria = StoppingCriteriaList([EndsWith(free[18:20])])
+    target.generate(ids, streamer=plain, stopping_criteria=criteria, **GREEDY)
+    target.generate(ids, streamer=streamed, stopping_criteria=criteria, **GREEDY, **ours(pair, gamma))
+    assert streamed.pieces == plain.pieces
+    assert streamed.ended
+
+
+def test_a_text_is_read_while_it_is_decoded(pair: Pair, ids: Tensor) -> None:
+    tokenizer = letters()
+    target: Any = pair[0]
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=60)
+    thread = threading.Thread(
+        target=target.generate, args=(ids,), kwargs={"streamer": streamer, **GREEDY, **ours(pair, 3)}
+    )
+    thread.start()
+    text = "".join(streamer)
+    thread.join()
+    assert text == tokenizer.decode(target.generate(ids, **GREEDY)[0, 9:])
+
+
+def test_an_object_with_the_cache_is_returned_where_it_is_asked_for(pair: Pair, ids: Tensor) -> None:
+    target: Any = pair[0]
+    plain = target.generate(ids, return_dict_in_generate=True, **GREEDY)
+    for static in (False, True):
+        models = tiny_qwen(0), tiny_qwen(1, like=tiny_qwen(0), noise=0.008)
+        prepare(*models, static_cache=static)
+        fast: Any = models[0]
+        found = fast.generate(ids, return_dict_in_generate=True, **GREEDY, **ours(models, 3))
+        assert found.sequences.tolist() == plain.sequences.tolist()
+        assert found.cache.get_seq_length() == plain.cache.get_seq_length()
+        for mine, theirs in zip(found.cache.layers, plain.cache.layers, strict=True):
+            torch.testing.assert_close(mine.keys, theirs.keys)
+        later = target.generate(found.sequences, cache=found.cache, **GREEDY)
+        assert later.tolist() == target.generate(plain.sequences, **GREEDY).tolist()
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "scores": ({"return_dict_in_generate": True, "output_scores": True}, "output_scores"),
+    "logits": ({"return_dict_in_generate": True, "output_logits": True}, "output_logits"),
+    "hidden states": ({"return_dict_in_generate": True, "output_hidden_states": True}, "output_hidden_states"),
+    "attentions": ({"return_dict_in_generate": True, "output_attentions": True}, "output_attentions"),
+    "positions": ({"position_ids": torch.arange(9)[None] * 3}, "position_ids"),
+    "a mask": ({"attention_mask": torch.tensor([[0, 0] + [1] * 7])}, "attention mask"),
+    "embeddings": ({"inputs_embeds": torch.zeros(1, 9, 32, dtype=torch.float64)}, "inputs_embeds"),
+    "several texts": ({"num_return_sequences": 2, "do_sample": True}, "batch of 2"),
+    "beams": ({"num_beams": 3}, "batch of 3"),
+    "guidance": ({"guidance_scale": 1.5}, "guidance_scale"),
+    "a static cache": ({"cache_implementation": "static"}, "StaticCache"),
+    "another name for the draft": ({"assistant_model": tiny_qwen(2)}, "draft_model"),
+    "synced GPUs": ({"synced_gpus": True}, "synced_gpus"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_served_is_refused_by_name(name: str, pair: Pair, ids: Tensor) -> None:
+    asked, fault = REFUSED[name]
+    schedule = Scheduled.turns(3)
+    policy = Policy.of(schedule, learns=True, cost_ratio={"fp16": 0.3})
+    with pytest.raises(ConfigError, match=fault):
+        pair[0].generate(ids, **{**GREEDY, **asked}, **{**ours(pair, 3), "policy": policy})  # type: ignore[operator]
+    assert not any(schedule.said), "a token was decoded"
+
+
+def test_images_are_refused_and_texts_of_a_model_with_eyes_are_served() -> None:
+    text: dict[str, Any] = {
+        "vocab_size": 40,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.3,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+    }
+    vision = {"model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    vision |= {"num_attention_heads": 2, "image_size": 8, "patch_size": 4, "projection_dim": 16}  # type: ignore[dict-item]
+    torch.manual_seed(0)
+    config = LlavaConfig(
+        text_config=LlamaConfig(**text),
+        vision_config=vision,
+        image_token_id=39,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+    )
+    target: Any = LlavaForConditionalGeneration(config).eval()
+    draft = LlamaForCausalLM(LlamaConfig(**text)).eval()
+    options = {**GREEDY, "pad_token_id": 0}
+    images = {"input_ids": torch.tensor([[5, 39, 39, 39, 39, 7]]), "pixel_values": torch.randn(1, 3, 8, 8)}
+    mine = ours((target, draft), 3)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="Expected token ids and no other input of the model, got"):
+        target.generate(**images, **options, **mine)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert target.generate(ids, **options, **mine).tolist() == target.generate(ids, **options).tolist()
+
+
+def test_a_warper_of_the_callers_is_applied(pair: Pair, ids: Tensor) -> None:
+    """At these settings one token has all the probability, so that a sampled text is the greedy one."""
+    target: Any = pair[0]
+    greedy = target.generate(ids, **GREEDY).tolist()
+    for warper in (TemperatureLogitsWarper(1e-4), TopKLogitsWarper(1)):
+        options = {
+            "max_new_tokens": 24,
+            "do_sample": True,
+            "top_k": 0,
+            "logits_processor": LogitsProcessorList([warper]),
+        }
+        assert target.generate(ids, **options, **ours(pair, 3)).tolist() == greedy
+    for option in ({"top_p": 1e-9}, {"top_p": 0.0}, {"min_p": 1.0}, {"top_k": 1}):
+        options = {"max_new_tokens": 24, "do_sample": True, "top_k": 0, **option}
+        assert target.generate(ids, **options, **ours(pair, 3)).tolist() == greedy
+
+
+def test_several_threads_share_a_target(pair: Pair) -> None:
+    target: Any = pair[0]
+    prompts = [torch.randint(1, VOCAB, (1, 5 + i), generator=torch.Generator().manual_seed(i)) for i in range(6)]
+    plain = [target.generate(ids, **GREEDY).tolist() for ids in prompts]
+    found: dict[int, Any] = {}
+
+    def run(i: int) -> None:
+        found[i] = target.generate(prompts[i], **GREEDY, **ours(pair, i % 4)).tolist()
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[i] for i in range(6)] == plain
