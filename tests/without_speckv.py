@@ -5,11 +5,13 @@
 
 A call is `generate`'s options with the prompt's ids under `ids`. An answer holds the `text` and how many tokens were
 `drafted` at each step, or an `error`. `target` names another target, loaded with its own code; `once` a folder whose
-function is loaded and then called.
+function is loaded and then called; `ends_after` a number of calls of a stopping criterion; `threads` how many threads
+make the call at the same time, for an answer that holds their `texts`.
 """
 
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -32,6 +34,17 @@ def absent(name: str) -> bool:
     return False
 
 
+class CallCount:
+    """A stopping criterion that is met at a call number."""
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:  # noqa: ARG002
+        self.left -= 1
+        return input_ids.new_full((1,), self.left <= 0).bool()
+
+
 def answered(target: Any, draft: Any, call: dict[str, Any]) -> dict[str, Any]:
     """What one call of `generate` came to."""
     import torch
@@ -46,8 +59,14 @@ def answered(target: Any, draft: Any, call: dict[str, Any]) -> dict[str, Any]:
     generate = target.generate
     if (folder := call.pop("once", None)) is not None:
         generate = partial(target.load_custom_generate(folder, trust_remote_code=True), model=target)
+    if (number := call.pop("ends_after", None)) is not None:
+        call["stopping_criteria"] = [CallCount(number)]
+    threads = call.pop("threads", 0)
     torch.manual_seed(0)
     try:
+        if threads:
+            with ThreadPoolExecutor(threads) as pool:
+                return {"texts": list(pool.map(lambda _: generate(ids, **call)[0].tolist(), range(threads)))}
         text = generate(ids, **call)
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}

@@ -29,7 +29,7 @@ class Copier:
         stateless: Classes without state, by exact type; such objects are used as they are.
 
     Attributes:
-        stateful: Whether any of the objects is copied. False also where each `__deepcopy__` returns the object itself.
+        copied: Whether each object is copied. False also where its `__deepcopy__` returns the object itself.
 
     Raises:
         ConfigError: if an object cannot be deep-copied.
@@ -37,17 +37,19 @@ class Copier:
 
     def __init__(self, objects: Sequence[object], stateless: Collection[type]) -> None:
         self._objects = tuple(objects)
-        self._copied = tuple(type(item) not in stateless for item in self._objects)
-        self._shared = _shared([item for item, copied in zip(self._objects, self._copied, strict=True) if copied])
-        self.stateful = True
-        self.stateful = any(new is not old for new, old in zip(self.copies(), self._objects, strict=True))
+        self.copied = tuple(type(item) not in stateless for item in self._objects)
+        self._shared = _shared([item for item, copied in zip(self._objects, self.copied, strict=True) if copied])
+        self.copied = tuple(new is not old for new, old in zip(self.copies(), self._objects, strict=True))
 
-    def copies(self) -> list[object]:
-        """Copies of the objects in their present state, in order; the objects themselves where none is stateful."""
-        if not self.stateful:
-            return list(self._objects)
+    def copies(self, number: int | None = None) -> list[object]:
+        """Copies of the objects in their present state, in order; objects without state are returned as they are.
+
+        Args:
+            number: Only of so many, from the first on.
+        """
         memo = dict(self._shared)
-        return [_copy(item, memo) if copied else item for item, copied in zip(self._objects, self._copied, strict=True)]
+        pairs = list(zip(self._objects, self.copied, strict=True))[:number]
+        return [_copy(item, memo) if copied else item for item, copied in pairs]
 
 
 def _copy(item: object, memo: dict[int, object]) -> object:

@@ -67,7 +67,7 @@ class Processors:
         stateless: Classes among `beside` that keep no state, by exact type.
 
     Attributes:
-        stateful: Whether anything is copied.
+        stateful: Whether a processor keeps state.
 
     Raises:
         ConfigError: for classifier-free guidance, and for a processor that cannot be deep-copied.
@@ -83,7 +83,7 @@ class Processors:
         self._live = LogitsProcessorList(_flat(processors))
         require_no_guidance(self._live)
         self._copier = Copier([*self._live, *beside], STATELESS.union(stateless))
-        self.stateful = self._copier.stateful
+        self.stateful = any(self._copier.copied[: len(self._live)])
         self._drafting = self._verifying = self._live
         self._rows: list[tuple[Tensor, Tensor]] = []
 
@@ -95,7 +95,7 @@ class Processors:
     def begin_draft(self) -> None:
         """Before the first drafted token: the draft continues from the state after the emitted text."""
         if self.stateful:
-            self._drafting, _ = self._copies()
+            self._drafting = LogitsProcessorList(self._copier.copies(len(self._live)))
 
     def draft(self, ids: Tensor, scores: Tensor) -> Tensor:
         """Processes the draft's scores of one position; positions come in the order of the text.
@@ -128,8 +128,9 @@ class Processors:
     def begin_verify(self) -> list[object]:
         """Before the first row of a step that is verified row by row. Returns copies of `beside` for the same step."""
         self._rows.clear()
-        self._verifying, beside = self._copies()
-        return beside
+        copies = self._copier.copies()
+        self._verifying = LogitsProcessorList(copies[: len(self._live)])
+        return copies[len(self._live) :]
 
     def verify_row(self, ids: Tensor, scores: Tensor) -> Tensor:
         """Processes the target's scores of the next position of a step.
@@ -151,10 +152,6 @@ class Processors:
         """Brings the processors themselves past one row of the last verification; rows come in order."""
         if self.stateful:
             _process(self._live, *self._rows[row])
-
-    def _copies(self) -> tuple[LogitsProcessorList, list[object]]:
-        copies = self._copier.copies()
-        return LogitsProcessorList(copies[: len(self._live)]), copies[len(self._live) :]
 
 
 def require_no_guidance(processors: Iterable[LogitsProcessorLike]) -> None:

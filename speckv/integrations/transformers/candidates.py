@@ -2,6 +2,7 @@
 """What drafts in transformers' assisted generation: as many tokens as a policy chooses, by the draft's `forward`."""
 
 import threading
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -23,7 +24,11 @@ from speckv.runtime.exported import Policy
 from speckv.runtime.session import Session
 
 _LEARNING = threading.RLock()
-"""Held while a learning policy is used: sessions in several threads share what it learns."""
+
+
+def exclusive(policy: Policy) -> AbstractContextManager[object]:
+    """Held around each use of a policy that learns, because its sessions in several threads share what it learns."""
+    return _LEARNING if policy.learns else nullcontext()
 
 
 class PolicyCandidates(CandidateGenerator):
@@ -70,7 +75,6 @@ class PolicyCandidates(CandidateGenerator):
         if self._criteria is not None:
             collects = generation_config.return_dict_in_generate and generation_config.output_scores
             self._criteria.begin(self._processors, prompt_len, () if collects else None)
-        self._lock: Any = _LEARNING if policy.learns else threading.RLock()
         self._session: Session | None = None
         self._shown: list[tuple[float, float, float]] = []
 
@@ -89,7 +93,7 @@ class PolicyCandidates(CandidateGenerator):
         self._shown.clear()
         text, chosen_from = input_ids, list[Tensor]()
         if self._session is not None:  # otherwise the target reads the prompt first
-            with self._lock:
+            with exclusive(self._policy):
                 gamma = self._session.begin_step()
             text, chosen_from = self._drafted(input_ids, min(gamma, self._draft.room(input_ids.shape[1])))
         if self._blocks is not None:
@@ -112,7 +116,7 @@ class PolicyCandidates(CandidateGenerator):
             chosen_from.append(scores)
             entropy, confidence, margin = signals(logits)[0].tolist()
             self._shown.append((entropy, confidence, margin))
-            with self._lock:
+            with exclusive(self._policy):
                 more = self._session.go_on(entropy, confidence, margin)
             more = more and len(chosen_from) < gamma and int(token) not in self._eos
         return text, chosen_from
@@ -129,7 +133,7 @@ class PolicyCandidates(CandidateGenerator):
         if self._criteria is None:
             self._processors.commit(kept + 1)
         entropy, confidence, _ = signals(scores[0, kept : kept + 1])[0].tolist()
-        with self._lock:
+        with exclusive(self._policy):
             if self._session is None:
                 budget = self._max_length - input_ids.shape[1] + 1
                 self._session = self._policy.session(max_new_tokens=budget, **self._options)

@@ -19,7 +19,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from speckv.errors import ConfigError
-from speckv.integrations.transformers.candidates import PolicyCandidates
+from speckv.integrations.transformers.candidates import PolicyCandidates, exclusive
 from speckv.integrations.transformers.criteria import ExactCriteria, custom_criteria
 from speckv.integrations.transformers.hooks import Block, hooked
 from speckv.integrations.transformers.models import (
@@ -72,7 +72,8 @@ def control(
     policy = policy if isinstance(policy, Policy) else Policy.load(policy)
     target, draft = _inner(target), _inner(draft)
     require_pair(target, draft)
-    policy.session(max_new_tokens=1, compression=compression)  # a wrong word is refused here, not inside `generate`
+    with exclusive(policy):
+        policy.session(max_new_tokens=1, compression=compression)  # a wrong word is refused here, not inside `generate`
     session = {"compression": compression, "cost_ratio": cost_ratio, "vocab_size": vocabulary(target)}
     block = _Control(target, draft, policy, session)
     with hooked(target, block):

@@ -95,6 +95,8 @@ def answers(pair: Pair) -> dict[str, dict[str, Any]]:
         "several texts": call(1, three, num_return_sequences=2, do_sample=True),
         "lossy verification": call(1, three, assistant_ensemble_weight=0.5),
         "a strange compression": call(1, three, compression="fp3"),
+        "a criterion": call(1, five, ends_after=17),
+        "threads": call(1, table, threads=4),
         "three again": call(1, three, compression="nf4", cost_ratio=0.5),
     }
     return dict(zip(calls, pair.without_speckv(list(calls.values())), strict=True))
@@ -132,6 +134,16 @@ def test_it_does_what_control_does(what: str, pair: Pair, answers: dict[str, dic
     assert answers[what] == wanted
     assert len(wanted["text"]) == 39
     assert len(set(wanted["drafted"])) > 1
+
+
+@pytest.mark.slow
+def test_a_stopping_criterion_ends_the_text_at_its_call(answers: dict[str, dict[str, Any]]) -> None:
+    assert answers["a criterion"].get("text") == answers["plain"]["text"][: 9 + 17]
+
+
+@pytest.mark.slow
+def test_several_threads_generate_at_the_same_time(answers: dict[str, dict[str, Any]]) -> None:
+    assert answers["threads"].get("texts") == [answers["plain"]["text"]] * 4
 
 
 REFUSED = {

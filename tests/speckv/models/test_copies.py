@@ -53,6 +53,13 @@ def test_state_shared_by_two_objects_is_shared_by_their_copies() -> None:
     assert one.state is other.state is not state
 
 
+def test_only_the_first_objects_are_copied_where_a_number_is_given() -> None:
+    held = [Holder(state=[]), Holder(state=[])]
+    (new,) = Copier(held, ()).copies(1)
+    assert isinstance(new, Holder)
+    assert new is not held[0]
+
+
 def test_copies_start_from_the_present_state() -> None:
     held = Holder(count=0)
     copier = Copier([held], ())
@@ -69,7 +76,7 @@ def test_objects_without_state_are_used_as_they_are() -> None:
 
     for objects, stateless in (([Stateless()], ()), ([Holder()], (Holder,)), ([len, lambda x: x], ()), ([], ())):
         copier = Copier(objects, stateless)
-        assert not copier.stateful
+        assert not any(copier.copied)
         assert all(new is old for new, old in zip(copier.copies(), objects, strict=True))
 
 
