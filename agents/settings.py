@@ -59,7 +59,7 @@ class EnvSettings:
     """How recordings become an environment.
 
     Attributes:
-        gamma_max: Largest gamma on offer.
+        gamma_max: Largest gamma on offer; at most that of the recordings is used.
         budget: Token budget of an episode; None takes the recording's.
         acceptance: "recorded", or "rejection" to draw acceptance anew each episode.
         decides: "per_step" for `SpecKV/GammaSelection-v0`, "per_token" for `SpecKV/DraftStopping-v0`.

@@ -16,6 +16,7 @@ from agents.settings import CostSettings, DataSettings, EnvSettings, EvaluateSet
 from agents.training.session import train
 from agents.tuning import GRIDS, tune
 from speckv.commands.app import compose_checked
+from speckv.commands.main import main
 from speckv.cost import CostTable
 from speckv.errors import ConfigError
 from speckv.evaluation.compare import compare
@@ -146,3 +147,12 @@ def test_a_table_by_batch_holds_no_loss_of_such_a_policy_above_batch_one() -> No
     assert table.loss["1"] is not None
     assert table.loss["8"] is None
     assert compile_batches(ConstantGamma(2), traces, loaded()).loss["8"] is not None
+
+
+def test_live_decoding_from_the_command_line_refuses_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(toy_settings(tmp_path, tmp_path / "run", agent={"name": "svip"}), CapturedConsole(), config="", overrides=[])
+    loaded().save(tmp_path / "toy.json")
+    told = [f"cost.table={tmp_path / 'toy.json'}", "cost.batch=8", f"controller={tmp_path / 'run'}"]
+    with pytest.raises(SystemExit, match="2"):
+        main(["decode", "abc", *told])  # before any model is loaded
+    assert "cost.batch 1 for svip" in capsys.readouterr().err
