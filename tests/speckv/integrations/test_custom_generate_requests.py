@@ -51,7 +51,7 @@ def ids() -> Tensor:
 
 @pytest.fixture(scope="module")
 def free(pair: Pair, ids: Tensor) -> list[int]:
-    found: list[int] = pair[0].generate(ids, **GREEDY)[0].tolist()  # type: ignore[operator]
+    found: list[int] = pair[0].generate(ids, **GREEDY)[0].tolist()
     return found
 
 
@@ -71,7 +71,8 @@ class EndsWith(StoppingCriteria):
     def __init__(self, tail: list[int]) -> None:
         self.tail = tail
 
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        del scores
         return torch.tensor([input_ids[0, -len(self.tail) :].tolist() == self.tail])
 
 
@@ -79,7 +80,8 @@ class AfterCalls(StoppingCriteria):
     def __init__(self, number: int) -> None:
         self.left = number
 
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        del input_ids, scores
         self.left -= 1
         return torch.tensor([self.left <= 0])
 
@@ -90,7 +92,8 @@ class ByCall(LogitsProcessor):
     def __init__(self) -> None:
         self.calls = 0
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        del input_ids
         self.calls += 1
         scores += 3.0 * (torch.arange(scores.shape[-1]) % 7 == self.calls % 7)
         return scores
@@ -214,7 +217,7 @@ def test_what_is_not_served_is_refused_by_name(name: str, pair: Pair, ids: Tenso
     schedule = Scheduled.turns(3)
     policy = Policy.of(schedule, learns=True, cost_ratio={"fp16": 0.3})
     with pytest.raises(ConfigError, match=fault):
-        pair[0].generate(ids, **{**GREEDY, **asked}, **{**ours(pair, 3), "policy": policy})  # type: ignore[operator]
+        pair[0].generate(ids, **{**GREEDY, **asked}, **{**ours(pair, 3), "policy": policy})
     assert not any(schedule.said), "a token was decoded"
 
 
@@ -231,10 +234,16 @@ def test_images_are_refused_and_texts_of_a_model_with_eyes_are_served() -> None:
         "eos_token_id": None,
         "pad_token_id": 0,
     }
-    vision = {"model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
-    vision |= {"num_attention_heads": 2, "image_size": 8, "patch_size": 4, "projection_dim": 16}  # type: ignore[dict-item]
+    vision: dict[str, Any] = {
+        "model_type": "clip_vision_model",
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+    }
+    vision |= {"num_attention_heads": 2, "image_size": 8, "patch_size": 4, "projection_dim": 16}
     torch.manual_seed(0)
-    config = LlavaConfig(
+    make: Any = LlavaConfig
+    config = make(
         text_config=LlamaConfig(**text),
         vision_config=vision,
         image_token_id=39,
@@ -245,7 +254,7 @@ def test_images_are_refused_and_texts_of_a_model_with_eyes_are_served() -> None:
     draft = LlamaForCausalLM(LlamaConfig(**text)).eval()
     options = {**GREEDY, "pad_token_id": 0}
     images = {"input_ids": torch.tensor([[5, 39, 39, 39, 39, 7]]), "pixel_values": torch.randn(1, 3, 8, 8)}
-    mine = ours((target, draft), 3)  # type: ignore[arg-type]
+    mine = ours((target, draft), 3)
     with pytest.raises(ConfigError, match="Expected token ids and no other input of the model, got"):
         target.generate(**images, **options, **mine)
     ids = torch.tensor([[5, 6, 7, 8]])
@@ -256,6 +265,7 @@ def test_a_warper_of_the_callers_is_applied(pair: Pair, ids: Tensor) -> None:
     """At these settings one token has all the probability, so that a sampled text is the greedy one."""
     target: Any = pair[0]
     greedy = target.generate(ids, **GREEDY).tolist()
+    sampled: dict[str, Any] = {"max_new_tokens": 24, "do_sample": True, "top_k": 0}
     for warper in (TemperatureLogitsWarper(1e-4), TopKLogitsWarper(1)):
         options = {
             "max_new_tokens": 24,
@@ -265,7 +275,7 @@ def test_a_warper_of_the_callers_is_applied(pair: Pair, ids: Tensor) -> None:
         }
         assert target.generate(ids, **options, **ours(pair, 3)).tolist() == greedy
     for option in ({"top_p": 1e-9}, {"top_p": 0.0}, {"min_p": 1.0}, {"top_k": 1}):
-        options = {"max_new_tokens": 24, "do_sample": True, "top_k": 0, **option}
+        options = {**sampled, **option}
         assert target.generate(ids, **options, **ours(pair, 3)).tolist() == greedy
 
 

@@ -2,13 +2,16 @@
 """The growing cache holds what transformers' own holds, through appending, cutting, selecting and forking."""
 
 import gc
+import random
 import weakref
 from typing import Any
 
+import pytest
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, MistralConfig
 
-from speckv.models.cache import SPARE_TOKENS, GrowingLayer, growing_cache
+from speckv.errors import ModelError
+from speckv.models.cache import ROLLBACK_TOKENS, SPARE_TOKENS, GrowingLayer, GrowingWindowLayer, growing_cache
 from tests.fakes import tiny_qwen
 
 
@@ -66,3 +69,46 @@ def test_it_copies_nothing_while_there_is_room() -> None:
         cache.crop(-2)
         assert layer.keys.data_ptr() == start
     assert cache.get_seq_length() == 14
+
+
+WINDOW = 16
+
+
+def test_a_window_layer_gives_what_a_window_of_all_tokens_would() -> None:
+    """Passes and rollbacks of random sizes; tokens are dropped on the way."""
+    layer, rng, held = GrowingWindowLayer(WINDOW), random.Random(0), torch.zeros(1, 2, 0, 8)
+    for number in range(400):
+        new = states(1, rng.choice((1, 2, 5, 40)), number)
+        sizes = layer.get_mask_sizes(new.shape[2])
+        keys, values = layer.update(new, -new)
+        held = torch.cat([held, new], dim=2)
+        begin = max(held.shape[2] - new.shape[2] - WINDOW + 1, 0)
+        assert sizes == (held.shape[2] - begin, begin)
+        assert torch.equal(keys, held[:, :, begin:])
+        assert torch.equal(values, -keys)
+        removed = rng.randrange(min(20, held.shape[2]))
+        layer.crop(-removed)
+        held = held[:, :, : held.shape[2] - removed]
+        assert layer.get_seq_length() == held.shape[2]
+    assert layer.num_dropped > 1000
+    assert layer.keys is not None
+    assert layer.keys.shape[2] <= WINDOW + ROLLBACK_TOKENS + SPARE_TOKENS + 40
+
+
+def test_a_window_layer_refuses_what_it_cannot_give_back() -> None:
+    layer = GrowingWindowLayer(WINDOW)
+    for number in range(20):
+        layer.update(states(1, 40, number), states(1, 40, number))
+    with pytest.raises(ModelError, match="cut back by at most"):
+        layer.crop(-500)
+    layer.crop(-ROLLBACK_TOKENS)
+    assert layer.get_seq_length() == 800 - ROLLBACK_TOKENS
+    layer.reset()
+    assert (layer.get_seq_length(), layer.num_dropped) == (0, 0)
+
+
+def test_windows_of_transformers_become_window_layers() -> None:
+    config = MistralConfig(num_hidden_layers=2, sliding_window=WINDOW, hidden_size=32, num_attention_heads=4)
+    model: Any = torch.nn.Module()
+    model.config = config
+    assert [type(layer) for layer in growing_cache(model).layers] == [GrowingWindowLayer] * 2
