@@ -162,8 +162,9 @@ repository: a target loaded with `trust_remote_code=True` then needs `generate(*
 Two options are the policy's: `compression`, of the target ({default!r} by default), and `cost_ratio`, the time of one
 draft pass over that of one target pass.
 
-One prompt a call, decoder-only models of one vocabulary, greedy or sampled. Batches, beams, several texts and a second
-tokenizer are refused.
+One prompt a call, decoder-only models of one tokenizer, greedy or sampled, with any logits processors and stopping
+criteria whose state can be deep-copied. Several threads may generate with one target. Batches, beams, several texts, a
+second tokenizer, classifier-free guidance, and virtual tokens of PEFT are refused.
 
 | the policy | |
 |---|---|

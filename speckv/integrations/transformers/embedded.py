@@ -71,12 +71,12 @@ class Embedded:
         custom_generate: object = None,
         **options: Any,
     ) -> Any:
-        """Generates as `model.generate(inputs, assistant_model=...)` does, drafting as many tokens as the policy says.
+        """Generates as `model.generate(inputs, assistant_model=...)` does; the policy chooses how many tokens to draft.
 
         Args:
             model: The target.
             inputs: As for `generate`, and so is all that is not named here.
-            assistant_model: The draft, with the target's vocabulary.
+            assistant_model: The draft, with the target's tokenizer.
             compression: Of the target: "fp16" (unquantised), "int8" or "nf4"; the policy's first by default.
             cost_ratio: One draft pass over one target pass; what the policy was trained with by default.
             generation_config: As for `generate`.
@@ -90,7 +90,7 @@ class Embedded:
         if custom_generate is not None:
             raise ConfigError(f"Expected no other custom_generate beside this one, got {custom_generate!r}.")
         if assistant_model is None:
-            raise ConfigError("Expected assistant_model=DRAFT, a small model with the target's vocabulary, got none.")
+            raise ConfigError("Expected assistant_model=DRAFT, a small model with the target's tokenizer, got none.")
         # Of the class: where the folder lies in the target's own repository, `model.generate` leads back here.
         owner = model if hasattr(type(model), "generate") else unwrapped(model)
         _require_assisted(owner, assistant_model, generation_config, options)

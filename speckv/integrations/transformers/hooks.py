@@ -93,8 +93,7 @@ class Hooks:
 
     def __init__(self, target: PreTrainedModel) -> None:
         self._target = target
-        self._own = {name: getattr(target, name, None) for name in NEEDS}
-        self._replaced = {name: vars(target)[name] for name in NEEDS if name in vars(target)}
+        self._replaced: dict[str, Any] = {}
         self._blocks: list[Block] = []
         self._lock = threading.Lock()
         self._removed = False
@@ -122,10 +121,16 @@ class Hooks:
                 self._remove_if_unused()
                 raise
             if not self._blocks:
-                for name, method in ((CANDIDATES, self.candidates), (CRITERIA, self.criteria), (MODE, self.mode)):
-                    setattr(self._target, name, method)
+                self._install()
             self._blocks.append(block)
             return True
+
+    def _install(self) -> None:
+        methods = {CANDIDATES: self.candidates, CRITERIA: self.criteria, MODE: self.mode}
+        known = {name: vars(self._target).get(name) for name in methods}
+        # On a copy of a target that was made inside a block, these methods are there already.
+        self._replaced = {n: m for n, m in known.items() if m is not None and getattr(m, "__self__", None) is not self}
+        vars(self._target).update(methods)
 
     def leave(self, block: Block) -> None:
         """Removes a block, and behind the last one the hooks."""
@@ -161,19 +166,20 @@ class Hooks:
     def _here(self) -> Block | None:
         return next((block for block in tuple(self._blocks) if block.is_here()), None)
 
+    def _own(self, name: str) -> Any:
+        """The target's method without the hooks; None where it has none."""
+        method = getattr(type(self._target), name, None)
+        return self._replaced.get(name) or (method and method.__get__(self._target))
+
     def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        method = self._own[name]
-        assert method is not None
-        return method(*args, **kwargs)
+        return self._own(name)(*args, **kwargs)
 
     def _arguments(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        method = self._own[name]
-        assert method is not None
-        return inspect.signature(method).bind(*args, **kwargs).arguments
+        return inspect.signature(self._own(name)).bind(*args, **kwargs).arguments
 
     def _require_known(self) -> None:
         for name, needed in NEEDS.items():
-            method = self._own[name]
+            method = self._own(name)
             found = inspect.signature(method).parameters if callable(method) else {}
             if missing := needed - set(found):
                 raise ConfigError(

@@ -3,6 +3,7 @@
 
 import contextvars
 import copy
+import functools
 import pickle
 import threading
 from base64 import b64encode
@@ -117,6 +118,24 @@ def test_blocks_may_end_in_any_order(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausa
     other.run(blocks[1].__exit__, None, None, None)
     assert (len(first.said), len(second.said)) == (1, 2)
     assert not left_on(target)
+
+
+def test_a_method_that_the_target_had_before_is_called_and_put_back(
+    pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM],
+) -> None:
+    target: Any = tiny_qwen(0)
+    draft = pair[1]
+    original, calls = target._get_stopping_criteria, list[int]()
+
+    def mine(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return original(*args, **kwargs)
+
+    vars(target)["_get_stopping_criteria"] = functools.wraps(original)(mine)
+    with control(target, draft, policy(Scheduled.turns(2))):
+        target.generate(prompt(0), assistant_model=draft, **GREEDY)
+    assert calls == [1]
+    assert left_on(target) == {"_get_stopping_criteria"}
 
 
 def test_a_copy_of_the_target_made_inside_a_block_is_not_controlled(
