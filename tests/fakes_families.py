@@ -1,14 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiny random models of many families, each with a draft that often agrees with it."""
+"""Tiny random models of many families, each with a draft that often agrees with it, and every way to decode them."""
 
-from collections.abc import Callable, Mapping
+import random
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import transformers
 from transformers import PreTrainedModel
 
+from speckv.decoding import BatchEngine, Engine, SamplingConfig
+from speckv.integrations.transformers import control, custom_generate
+from speckv.integrations.transformers.models import as_draft, as_is
+from speckv.models import RaggedModel
+from speckv.profiling.prompts import Prompt
+from speckv.profiling.record import Recorder
+from speckv.runtime import Policy
+from speckv.traces import TraceSequence
 from tests.fakes import VOCAB
+from tests.fakes_policies import Scheduled
 
 WINDOW = 16
 _COMMON: dict[str, Any] = {
@@ -110,13 +120,18 @@ def _ready(model: Any) -> Any:
     return model
 
 
-def plain_text(model: Any, prompt: list[int], max_new_tokens: int) -> list[int]:
+def plain_text(model: Any, prompt: Sequence[int], max_new_tokens: int, **more: Any) -> list[int]:
     """Greedy text of `generate`; every token of the prompt counts, whatever the padding token is."""
-    ids = torch.tensor([prompt])
-    text = model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=0
-    )
+    ids = torch.tensor([list(prompt)])
+    options = {"max_new_tokens": max_new_tokens, "do_sample": False, "pad_token_id": 0, **more}
+    text = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
     found: list[int] = text[0, len(prompt) :].tolist()
+    return found
+
+
+def random_prompt(length: int) -> list[int]:
+    """Token ids of a prompt of a length."""
+    found: list[int] = torch.randint(VOCAB, (length,), generator=torch.Generator().manual_seed(length)).tolist()
     return found
 
 
@@ -126,3 +141,79 @@ def full_text(model: Any, prompt: list[int], max_new_tokens: int) -> list[int]:
     for _ in range(max_new_tokens):
         text.append(int(model(torch.tensor([text]), use_cache=False).logits[0, -1].argmax()))
     return text[len(prompt) :]
+
+
+Prompts = Sequence[Sequence[int]]
+Texts = list[list[int]]
+
+
+def by_engine(target: Any, draft: Any, prompts: Prompts, max_new_tokens: int, seed: int) -> Texts:
+    """Texts of `Engine` over a random schedule of gammas, zeros among them."""
+    rng, engine, texts = random.Random(seed), Engine(as_is(target), as_draft(draft, target)), []
+    for prompt in prompts:
+        engine.start(prompt, max_new_tokens=max_new_tokens)
+        while engine.finish is None:
+            engine.step(rng.randrange(7))
+        texts.append(list(engine.tokens))
+    return texts
+
+
+def by_batch(target: Any, draft: Any, prompts: Prompts, max_new_tokens: int, seed: int) -> Texts:
+    """Texts of `BatchEngine`; the last prompt joins the others after two steps."""
+    rng = random.Random(seed)
+    engine = BatchEngine(RaggedModel(as_is(target)), RaggedModel(as_draft(draft, target)))
+    engine.start(prompts[:-1], max_new_tokens=max_new_tokens)
+    rows = list(engine.running)
+    for _ in range(2):
+        engine.step([rng.randrange(7) for _ in engine.running])
+    engine.admit(prompts[-1:], max_new_tokens=max_new_tokens)
+    rows += engine.running[-1:]
+    while engine.running:
+        engine.step([rng.randrange(7) for _ in engine.running])
+    return [row.tokens for row in rows]
+
+
+def by_custom_generate(target: Any, draft: Any, prompts: Prompts, max_new_tokens: int, seed: int) -> Texts:
+    """Texts of `generate` with our engine behind it."""
+    mine = {"custom_generate": custom_generate, "draft_model": draft, "policy": random_policy(seed)}
+    return [plain_text(target, prompt, max_new_tokens, **mine) for prompt in prompts]
+
+
+def by_control(target: Any, draft: Any, prompts: Prompts, max_new_tokens: int, seed: int) -> Texts:
+    """Texts of transformers' assisted generation under a policy."""
+    with control(target, draft, random_policy(seed)):
+        return [plain_text(target, prompt, max_new_tokens, assistant_model=draft) for prompt in prompts]
+
+
+def by_recording(target: Any, draft: Any, prompts: Prompts, max_new_tokens: int, seed: int) -> Texts:
+    """Texts of a recording."""
+    del seed
+    return [sequence.tokens.tolist() for sequence in recorded(target, draft, prompts, max_new_tokens)]
+
+
+WAYS: Mapping[str, Callable[[Any, Any, Prompts, int, int], Texts]] = {
+    "engine": by_engine,
+    "batch": by_batch,
+    "custom_generate": by_custom_generate,
+    "control": by_control,
+    "recording": by_recording,
+}
+"""Ways to decode or record: name -> texts of prompts, by target, draft, prompts, token budget and seed."""
+
+
+def random_policy(seed: int) -> Policy:
+    """A policy that draws gammas from 0 to 6."""
+    return Policy.of(Scheduled.random(seed), learns=True, cost_ratio={"fp16": 0.3})
+
+
+def recorded(target: Any, draft: Any, prompts: Prompts, max_new_tokens: int) -> list[TraceSequence]:
+    """A greedy recording, in one padded batch."""
+    recorder = Recorder(
+        as_is(target),
+        as_draft(draft, target),
+        eos_token_ids=frozenset(),
+        sampling=SamplingConfig(),
+        max_new_tokens=max_new_tokens,
+    )
+    named = [Prompt(prompt_id=str(i), task="t", text="x", split="train") for i in range(len(prompts))]
+    return recorder.record(named, prompts)
