@@ -24,8 +24,8 @@ from speckv.integrations.transformers.criteria import ExactCriteria, custom_crit
 from speckv.integrations.transformers.hooks import Block, hooked
 from speckv.integrations.transformers.models import (
     as_draft,
-    require_no_virtual_tokens,
     require_pair,
+    require_plain_adapters,
     vocabulary,
 )
 from speckv.models.cache import unwrapped
@@ -86,7 +86,7 @@ def _inner(model: Any) -> PreTrainedModel:
     """The model whose `generate` runs in the end; adapters such as LoRA are part of its layers.
 
     Raises:
-        ConfigError: if there is none, or virtual tokens are put before its texts.
+        ConfigError: if there is none, or an adapter cannot be served.
     """
     inner = unwrapped(model)
     if not isinstance(inner, PreTrainedModel):
@@ -95,7 +95,7 @@ def _inner(model: Any) -> PreTrainedModel:
             f"got {type(model).__name__}. Give the transformers model."
         )
     for wrapper in (model, getattr(model, "module", model)):
-        require_no_virtual_tokens(wrapper)
+        require_plain_adapters(wrapper)
     return inner
 
 
@@ -183,4 +183,4 @@ class _Control(Block):
                 raise ConfigError(f"Expected generate without {name}, got {getattr(config, name)!r}. Leave it out.")
         # PEFT puts its own method here while `generate` of a model with virtual tokens runs.
         preparing = vars(self.target).get("prepare_inputs_for_generation")
-        require_no_virtual_tokens(getattr(preparing, "__self__", self.target))
+        require_plain_adapters(getattr(preparing, "__self__", self.target))

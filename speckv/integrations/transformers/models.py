@@ -29,13 +29,13 @@ def require_pair(target: PreTrainedModel, draft: PreTrainedModel) -> None:
     """Checks that a draft can draft for a target.
 
     Raises:
-        ConfigError: if a model has an encoder or virtual tokens, or the vocabularies are not alike.
+        ConfigError: if a model has an encoder or such an adapter, or the vocabularies are not alike.
         ModelError: if a model's cache cannot forget rejected tokens, as with recurrent layers.
     """
     for model in (target, draft):
         if getattr(model.config, "is_encoder_decoder", False):
             raise ConfigError(f"Expected decoder-only models, got {type(model).__name__}, which has an encoder.")
-        require_no_virtual_tokens(model)
+        require_plain_adapters(model)
         require_rollback(model, type(unwrapped(model)).__name__)
     sizes = vocabulary(target), vocabulary(draft)
     if not same_but_padding(*sizes):
@@ -45,18 +45,25 @@ def require_pair(target: PreTrainedModel, draft: PreTrainedModel) -> None:
         )
 
 
-def require_no_virtual_tokens(model: nn.Module) -> None:
-    """Checks that no PEFT adapter puts virtual tokens before the text.
+def require_plain_adapters(model: nn.Module) -> None:
+    """Checks that PEFT adapters compute each token the same, whichever tokens are passed with it.
 
     Raises:
-        ConfigError: for prompt tuning, prefix tuning and their like.
+        ConfigError: for prompt tuning, prefix tuning and their like, for activated LoRA, and for X-LoRA.
     """
     adapters: Any = getattr(model, "peft_config", None)
     for adapter in adapters.values() if isinstance(adapters, dict) else ():
+        kind = str(getattr(adapter.peft_type, "value", adapter.peft_type))
         if getattr(adapter, "is_prompt_learning", False):
             raise ConfigError(
-                f"Expected a model without virtual tokens, got a PEFT adapter of type {adapter.peft_type}. "
+                f"Expected a model without virtual tokens, got a PEFT adapter of type {kind}. "
                 "Use an adapter that changes weights, such as LoRA."
+            )
+        if getattr(adapter, "alora_invocation_tokens", None) or kind == "XLORA":
+            name = "X-LoRA" if kind == "XLORA" else "activated LoRA (alora_invocation_tokens)"
+            raise ConfigError(
+                f"Expected a PEFT adapter that acts on each token alone, got {name}, which acts on some of the tokens "
+                "that are passed together and so gives other texts where several are verified. Use LoRA."
             )
 
 

@@ -120,6 +120,17 @@ def test_virtual_tokens_are_refused() -> None:
             wrapped.generate(input_ids=prompt(0), assistant_model=draft, **GREEDY)
 
 
+def test_adapters_that_act_on_some_of_the_tokens_of_a_pass_are_refused() -> None:
+    with without_pefts_warning():
+        peft = pytest.importorskip("peft")
+        base, draft = tiny_qwen(0), tiny_qwen(1)
+        config = peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM", alora_invocation_tokens=[5, 6])
+        wrapped = peft.get_peft_model(base, config)
+        for target in (wrapped, base):
+            with pytest.raises(ConfigError, match="activated LoRA"), control(target, draft, policy(Scheduled.turns(2))):
+                pass
+
+
 def test_compiled_models_and_models_in_training_wrappers() -> None:
     target, draft = tiny_qwen(0), tiny_qwen(1)
     plain = target.generate(prompt(1), **GREEDY).tolist()
