@@ -46,10 +46,10 @@ class Draws:
         if self._processors is not None:
             self._processors.begin_draft()
 
-    def commit(self, num_emitted: int) -> None:
-        """After a verification: so many of its tokens were emitted."""
+    def commit(self, row: int) -> None:
+        """After a verification: the token of one of its rows was emitted; rows come in order."""
         if self._processors is not None:
-            self._processors.commit(num_emitted)
+            self._processors.commit_row(row)
 
     def propose(self, scores: Scores, position: int) -> Proposal:
         """The draft's token from one row of scores, for an output position."""

@@ -332,10 +332,9 @@ class Engine:
         found, num_accepted = told[-1 - width : -1], int(told[-1, 0])
         check_finite(found, "target")
         tokens = up_to_end(found[: num_accepted + 1, NUM_SIGNALS].astype(int).tolist(), self.eos_token_ids)
-        tokens = self._up_to_stop(tokens)
+        tokens = self._committed(tokens)
         if tokens[-1] in self.eos_token_ids:
             self.finish = "eos"
-        self._draws.commit(len(tokens))
         self.tokens += tokens
         self._context += tokens
         if self.finish is None and self.tokens_left == 0:
@@ -357,13 +356,13 @@ class Engine:
             finish=self.finish,
         )
 
-    def _up_to_stop(self, tokens: list[int]) -> list[int]:
-        """Cuts tokens behind the first at which the caller's criterion ends the text."""
-        for count in range(1, len(tokens) + 1) if self._stop else ():
-            assert self._stop is not None
-            if self._stop(self._context + tokens[:count]):
+    def _committed(self, tokens: list[int]) -> list[int]:
+        """Brings processors past each token in turn, up to the first at which the caller's criterion ends the text."""
+        for row in range(len(tokens)):
+            self._draws.commit(row)
+            if self._stop is not None and self._stop(self._context + tokens[: row + 1]):
                 self.finish = "stop"
-                return tokens[:count]
+                return tokens[: row + 1]
         return tokens
 
 

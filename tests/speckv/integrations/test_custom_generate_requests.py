@@ -13,26 +13,22 @@ from transformers import (
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
-    LogitsProcessor,
     LogitsProcessorList,
-    MaxLengthCriteria,
     Qwen2ForCausalLM,
-    Qwen2Tokenizer,
-    StoppingCriteria,
     StoppingCriteriaList,
     StopStringCriteria,
     TemperatureLogitsWarper,
     TextIteratorStreamer,
     TopKLogitsWarper,
 )
-from transformers.generation.stopping_criteria import EosTokenCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from speckv.errors import ConfigError
 from speckv.integrations.transformers import custom_generate, prepare
 from speckv.runtime import Policy
-from tests.fakes import LETTERS, VOCAB, tiny_qwen
+from tests.fakes import VOCAB, tiny_qwen
 from tests.fakes_policies import Scheduled
+from tests.fakes_requests import REFUSED, SERVED, EndsWith, letters
 
 Pair = tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]
 GREEDY: dict[str, Any] = {"max_new_tokens": 24, "do_sample": False}
@@ -59,62 +55,6 @@ def ours(pair: Pair, gamma: int | Callable[[int], int], **more: Any) -> dict[str
     schedule = Scheduled.turns(gamma) if isinstance(gamma, int) else Scheduled(gamma)
     policy = Policy.of(schedule, learns=True, cost_ratio={"fp16": 0.3})
     return {"custom_generate": custom_generate, "draft_model": pair[1], "policy": policy, **more}
-
-
-def letters() -> Any:
-    words = {letter: i for i, letter in enumerate(LETTERS)}
-    make: Any = Qwen2Tokenizer
-    return make(vocab=words, merges=[], unk_token="a", eos_token=None, pad_token=None, bos_token=None)
-
-
-class EndsWith(StoppingCriteria):
-    def __init__(self, tail: list[int]) -> None:
-        self.tail = tail
-
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        del scores
-        return torch.tensor([input_ids[0, -len(self.tail) :].tolist() == self.tail])
-
-
-class AfterCalls(StoppingCriteria):
-    def __init__(self, number: int) -> None:
-        self.left = number
-
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        del input_ids, scores
-        self.left -= 1
-        return torch.tensor([self.left <= 0])
-
-
-class ByCall(LogitsProcessor):
-    """A bias that changes at every call."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        del input_ids
-        self.calls += 1
-        scores += 3.0 * (torch.arange(scores.shape[-1]) % 7 == self.calls % 7)
-        return scores
-
-
-SERVED: dict[str, Callable[[list[int]], dict[str, Any]]] = {
-    "two given tokens": lambda free: {"stopping_criteria": StoppingCriteriaList([EndsWith(free[18:20])])},
-    "a number of calls": lambda _: {"stopping_criteria": StoppingCriteriaList([AfterCalls(11)])},
-    "a shorter text": lambda _: {"stopping_criteria": StoppingCriteriaList([MaxLengthCriteria(15)])},
-    "a longer text": lambda _: {"stopping_criteria": StoppingCriteriaList([MaxLengthCriteria(41)])},
-    "an end of text": lambda free: {"stopping_criteria": StoppingCriteriaList([EosTokenCriteria(free[14])])},
-    "several ends": lambda free: {"eos_token_id": [free[11], free[15]], "pad_token_id": 0},
-    "a bias by call": lambda _: {"logits_processor": LogitsProcessorList([ByCall()])},
-    "penalties": lambda _: {"repetition_penalty": 1.3, "no_repeat_ngram_size": 3},
-    "least length": lambda free: {"min_new_tokens": 9, "eos_token_id": free[11], "pad_token_id": 0},
-    "allowed tokens": lambda _: {"prefix_allowed_tokens_fn": lambda _, text: [int(text[-1]) ^ 1, 3, 5]},
-    "bad words": lambda free: {"bad_words_ids": [[free[12]], [free[13], free[14]]]},
-    "no time limit": lambda _: {"max_time": 1e6},
-    "no cache": lambda _: {"use_cache": False},
-    "counted positions": lambda _: {"position_ids": torch.arange(9)[None]},
-}
 
 
 @pytest.mark.parametrize("prepared", [False, True])
@@ -192,23 +132,6 @@ def test_an_object_with_the_cache_is_returned_where_it_is_asked_for(pair: Pair, 
             torch.testing.assert_close(mine.keys, theirs.keys)
         later = target.generate(found.sequences, cache=found.cache, **GREEDY)
         assert later.tolist() == target.generate(plain.sequences, **GREEDY).tolist()
-
-
-REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "scores": ({"return_dict_in_generate": True, "output_scores": True}, "output_scores"),
-    "logits": ({"return_dict_in_generate": True, "output_logits": True}, "output_logits"),
-    "hidden states": ({"return_dict_in_generate": True, "output_hidden_states": True}, "output_hidden_states"),
-    "attentions": ({"return_dict_in_generate": True, "output_attentions": True}, "output_attentions"),
-    "positions": ({"position_ids": torch.arange(9)[None] * 3}, "position_ids"),
-    "a mask": ({"attention_mask": torch.tensor([[0, 0] + [1] * 7])}, "attention mask"),
-    "embeddings": ({"inputs_embeds": torch.zeros(1, 9, 32, dtype=torch.float64)}, "inputs_embeds"),
-    "several texts": ({"num_return_sequences": 2, "do_sample": True}, "batch of 2"),
-    "beams": ({"num_beams": 3}, "batch of 3"),
-    "guidance": ({"guidance_scale": 1.5}, "guidance_scale"),
-    "a static cache": ({"cache_implementation": "static"}, "StaticCache"),
-    "another name for the draft": ({"assistant_model": tiny_qwen(2)}, "draft_model"),
-    "synced GPUs": ({"synced_gpus": True}, "synced_gpus"),
-}
 
 
 @pytest.mark.parametrize("name", REFUSED)
