@@ -15,14 +15,14 @@ from speckv.errors import ConfigError
 
 _SHARED = (torch.nn.Module, PreTrainedTokenizerBase, type(threading.Lock()), type(threading.RLock()))
 """Large, or not copyable, and without state that belongs to one text."""
-_LEAVES = (type, types.FunctionType, types.ModuleType, torch.Tensor, str, bytes, int, float, complex, type(None))
+_LEAVES = (type, types.ModuleType, torch.Tensor, str, bytes, int, float, complex, type(None))
 
 
 class Copier:
     """Copies objects that may keep state, so that a copy can be used and dropped.
 
     State that two of the objects share is shared by their copies too. Models, tokenizers and locks inside the objects
-    are shared with the originals.
+    are shared with the originals. Of a function, the variables of its closure and its defaults are copied.
 
     Args:
         objects: Logits processors or stopping criteria.
@@ -54,14 +54,44 @@ class Copier:
 
 def _copy(item: object, memo: dict[int, object]) -> object:
     try:
-        return copy.deepcopy(item, memo)
+        return _copy_function(item, memo) if isinstance(item, types.FunctionType) else copy.deepcopy(item, memo)
     except Exception as error:  # whatever the user's class raises
-        name = type(item).__name__
+        name = getattr(item, "__name__", type(item).__name__)
         raise ConfigError(
             f"Expected logits processors and stopping criteria whose state can be copied, because rejected tokens must "
             f"leave no trace in it, got {name}, for which copy.deepcopy raises {type(error).__name__}: {error}. "
-            f"Give {name} a __deepcopy__ that returns self if it keeps no state from call to call, or leave it out."
+            "If it keeps no state from call to call, make it a class whose __deepcopy__ returns self; otherwise leave "
+            "it out."
         ) from error
+
+
+def _copy_function(function: types.FunctionType, memo: dict[int, object]) -> types.FunctionType:
+    """A copy with variables of its own; the function itself where it has none, because `copy.deepcopy` copies none."""
+    cells = function.__closure__ or ()
+    if not cells and not function.__defaults__ and not function.__kwdefaults__:
+        return function
+    defaults = copy.deepcopy(function.__defaults__, memo)
+    closure = tuple(_copy_cell(cell, memo) for cell in cells) or None
+    copied = types.FunctionType(function.__code__, function.__globals__, function.__name__, defaults, closure)
+    copied.__kwdefaults__ = copy.deepcopy(function.__kwdefaults__, memo)
+    return copied
+
+
+def _copy_cell(cell: types.CellType, memo: dict[int, object]) -> types.CellType:
+    known = memo.get(id(cell))
+    if isinstance(known, types.CellType):
+        return known
+    memo[id(cell)] = copied = types.CellType()
+    for value in _contents(cell):
+        copied.cell_contents = copy.deepcopy(value, memo)
+    return copied
+
+
+def _contents(cell: types.CellType) -> list[object]:
+    try:
+        return [cell.cell_contents]
+    except ValueError:  # a variable that is not assigned yet
+        return []
 
 
 def _shared(objects: Sequence[object]) -> dict[int, object]:
@@ -85,6 +115,9 @@ def _parts(item: object) -> list[object]:
     """The objects directly inside one."""
     if isinstance(item, types.MethodType):
         return [item.__self__]
+    if isinstance(item, types.FunctionType):
+        held = [value for cell in item.__closure__ or () for value in _contents(cell)]
+        return [*held, *(item.__defaults__ or ()), *(item.__kwdefaults__ or {}).values()]
     parts: list[object] = list(getattr(item, "__dict__", {}).values())
     for base in type(item).__mro__:
         names = base.__dict__.get("__slots__", ())

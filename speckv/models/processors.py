@@ -48,8 +48,7 @@ STATELESS: frozenset[type] = ROW_WISE | {
     known.TypicalLogitsWarper,
     known.WatermarkLogitsProcessor,  # seeds its generator anew from the text at each call
 }
-"""Scores depend on the text and the given scores alone. For `prefix_allowed_tokens_fn` this is assumed, because a
-function cannot be copied."""
+"""Scores depend on the text and the given scores alone. For `prefix_allowed_tokens_fn` this is assumed."""
 
 
 class Processors:
@@ -58,8 +57,6 @@ class Processors:
     Each processor is called once for every emitted token and in the order of the text, as plain `generate` calls it.
     Drafts and verifications use copies of it, so that rejected tokens leave its state as it was. Nothing is copied
     where no processor keeps state.
-
-    A plain function is taken to keep no state.
 
     Args:
         processors: In the order in which they apply.

@@ -172,6 +172,26 @@ def test_criteria_with_state_are_called_once_a_token_and_in_order(
     assert recalls.scored == list(range(1, 18))
 
 
+def test_functions_may_keep_state_too(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
+    target, draft = pair
+    calls = {"processor": 0, "criterion": 0}
+
+    def biased(input_ids: Any, scores: Any) -> Any:  # noqa: ARG001
+        calls["processor"] += 1
+        return scores + 3.0 * (torch.arange(scores.shape[-1]) % 7 == calls["processor"] % 7)
+
+    def ends(input_ids: Any, scores: Any, **_: Any) -> Any:  # noqa: ARG001
+        calls["criterion"] += 1
+        return torch.tensor([calls["criterion"] == 15])
+
+    options: dict[str, Any] = {"logits_processor": [biased], "stopping_criteria": [ends], **GREEDY}
+    plain = target.generate(prompt(5), **options).tolist()
+    calls.update(processor=0, criterion=0)
+    with control(target, draft, policy(Scheduled.turns(5))):
+        assert target.generate(prompt(5), assistant_model=draft, **options).tolist() == plain
+    assert calls == {"processor": 15, "criterion": 15}
+
+
 def test_criteria_and_processors_may_share_state(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
     class Reads(StoppingCriteria):
         def __init__(self, processor: Alternates) -> None:

@@ -22,6 +22,10 @@ class Holder:
         raise AttributeError(name)
 
 
+def prompt_length(text: str) -> int:
+    return len(text)
+
+
 class Slotted:
     __slots__ = ("model", "seen")
 
@@ -74,12 +78,60 @@ def test_objects_without_state_are_used_as_they_are() -> None:
         def __deepcopy__(self, memo: object) -> "Stateless":
             return self
 
-    for objects, stateless in (([Stateless()], ()), ([Holder()], (Holder,)), ([len, lambda x: x], ()), ([], ())):
+    for objects, stateless in (([Stateless()], ()), ([Holder()], (Holder,)), ([len, prompt_length], ()), ([], ())):
         copier = Copier(objects, stateless)
         assert not any(copier.copied)
         assert all(new is old for new, old in zip(copier.copies(), objects, strict=True))
 
 
 def test_an_object_that_cannot_be_copied_is_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match=r"got Holder, for which copy.deepcopy raises TypeError.*__deepcopy__"):
+    with pytest.raises(
+        ConfigError, match=r"got Holder, for which copy.deepcopy raises TypeError.*__deepcopy__ returns self"
+    ):
         Copier([Holder(generator=(i for i in range(3)))], ())
+
+
+def test_functions_are_copied_with_their_closures_and_defaults() -> None:
+    model, seen = torch.nn.Linear(1, 1), list[int]()
+    count = 0
+
+    def counts(new: int, kept: list[int] = [], *, more: dict[str, int] = {}) -> tuple[int, ...]:  # noqa: B006
+        nonlocal count
+        count += new
+        kept.append(new)
+        seen.append(new)
+        more["calls"] = more.get("calls", 0) + 1
+        return count, len(kept), len(seen), more["calls"], id(model)
+
+    def reads() -> int:
+        return count
+
+    copier = Copier([counts, reads], ())
+    assert copier.copied == (True, True)
+    copied, reading = copier.copies()
+    assert callable(copied)
+    assert callable(reading)
+    assert [copied(2), copied(3)] == [(2, 1, 1, 1, id(model)), (5, 2, 2, 2, id(model))]
+    assert (reading(), reads(), seen) == (5, 0, [])
+    assert counts(1) == (1, 1, 1, 1, id(model))
+
+
+def test_a_function_that_cannot_be_copied_is_refused_by_name() -> None:
+    source = (i for i in range(3))
+
+    def draws() -> int:
+        return next(source)
+
+    with pytest.raises(ConfigError, match=r"got draws, for which"):
+        Copier([draws], ())
+
+
+def test_a_function_may_use_a_variable_that_is_assigned_later() -> None:
+    def calls() -> object:
+        return later
+
+    (copied,) = Copier([calls], ()).copies()
+    later = 1
+    assert calls() == later
+    with pytest.raises(NameError, match="later"):
+        copied()  # type: ignore[operator]
