@@ -191,7 +191,8 @@ class Hooks:
         if self._blocks:
             return
         for name in NEEDS:
-            vars(self._target).pop(name, None)
+            if getattr(vars(self._target).get(name), "__self__", None) is self:
+                del vars(self._target)[name]
         vars(self._target).update(self._replaced)
         vars(self._target).pop(_HOOKS, None)
         self._removed = True
