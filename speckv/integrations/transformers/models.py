@@ -51,8 +51,10 @@ def require_plain_adapters(model: nn.Module) -> None:
     Raises:
         ConfigError: for prompt tuning, prefix tuning and their like, for activated LoRA, and for X-LoRA.
     """
-    adapters: Any = getattr(model, "peft_config", None)
-    for adapter in adapters.values() if isinstance(adapters, dict) else ():
+    # Inside its `generate` PEFT calls the model within, on which it has replaced this method by the wrapper's.
+    caller = getattr(vars(model).get("prepare_inputs_for_generation"), "__self__", None)
+    found: list[Any] = [getattr(wrapper, "peft_config", None) for wrapper in (model, caller)]
+    for adapter in (adapter for adapters in found if isinstance(adapters, dict) for adapter in adapters.values()):
         kind = str(getattr(adapter.peft_type, "value", adapter.peft_type))
         if getattr(adapter, "is_prompt_learning", False):
             raise ConfigError(

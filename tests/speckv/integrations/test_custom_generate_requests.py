@@ -217,3 +217,25 @@ def test_several_threads_share_a_target(pair: Pair) -> None:
     for thread in threads:
         thread.join()
     assert [found[i] for i in range(6)] == plain
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*prepend a padding mask:UserWarning")
+@pytest.mark.parametrize("kind", ["PromptTuningConfig", "PrefixTuningConfig"])
+def test_virtual_tokens_are_refused(kind: str, pair: Pair, ids: Tensor) -> None:
+    peft = pytest.importorskip("peft")
+    wrapped = peft.get_peft_model(tiny_qwen(0), getattr(peft, kind)(num_virtual_tokens=4, task_type="CAUSAL_LM")).eval()
+    with pytest.raises(ConfigError, match="without virtual tokens, got a PEFT adapter of type P"):
+        wrapped.generate(input_ids=ids, **GREEDY, **ours(pair, 3))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_an_adapter_that_changes_weights_takes_part(pair: Pair, ids: Tensor) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    wrapped = peft.get_peft_model(tiny_qwen(0), config).eval().double()
+    for name, weight in wrapped.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.5)
+    plain = wrapped.generate(input_ids=ids, **GREEDY).tolist()
+    assert plain != pair[0].generate(ids, **GREEDY).tolist()
+    assert wrapped.generate(input_ids=ids, **GREEDY, **ours(pair, 3)).tolist() == plain
