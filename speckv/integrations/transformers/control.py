@@ -47,8 +47,9 @@ def control(
     stopping criteria whose state can be deep-copied. The target's first pass reads the prompt alone; drafting begins
     behind its token.
 
-    Several threads may decode with one target, each inside a `control` block of its own. A block holds for the thread
-    or asyncio task that entered it; `generate` in another thread is transformers' own.
+    Several threads may decode with one target, each inside a `control` block of its own. While one block is open it
+    holds for threads without a block too, such as one that is started to stream its text; while several are open,
+    `generate` in such a thread is transformers' own.
 
     Args:
         target: A transformers model, or one inside a wrapper of PEFT, torch.compile or distributed training.
@@ -140,14 +141,17 @@ class _Control(Block):
         self._latest.config, self._latest.criteria = config, criteria
         return criteria
 
+    def drafts_with(self, assistant: Any) -> bool:
+        """Whether a model, perhaps wrapped, is the block's draft."""
+        return assistant is not None and unwrapped(assistant) is self._draft
+
     def mode_arguments(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """Returns the arguments without a draft whose vocabulary differs from the target's by padding.
 
         transformers takes any difference for two tokenizers.
         """
-        assistant = given.get("assistant_model")
         padded = vocabulary(self.target) != vocabulary(self._draft) and "assistant_tokenizer" not in given
-        if padded and assistant is not None and unwrapped(assistant) is self._draft:
+        if padded and self.drafts_with(given.get("assistant_model")):
             return {name: value for name, value in given.items() if name != "assistant_model"}
         return given
 
@@ -162,15 +166,14 @@ class _Control(Block):
             )
         if self.elsewhere:
             return (
-                "control: generate was called only in threads that are outside the block, so the policy was not used. "
+                "control: generate was called only in threads outside the open blocks, so the policy was not used. "
                 "Enter control in the thread that calls generate, or run it there by contextvars.copy_context().run."
             )
         return "control: generate was not called on the target, so the policy was not used."
 
     def _require_servable(self, arguments: dict[str, Any]) -> None:
         """Passes if a call can be served; transformers itself refuses batches, beams and caches."""
-        assistant = arguments.get("assistant_model")
-        if assistant is None or unwrapped(assistant) is not self._draft:
+        if not self.drafts_with(arguments.get("assistant_model")):
             raise ConfigError(
                 "Expected assistant_model to be the draft that `control` was given, got another. "
                 "Give `control` the model that drafts, and leave prompt lookup and early exit off."

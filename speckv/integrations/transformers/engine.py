@@ -17,6 +17,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from speckv.decoding import DecodeStep, Engine
 from speckv.errors import ConfigError
+from speckv.integrations.transformers.candidates import exclusive
 from speckv.integrations.transformers.models import as_draft, as_is, require_pair, scored_by_both, vocabulary
 from speckv.integrations.transformers.request import Request
 from speckv.models.cache import unwrapped
@@ -111,13 +112,14 @@ def custom_generate(
         eos_token_ids=request.eos_token_ids,
         sampling=request.sampling,
     )
-    session = policy.session(
-        max_new_tokens=request.max_new_tokens,
-        compression=compression,
-        cost_ratio=cost_ratio,
-        vocab_size=scored_by_both(model, draft_model),
-    )
-    tokens = decode(engine, session, request, inside=policy.granularity == "token", device=input_ids.device)
+    with exclusive(policy):
+        session = policy.session(
+            max_new_tokens=request.max_new_tokens,
+            compression=compression,
+            cost_ratio=cost_ratio,
+            vocab_size=scored_by_both(model, draft_model),
+        )
+    tokens = decode(engine, session, request, policy, device=input_ids.device)
     sequences = torch.cat([input_ids, torch.tensor([tokens], dtype=input_ids.dtype, device=input_ids.device)], dim=1)
     if not generation_config.return_dict_in_generate:
         return sequences
@@ -126,15 +128,14 @@ def custom_generate(
     return output(**{"sequences": sequences, _CACHE_FIELD: cache})  # type: ignore[no-any-return]
 
 
-def decode(engine: Engine, session: Session, request: Request, *, inside: bool, device: torch.device) -> list[int]:
+def decode(engine: Engine, session: Session, request: Request, policy: Policy, *, device: torch.device) -> list[int]:
     """Drives the engine with a session until the request ends, and returns the tokens of its text.
 
     Args:
         engine: Any request that it was decoding is dropped.
-        session: Fresh.
+        session: Fresh, of the policy.
         request: Prompt, budget, processors, criteria and streamer.
-        inside: Whether the session decides after each drafted token; otherwise nothing waits for the device inside a
-            step.
+        policy: Where it decides once a step, nothing waits for the device inside a step.
         device: Where the caller's criteria expect token ids.
     """
     step = engine.start(
@@ -143,7 +144,9 @@ def decode(engine: Engine, session: Session, request: Request, *, inside: bool, 
         processors=request.processors,
         stop=(lambda text: request.ends(text, device)) if request.criteria else None,
     )
-    session.start(step.outcome.target_entropy, step.outcome.target_confidence)
+    inside, lock = policy.granularity == "token", exclusive(policy)
+    with lock:
+        session.start(step.outcome.target_entropy, step.outcome.target_confidence)
     _stream(request, step)
     while engine.finish is None:
         num_shown = 0
@@ -151,20 +154,24 @@ def decode(engine: Engine, session: Session, request: Request, *, inside: bool, 
         def go_on(signals: FloatArray) -> bool:
             nonlocal num_shown
             num_shown = len(signals)
-            return session.go_on(*signals[-1].tolist())
+            with lock:
+                return session.go_on(*signals[-1].tolist())
 
-        step = engine.step(session.begin_step(), go_on if inside else None)
+        with lock:
+            gamma = session.begin_step()
+        step = engine.step(gamma, go_on if inside else None)
         outcome = step.outcome
-        for entropy, confidence, margin in outcome.draft_signals[num_shown:].tolist():
-            session.go_on(entropy, confidence, margin)
-        session.end_step(
-            outcome.num_accepted,
-            outcome.target_entropy,
-            outcome.target_confidence,
-            num_drafted=outcome.num_drafted,
-            num_emitted=outcome.num_emitted,
-            seconds=outcome.seconds,
-        )
+        with lock:
+            for entropy, confidence, margin in outcome.draft_signals[num_shown:].tolist():
+                session.go_on(entropy, confidence, margin)
+            session.end_step(
+                outcome.num_accepted,
+                outcome.target_entropy,
+                outcome.target_confidence,
+                num_drafted=outcome.num_drafted,
+                num_emitted=outcome.num_emitted,
+                seconds=outcome.seconds,
+            )
         _stream(request, step)
     if request.streamer is not None:
         request.streamer.end()

@@ -2,7 +2,8 @@
 """Methods of one target that are replaced while a `control` block runs, in any number of threads.
 
 Each block belongs to the context (`contextvars`) that entered it, which is that of its thread or asyncio task. A call
-of `generate` in another context is transformers' own.
+of `generate` in a context without a block belongs to the only block that is open, as where a thread is started inside
+a block to stream its text. Where several are open, such a call is transformers' own.
 """
 
 import inspect
@@ -34,6 +35,10 @@ class Block(ABC):
 
     elsewhere: int = 0
     """Calls of `generate` on the target in contexts without a block, while this one was open."""
+
+    @abstractmethod
+    def drafts_with(self, assistant: Any) -> bool:
+        """Whether a model is the block's draft."""
 
     def is_here(self) -> bool:
         """Whether the calling context is inside the block."""
@@ -140,14 +145,14 @@ class Hooks:
 
     def candidates(self, *args: Any, **kwargs: Any) -> Any:
         """In the place of transformers' method."""
-        block = self._here()
-        if block is None:
+        block, arguments = self._block(), self._arguments(CANDIDATES, args, kwargs)
+        if block is None or not (block.is_here() or block.drafts_with(arguments.get("assistant_model"))):
             return self._call(CANDIDATES, *args, **kwargs)
-        return block.candidates(self._arguments(CANDIDATES, args, kwargs))
+        return block.candidates(arguments)
 
     def criteria(self, *args: Any, **kwargs: Any) -> Any:
         """In the place of transformers' method."""
-        block, found = self._here(), self._call(CRITERIA, *args, **kwargs)
+        block, found = self._block(), self._call(CRITERIA, *args, **kwargs)
         if block is None:
             for other in tuple(self._blocks):
                 other.elsewhere += 1
@@ -156,7 +161,7 @@ class Hooks:
 
     def mode(self, *args: Any, **kwargs: Any) -> Any:
         """In the place of transformers' method."""
-        block = self._here()
+        block = self._block()
         if block is None:
             return self._call(MODE, *args, **kwargs)
         arguments = self._arguments(MODE, args, kwargs)
@@ -165,6 +170,11 @@ class Hooks:
 
     def _here(self) -> Block | None:
         return next((block for block in tuple(self._blocks) if block.is_here()), None)
+
+    def _block(self) -> Block | None:
+        """The block of the calling context, or the only one there is."""
+        blocks = tuple(self._blocks)
+        return self._here() or (blocks[0] if len(blocks) == 1 else None)
 
     def _own(self, name: str) -> Any:
         """The target's method without the hooks; None where it has none."""

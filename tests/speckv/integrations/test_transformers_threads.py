@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen2ForCausalLM
+from transformers import Qwen2ForCausalLM, TextIteratorStreamer
 
 from speckv.errors import ConfigError
 from speckv.integrations.transformers import control
@@ -26,6 +26,7 @@ from speckv.runtime.constant import ConstantGamma
 from speckv.types import FloatArray, IntArray, StepOutcome
 from tests.fakes import VOCAB, tiny_qwen
 from tests.fakes_policies import Scheduled
+from tests.fakes_requests import letters
 
 GREEDY: dict[str, Any] = {"max_new_tokens": 30, "do_sample": False}
 
@@ -83,25 +84,68 @@ def test_threads_decode_with_one_target_each_under_its_own_policy(
     assert not left_on(target)
 
 
-def test_a_thread_without_a_block_uses_transformers_own_generation(
+def test_a_thread_without_a_block_belongs_to_the_only_one_that_is_open(
     pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM],
 ) -> None:
     target, draft = pair
     plain, schedule = target.generate(prompt(0), **GREEDY).tolist(), Scheduled.turns(2)
+    other = tiny_qwen(3)
+
+    def generated(assistant: Any) -> Any:
+        return target.generate(prompt(0), assistant_model=assistant, **GREEDY).tolist()
+
+    with control(target, draft, policy(schedule)), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(generated, other).result() == plain, "another draft is transformers' own business"
+        assert not any(schedule.said)
+        assert pool.submit(generated, draft).result() == plain
+    assert len(schedule.said) == 1
+
+
+def test_a_text_is_streamed_from_a_thread_that_is_started_inside_a_block(
+    pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM],
+) -> None:
+    target, draft = pair
+    schedule, tokenizer = Scheduled.turns(3), letters()
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=60)
+    with control(target, draft, policy(schedule)):
+        options = {"streamer": streamer, "assistant_model": draft, **GREEDY}
+        thread = threading.Thread(target=target.generate, args=(prompt(0),), kwargs=options)
+        thread.start()
+        text = "".join(streamer)
+        thread.join()
+    assert text == tokenizer.decode(target.generate(prompt(0), **GREEDY)[0, prompt(0).shape[1] :])
+    assert len(schedule.said) == 1
+
+
+def test_a_thread_outside_several_blocks_uses_transformers_own_generation(
+    pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM],
+) -> None:
+    target, draft = pair
+    plain, schedules = target.generate(prompt(0), **GREEDY).tolist(), (Scheduled.turns(2), Scheduled.turns(3))
 
     def generated() -> Any:
         return target.generate(prompt(0), assistant_model=draft, **GREEDY).tolist()
 
-    def outside() -> None:
-        with control(target, draft, policy(schedule)), ThreadPoolExecutor(1) as pool:
-            assert pool.submit(generated).result() == plain
+    def blocks() -> None:
+        with control(target, draft, policy(schedules[0])), ThreadPoolExecutor(2) as pool:
+            inside, done = threading.Event(), threading.Event()
 
-    with pytest.warns(UserWarning, match="only in threads that are outside"):
-        outside()
-    assert not any(schedule.said)
-    with control(target, draft, policy(schedule)), ThreadPoolExecutor(1) as pool:
-        assert pool.submit(contextvars.copy_context().run, generated).result() == plain
-    assert any(schedule.said)
+            def second() -> None:
+                with control(target, draft, policy(schedules[1])):
+                    inside.set()
+                    assert done.wait(60)
+
+            waiting = pool.submit(second)
+            assert inside.wait(60)
+            assert pool.submit(generated).result() == plain
+            assert not any(said for schedule in schedules for said in schedule.said)
+            assert pool.submit(contextvars.copy_context().run, generated).result() == plain
+            done.set()
+            waiting.result()
+
+    with pytest.warns(UserWarning, match="only in threads outside"):
+        blocks()
+    assert [any(schedule.said) for schedule in schedules] == [True, False]
 
 
 def test_blocks_may_end_in_any_order(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
