@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks import ablations_page, live_page, paper_page, readme_table, studies_page
+from benchmarks import ablations_page, live_page, paper_page, readme_table, reliability_page, studies_page
 from speckv.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,6 +27,7 @@ PAGES: Mapping[str, Callable[[], Mapping[str, str]]] = {
     },
     "docs/studies.md": studies_page.tables,
     "docs/ablations.md": ablations_page.tables,
+    "docs/reliability.md": reliability_page.tables,
 }
 """Page -> what its tables are, by name."""
 _PLACE = re.compile(r"<!-- table: (?P<name>[^>]+?) -->\n.*?<!-- end -->", re.DOTALL)
