@@ -184,6 +184,12 @@ class _Control(Block):
         for name in ("assistant_ensemble_weight", "assistant_early_exit", "prompt_lookup_num_tokens"):
             if getattr(config, name, None) is not None:
                 raise ConfigError(f"Expected generate without {name}, got {getattr(config, name)!r}. Leave it out.")
+        if config.output_attentions and self.target.config._attn_implementation != "eager":
+            raise ConfigError(
+                "Expected output_attentions with attn_implementation='eager', got "
+                f"{self.target.config._attn_implementation!r}, which returns no attention weights. Load the target "
+                "with eager attention, or leave output_attentions out."
+            )
         # PEFT puts its own method here while `generate` of a model with virtual tokens runs.
         preparing = vars(self.target).get("prepare_inputs_for_generation")
         require_plain_adapters(getattr(preparing, "__self__", self.target))
