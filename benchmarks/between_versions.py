@@ -97,14 +97,9 @@ def compare(here: Path, other: Path, model: str, rounds: int) -> dict[str, dict[
         times = np.array([[ask(process, gamma) for process in processes] for _ in range(rounds + 2)])[2:]
         mine, theirs = np.median(times, axis=0)
         low, high = np.percentile(times[:, 0] / times[:, 1], [25, 75])
-        found[str(gamma)] = {
-            "ms": 1e3 * mine,
-            "other_ms": 1e3 * theirs,
-            "ratio": mine / theirs,
-            "q25": low,
-            "q75": high,
-        }
-        logger.info("gamma %d: %s", gamma, {name: round(value, 3) for name, value in found[str(gamma)].items()})
+        figures = {"ms": 1e3 * mine, "other_ms": 1e3 * theirs, "ratio": mine / theirs, "q25": low, "q75": high}
+        found[str(gamma)] = {name: round(float(value), 3) for name, value in figures.items()}
+        logger.info("gamma %d: %s", gamma, found[str(gamma)])
     for process in processes:
         process.kill()
         process.wait()
