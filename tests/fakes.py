@@ -113,11 +113,13 @@ class TableRows:
         return torch.cat(found)
 
 
-def tiny_qwen(seed: int, *, like: Qwen2ForCausalLM | None = None, noise: float = 0.0) -> Qwen2ForCausalLM:
+def tiny_qwen(
+    seed: int, *, like: Qwen2ForCausalLM | None = None, noise: float = 0.0, vocab_size: int = VOCAB
+) -> Qwen2ForCausalLM:
     """A random two-layer Qwen2 in float64; `like` a given one plus noise, so that they often agree."""
     torch.manual_seed(seed)
     config = Qwen2Config(
-        vocab_size=VOCAB,
+        vocab_size=vocab_size,
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2ForCausalLM
 
 from speckv.errors import ConfigError
 from speckv.integrations.transformers import control
@@ -161,30 +161,10 @@ def test_a_policy_inside_a_folder_takes_wrapped_models() -> None:
     assert asked(schedule) > 0
 
 
-def make(vocab: int, seed: int) -> Qwen2ForCausalLM:
-    torch.manual_seed(seed)
-    config = Qwen2Config(
-        vocab_size=vocab,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        initializer_range=0.25,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    model: Qwen2ForCausalLM = Qwen2ForCausalLM(config).eval()
-    return model.double()
-
-
 @pytest.mark.parametrize("sizes", [(1088, 1024), (1024, 1088)])
 @pytest.mark.parametrize("sampled", [False, True])
 def test_a_draft_whose_vocabulary_is_padded_otherwise(sizes: tuple[int, int], sampled: bool) -> None:
-    target, draft = make(sizes[0], 0), make(sizes[1], 1)
+    target, draft = tiny_qwen(0, vocab_size=sizes[0]), tiny_qwen(1, vocab_size=sizes[1])
     schedule, options = Scheduled.turns(4), GREEDY | {"do_sample": sampled}
     with control(target, draft, policy(schedule)):
         ours = target.generate(prompt(2), assistant_model=draft, **options)

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from speckv.decoding import BatchEngine, Engine, SamplingConfig
 from speckv.errors import ConfigError
@@ -16,29 +15,14 @@ from speckv.models import PairConfig, RaggedModel, load_pair
 from speckv.models.vocabulary import with_vocabulary
 from speckv.profiling.prompts import Prompt
 from speckv.profiling.record import Recorder
-from tests.fakes import fixed, save_tiny
+from tests.fakes import fixed, save_tiny, tiny_qwen
 
 SIZES = [(32, 24), (24, 32)]
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 
 
 def model(vocab_size: int, seed: int) -> Any:
-    torch.manual_seed(seed)
-    config = Qwen2Config(
-        vocab_size=vocab_size,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        initializer_range=0.25,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
-    return Qwen2ForCausalLM(config).eval().double()
+    return tiny_qwen(seed, vocab_size=vocab_size)
 
 
 def plain(target: Any) -> list[int]:
