@@ -6,6 +6,7 @@ changes its length and moves nothing: the mask hides what lies past the end unti
 are masks over the same buffers.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -102,7 +103,11 @@ class RaggedRows:
         self._decoder = decoder_of(model.hf)
         self._scores = scoring_of(model.hf)
         self._windows = window_sizes(model.hf)
-        cache = DynamicCache(config=model.hf.config)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Starts with no rows and empty buffers."""
+        cache = DynamicCache(config=self._model.hf.config)
         layers: list[Any] = [RaggedLayer() if _holds_tokens(layer) else layer for layer in cache.layers]  # type: ignore[no-untyped-call]
         cache.layers = layers
         self._layers: list[RaggedLayer] = [layer for layer in layers if isinstance(layer, RaggedLayer)]
@@ -142,17 +147,18 @@ class RaggedRows:
             rows: Which.
             lengths: Tokens that each copy keeps, at least 1.
         """
-        copy = RaggedRows(self._model)
-        copy.add(len(rows))
-        copy._lengths, copy._capacity = list(lengths), max(lengths)
+        copied = copy.copy(self)  # of the same model, which is not checked and taken apart again
+        copied._begin()
+        copied.add(len(rows))
+        copied._lengths, copied._capacity = list(lengths), max(lengths)
         picked = token_tensor(rows, self._model.device)
-        for source, target in zip(self._layers, copy._layers, strict=True):
+        for source, target in zip(self._layers, copied._layers, strict=True):
             target.is_initialized = True
             assert source.keys is not None
             assert source.values is not None
-            target.keys = source.keys.index_select(0, picked)[:, :, : copy._capacity]
-            target.values = source.values.index_select(0, picked)[:, :, : copy._capacity]
-        return copy
+            target.keys = source.keys[:, :, : copied._capacity].index_select(0, picked)
+            target.values = source.values[:, :, : copied._capacity].index_select(0, picked)
+        return copied
 
     @torch.inference_mode()
     def extend(self, rows: Sequence[int], tokens: Tensor, counts: Sequence[int], *, last_only: bool = False) -> Tensor:
