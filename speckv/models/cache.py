@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A key-value cache that appends in place and can be cut back to any earlier length.
+"""A key-value cache that appends in place and can be cut back: full attention to any length, windows by 256 tokens.
 
-transformers' own cache copies all it holds at every pass, and its sliding windows cannot be cut back by more than the
-last pass.
+transformers' own cache copies all it holds at every pass, and its sliding windows cannot be cut back by more than was
+read since they were last cut.
 """
 
 import inspect

@@ -195,8 +195,11 @@ def _draft(model: PreTrainedModel, target: PreTrainedModel) -> CausalModel:
     prepared = _causal_of(model)
     if prepared is None:
         return as_draft(model, target)
-    fitted = model.__dict__[_PREPARED].fitted
-    return fitted.setdefault(vocabulary(target), as_draft(prepared, target))  # type: ignore[no-any-return]
+    fitted: dict[int, CausalModel] = model.__dict__[_PREPARED].fitted
+    size = vocabulary(target)
+    if size not in fitted:
+        fitted[size] = as_draft(prepared, target)
+    return fitted[size]
 
 
 def _causal_of(model: PreTrainedModel) -> CausalModel | None:
