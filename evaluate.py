@@ -8,9 +8,9 @@ import hydra
 from omegaconf import DictConfig
 
 from agents.building import build_settings
-from agents.console import Console
-from agents.evaluating import evaluate
 from agents.reproducing import reproduce
+from agents.runs.console import Console
+from agents.runs.evaluating import evaluate
 from agents.settings import EvaluateSettings
 from speckv.commands.app import CONFIGS, plain, prepare, run_explained
 

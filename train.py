@@ -10,13 +10,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from agents.building import build_settings
-from agents.console import Console
 from agents.registry import agent_settings, require_batch
+from agents.runs.console import Console
+from agents.runs.interrupts import InterruptedTraining
+from agents.runs.session import train
 from agents.searching.search import run_search
 from agents.settings import TrainSettings
 from agents.studies.study import jobs_of, run_study, shared_overrides
-from agents.training.interrupts import InterruptedTraining
-from agents.training.session import train
 from speckv.commands.app import CONFIGS, compose_checked, flat, plain, prepare, run_explained
 from speckv.errors import CheckpointError, ConfigError, SpecKVError
 from speckv.evaluation.run_facts import CONFIG
@@ -120,7 +120,7 @@ def job(config: DictConfig) -> None:
         if settings.live is None:
             train(settings, Console(), config=text, overrides=overrides)
             return
-        from agents.live.session import train_live  # late, because PyTorch takes seconds to import
+        from agents.runs.live.session import train_live  # late, because PyTorch takes seconds to import
 
         train_live(settings, Console(), config=text, overrides=overrides)
 

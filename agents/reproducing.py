@@ -4,7 +4,7 @@
 import json
 from pathlib import Path
 
-from agents.console import Console
+from agents.runs.console import Console
 from agents.settings import EvaluateSettings, PaperSettings
 from speckv.evaluation.paper.content import headline
 from speckv.evaluation.paper.render import render_study

@@ -5,10 +5,10 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from agents.live.settings import LiveSettings
+from agents.runs.learn_settings import LearnSettings
+from agents.runs.live.settings import LiveSettings
 from agents.searching.settings import SearchSettings
 from agents.studies.settings import StudySettings
-from agents.training.learn_settings import LearnSettings
 from speckv.errors import ConfigError
 from speckv.observation import hidden_columns
 

@@ -21,13 +21,13 @@ from agents.bandits.hazard import HazardThompson
 from agents.bandits.linear import LinThompson
 from agents.bandits.making import measure_scaling
 from agents.bandits.settings import HazardSettings, LinearSettings
+from agents.runs.task import Task, load_task
+from agents.runs.validation import Validator
 from agents.survival.controllers import SurvivalGamma, SurvivalStopping
 from agents.survival.fit import fit_probabilities
 from agents.survival.samples import RandomGamma, before_steps, collect, inside_steps
 from agents.survival.settings import SurvivalSettings
 from agents.survival.train import EVERYDAY_GAMMAS
-from agents.training.task import Task, load_task
-from agents.training.validation import Validator
 from benchmarks.study_arms import Arm, run_arm
 from benchmarks.study_store import Record
 from speckv.commands.app import compose_checked

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import train as program
-from agents.training.task import Task, load_task
+from agents.runs.task import Task, load_task
 from benchmarks import learning_curves
 from benchmarks.study_arms import Arm, run_arm
 from benchmarks.study_store import Record, Store

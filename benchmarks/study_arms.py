@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import train as program
-from agents.console import Console
 from agents.registry import agent_settings
-from agents.training.learner_run import make_environment, train_learner
-from agents.training.run_folder import RunFolder
-from agents.training.task import Task, load_task
-from agents.training.validation import Validator
+from agents.runs.console import Console
+from agents.runs.learner_run import make_environment, train_learner
+from agents.runs.run_folder import RunFolder
+from agents.runs.task import Task, load_task
+from agents.runs.validation import Validator
 from benchmarks.study_store import Record
 from speckv.commands.app import compose_checked
 from speckv.errors import SpecKVError

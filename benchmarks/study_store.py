@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agents.training.run_folder import made
+from agents.runs.run_folder import made
 from speckv.errors import ConfigError
 from speckv.files import write_atomically
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from agents.live.session import train_live
-from agents.live.settings import LiveSettings
-from agents.live.task import LoadedPair, Loader
+from agents.runs.live.session import train_live
+from agents.runs.live.settings import LiveSettings
+from agents.runs.live.task import LoadedPair, Loader
 from agents.settings import EnvSettings, RewardSettings, TrainSettings
 from speckv.decoding import Engine, SamplingConfig
 from tests.fakes import TableModel, TableSequence

@@ -12,11 +12,11 @@ import pytest
 
 import evaluate as program
 from agents import controllers
-from agents.evaluating import evaluate
 from agents.fixed import FixedGamma
 from agents.reproducing import reproduce
+from agents.runs.evaluating import evaluate
+from agents.runs.session import train
 from agents.settings import CostSettings, DataSettings, EvaluateSettings, PaperSettings
-from agents.training.session import train
 from speckv.commands.app import compose_checked, prepare
 from speckv.errors import CheckpointError, CostTableError, DataError, SchemaError, SpecKVError, TraceError
 from speckv.evaluation import report

@@ -15,12 +15,12 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
-from agents.console import Console
+from agents.runs.console import Console
+from agents.runs.interrupts import InterruptedTraining, StopRequest
+from agents.runs.run_folder import LAST, RunFolder
+from agents.runs.session import train
+from agents.runs.tensorboard import HYPERPARAMETERS
 from agents.settings import EnvSettings, RewardSettings, TrainSettings
-from agents.training.interrupts import InterruptedTraining, StopRequest
-from agents.training.run_folder import LAST, RunFolder
-from agents.training.session import train
-from agents.training.tensorboard import HYPERPARAMETERS
 from speckv.errors import CheckpointError, ConfigError, CostTableError, SpecKVError, TraceError
 from speckv.evaluation import report
 from speckv.runtime import PolicyController

@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 
 import evaluate as evaluation
 import train as program
+from agents.runs.run_folder import LAST, RunFolder
 from agents.studies.study import jobs_of
-from agents.training.run_folder import LAST, RunFolder
 from speckv.commands.app import compose_checked, prepare
 from speckv.errors import ConfigError, SpecKVError
 from tests.fakes_runs import TINY_PPO, save_toy

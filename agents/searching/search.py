@@ -11,7 +11,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from agents.console import Console
+from agents.runs.console import Console
+from agents.runs.run_folder import made
+from agents.runs.task import load_task
+from agents.runs.validation import Validator
 from agents.searching.journal import FINAL, TRIALS, open_study
 from agents.searching.settings import SearchSettings
 from agents.searching.trials import num_tried, run_trials
@@ -20,9 +23,6 @@ from agents.settings import TrainSettings
 from agents.studies.running import Job
 from agents.studies.settings import StudySettings
 from agents.studies.study import group_of, plan, run_study, shared_overrides
-from agents.training.run_folder import made
-from agents.training.task import load_task
-from agents.training.validation import Validator
 from speckv.cores import usable_cores
 from speckv.errors import ConfigError
 from speckv.evaluation.curves import EVAL

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from agents.runs.run_folder import EVALUATION
 from agents.studies.running import Job
-from agents.training.run_folder import EVALUATION
 from speckv.errors import CheckpointError
 from speckv.evaluation.baselines import AUTOREGRESSIVE, BEST_FIXED, CLAIRVOYANT
 from speckv.evaluation.bootstrap import Float64, Interval, resample_counts

@@ -5,15 +5,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agents.console import Console
+from agents.runs.console import Console
+from agents.runs.run_folder import made
+from agents.runs.task import Task, load_task
 from agents.settings import TrainSettings
 from agents.studies.drawing import draw
 from agents.studies.outcome import ArmOutcome, measure_arms, read_sums
 from agents.studies.rendering import render
 from agents.studies.running import Job, run_jobs
 from agents.studies.settings import StudySettings, folder_of
-from agents.training.run_folder import made
-from agents.training.task import Task, load_task
 from speckv.cores import usable_cores
 from speckv.cost import describe_clock
 from speckv.evaluation.report import save_figure

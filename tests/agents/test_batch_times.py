@@ -10,10 +10,10 @@ import pytest
 
 import envs  # noqa: F401 - registers the environments
 import train as script
-from agents.evaluating import evaluate
 from agents.registry import AGENTS, Lesson, agent_settings, make_controller, require_batch
+from agents.runs.evaluating import evaluate
+from agents.runs.session import train
 from agents.settings import CostSettings, DataSettings, EnvSettings, EvaluateSettings, RewardSettings, TrainSettings
-from agents.training.session import train
 from agents.tuning import GRIDS, tune
 from speckv.commands.app import compose_checked
 from speckv.commands.main import main

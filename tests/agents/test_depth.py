@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from agents.depth import UNBOUNDED, within_depth
-from agents.evaluating import evaluate
 from agents.registry import AGENTS, Lesson, agent_settings, make_controller
+from agents.runs.evaluating import evaluate
+from agents.runs.session import train
 from agents.settings import CostSettings, DataSettings, EvaluateSettings, TrainSettings
-from agents.training.session import train
 from agents.tuning import GRIDS, tune
 from speckv.errors import ConfigError, SpecKVError
 from speckv.evaluation.compare import compile_pair, controller_sums

@@ -13,8 +13,8 @@ from agents.rl.exploration import explore
 from agents.rl.export import export_policy
 from agents.rl.learners import build_learner, falling
 from agents.rl.settings import LearnerSettings
+from agents.runs.learner_run import make_environment
 from agents.settings import EnvSettings, RewardSettings
-from agents.training.learner_run import make_environment
 from speckv.cost import CompiledCost, CostTable
 from speckv.errors import ConfigError
 from speckv.observation import SCHEMA, STOPPING_SCHEMA

@@ -3,7 +3,7 @@
 
 from pathlib import Path
 
-from agents.live.decoded import COMPARE, LEARN, Decoded, DecodedLog
+from agents.runs.live.decoded import COMPARE, LEARN, Decoded, DecodedLog
 
 
 def decoded(number: int, phase: str = LEARN) -> Decoded:

@@ -13,18 +13,18 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents.bandits.base import Bandit
-from agents.live.decoded import DecodedLog
-from agents.live.learner import LiveLearner, make_live_environment
-from agents.live.requests import warm_up
-from agents.live.starting import find_source, start_bandit
-from agents.live.stream import CHECKPOINT, load_stream
-from agents.live.task import load_live_task
 from agents.registry import agent_settings
+from agents.runs.interrupts import InterruptedTraining
+from agents.runs.live.decoded import DecodedLog
+from agents.runs.live.learner import LiveLearner, make_live_environment
+from agents.runs.live.requests import warm_up
+from agents.runs.live.starting import find_source, start_bandit
+from agents.runs.live.stream import CHECKPOINT, load_stream
+from agents.runs.live.task import load_live_task
+from agents.runs.run_folder import LAST
+from agents.runs.session import train
 from agents.settings import TrainSettings
 from agents.stored import load_controller
-from agents.training.interrupts import InterruptedTraining
-from agents.training.run_folder import LAST
-from agents.training.session import train
 from speckv.cost import CostTable
 from speckv.errors import CheckpointError, ConfigError, DataError, DeviceError, ProbabilityError, SpecKVError
 from speckv.evaluation import report

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from agents.evaluating import evaluate
+from agents.runs.evaluating import evaluate
+from agents.runs.learn_settings import LearnSettings
+from agents.runs.session import train
 from agents.settings import CostSettings, DataSettings, EvaluateSettings
-from agents.training.learn_settings import LearnSettings
-from agents.training.session import train
 from speckv.errors import SpecKVError
 from speckv.traces import TraceSequence
 from tests.fakes_runs import CapturedConsole, easy_or_hard, toy_settings

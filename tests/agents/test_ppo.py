@@ -14,9 +14,9 @@ from agents.rl.export import export_policy
 from agents.rl.learners import WithoutBootstrap, build_learner, make_learner
 from agents.rl.normalisation import measure_normalisation
 from agents.rl.settings import PPOSettings
+from agents.runs.learner_run import make_environment
+from agents.runs.validation import Validator
 from agents.settings import EnvSettings, RewardSettings
-from agents.training.learner_run import make_environment
-from agents.training.validation import Validator
 from envs.sb3_bridge import SB3VecEnv
 from speckv.errors import SchemaError
 from speckv.evaluation.compare import tune_fixed

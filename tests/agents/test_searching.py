@@ -12,14 +12,14 @@ import pytest
 
 import train as program
 from agents.building import build_settings
+from agents.runs.run_folder import EVAL_COLUMNS
+from agents.runs.task import load_task
+from agents.runs.validation import Validator
 from agents.searching import trials
 from agents.searching.journal import open_study
 from agents.searching.search import SHIPPED, best_trials, run_search
 from agents.searching.settings import SearchSettings, suggest
 from agents.studies.running import Job
-from agents.training.run_folder import EVAL_COLUMNS
-from agents.training.task import load_task
-from agents.training.validation import Validator
 from speckv.commands.app import CONFIGS, compose_checked
 from speckv.errors import ConfigError
 from tests.fakes_runs import CapturedConsole, save_toy, toy_settings

@@ -13,6 +13,10 @@ from matplotlib.text import Text
 
 import train as program
 from agents.building import build_settings
+from agents.runs import run_folder
+from agents.runs.learn_settings import LearnSettings
+from agents.runs.run_folder import RunFolder
+from agents.runs.task import first_of_tasks, load_task
 from agents.settings import TrainSettings
 from agents.studies import running, study
 from agents.studies.drawing import draw
@@ -20,10 +24,6 @@ from agents.studies.outcome import StudySums, measure_arms
 from agents.studies.running import Job
 from agents.studies.settings import StudySettings, folder_of
 from agents.studies.study import plan, run_study
-from agents.training import run_folder
-from agents.training.learn_settings import LearnSettings
-from agents.training.run_folder import RunFolder
-from agents.training.task import first_of_tasks, load_task
 from speckv.commands.app import CONFIGS, compose_checked
 from speckv.errors import ConfigError, SpecKVError
 from speckv.evaluation.metrics import Grid, References, Sums

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from agents.runs.task import load_cost
 from agents.settings import CostSettings
 from agents.survival.settings import SurvivalSettings
 from agents.survival.train import fit_survival
-from agents.training.task import load_cost
 from speckv.cost import ASSETS, CompiledCost, CostEntry, CostFit, CostTable, require_single_request
 from speckv.errors import ConfigError, CostTableError
 from speckv.evaluation.compare import tune_fixed

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.training.run_folder import EVAL_COLUMNS, RunFolder
+from agents.runs.run_folder import EVAL_COLUMNS, RunFolder
 from speckv.errors import CheckpointError
 from speckv.evaluation.baselines import FixedSweep
 from speckv.evaluation.compare import tune_fixed

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from agents.evaluating import evaluate
 from agents.fixed import FixedGamma
+from agents.runs.evaluating import evaluate
 from agents.settings import CostSettings, DataSettings, EvaluateSettings
 from speckv.commands import report
 from speckv.commands.main import main

@@ -5,15 +5,15 @@ from collections.abc import Mapping
 
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents.console import ProgressBar
-from agents.live.decoded import Decoded, summarise
-from agents.live.environment import RecordedRequests
+from agents.runs.console import ProgressBar
+from agents.runs.live.decoded import Decoded, summarise
+from agents.runs.live.environment import RecordedRequests
 from agents.rl.export import export_policy
-from agents.training import checkpoint
-from agents.training.checkpoint import Progress
-from agents.training.interrupts import InterruptedTraining, StopRequest
-from agents.training.run_folder import LAST, POLICY, RunFolder
-from agents.training.tensorboard import RunWriter
+from agents.runs import checkpoint
+from agents.runs.checkpoint import Progress
+from agents.runs.interrupts import InterruptedTraining, StopRequest
+from agents.runs.run_folder import LAST, POLICY, RunFolder
+from agents.runs.tensorboard import RunWriter
 
 
 class LiveMonitor(BaseCallback):

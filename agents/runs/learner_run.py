@@ -7,17 +7,17 @@ import torch
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from agents.console import Console
+from agents.runs.console import Console
 from agents.rl.learners import build_learner
 from agents.rl.settings import LearnerSettings
 from agents.settings import EnvSettings, RewardSettings, TrainSettings
-from agents.training import checkpoint
-from agents.training.checkpoint import Progress
-from agents.training.interrupts import catch_signals
-from agents.training.monitor import MonitorSettings, TrainingMonitor
-from agents.training.run_folder import EVENTS, LAST, RunFolder
-from agents.training.tensorboard import RunWriter
-from agents.training.validation import Validator
+from agents.runs import checkpoint
+from agents.runs.checkpoint import Progress
+from agents.runs.interrupts import catch_signals
+from agents.runs.monitor import MonitorSettings, TrainingMonitor
+from agents.runs.run_folder import EVENTS, LAST, RunFolder
+from agents.runs.tensorboard import RunWriter
+from agents.runs.validation import Validator
 from envs.sb3_bridge import SB3VecEnv
 from envs.vector import DraftStoppingVectorEnv, GammaSelectionVectorEnv
 from speckv.cost import CostTable

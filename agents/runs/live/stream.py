@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from agents.bandits.base import Bandit
-from agents.console import ProgressBar
-from agents.live.decoded import LEARN, Decoded, DecodedLog, summarise
-from agents.live.requests import decode_request
-from agents.live.task import LiveTask
+from agents.runs.console import ProgressBar
+from agents.runs.live.decoded import LEARN, Decoded, DecodedLog, summarise
+from agents.runs.live.requests import decode_request
+from agents.runs.live.task import LiveTask
 from agents.parts import Parts
 from agents.registry import AGENTS
-from agents.training.interrupts import InterruptedTraining, StopRequest
-from agents.training.tensorboard import RunWriter
+from agents.runs.interrupts import InterruptedTraining, StopRequest
+from agents.runs.tensorboard import RunWriter
 from speckv.errors import CheckpointError
 from speckv.evaluation.regret import draw_half
 from speckv.files import write_atomically

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from agents.console import ProgressBar
+from agents.runs.console import ProgressBar
 from agents.rl.export import export_policy
-from agents.training import checkpoint
-from agents.training.checkpoint import Progress
-from agents.training.interrupts import InterruptedTraining, StopRequest
-from agents.training.run_folder import BEST, LAST, POLICY, RunFolder
-from agents.training.tensorboard import RunWriter
-from agents.training.validation import Score, Validator
+from agents.runs import checkpoint
+from agents.runs.checkpoint import Progress
+from agents.runs.interrupts import InterruptedTraining, StopRequest
+from agents.runs.run_folder import BEST, LAST, POLICY, RunFolder
+from agents.runs.tensorboard import RunWriter
+from agents.runs.validation import Score, Validator
 from envs.sb3_bridge import SB3VecEnv
 from speckv.evaluation.table import format_rate
 from speckv.runtime.stored import controller_of

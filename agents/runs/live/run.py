@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.console import Console
-from agents.live.comparison import compare_live
-from agents.live.decoded import Decoded, DecodedLog, summarise
-from agents.live.settings import LiveSettings
-from agents.live.task import LiveTask
+from agents.runs.console import Console
+from agents.runs.live.comparison import compare_live
+from agents.runs.live.decoded import Decoded, DecodedLog, summarise
+from agents.runs.live.settings import LiveSettings
+from agents.runs.live.task import LiveTask
 from agents.settings import TrainSettings, hyperparameters
 from agents.stored import load_controller
-from agents.training.interrupts import InterruptedTraining, StopRequest, catch_signals
-from agents.training.run_folder import EVENTS, RunFolder, commit, default_name, machine, require_same, versions
-from agents.training.tensorboard import RunWriter
+from agents.runs.interrupts import InterruptedTraining, StopRequest, catch_signals
+from agents.runs.run_folder import EVENTS, RunFolder, commit, default_name, machine, require_same, versions
+from agents.runs.tensorboard import RunWriter
 from speckv.errors import SpecKVError
 from speckv.files import canonical_json, write_atomically
 from speckv.profiling.machine import describe_machine

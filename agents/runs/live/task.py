@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from agents.building import build_settings
-from agents.live.settings import LiveSettings
+from agents.runs.live.settings import LiveSettings
 from agents.settings import TrainSettings
-from agents.training.task import load_cost
+from agents.runs.task import load_cost
 from envs.live import LivePrompt
 from speckv.cost import CostTable
 from speckv.decoding import Engine, RequestContext, SamplingConfig

@@ -16,8 +16,8 @@ from agents.registry import AGENTS
 from agents.rl.export import export_policy
 from agents.rl.normalisation import NormalisingExtractor
 from agents.stored import load_controller, read_agent
-from agents.training import checkpoint
-from agents.training.run_folder import BEST, LAST
+from agents.runs import checkpoint
+from agents.runs.run_folder import BEST, LAST
 from speckv.cost import CostTable
 from speckv.cost.times import StepTimes
 from speckv.errors import CheckpointError, nearest

@@ -8,16 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from agents.console import Console
+from agents.runs.console import Console
 from agents.depth import within_depth
-from agents.evaluating import CONSTANTS, evaluate_controllers, warn_of_waiting
+from agents.runs.evaluating import CONSTANTS, evaluate_controllers, warn_of_waiting
 from agents.registry import Lesson, agent_settings, make_controller, reclocked, require_batch
 from agents.rl.settings import LearnerSettings
 from agents.settings import TrainSettings, hyperparameters
 from agents.stored import save_controller
-from agents.training.run_folder import EVALUATION, EVENTS, RunFolder, default_name, made, require_same
-from agents.training.task import Task, describe, load_task
-from agents.training.validation import Validator
+from agents.runs.run_folder import EVALUATION, EVENTS, RunFolder, default_name, made, require_same
+from agents.runs.task import Task, describe, load_task
+from agents.runs.validation import Validator
 from speckv.evaluation.compare import Comparison
 from speckv.evaluation.metrics import ALL
 from speckv.evaluation.report import TEXT
@@ -103,7 +103,7 @@ def _train_learner(
     overrides: Sequence[str],
 ) -> Comparison | None:
     # Late, because PyTorch takes seconds to import and a wrong setting should not.
-    from agents.training.learner_run import make_environment, train_learner
+    from agents.runs.learner_run import make_environment, train_learner
 
     agent.check_environment(settings.env.decides)
     env = make_environment(task.learning, task.learning_cost, settings.env, settings.reward, agent.num_envs)
@@ -155,7 +155,7 @@ def _finish(
     console: Console,
 ) -> Comparison | None:
     """Evaluates once on the test prompts, unless a search asks not to, prints the table, and closes the record."""
-    from agents.training.tensorboard import RunWriter
+    from agents.runs.tensorboard import RunWriter
 
     final = {f"final/{key.removeprefix('eval/')}": value for key, value in validation.items()}
     comparison = None

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agents.console import Console
+from agents.runs.console import Console
 from agents.controllers import latest_run, load_named, shipped_policy
 from agents.depth import within_depth
 from agents.registry import AGENTS, Lesson, agent_settings, make_controller, require_agent, require_batch
 from agents.settings import EvaluateSettings
 from agents.stored import load_controller
-from agents.training.run_folder import EVALUATION
-from agents.training.task import load_cost, load_splits
+from agents.runs.run_folder import EVALUATION
+from agents.runs.task import load_cost, load_splits
 from agents.tuning import GRIDS, tune
 from speckv.cost import CostTable, require_single_request
 from speckv.errors import ConfigError

@@ -8,20 +8,20 @@ import numpy as np
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from agents.console import Console
-from agents.live.decoded import LEARN, MEASURE, Decoded, DecodedLog
-from agents.live.environment import RecordedRequests
-from agents.live.monitor import LiveMonitor
-from agents.live.starting import start_learner
-from agents.live.task import LiveTask
+from agents.runs.console import Console
+from agents.runs.live.decoded import LEARN, MEASURE, Decoded, DecodedLog
+from agents.runs.live.environment import RecordedRequests
+from agents.runs.live.monitor import LiveMonitor
+from agents.runs.live.starting import start_learner
+from agents.runs.live.task import LiveTask
 from agents.rl.learners import build_learner, make_learner
 from agents.rl.settings import LearnerSettings
 from agents.settings import TrainSettings
-from agents.training import checkpoint
-from agents.training.checkpoint import Progress
-from agents.training.interrupts import StopRequest
-from agents.training.run_folder import LAST, RunFolder
-from agents.training.tensorboard import RunWriter
+from agents.runs import checkpoint
+from agents.runs.checkpoint import Progress
+from agents.runs.interrupts import StopRequest
+from agents.runs.run_folder import LAST, RunFolder
+from agents.runs.tensorboard import RunWriter
 from envs.live import LiveDecodingEnv
 from speckv.types import FloatArray
 

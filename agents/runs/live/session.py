@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from agents.bandits.base import Bandit
-from agents.console import Console
-from agents.live.decoded import DecodedLog
-from agents.live.learner import LiveLearner, make_live_environment
-from agents.live.requests import warm_up
-from agents.live.run import DECODED, LiveRun
-from agents.live.starting import find_source, start_bandit
-from agents.live.stream import CHECKPOINT, Stream, StreamState, load_stream, save_stream
-from agents.live.task import Loader, load_live_task, load_models
+from agents.runs.console import Console
+from agents.runs.live.decoded import DecodedLog
+from agents.runs.live.learner import LiveLearner, make_live_environment
+from agents.runs.live.requests import warm_up
+from agents.runs.live.run import DECODED, LiveRun
+from agents.runs.live.starting import find_source, start_bandit
+from agents.runs.live.stream import CHECKPOINT, Stream, StreamState, load_stream, save_stream
+from agents.runs.live.task import Loader, load_live_task, load_models
 from agents.registry import AGENTS, Lesson, agent_settings, begin_learner
 from agents.rl.settings import LearnerSettings, OnPolicySettings
 from agents.settings import TrainSettings
 from agents.stored import save_controller
-from agents.training.task import load_splits
+from agents.runs.task import load_splits
 from speckv.errors import ConfigError, nearest
 from speckv.models.threads import use_threads
 

@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.utils.seeding import np_random
 from numpy.typing import NDArray
 
-from agents.live.decoded import LEARN, Decoded, DecodedLog
+from agents.runs.live.decoded import LEARN, Decoded, DecodedLog
 from envs.live import LiveDecodingEnv
 from speckv.types import FloatArray
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One live request under a controller, written down whether it ends or is cut off."""
 
-from agents.live.decoded import Decoded, DecodedLog
-from agents.live.task import LiveTask
+from agents.runs.live.decoded import Decoded, DecodedLog
+from agents.runs.live.task import LiveTask
 from envs.live import LivePrompt
 from speckv.decoding import DecodeStep, GenerationResult, generate
 from speckv.runtime.constant import ConstantGamma

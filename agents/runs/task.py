@@ -7,7 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 
 from agents.settings import CostSettings, DataSettings
-from agents.training.learn_settings import LearnSettings
+from agents.runs.learn_settings import LearnSettings
 from speckv.cost import CostTable, describe_clock
 from speckv.errors import ConfigError, TraceError
 from speckv.evaluation.baselines import FixedSweep
