@@ -21,7 +21,7 @@ Float64 = NDArray[np.float64]
 _UNDECIDED = -1
 
 
-class PerRequest(Rule):
+class PerRequestGamma(Rule):
     """Lets a controller decide once, before a request's first step, and keeps to that.
 
     Args:

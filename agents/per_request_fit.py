@@ -3,7 +3,7 @@
 
 import numpy as np
 
-from agents.per_request import PerRequest, PerRequestSettings, RequestTimes, linear_inputs
+from agents.per_request import PerRequestGamma, PerRequestSettings, RequestTimes, linear_inputs
 from speckv.cost import CostTable
 from speckv.cost.times import StepTimes
 from speckv.evaluation.compare import compile_pair
@@ -13,7 +13,7 @@ from speckv.traces import TraceSet
 _MIN_STD = 1e-3
 
 
-def fit_per_request(train: TraceSet, cost: CostTable, settings: PerRequestSettings) -> PerRequest:
+def fit_per_request(train: TraceSet, cost: CostTable, settings: PerRequestSettings) -> PerRequestGamma:
     """Fits each request's seconds a token under every constant gamma by ridge regression, weighed by tokens."""
     compiled, compiled_cost = compile_pair(train, cost)
     batch = ReplayBatch(compiled, compiled_cost, 1)
@@ -32,4 +32,4 @@ def fit_per_request(train: TraceSet, cost: CostTable, settings: PerRequestSettin
         x, y = inputs[which == row], seconds[which == row]
         weight = tokens[which == row] / max(tokens[which == row].mean(), 1.0) if (which == row).any() else tokens[:0]
         weights.append(np.linalg.solve(x.T @ (weight[:, None] * x) + penalty, x.T @ (weight[:, None] * y)).T)
-    return PerRequest(RequestTimes(times, mean, std, np.stack(weights)), name="per-request")
+    return PerRequestGamma(RequestTimes(times, mean, std, np.stack(weights)), name="per-request")

@@ -16,7 +16,7 @@ from agents.fixed import FixedGamma
 from agents.parts import Parts
 from agents.per_request_fit import fit_per_request
 from agents.restoring import RESTORE
-from agents.rl.settings import A2CSettings, DQNSettings, PPOSettings, QRDQNSettings, RecurrentPPOSettings
+from agents.rl.hyperparameters import A2CSettings, DQNSettings, PPOSettings, QRDQNSettings, RecurrentPPOSettings
 from agents.rules.goodput import Goodput
 from agents.speckv_mlp.settings import SpecKVMlpCostSettings, SpecKVMlpSettings
 from agents.survival.settings import SurvivalSettings
@@ -40,7 +40,7 @@ class BestFixedSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lesson:
+class TrainingData:
     """What a controller is made from.
 
     Attributes:
@@ -62,28 +62,28 @@ class Agent:
 
     Attributes:
         settings: Class of its settings.
-        make: Settings and lesson -> controller; None if it learns in an environment, step by step.
+        make: Settings and data -> controller; None if it learns in an environment, step by step.
         begin: As `make`, but an online learner before it has seen any request; None if it does not learn online.
         restore: Settings and stored parts -> the same controller; None if it is stored by other means.
         parts: What `restore` needs of a controller besides its settings.
         hides: Whether `make` heeds `hide`.
         stops: Whether it decides token by token (`StoppingController`); a learner's environment decides that.
-        told: Parts and other times -> the parts with them, and without what the clock of before alone decided.
+        with_times: Parts and other times -> the parts with them, and without what the clock of before alone decided.
     """
 
     settings: type[Any]
-    make: Callable[[Any, Lesson], Controller] | None = None
-    begin: Callable[[Any, Lesson], Controller] | None = None
+    make: Callable[[Any, TrainingData], Controller] | None = None
+    begin: Callable[[Any, TrainingData], Controller] | None = None
     restore: Callable[[Any, Parts], Controller] | None = None
     parts: Callable[[Any], Parts] = lambda _: Parts()
     hides: bool = False
     stops: bool = False
-    told: Callable[[Parts, StepTimes], Parts] = lambda parts, times: replace(parts, times=times)
+    with_times: Callable[[Parts, StepTimes], Parts] = lambda parts, times: replace(parts, times=times)
 
 
 def _stored(
     name: str,
-    make: Callable[[Any, Lesson], Controller],
+    make: Callable[[Any, TrainingData], Controller],
     parts: Callable[[Any], Parts] = lambda _: Parts(),
     *,
     stops: bool = False,
@@ -93,12 +93,14 @@ def _stored(
     return Agent(settings=stored.settings, make=make, restore=stored.restore, parts=parts, stops=stops)
 
 
-def _survival(name: str, make: Callable[[Any, Lesson], Controller], parts: Callable[[Any], Parts]) -> Agent:
+def _survival(name: str, make: Callable[[Any, TrainingData], Controller], parts: Callable[[Any], Parts]) -> Agent:
     """A stored agent that heeds `hide` and is set by compression, whether to draft at all among else."""
-    return replace(_stored(name, make, parts, stops=name == "survival_stopping"), hides=True, told=_survival_told)
+    return replace(
+        _stored(name, make, parts, stops=name == "survival_stopping"), hides=True, with_times=_survival_with_times
+    )
 
 
-def _survival_told(parts: Parts, times: StepTimes) -> Parts:
+def _survival_with_times(parts: Parts, times: StepTimes) -> Parts:
     rows = parts.needed_times().rows_of(times.compressions)
     arrays = {name: values[rows] for name, values in parts.arrays.items()}
     return replace(parts, times=times, arrays={**arrays, "floor": np.maximum(arrays["floor"], 0)})
@@ -109,32 +111,32 @@ def _rule(name: str, *, stops: bool = False) -> Agent:
     return _stored(name, lambda settings, _: RESTORE[name].restore(settings, Parts()), stops=stops)
 
 
-def _times(lesson: Lesson) -> StepTimes:
-    return StepTimes.of(lesson.cost, lesson.train.compressions)
+def _times(data: TrainingData) -> StepTimes:
+    return StepTimes.of(data.cost, data.train.compressions)
 
 
-def _fit_survival(settings: SurvivalSettings, lesson: Lesson) -> Controller:
+def _fit_survival(settings: SurvivalSettings, data: TrainingData) -> Controller:
     from agents.survival.train import fit_survival  # late, because PyTorch takes seconds to import
 
-    return fit_survival(lesson.train, lesson.cost, settings, seed=lesson.seed, hide=lesson.hide)
+    return fit_survival(data.train, data.cost, settings, seed=data.seed, hide=data.hide)
 
 
-def _fit_survival_stopping(settings: SurvivalSettings, lesson: Lesson) -> Controller:
+def _fit_survival_stopping(settings: SurvivalSettings, data: TrainingData) -> Controller:
     from agents.survival.train import fit_survival_stopping
 
-    return fit_survival_stopping(lesson.train, lesson.cost, settings, seed=lesson.seed, hide=lesson.hide)
+    return fit_survival_stopping(data.train, data.cost, settings, seed=data.seed, hide=data.hide)
 
 
-def _fit_speckv_mlp(settings: SpecKVMlpSettings, lesson: Lesson) -> Controller:
+def _fit_speckv_mlp(settings: SpecKVMlpSettings, data: TrainingData) -> Controller:
     from agents.speckv_mlp.train import fit_speckv_mlp
 
-    return fit_speckv_mlp(lesson.train, lesson.cost, settings, seed=lesson.seed)
+    return fit_speckv_mlp(data.train, data.cost, settings, seed=data.seed)
 
 
-def _fit_speckv_mlp_cost(settings: SpecKVMlpCostSettings, lesson: Lesson) -> Controller:
+def _fit_speckv_mlp_cost(settings: SpecKVMlpCostSettings, data: TrainingData) -> Controller:
     from agents.speckv_mlp.train import fit_speckv_mlp_cost
 
-    return fit_speckv_mlp_cost(lesson.train, lesson.cost, settings, seed=lesson.seed)
+    return fit_speckv_mlp_cost(data.train, data.cost, settings, seed=data.seed)
 
 
 def _bandit(name: str, *, stops: bool = False) -> Agent:
@@ -142,12 +144,12 @@ def _bandit(name: str, *, stops: bool = False) -> Agent:
     stored = RESTORE[name].restore
     assert isinstance(stored, StoredBandit)
 
-    def begin(s: Any, lesson: Lesson) -> Bandit:
-        return making.begin(stored.kind, stored.context, s, lesson.train, lesson.cost, lesson.seed)
+    def begin(s: Any, data: TrainingData) -> Bandit:
+        return making.begin(stored.kind, stored.context, s, data.train, data.cost, data.seed)
 
-    def make(s: Any, lesson: Lesson) -> Controller:
-        bandit = begin(s, lesson)
-        making.show(bandit, lesson.train, lesson.cost, lesson.seed)
+    def make(s: Any, data: TrainingData) -> Controller:
+        bandit = begin(s, data)
+        making.show(bandit, data.train, data.cost, data.seed)
         return bandit
 
     return Agent(
@@ -163,15 +165,13 @@ def _bandit(name: str, *, stops: bool = False) -> Agent:
 AGENTS: Mapping[str, Agent] = {
     "a2c": Agent(settings=A2CSettings),
     "adaedl": _rule("adaedl", stops=True),
-    "best_fixed": Agent(
-        settings=BestFixedSettings, make=lambda _, lesson: BestFixedGamma.tune(lesson.train, lesson.cost)
-    ),
+    "best_fixed": Agent(settings=BestFixedSettings, make=lambda _, data: BestFixedGamma.tune(data.train, data.cost)),
     "calibrated_stopping": _bandit("calibrated_stopping", stops=True),
     "dqn": Agent(settings=DQNSettings),
     "exp3spec": _bandit("exp3spec"),
     "fixed": Agent(settings=FixedSettings, make=lambda s, _: FixedGamma(s.gamma)),
     "gammatune": _rule("gammatune"),
-    "goodput": _stored("goodput", lambda s, lesson: Goodput(s, _times(lesson)), lambda c: Parts(times=c.times)),
+    "goodput": _stored("goodput", lambda s, data: Goodput(s, _times(data)), lambda c: Parts(times=c.times)),
     "hazard_thompson": _bandit("hazard_thompson"),
     "hazard_thompson_discounted": _bandit("hazard_thompson_discounted"),
     "kangaroo": _rule("kangaroo", stops=True),
@@ -181,7 +181,7 @@ AGENTS: Mapping[str, Agent] = {
     "neural_linear": _bandit("neural_linear"),
     "per_request": _stored(
         "per_request",
-        lambda s, lesson: fit_per_request(lesson.train, lesson.cost, s),
+        lambda s, data: fit_per_request(data.train, data.cost, s),
         lambda c: Parts(times=c.controller.times, arrays=c.controller.arrays()),
     ),
     "ppo": Agent(settings=PPOSettings),
@@ -279,22 +279,22 @@ def require_batch(name: str, settings: Any, batch: int, decides: str = "per_step
         require_single_request(f"agent {name}", batch)
 
 
-def make_controller(name: str, settings: Any, lesson: Lesson) -> Controller:
+def make_controller(name: str, settings: Any, data: TrainingData) -> Controller:
     """Makes a controller that needs no environment to learn in.
 
     Raises:
-        ConfigError: if it does not fit the lesson.
+        ConfigError: if it does not fit the data.
     """
     agent = AGENTS[name]
     assert agent.make is not None
-    require_batch(name, settings, lesson.cost.batch)
-    if lesson.hide and not agent.hides:
+    require_batch(name, settings, data.cost.batch)
+    if data.hide and not agent.hides:
         able = sorted(n for n, other in AGENTS.items() if other.hides or other.make is None)
-        raise ConfigError(f"Expected env.hide for an agent of {able}, got {list(lesson.hide)} for {name!r}.")
-    return agent.make(settings, lesson)
+        raise ConfigError(f"Expected env.hide for an agent of {able}, got {list(data.hide)} for {name!r}.")
+    return agent.make(settings, data)
 
 
-def reclocked(
+def with_cost_table(
     name: str, settings: Any, controller: Controller, cost: CostTable, compressions: Sequence[str]
 ) -> Controller:
     """Gives a controller the times of another cost table; one that carries none is returned as it is.
@@ -311,10 +311,10 @@ def reclocked(
     if parts.times is None or agent.restore is None:
         return controller
     times = StepTimes.of(cost, compressions, gamma_max=parts.times.verify_s.shape[1] - 1)
-    return agent.restore(settings, agent.told(parts, times))
+    return agent.restore(settings, agent.with_times(parts, times))
 
 
-def begin_learner(name: str, settings: Any, lesson: Lesson) -> Controller:
+def begin_learner(name: str, settings: Any, data: TrainingData) -> Controller:
     """Makes an online learner that has seen no request; how it sees observations comes from the train prompts.
 
     Raises:
@@ -324,4 +324,4 @@ def begin_learner(name: str, settings: Any, lesson: Lesson) -> Controller:
     if begin is None:
         known = sorted(other for other, agent in AGENTS.items() if agent.begin is not None)
         raise ConfigError(f"Expected an agent that learns online, of {known}, got {name!r}.{nearest(name, known)}")
-    return begin(settings, lesson)
+    return begin(settings, data)

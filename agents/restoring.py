@@ -29,7 +29,7 @@ from agents.bandits.storing import StoredBandit
 from agents.bandits.tapout import TapOut
 from agents.building import build_settings
 from agents.parts import COMPRESSIONS, Parts
-from agents.per_request import PerRequest, PerRequestSettings, RequestTimes
+from agents.per_request import PerRequestGamma, PerRequestSettings, RequestTimes
 from agents.rules.adaedl import AdaEdl, AdaEdlSettings
 from agents.rules.gammatune import GammaTuneSettings, make_gammatune
 from agents.rules.goodput import Goodput, GoodputSettings
@@ -83,7 +83,7 @@ RESTORE: Mapping[str, Restoring] = {
     "neural_linear": Restoring(settings=NeuralLinearSettings, restore=StoredBandit(NeuralLinear, "network")),
     "per_request": Restoring(
         settings=PerRequestSettings,
-        restore=lambda _, parts: PerRequest(
+        restore=lambda _, parts: PerRequestGamma(
             RequestTimes(parts.needed_times(), *(parts.needed_array(name) for name in ("mean", "std", "weights"))),
             name="per-request",
         ),

@@ -7,7 +7,7 @@ from typing import Any
 
 from agents.depth import within_depth
 from agents.per_compression import PerCompression, StoppingPerCompression
-from agents.registry import Lesson, agent_settings, decides_token_by_token, make_controller
+from agents.registry import TrainingData, agent_settings, decides_token_by_token, make_controller
 from speckv.cost import require_single_request
 from speckv.errors import ConfigError, nearest
 from speckv.evaluation.compare import compile_pair
@@ -30,40 +30,40 @@ GRIDS: Mapping[str, Options] = {
 """Agent -> values of its settings that are tried, every combination."""
 
 
-def tune(name: str, lesson: Lesson) -> PerCompression:
+def tune(name: str, data: TrainingData) -> PerCompression:
     """Finds the best combination for each compression and puts them together.
 
     Args:
         name: A key of `GRIDS`.
-        lesson: Whose train prompts decide.
+        data: Whose train prompts decide.
 
     Raises:
-        ConfigError: if there is no grid for it, or it does not fit the lesson.
+        ConfigError: if there is no grid for it, or it does not fit the data.
     """
     if name not in GRIDS:
         known = sorted(GRIDS)
         raise ConfigError(f"Expected an agent with a grid, of {known}, got {name!r}.{nearest(name, known)}")
-    candidates = _candidates(name, lesson)
+    candidates = _candidates(name, data)
     best: dict[str, tuple[float, Any]] = {}
-    compiled, cost = compile_pair(lesson.train, lesson.cost)
+    compiled, cost = compile_pair(data.train, data.cost)
     for settings in candidates:
-        record = replay_controller(make_controller(name, settings, lesson), compiled, cost)
+        record = replay_controller(make_controller(name, settings, data), compiled, cost)
         for compression in compiled.compression_names:
             rows = [row for row, c in enumerate(record.compressions) if c == compression]
             rate = float(record.num_tokens[rows].sum() / record.seconds[rows].sum())
             if compression not in best or rate > best[compression][0]:
                 best[compression] = rate, settings
     # Each compression gets a controller of its own: one that remembers must not be told of a step twice.
-    chosen = {compression: make_controller(name, settings, lesson) for compression, (_, settings) in best.items()}
+    chosen = {compression: make_controller(name, settings, data) for compression, (_, settings) in best.items()}
     title = f"{name.replace('_', '-')}, tuned"
     if any(isinstance(controller, StoppingController) for controller in chosen.values()):
         return StoppingPerCompression(chosen, name=title)
     return PerCompression(chosen, name=title)
 
 
-def _candidates(name: str, lesson: Lesson) -> list[Any]:
+def _candidates(name: str, data: TrainingData) -> list[Any]:
     """Settings of the grid that fit the recordings' depth and the cost table's batch."""
-    depth, batch = lesson.train.metadata.gamma_max, lesson.cost.batch
+    depth, batch = data.train.metadata.gamma_max, data.cost.batch
     grid = [agent_settings({"name": name, **options})[1] for options in _combinations(GRIDS[name])]
     kept = [s for s in grid if batch == 1 or not decides_token_by_token(name, s)]
     if not kept:

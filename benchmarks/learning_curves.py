@@ -25,7 +25,7 @@ from agents.runs.task import Task, load_task
 from agents.runs.validation import Validator
 from agents.survival.controllers import SurvivalGamma, SurvivalStopping
 from agents.survival.fit import fit_probabilities
-from agents.survival.samples import RandomGamma, before_steps, collect, inside_steps
+from agents.survival.samples import RandomGammaSampler, before_steps, collect, inside_steps
 from agents.survival.settings import SurvivalSettings
 from agents.survival.train import EVERYDAY_GAMMAS
 from benchmarks.study_arms import Arm, run_arm
@@ -98,7 +98,10 @@ def supervised(name: str, *, cost: str, most: int, seed: int) -> Record:
     compiled, compiled_cost = compile_pair(task.learning, task.cost)
     rng = np.random.default_rng(seed)
     times = StepTimes.of(task.cost, task.learning.compressions, gamma_max=compiled.gamma_max)
-    met: list[Controller] = [RandomGamma(rng, compiled.gamma_max), *(ConstantGamma(gamma) for gamma in EVERYDAY_GAMMAS)]
+    met: list[Controller] = [
+        RandomGammaSampler(rng, compiled.gamma_max),
+        *(ConstantGamma(gamma) for gamma in EVERYDAY_GAMMAS),
+    ]
     states = collect(compiled, compiled_cost, met)
     order, points = rng.permutation(len(states.limits)), []
     for size in sizes(min(most, len(order))):

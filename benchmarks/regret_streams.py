@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from agents.bandits.base import Bandit
-from agents.registry import Lesson, agent_settings, begin_learner
+from agents.registry import TrainingData, agent_settings, begin_learner
 from speckv.cost import CostTable
 from speckv.evaluation.compare import compile_pair
 from speckv.evaluation.regret import Float64, Hindsight, LearnerRegret, draw_half, hindsight, learner_regret
@@ -79,7 +79,7 @@ class Outcome:
 def run_stream(stream: Stream, traces: TraceSet, learners: Sequence[str], *, half: int, orders: int) -> Outcome:
     """Lets every learner decode the stream in every order, untrained each time."""
     table = CostTable.load(stream.cost)
-    lesson = Lesson(train=traces.select(split="train"), cost=table, seed=0)
+    data = TrainingData(train=traces.select(split="train"), cost=table, seed=0)
     compiled, cost = compile_pair(traces.select(split="test"), table)
     kinds = list(zip(compiled.compressions, compiled.tasks, strict=True))
     places = [
@@ -94,7 +94,7 @@ def run_stream(stream: Stream, traces: TraceSet, learners: Sequence[str], *, hal
     references = np.stack([j.reference for j in judged])
     results = {}
     for name in learners:
-        fresh = begin_learner(name, agent_settings({"name": name})[1], lesson)
+        fresh = begin_learner(name, agent_settings({"name": name})[1], data)
         assert isinstance(fresh, Bandit)
         records = []
         for seed, order in enumerate(drawn):

@@ -148,10 +148,10 @@ class OnlineLearner(Controller, Protocol):
 class InterleavedLearner(OnlineLearner, Protocol):
     """A learner that can serve requests whose steps interleave: what it knows of one can be put aside meanwhile."""
 
-    def put_aside(self) -> object:
+    def save_request(self) -> object:
         """Returns all that belongs to the request at hand and to no other; what was learned does not."""
 
-    def take_up(self, request: object) -> None:
+    def load_request(self, request: object) -> None:
         """Goes on with a request that was put aside."""
 
 

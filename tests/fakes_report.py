@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from agents.registry import AGENTS, Lesson, agent_settings, make_controller
+from agents.registry import AGENTS, TrainingData, agent_settings, make_controller
 from agents.runs.session import train
 from agents.settings import TrainSettings
 from speckv.evaluation.compare import Comparison, compare
@@ -36,11 +36,11 @@ def splits(num_prompts: int = 24) -> tuple[TraceSet, TraceSet]:
 
 def made(*names: str) -> list[Controller]:
     """Agents by name, with their default settings, on the toy recordings."""
-    lesson = Lesson(train=splits()[0], cost=COST, seed=0)
+    data = TrainingData(train=splits()[0], cost=COST, seed=0)
     settings = {"fixed": {"gamma": 2}}
     chosen = [(name, agent_settings({"name": name, **settings.get(name, {})})[1]) for name in names]
     assert all(AGENTS[name].make is not None for name in names)
-    return [make_controller(name, options, lesson) for name, options in chosen]
+    return [make_controller(name, options, data) for name, options in chosen]
 
 
 def compared(controllers: Sequence[Controller]) -> Comparison:

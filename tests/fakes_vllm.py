@@ -80,10 +80,10 @@ class Learner:
     def reset(self) -> None:
         self.said: int | None = None
 
-    def put_aside(self) -> object:
+    def save_request(self) -> object:
         return self.said
 
-    def take_up(self, request: object) -> None:
+    def load_request(self, request: object) -> None:
         self.said = cast(int | None, request)
 
     def act(self, observation: FloatArray) -> int:  # noqa: ARG002

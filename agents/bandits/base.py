@@ -50,11 +50,11 @@ class Bandit(ABC):
         """Forgets the request; what was learned stays."""
         self._last = None
 
-    def put_aside(self) -> object:
+    def save_request(self) -> object:
         """Returns what belongs to the request at hand."""
         return tuple(getattr(self, name) for name in self.of_request)
 
-    def take_up(self, request: object) -> None:
+    def load_request(self, request: object) -> None:
         """Goes on with a request that was put aside."""
         for name, value in zip(self.of_request, cast(tuple[object, ...], request), strict=True):
             setattr(self, name, value)

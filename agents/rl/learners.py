@@ -13,8 +13,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 from torch import nn
 
 from agents.rl.exploration import ParallelDQN, ParallelQRDQN
-from agents.rl.normalisation import NormalisingExtractor, measure_normalisation
-from agents.rl.settings import (
+from agents.rl.hyperparameters import (
     A2CSettings,
     DQNSettings,
     LearnerSettings,
@@ -23,6 +22,7 @@ from agents.rl.settings import (
     QRDQNSettings,
     RecurrentPPOSettings,
 )
+from agents.rl.normalisation import NormalisingExtractor, measure_normalisation
 from speckv.observation import hidden_columns, hide_from
 from speckv.types import FloatArray
 

@@ -10,7 +10,7 @@ from typing import Any
 from agents.runs.console import Console
 from agents.controllers import latest_run, load_named, shipped_policy
 from agents.depth import within_depth
-from agents.registry import AGENTS, Lesson, agent_settings, make_controller, require_agent, require_batch
+from agents.registry import AGENTS, TrainingData, agent_settings, make_controller, require_agent, require_batch
 from agents.settings import EvaluateSettings
 from agents.stored import load_controller
 from agents.runs.run_folder import EVALUATION
@@ -202,12 +202,12 @@ def _require_fitting(controllers: Sequence[Controller], test: TraceSet, cost: Co
 def _made_controllers(
     agents: Mapping[str, Any], settings: EvaluateSettings, train: TraceSet, cost: CostTable
 ) -> list[Controller]:
-    lesson = Lesson(train=train, cost=cost, seed=settings.seed)
+    data = TrainingData(train=train, cost=cost, seed=settings.seed)
     made: list[Controller] = []
     for name, options in agents.items():
-        made.append(make_controller(name, options, lesson))
+        made.append(make_controller(name, options, data))
         if settings.tuned and name in GRIDS:
-            made.append(tune(name, lesson))
+            made.append(tune(name, data))
     return made
 
 

@@ -9,7 +9,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from agents.runs.console import Console
 from agents.rl.learners import build_learner
-from agents.rl.settings import LearnerSettings
+from agents.rl.hyperparameters import LearnerSettings
 from agents.settings import EnvSettings, RewardSettings, TrainSettings
 from agents.runs import checkpoint
 from agents.runs.checkpoint import Progress

@@ -11,8 +11,8 @@ from typing import Any
 from agents.runs.console import Console
 from agents.depth import within_depth
 from agents.runs.evaluating import CONSTANTS, evaluate_controllers, warn_of_waiting
-from agents.registry import Lesson, agent_settings, make_controller, reclocked, require_batch
-from agents.rl.settings import LearnerSettings
+from agents.registry import TrainingData, agent_settings, make_controller, with_cost_table, require_batch
+from agents.rl.hyperparameters import LearnerSettings
 from agents.settings import TrainSettings, hyperparameters
 from agents.stored import save_controller
 from agents.runs.run_folder import EVALUATION, EVENTS, RunFolder, default_name, made, require_same
@@ -75,14 +75,14 @@ def _train_rule(
     overrides: Sequence[str],
 ) -> Comparison | None:
     console.write(describe(task))
-    lesson = Lesson(train=task.learning, cost=task.learning_cost, seed=settings.seed, hide=settings.env.hide)
+    data = TrainingData(train=task.learning, cost=task.learning_cost, seed=settings.seed, hide=settings.env.hide)
     if name == "best_fixed":  # tuned on all train prompts by definition; what learns leaves the validation prompts out
-        lesson = replace(lesson, train=task.train, cost=task.cost)
-    controller = make_controller(name, agent, lesson)
+        data = replace(data, train=task.train, cost=task.cost)
+    controller = make_controller(name, agent, data)
     if settings.learn.reclock:
         met = {*task.learning.compressions, *task.test.compressions}
         known = [compression for compression in task.cost.compressions if compression in met]
-        controller = reclocked(name, agent, controller, task.cost, known)
+        controller = with_cost_table(name, agent, controller, task.cost, known)
     folder = RunFolder.create(settings.output, settings.runs_dir, default_name(name, task.cost.name, settings.seed))
     folder.record_start(config, overrides, _facts(settings, name, task))
     save_controller(folder.path, name, agent, controller)

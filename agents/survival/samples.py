@@ -20,7 +20,7 @@ DEPTH_DECAY = 0.88
 """A state gives a sample at depth d with this probability to the power d: shallow decisions are the frequent ones."""
 
 
-class RandomGamma:
+class RandomGammaSampler:
     """Draws gamma anew for every step, small ones more often, so that states of every kind are met.
 
     Args:

@@ -7,7 +7,7 @@ import numpy as np
 
 from agents.survival.controllers import NEVER, SurvivalGamma, SurvivalStopping
 from agents.survival.fit import fit_probabilities
-from agents.survival.samples import RandomGamma, before_steps, collect, inside_steps
+from agents.survival.samples import RandomGammaSampler, before_steps, collect, inside_steps
 from agents.survival.settings import SurvivalSettings
 from speckv.cost import CompiledCost, CostTable
 from speckv.cost.times import StepTimes
@@ -78,7 +78,7 @@ def _fit(
 ) -> tuple[SurvivalGamma, SurvivalStopping | None]:
     rng = np.random.default_rng(seed)
     met: list[Controller] = [
-        RandomGamma(rng, compiled.gamma_max),
+        RandomGammaSampler(rng, compiled.gamma_max),
         *(ConstantGamma(gamma) for gamma in sorted({min(g, compiled.gamma_max) for g in EVERYDAY_GAMMAS})),
     ]
     for number in range(settings.rounds):

@@ -21,10 +21,10 @@ def shared(learner: Controller) -> Controller:
     """Returns what a request uses of a learner: its part, or the learner itself where requests cannot interleave."""
     if not isinstance(learner, InterleavedLearner):
         return learner
-    return StoppingInTurns(learner) if isinstance(learner, StoppingController) else InTurns(learner)
+    return SharedStoppingSession(learner) if isinstance(learner, StoppingController) else SharedLearnerSession(learner)
 
 
-class InTurns:
+class SharedLearnerSession:
     """One request's part of a learner.
 
     What belongs to the request, such as the choice that the next outcome is about, is taken up before each call and put
@@ -38,15 +38,15 @@ class InTurns:
         self.name, self.charges_decision = learner.name, learner.charges_decision
         self._learner = learner
         # Of whatever request was at hand; `reset` makes it this one's, and nothing in it may be that one's.
-        self._request = copy.deepcopy(learner.put_aside())
+        self._request = copy.deepcopy(learner.save_request())
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        self._learner.take_up(self._request)
+        self._learner.load_request(self._request)
         try:
             yield
         finally:
-            self._request = self._learner.put_aside()
+            self._request = self._learner.save_request()
 
     def reset(self) -> None:
         """Begins the request."""
@@ -69,7 +69,7 @@ class InTurns:
             self._learner.learn(outcome)
 
 
-class StoppingInTurns(InTurns):
+class SharedStoppingSession(SharedLearnerSession):
     """The same of a learner that also decides inside steps."""
 
     _learner: Any

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from agents.bandits.base import Bandit
-from agents.registry import AGENTS, Lesson, agent_settings, make_controller
+from agents.registry import AGENTS, TrainingData, agent_settings, make_controller
 from agents.stored import load_controller, save_controller
 from speckv.errors import CheckpointError
 from speckv.observation import SCHEMA, STOPPING_SCHEMA
@@ -35,7 +35,7 @@ OPTIONS: dict[str, dict[str, object]] = {
 def make(name: str) -> tuple[object, Controller]:
     _, settings = agent_settings({"name": name, **OPTIONS.get(name, {})})
     train = random_traces(num_prompts=8, seed=5).select(split="train")
-    return settings, make_controller(name, settings, Lesson(train=train, cost=make_cost_table(), seed=0))
+    return settings, make_controller(name, settings, TrainingData(train=train, cost=make_cost_table(), seed=0))
 
 
 @pytest.fixture(scope="module", params=NAMES)

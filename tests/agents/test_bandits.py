@@ -20,7 +20,7 @@ from agents.bandits.settings import (
     UcbSettings,
 )
 from agents.building import build_settings
-from agents.registry import Lesson, agent_settings, begin_learner, make_controller
+from agents.registry import TrainingData, agent_settings, begin_learner, make_controller
 from agents.rules.adaedl import AdaEdl, AdaEdlSettings
 from agents.rules.base import StoppingRule
 from agents.rules.svip import Svip, SvipSettings
@@ -181,7 +181,7 @@ def speedup(name: str, options: dict[str, object]) -> float:
     traces, table = toy_traces(), make_cost_table()
     train, test = traces.select(split="train"), traces.select(split="test")
     _, settings = agent_settings({"name": name, **options})
-    controller = make_controller(name, settings, Lesson(train=train, cost=table, seed=0))
+    controller = make_controller(name, settings, TrainingData(train=train, cost=table, seed=0))
     assert isinstance(controller, OnlineLearner)
     compiled, cost = compile_both(test, table)
     sums = controller_sums(controller, compiled, cost)
@@ -243,9 +243,9 @@ def test_neural_linear_regresses_on_the_last_hidden_layer() -> None:
 
 
 def test_a_learner_begins_knowing_nothing() -> None:
-    lesson = Lesson(train=random_traces(num_prompts=8).select(split="train"), cost=make_cost_table(), seed=0)
-    fresh = begin_learner("ucb1", UcbSettings(), lesson)
+    data = TrainingData(train=random_traces(num_prompts=8).select(split="train"), cost=make_cost_table(), seed=0)
+    fresh = begin_learner("ucb1", UcbSettings(), data)
     assert isinstance(fresh, Ucb1)
     assert not fresh.counts.any()
     with pytest.raises(ConfigError, match="learns online"):
-        begin_learner("survival", None, lesson)
+        begin_learner("survival", None, data)

@@ -10,7 +10,7 @@ import pytest
 
 import envs  # noqa: F401 - registers the environments
 import train as script
-from agents.registry import AGENTS, Lesson, agent_settings, make_controller, require_batch
+from agents.registry import AGENTS, TrainingData, agent_settings, make_controller, require_batch
 from agents.runs.evaluating import evaluate
 from agents.runs.session import train
 from agents.settings import CostSettings, DataSettings, EnvSettings, EvaluateSettings, RewardSettings, TrainSettings
@@ -59,9 +59,9 @@ def test_they_are_refused_before_a_run_folder_exists(tmp_path: Path, name: str) 
     with pytest.raises(ConfigError, match=rf"cost\.batch 1 for agent {name}"):
         train(settings(tmp_path, {"name": name}), CapturedConsole(), config="", overrides=[])
     assert not (tmp_path / "run").exists()
-    lesson = Lesson(train=toy_traces(8).select(split="train"), cost=loaded().at_batch(8), seed=0)
+    data = TrainingData(train=toy_traces(8).select(split="train"), cost=loaded().at_batch(8), seed=0)
     with pytest.raises(ConfigError, match=rf"cost\.batch 1 for agent {name}"):
-        make_controller(name, agent_settings({"name": name})[1], lesson)
+        make_controller(name, agent_settings({"name": name})[1], data)
 
 
 def test_so_are_learners_that_decide_token_by_token(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_constants_pass_without_a_word_and_rules_with_one(tmp_path: Path, caplog
 def test_a_comparison_refuses_them_too() -> None:
     traces = toy_traces(8)
     _, svip = agent_settings({"name": "svip"})
-    controller = make_controller("svip", svip, Lesson(train=traces, cost=make_cost_table(), seed=0))
+    controller = make_controller("svip", svip, TrainingData(train=traces, cost=make_cost_table(), seed=0))
     train_half, test_half = traces.select(split="train"), traces.select(split="test")
     with pytest.raises(ConfigError, match=r"cost\.batch 1 for svip"):
         compare(train=train_half, test=test_half, cost=loaded().at_batch(8), controllers=[controller])
@@ -133,15 +133,15 @@ def test_a_comparison_refuses_them_too() -> None:
 
 @pytest.mark.parametrize("name", sorted(set(GRIDS) & set(STOPPING)))
 def test_grids_of_such_rules_are_refused(name: str) -> None:
-    lesson = Lesson(train=toy_traces(8).select(split="train"), cost=loaded().at_batch(8), seed=0)
+    data = TrainingData(train=toy_traces(8).select(split="train"), cost=loaded().at_batch(8), seed=0)
     with pytest.raises(ConfigError, match=rf"cost\.batch 1 for agent {name}"):
-        tune(name, lesson)
+        tune(name, data)
 
 
 def test_a_table_by_batch_holds_no_loss_of_such_a_policy_above_batch_one() -> None:
     traces = toy_traces(8).select(compressions=["fp16"])
     _, svip = agent_settings({"name": "svip"})
-    controller = make_controller("svip", svip, Lesson(train=traces, cost=make_cost_table(), seed=0))
+    controller = make_controller("svip", svip, TrainingData(train=traces, cost=make_cost_table(), seed=0))
     table = compile_batches(controller, traces, loaded())
     assert set(table.gammas) == {1, 8}
     assert table.loss["1"] is not None

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from agents.depth import UNBOUNDED, within_depth
-from agents.registry import AGENTS, Lesson, agent_settings, make_controller
+from agents.registry import AGENTS, TrainingData, agent_settings, make_controller
 from agents.runs.evaluating import evaluate
 from agents.runs.session import train
 from agents.settings import CostSettings, DataSettings, EvaluateSettings, TrainSettings
@@ -60,8 +60,8 @@ def test_every_agent_drafts_as_deep_as_was_recorded(name: str) -> None:
     train_half, test_half = traces.select(split="train"), traces.select(split="test")
     kind, checked = agent_settings(options(name))
     limited = within_depth(kind, checked, DEPTH)
-    lesson = Lesson(train=train_half, cost=make_cost_table(), seed=0)
-    controller = make_controller(name, limited, lesson)
+    data = TrainingData(train=train_half, cost=make_cost_table(), seed=0)
+    controller = make_controller(name, limited, data)
     sums = controller_sums(controller, *compile_pair(test_half, make_cost_table()))  # refuses anything deeper
     assert sums.gammas.shape[-1] == DEPTH + 1
     assert (sums.accepted <= sums.drafted).all()
@@ -93,8 +93,8 @@ def test_a_constant_deeper_than_the_recordings_is_refused() -> None:
 @pytest.mark.parametrize("name", sorted(set(GRIDS) - {*UNBOUNDED, "adaedl", "svip", "transformers_confidence"}))
 def test_grids_are_tuned_within_the_depth(name: str) -> None:
     traces = shallow(number=8)
-    lesson = Lesson(train=traces.select(split="train"), cost=make_cost_table(), seed=0)
-    tuned = tune(name, lesson)
+    data = TrainingData(train=traces.select(split="train"), cost=make_cost_table(), seed=0)
+    tuned = tune(name, data)
     sums = controller_sums(tuned, *compile_pair(traces.select(split="test"), make_cost_table()))
     assert sums.gammas.shape[-1] == DEPTH + 1
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agents.registry import AGENTS, Lesson, agent_settings, make_controller
+from agents.registry import AGENTS, TrainingData, agent_settings, make_controller
 from agents.stored import load_controller, save_controller
 from speckv.commands.export import main
 from speckv.cost import CostTable
@@ -162,7 +162,7 @@ def made(name: str, folder: Path) -> Policy:
     """An agent's run folder, and its policy."""
     _, settings = agent_settings({"name": name, **OPTIONS.get(name, {})})
     train = random_traces(num_prompts=8, seed=5).select(split="train")
-    controller = make_controller(name, settings, Lesson(train=train, cost=make_cost_table(), seed=0))
+    controller = make_controller(name, settings, TrainingData(train=train, cost=make_cost_table(), seed=0))
     save_controller(folder, name, settings, controller)
     return Policy.of(load_controller(folder), packed=pack_folder(folder), cost_ratio={"fp16": 0.3, "nf4": 0.5})
 

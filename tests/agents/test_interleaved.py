@@ -10,7 +10,7 @@ import pytest
 
 from agents.bandits.base import Bandit
 from agents.bandits.tapout import TapOut
-from agents.registry import AGENTS, Lesson, agent_settings, begin_learner
+from agents.registry import AGENTS, TrainingData, agent_settings, begin_learner
 from speckv.runtime import Policy, Session
 from speckv.types import InterleavedLearner, StepOutcome
 from tests.agents.test_agents_contract import OPTIONS
@@ -27,7 +27,7 @@ def made(request: pytest.FixtureRequest) -> Bandit:
     name, _, rule = request.param.partition(":")
     _, settings = agent_settings({"name": name, **OPTIONS.get(name, {})})
     train = random_traces(num_prompts=8, seed=5).select(split="train")
-    learner = begin_learner(name, settings, Lesson(train=train, cost=make_cost_table(), seed=0))
+    learner = begin_learner(name, settings, TrainingData(train=train, cost=make_cost_table(), seed=0))
     assert isinstance(learner, Bandit)
     if isinstance(learner, TapOut) and rule:
         learner.counts[:], learner.means[:, int(rule)] = 1000.0, 1.0

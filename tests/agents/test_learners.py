@@ -11,8 +11,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from agents.registry import agent_settings
 from agents.rl.exploration import explore
 from agents.rl.export import export_policy
+from agents.rl.hyperparameters import LearnerSettings
 from agents.rl.learners import build_learner, falling
-from agents.rl.settings import LearnerSettings
 from agents.runs.learner_run import make_environment
 from agents.settings import EnvSettings, RewardSettings
 from speckv.cost import CompiledCost, CostTable

@@ -4,9 +4,9 @@
 import numpy as np
 import pytest
 
-from agents.per_request import PerRequest, PerRequestSettings
+from agents.per_request import PerRequestGamma, PerRequestSettings
 from agents.per_request_fit import fit_per_request
-from agents.registry import Lesson, agent_settings, make_controller
+from agents.registry import TrainingData, agent_settings, make_controller
 from speckv.errors import ConfigError
 from speckv.evaluation.compare import compile_pair
 from speckv.replay import replay_controller
@@ -16,9 +16,9 @@ from tests.fakes_traces import make_cost_table, random_traces
 def test_the_first_decision_stands() -> None:
     compiled, cost = compile_pair(random_traces(seed=2), make_cost_table())
     _, settings = agent_settings({"name": "transformers_heuristic"})
-    lesson = Lesson(train=compiled.traces, cost=make_cost_table(), seed=0)
-    alone = replay_controller(make_controller("transformers_heuristic", settings, lesson), compiled, cost)
-    kept = replay_controller(PerRequest(make_controller("transformers_heuristic", settings, lesson)), compiled, cost)
+    data = TrainingData(train=compiled.traces, cost=make_cost_table(), seed=0)
+    alone = replay_controller(make_controller("transformers_heuristic", settings, data), compiled, cost)
+    kept = replay_controller(PerRequestGamma(make_controller("transformers_heuristic", settings, data)), compiled, cost)
     assert ((kept.gamma_counts > 0).sum(axis=1) == 1).all()
     assert ((alone.gamma_counts > 0).sum(axis=1) > 1).any()
 
@@ -30,7 +30,7 @@ def test_with_nothing_to_tell_requests_apart_it_is_the_best_fixed_gamma() -> Non
     controller = fit_per_request(traces, cost, PerRequestSettings(ridge=1e9))
     record = replay_controller(controller, compiled, compiled_cost)
     _, settings = agent_settings({"name": "best_fixed"})
-    best = make_controller("best_fixed", settings, Lesson(train=traces, cost=cost, seed=0))
+    best = make_controller("best_fixed", settings, TrainingData(train=traces, cost=cost, seed=0))
     np.testing.assert_array_equal(record.seconds, replay_controller(best, compiled, compiled_cost).seconds)
 
 

@@ -11,9 +11,9 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.rl.export import export_policy
+from agents.rl.hyperparameters import PPOSettings
 from agents.rl.learners import WithoutBootstrap, build_learner, make_learner
 from agents.rl.normalisation import measure_normalisation
-from agents.rl.settings import PPOSettings
 from agents.runs.learner_run import make_environment
 from agents.runs.validation import Validator
 from agents.settings import EnvSettings, RewardSettings

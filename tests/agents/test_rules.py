@@ -6,7 +6,7 @@ import pytest
 
 from agents.best_fixed import BestFixedGamma
 from agents.fixed import FixedGamma
-from agents.registry import BestFixedSettings, FixedSettings, Lesson, agent_settings, make_controller
+from agents.registry import BestFixedSettings, FixedSettings, TrainingData, agent_settings, make_controller
 from speckv.cost import CompiledCost
 from speckv.errors import ConfigError
 from speckv.observation import SCHEMA
@@ -68,8 +68,8 @@ def test_best_fixed_is_the_best_of_all_constants_on_train_prompts() -> None:
 
 def test_options_become_checked_settings() -> None:
     assert agent_settings({"name": "fixed", "gamma": 4}) == ("fixed", FixedSettings(gamma=4))
-    lesson = Lesson(train=toy_traces(8).select(split="train"), cost=make_cost_table(), seed=0)
-    rule = make_controller("best_fixed", BestFixedSettings(), lesson)
+    data = TrainingData(train=toy_traces(8).select(split="train"), cost=make_cost_table(), seed=0)
+    rule = make_controller("best_fixed", BestFixedSettings(), data)
     assert isinstance(rule, BestFixedGamma)
 
 

@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from agents.registry import Lesson, agent_settings, make_controller
+from agents.registry import TrainingData, agent_settings, make_controller
 from agents.speckv_mlp.controllers import FEATURES, SpecKVMlp, SpecKVMlpCost, acceptance_inputs
 from agents.speckv_mlp.train import acceptance_samples
 from speckv.cost.times import StepTimes
@@ -78,11 +78,11 @@ def test_samples_are_shares_of_a_drawn_gamma() -> None:
 
 def test_it_learns_that_easy_prompts_deserve_longer_drafts() -> None:
     traces = toy_traces(24)
-    lesson = Lesson(train=traces.select(split="train"), cost=make_cost_table(), seed=0)
+    data = TrainingData(train=traces.select(split="train"), cost=make_cost_table(), seed=0)
     _, settings = agent_settings(
         {"name": "speckv_mlp_cost", "epochs": 60, "batch_size": 256, "gammas": [1, 2, 4, 8, 16]}
     )
-    controller = make_controller("speckv_mlp_cost", settings, lesson)
+    controller = make_controller("speckv_mlp_cost", settings, data)
     test = traces.select(split="test", compressions=["fp16"])
     record = replay_controller(controller, *compile_both(test))
     easy = np.array([int(name[1:]) % 2 == 0 for name in record.prompt_ids])

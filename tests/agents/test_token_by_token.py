@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import envs
-from agents.registry import AGENTS, Lesson, agent_settings, make_controller
+from agents.registry import AGENTS, TrainingData, agent_settings, make_controller
 from agents.token_by_token import TokenByToken
 from speckv.replay import replay_controller
 from speckv.types import OnlineLearner
@@ -28,8 +28,8 @@ def test_the_list_holds_agents() -> None:
 @pytest.mark.parametrize("name", FORGETFUL)
 def test_it_decodes_as_in_replay(name: str) -> None:
     traces = random_traces(num_prompts=5, seed=9)
-    lesson = Lesson(train=traces, cost=TABLE, seed=0)
-    controller = make_controller(name, agent_settings({"name": name, **OPTIONS.get(name, {})})[1], lesson)
+    data = TrainingData(train=traces, cost=TABLE, seed=0)
+    controller = make_controller(name, agent_settings({"name": name, **OPTIONS.get(name, {})})[1], data)
     assert not isinstance(controller, OnlineLearner)
     record = replay_controller(controller, *compile_both(traces, TABLE))
     env = gym.make(envs.DRAFT_STOPPING, traces=traces, cost=TABLE, split=None)

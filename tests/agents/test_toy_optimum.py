@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from agents.registry import AGENTS, Lesson, agent_settings, make_controller, reclocked
+from agents.registry import AGENTS, TrainingData, agent_settings, make_controller, with_cost_table
 from speckv.evaluation.compare import controller_sums
 from speckv.evaluation.metrics import Grid
 from speckv.replay import clairvoyant, replay_controller, replay_fixed
@@ -101,8 +101,8 @@ def test_every_learner_is_tried() -> None:
 @pytest.mark.parametrize("name", LEARNERS)
 def test_it_learns_the_optimum(name: str, traces: TraceSet) -> None:
     options, least = LEARNERS[name]
-    lesson = Lesson(train=traces.select(split="train"), cost=TABLE, seed=0)
-    controller = make_controller(name, agent_settings({"name": name, **options})[1], lesson)
+    data = TrainingData(train=traces.select(split="train"), cost=TABLE, seed=0)
+    controller = make_controller(name, agent_settings({"name": name, **options})[1], data)
     compiled, cost = compile_both(traces.select(split="test"), TABLE)
     sums = controller_sums(controller, compiled, cost)
     bound = Grid.of(compiled).sums("bound", clairvoyant(compiled, cost))
@@ -117,7 +117,7 @@ def test_where_the_first_drafts_prompt_costs_more_than_is_gained_nothing_is_ever
     dear = replace(TABLE.entry("nf4"), draft_prompt_s=100.0)
     table = replace(TABLE, entries={**TABLE.entries, "nf4": dear})
     settings = agent_settings({"name": name, **QUICK})[1]
-    controller = make_controller(name, settings, Lesson(train=traces.select(split="train"), cost=table, seed=0))
+    controller = make_controller(name, settings, TrainingData(train=traces.select(split="train"), cost=table, seed=0))
     assert isinstance(controller, Abstainer)
     assert {c: controller.never_drafts(c) for c in BEST} == {c: c == "nf4" for c in BEST}
     compiled, cost = compile_both(traces.select(split="test", compressions=["nf4"]), table)
@@ -127,7 +127,7 @@ def test_where_the_first_drafts_prompt_costs_more_than_is_gained_nothing_is_ever
         session.start(0.1, 0.95)
     assert {c: session.begin_step() > 0 for c, session in sessions.items()} == {c: c != "nf4" for c in BEST}
     # Told of a clock on which drafting pays, it drafts again.
-    elsewhere = reclocked(name, settings, controller, TABLE, tuple(BEST))
+    elsewhere = with_cost_table(name, settings, controller, TABLE, tuple(BEST))
     assert isinstance(elsewhere, Abstainer)
     assert not any(map(elsewhere.never_drafts, BEST))
 
@@ -135,10 +135,10 @@ def test_where_the_first_drafts_prompt_costs_more_than_is_gained_nothing_is_ever
 @pytest.mark.parametrize("name", ["survival", "survival_stopping"])
 def test_the_times_of_a_compression_that_was_not_seen_can_be_told(name: str, traces: TraceSet) -> None:
     settings = agent_settings({"name": name, **QUICK})[1]
-    controller = make_controller(name, settings, Lesson(train=traces.select(split="train"), cost=TABLE, seed=0))
+    controller = make_controller(name, settings, TrainingData(train=traces.select(split="train"), cost=TABLE, seed=0))
     slow = replace(TABLE.entry("nf4"), verify_s=(4.0, 60.0, 120.0))
     table = replace(TABLE, entries={**TABLE.entries, "int8": replace(slow, compression="int8")})
-    told = reclocked(name, settings, controller, table, (*BEST, "int8"))
+    told = with_cost_table(name, settings, controller, table, (*BEST, "int8"))
     test = traces.select(split="test", compressions=["nf4"])
     as_int8 = replace(test, sequences=tuple(replace(one, compression="int8") for one in test.sequences))
     for recorded, drafts in ((test, True), (as_int8, False)):

@@ -6,7 +6,7 @@ import pytest
 
 from agents.fixed import FixedGamma
 from agents.per_compression import PerCompression, StoppingPerCompression
-from agents.registry import AGENTS, Lesson, agent_settings, make_controller
+from agents.registry import AGENTS, TrainingData, agent_settings, make_controller
 from agents.rules.llama_cpp import LlamaCpp, LlamaCppSettings
 from agents.rules.transformers_heuristic import TransformersHeuristic, TransformersHeuristicSettings
 from agents.tuning import GRIDS, tune
@@ -38,9 +38,9 @@ def test_each_compression_is_steered_by_its_own() -> None:
 
 
 def test_a_tuned_rule_is_told_of_every_step_once() -> None:
-    lesson = Lesson(train=TRAIN, cost=make_cost_table(), seed=0)
+    data = TrainingData(train=TRAIN, cost=make_cost_table(), seed=0)
     compiled, cost = compile_both(TRAIN)
-    tuned = tune("transformers_heuristic", lesson)
+    tuned = tune("transformers_heuristic", data)
     parts = list(tuned.controllers.values())
     assert len({id(part) for part in parts}) == len(parts) == 2
     for compression, part in tuned.controllers.items():
@@ -63,12 +63,12 @@ def test_stopping_rules_stay_stopping_rules() -> None:
 
 @pytest.mark.parametrize("name", ["transformers_heuristic", "sglang_ema"])
 def test_tuning_is_never_worse_than_any_setting_that_was_tried(name: str) -> None:
-    lesson = Lesson(train=TRAIN, cost=make_cost_table(), seed=0)
+    data = TrainingData(train=TRAIN, cost=make_cost_table(), seed=0)
     compiled, cost = compile_both(TRAIN)
-    tuned = replay_controller(tune(name, lesson), compiled, cost)
+    tuned = replay_controller(tune(name, data), compiled, cost)
 
     def played(options: dict[str, object]) -> Controller:
-        return make_controller(name, agent_settings({"name": name, **options})[1], lesson)
+        return make_controller(name, agent_settings({"name": name, **options})[1], data)
 
     first = {key: values[0] for key, values in GRIDS[name].items()}
     last = {key: values[-1] for key, values in GRIDS[name].items()}
@@ -88,4 +88,4 @@ def test_every_grid_is_made_of_settings_that_its_agent_takes() -> None:
 
 def test_an_agent_without_a_grid_is_refused() -> None:
     with pytest.raises(ConfigError, match="Expected an agent with a grid"):
-        tune("goodput", Lesson(train=TRAIN, cost=make_cost_table(), seed=0))
+        tune("goodput", TrainingData(train=TRAIN, cost=make_cost_table(), seed=0))

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 import train as program
 from agents.registry import agent_settings
-from agents.rl.settings import LearnerSettings
+from agents.rl.hyperparameters import LearnerSettings
 from benchmarks import learning_curves, rl_study
 from benchmarks.study_arms import Arm, run_arm
 from benchmarks.study_store import Record, Store

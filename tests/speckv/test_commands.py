@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agents.bandits.arms import Ucb1
-from agents.registry import Lesson, agent_settings, make_controller
+from agents.registry import TrainingData, agent_settings, make_controller
 from agents.stored import save_controller
 from speckv.commands.main import main
 from speckv.cost import CostTable
@@ -75,7 +75,7 @@ def agent_run(folder: Path, name: str) -> Path:
     if name == "ucb1":
         controller: Controller = Ucb1(settings, StepTimes.of(make_cost_table()), 0)
     else:
-        controller = make_controller(name, settings, Lesson(train=toy_traces(4), cost=make_cost_table(), seed=0))
+        controller = make_controller(name, settings, TrainingData(train=toy_traces(4), cost=make_cost_table(), seed=0))
     save_controller(folder, name, settings, controller)
     return folder
 

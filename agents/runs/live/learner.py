@@ -15,7 +15,7 @@ from agents.runs.live.monitor import LiveMonitor
 from agents.runs.live.starting import start_learner
 from agents.runs.live.task import LiveTask
 from agents.rl.learners import build_learner, make_learner
-from agents.rl.settings import LearnerSettings
+from agents.rl.hyperparameters import LearnerSettings
 from agents.settings import TrainSettings
 from agents.runs import checkpoint
 from agents.runs.checkpoint import Progress

@@ -16,8 +16,8 @@ from agents.runs.live.run import DECODED, LiveRun
 from agents.runs.live.starting import find_source, start_bandit
 from agents.runs.live.stream import CHECKPOINT, Stream, StreamState, load_stream, save_stream
 from agents.runs.live.task import Loader, load_live_task, load_models
-from agents.registry import AGENTS, Lesson, agent_settings, begin_learner
-from agents.rl.settings import LearnerSettings, OnPolicySettings
+from agents.registry import AGENTS, TrainingData, agent_settings, begin_learner
+from agents.rl.hyperparameters import LearnerSettings, OnPolicySettings
 from agents.settings import TrainSettings
 from agents.stored import save_controller
 from agents.runs.task import load_splits
@@ -134,7 +134,7 @@ def _first_bandit(run: LiveRun) -> tuple[Bandit, StreamState, str]:
     train, _ = load_splits(settings.data)
     if task.compression in train.compressions:
         train = train.select(compressions=(task.compression,))
-    begun = begin_learner(run.name, run.agent, Lesson(train=train, cost=task.cost, seed=settings.seed))
+    begun = begin_learner(run.name, run.agent, TrainingData(train=train, cost=task.cost, seed=settings.seed))
     assert isinstance(begun, Bandit)
     return begun, StreamState(), "nothing"
 

@@ -21,8 +21,8 @@ def require_turns(policy: Policy, num_requests: int) -> None:
     """
     if num_requests > 1 and not policy.interleaves:
         raise ConfigError(
-            f"Expected max_num_seqs=1 for {policy.name!r}, which learns and has no put_aside and take_up to tell "
-            f"requests apart by, got {num_requests}. Or export it with --frozen."
+            f"Expected max_num_seqs=1 for {policy.name!r}, which learns and has neither save_request nor load_request "
+            f"for requests that interleave, got {num_requests}. Or export it with --frozen."
         )
 
 

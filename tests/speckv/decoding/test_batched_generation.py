@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from agents.bandits.base import Bandit
-from agents.registry import Lesson, agent_settings, make_controller
+from agents.registry import TrainingData, agent_settings, make_controller
 from agents.rules.gammatune import GammaTune, GammaTunePlus, GammaTuneSettings
 from agents.rules.llama_cpp import LlamaCpp, LlamaCppSettings
 from speckv.decoding import BatchEngine, Engine, RequestContext, SamplingConfig, generate, generate_batch
@@ -115,8 +115,8 @@ def test_the_context_follows_the_load() -> None:
 def test_a_learner_takes_requests_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     def learner() -> Bandit:
         _, settings = agent_settings({"name": "ucb1"})
-        lesson = Lesson(train=random_traces(num_prompts=4, seed=5), cost=make_cost_table(), seed=0)
-        found = make_controller("ucb1", settings, lesson)
+        data = TrainingData(train=random_traces(num_prompts=4, seed=5), cost=make_cost_table(), seed=0)
+        found = make_controller("ucb1", settings, data)
         assert isinstance(found, OnlineLearner)
         return found  # type: ignore[return-value]
 

@@ -216,10 +216,10 @@ class Counts:
     def __deepcopy__(self, memo: object) -> "Counts":
         return self
 
-    def put_aside(self) -> object:
+    def save_request(self) -> object:
         return self.asked
 
-    def take_up(self, request: object) -> None:
+    def load_request(self, request: object) -> None:
         self.asked = request  # type: ignore[assignment]
 
     def reset(self) -> None:

@@ -225,7 +225,7 @@ def test_an_outcome_without_tokens_is_none() -> None:
         ({}, {SIGNALS: "1"}, False, "vllm.general_plugins"),
         ({}, {}, True, "no request's own choice"),
         ({"scheduler_config__max_num_seqs": 1}, {}, True, "SPECKV_PER_REQUEST=1"),
-        ({}, {PER_REQUEST: "1"}, True, "max_num_seqs=1.*put_aside"),
+        ({}, {PER_REQUEST: "1"}, True, "max_num_seqs=1.*save_request"),
         ({}, {COMBINE: "medium"}, False, "median"),
         ({}, {PER_REQUEST: "yes"}, False, "0 or 1"),
     ],

@@ -119,7 +119,7 @@ def test_a_learner_that_cannot_tell_requests_apart_needs_the_engine_alone() -> N
     class Learns(Script):
         learns = True
 
-    with pytest.raises(ConfigError, match=r"max_num_seqs=1.*put_aside"):
+    with pytest.raises(ConfigError, match=r"max_num_seqs=1.*save_request"):
         Rows(Learns([1]))
     Rows(Learns([1]), scheduler_config__max_num_seqs=1)
 
