@@ -8,7 +8,6 @@ import hydra
 from omegaconf import DictConfig
 
 from agents.building import build_settings
-from agents.reproducing import reproduce
 from agents.runs.console import Console
 from agents.runs.evaluating import evaluate
 from agents.settings import EvaluateSettings
@@ -37,10 +36,13 @@ def job(config: DictConfig) -> None:
 
     def action() -> None:
         settings = settings_from(config)
-        if settings.paper is not None:
-            reproduce(settings.paper, settings, Console())
-        else:
+        if settings.paper is None:
             evaluate(settings, Console())
+        else:
+            # Imported here, because `benchmarks` is no part of the installed package.
+            from benchmarks.paper.report import reproduce
+
+            reproduce(settings.paper, settings, Console())
 
     run_explained(action)
 

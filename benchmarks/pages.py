@@ -15,7 +15,8 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks import ablations_page, live_page, paper_page, readme_table, reliability_page, studies_page
+from benchmarks import ablations_page, live_page, readme_table, reliability_page, studies_page
+from benchmarks.paper import page as paper_page
 from speckv.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,10 +13,10 @@ import pytest
 import evaluate as program
 from agents import controllers
 from agents.fixed import FixedGamma
-from agents.reproducing import reproduce
 from agents.runs.evaluating import evaluate
 from agents.runs.session import train
 from agents.settings import CostSettings, DataSettings, EvaluateSettings, PaperSettings
+from benchmarks.paper.report import reproduce
 from speckv.commands.app import compose_checked, prepare
 from speckv.errors import CheckpointError, CostTableError, DataError, SchemaError, SpecKVError, TraceError
 from speckv.evaluation import report

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.readme_table import line, show_interval
 
-RESULT = Path(__file__).resolve().parent / "results" / "speckv-paper.json"
+RESULT = Path(__file__).resolve().parents[1] / "results" / "speckv-paper.json"
 ROWS = (
     ("Fixed-4", "Fixed-4", "Fixed-4"),
     ("Fixed-best, by tokens a step", "Fixed-best, which is gamma 8", "Fixed-best"),

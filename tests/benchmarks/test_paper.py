@@ -7,23 +7,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from speckv.errors import DataError
-from speckv.evaluation.paper.policies import (
+from benchmarks.paper.policies import (
     NEUTRAL,
+    best_by_time,
     best_by_tokens,
+    constant,
+    credited_tokens,
     expected_tokens,
+    of_choices,
+    of_runs,
     predictor_inputs,
-    self_scores,
+    rate_ratio,
+    step_seconds,
 )
-from speckv.evaluation.paper.published import POLICIES, read_published
-from speckv.evaluation.paper.realised import best_by_time, constant, of_choices, of_runs, rate_ratio, step_seconds
-from speckv.evaluation.paper.records import Records, read_records
-from speckv.evaluation.paper.regressor import fit_regressor
-from speckv.evaluation.paper.render import render_study
-from speckv.evaluation.paper.report import save_study
-from speckv.evaluation.paper.results import Study
-from speckv.evaluation.paper.splits import NUM_FOLDS, folds, pairs_of, published_split
-from speckv.evaluation.paper.study import run_study
+from benchmarks.paper.predictor import NUM_FOLDS, fit_regressor, folds, published_split, train_test_pairs
+from benchmarks.paper.released import POLICIES, Records, read_published, read_records
+from benchmarks.paper.report import render_study, save_study
+from benchmarks.paper.study import PaperStudy, run_study
+from speckv.errors import DataError
 from tests.fakes_paper import GAMMAS, write_paper
 
 RELEASED = Path(os.environ.get("SPECKV_PAPER") or Path(__file__).parents[3] / "shared" / "data" / "speckv_paper")
@@ -40,7 +41,7 @@ def records(folder: Path) -> Records:
 
 
 @pytest.fixture(scope="module")
-def released() -> Study:
+def released() -> PaperStudy:
     if not (RELEASED / "phase2_step_results.csv").is_file():
         pytest.skip(f"needs the SpecKV paper's result files in $SPECKV_PAPER ({RELEASED})")
     return run_study(RELEASED, num_seeds=1, num_resamples=200, seed=0)
@@ -89,18 +90,18 @@ def test_folds_keep_members_together_and_strata_even() -> None:
     labels = np.repeat([0, 1], [10, 5])
     fold = folds(labels, seed=3)
     assert [np.bincount(fold[labels == k], minlength=NUM_FOLDS).tolist() for k in (0, 1)] == [[2] * 5, [1] * 5]
-    tested = np.concatenate([test for _, test in pairs_of(fold)])
+    tested = np.concatenate([test for _, test in train_test_pairs(fold)])
     assert sorted(tested.tolist()) == list(range(15))
-    for train, test in pairs_of(fold):
+    for train, test in train_test_pairs(fold):
         assert not set(train) & set(test)
 
 
-def test_self_scores_are_what_each_policy_is_credited_with(records: Records) -> None:
+def test_credited_tokens_are_what_each_policy_is_credited_with(records: Records) -> None:
     number = len(records.steps.gamma)
     expected = expected_tokens(np.tile([0.9, 0.8, 0.7], (number, 1)), records.gammas)
     # 0.9 * 2 + 1, 0.8 * 4 + 1, 0.7 * 6 + 1
     assert expected[0] == pytest.approx([2.8, 4.2, 5.2])
-    scores = self_scores(records, expected)
+    scores = credited_tokens(records, expected)
     assert scores[:, POLICIES.index("Fixed-4")] == pytest.approx(4.2)
     assert scores[:, POLICIES.index("SpecKV-fast")] == pytest.approx(5.2)
     chat = records.steps.task == records.tasks.index("chat")
@@ -203,7 +204,7 @@ def test_a_missing_file_says_where_to_get_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_papers_table_comes_out_again(released: Study) -> None:
+def test_the_papers_table_comes_out_again(released: PaperStudy) -> None:
     theirs, ours = released.published, released.recomputed
     assert (ours.num_train, ours.num_test) == (theirs.num_train, theirs.num_test) == (4089, 1023)
     # To the published digits here; another processor's last bits may end a fit an epoch earlier.
@@ -214,7 +215,7 @@ def test_the_papers_table_comes_out_again(released: Study) -> None:
 
 
 @pytest.mark.slow
-def test_the_papers_policy_is_slower_than_a_constant_on_its_own_clock(released: Study) -> None:
+def test_the_papers_policy_is_slower_than_a_constant_on_its_own_clock(released: PaperStudy) -> None:
     assert released.best_by_time == {"fp16": 2, "int8": 6, "nf4": 4}
     for result in released.conditions:
         predicted = result.policy.predicted
