@@ -11,8 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from agents.building import build_settings
 from agents.registry import agent_settings, require_batch
-from agents.runs.console import Console
-from agents.runs.interrupts import InterruptedTraining
+from agents.runs.console import Console, InterruptedTraining
 from agents.runs.session import train
 from agents.searching.search import run_search
 from agents.settings import TrainSettings

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agents.runs.run_folder import made
+from agents.runs.run_folder import provenance
 from speckv.errors import ConfigError
 from speckv.files import write_atomically
 
@@ -42,7 +42,7 @@ class Store:
 
     def add(self, key: str, record: Record) -> None:
         """Writes one more record, with where it was made."""
-        self.records[key] = {**record, "made": made()}
+        self.records[key] = {**record, "made": provenance()}
         content = {**self._head, "runs": dict(sorted(self.records.items()))}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self._path, json.dumps(content, indent=1) + "\n")

@@ -15,8 +15,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
-from agents.runs.console import Console
-from agents.runs.interrupts import InterruptedTraining, StopRequest
+from agents.runs.console import Console, InterruptedTraining, StopRequest
 from agents.runs.run_folder import LAST, RunFolder
 from agents.runs.session import train
 from agents.runs.tensorboard import HYPERPARAMETERS
@@ -274,7 +273,7 @@ def test_a_resumed_run_forgets_rows_behind_its_checkpoint(tmp_path: Path) -> Non
     header = "step,prompt_id,task,compression,tokens,seconds,steps,drafted,accepted,tested\n"
     kept = "0,p,code,fp16,5,1.5,2,3,4,4\n512,p,code,fp16,5,1.5,2,3,4,4\n"
     (tmp_path / "eval.csv").write_text(header + kept + "896,p,code,fp16,5,1.5,2,3,4,4\n1024,p,co")
-    folder.forget_evaluations_after(600)
+    folder.drop_evaluations_after(600)
     assert (tmp_path / "eval.csv").read_text() == header + kept
 
 

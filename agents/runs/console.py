@@ -1,44 +1,103 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one way to standard output: a live progress bar on a terminal, plain lines anywhere else."""
+"""Talking with the user of a run: text, progress, and the signals that ask it to stop."""
 
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Protocol, TextIO
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 
+class InterruptedTraining(Exception):  # noqa: N818
+    """A signal stopped training, after the checkpoint was saved.
+
+    Attributes:
+        signum: The signal.
+        advice: How to continue.
+    """
+
+    def __init__(self, signum: int, advice: str = "the checkpoint is saved, continue with resume=RUN_FOLDER") -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum
+        self.advice = advice
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell reports for a program that the signal ended."""
+        return 128 + self.signum
+
+
+class StopRequest:
+    """Records the first signal.
+
+    Attributes:
+        signum: The signal, or None before one came.
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+
+    def handle(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """Records the signal; a second one raises KeyboardInterrupt."""
+        if self.signum is not None:
+            raise KeyboardInterrupt
+        self.signum = signum
+
+    def raise_if_set(self) -> None:
+        """Raises InterruptedTraining if a signal came."""
+        if self.signum is not None:
+            raise InterruptedTraining(self.signum)
+
+
+@contextmanager
+def catch_signals() -> Iterator[StopRequest]:
+    """Records SIGINT and SIGTERM while the block runs. Handlers need the main thread; other threads record nothing."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {number: signal.signal(number, request.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class ProgressBar(Protocol):
-    """What a training loop tells its user."""
+    """Progress of a training loop."""
 
     def update(self, completed: int, note: str) -> None:
-        """Moves to `completed` steps and shows a note beside the bar."""
+        """Sets the completed steps and the note beside the bar."""
 
     def milestone(self, text: str) -> None:
-        """Shows a line that stays."""
+        """Prints a line that stays."""
 
 
 class Console:
-    """Writes text and progress.
+    """Writes text and progress: a live bar on a terminal, plain lines anywhere else.
 
     Args:
-        stream: Where to; standard output if None.
+        stream: Standard output if None.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream if stream is not None else sys.stdout
 
     def write(self, text: str) -> None:
-        """Writes text and a line end, at once."""
+        """Writes text and a line end, and flushes."""
         self._stream.write(text + "\n")
         self._stream.flush()
 
     @contextmanager
     def progress(self, total: int, completed: int = 0, unit: str = "step") -> Iterator[ProgressBar]:
-        """Shows progress towards `total` environment steps, or other units, while the block runs."""
+        """Shows progress towards `total` units while the block runs."""
         if not self._stream.isatty():
             yield _PlainProgress(self, total, completed, unit)
             return
@@ -57,7 +116,7 @@ class Console:
 
 
 def _rate(per_second: float) -> str:
-    """Whole numbers, but for slow units.
+    """Whole numbers from 10 up, two decimals below.
 
     >>> _rate(12345.6), _rate(0.123)
     ('12,346', '0.12')
@@ -66,8 +125,6 @@ def _rate(per_second: float) -> str:
 
 
 class _RichProgress:
-    """A live bar."""
-
     def __init__(self, bar: Progress, task: TaskID, completed: int) -> None:
         self._bar, self._task = bar, task
         self._first, self._start = completed, time.monotonic()
@@ -81,7 +138,7 @@ class _RichProgress:
 
 
 class _PlainProgress:
-    """One line a milestone: logs stay short and greppable."""
+    """One line a milestone."""
 
     def __init__(self, console: Console, total: int, completed: int, unit: str) -> None:
         self._console, self._total, self._completed, self._unit = console, total, completed, unit

@@ -13,7 +13,7 @@ from agents.rl.hyperparameters import LearnerSettings
 from agents.settings import EnvSettings, RewardSettings, TrainSettings
 from agents.runs import checkpoint
 from agents.runs.checkpoint import Progress
-from agents.runs.interrupts import catch_signals
+from agents.runs.console import catch_signals
 from agents.runs.monitor import MonitorSettings, TrainingMonitor
 from agents.runs.run_folder import EVENTS, LAST, RunFolder
 from agents.runs.tensorboard import RunWriter
@@ -90,7 +90,7 @@ def train_learner(
     progress = Progress(next_evaluation=0, best_score=None, best_step=0, rates={})
     if resume:
         progress = checkpoint.load(folder / LAST, model, env.envs)
-        folder.forget_evaluations_after(model.num_timesteps)
+        folder.drop_evaluations_after(model.num_timesteps)
     moves_lambda = settings.reward.name in REWARDS_WITH_LAMBDA
     if moves_lambda:
         env.envs.set_lambda(progress.rates)

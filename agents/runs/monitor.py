@@ -17,7 +17,7 @@ from agents.runs.console import ProgressBar
 from agents.rl.export import export_policy
 from agents.runs import checkpoint
 from agents.runs.checkpoint import Progress
-from agents.runs.interrupts import InterruptedTraining, StopRequest
+from agents.runs.console import InterruptedTraining, StopRequest
 from agents.runs.run_folder import BEST, LAST, POLICY, RunFolder
 from agents.runs.tensorboard import RunWriter
 from agents.runs.validation import Score, Validator

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of one run: what decided it, what came of it."""
+"""The folder of one training run: its paths, its records, and where its results come from."""
 
 import csv
 import datetime
@@ -21,7 +21,6 @@ OVERRIDES = "overrides.txt"
 EVENTS = "tb"
 POLICY = "policy"
 EVALUATION = "evaluation"
-CONTROLLER = "controller.json"
 LAST = Path("checkpoints") / "last.pt"
 BEST = Path("checkpoints") / "best.pt"
 
@@ -40,12 +39,6 @@ EVAL_COLUMNS = (
 _PACKAGES = ("gymnasium", "hydra-core", "numpy", "sb3-contrib", "speckv", "stable-baselines3", "torch")
 
 
-def default_name(agent: str, cost: str, seed: int) -> str:
-    """Names a run after what it is and when it began."""
-    now = datetime.datetime.now().astimezone()
-    return f"{agent}-{cost}-{now:%Y%m%d-%H%M%S}-seed{seed}"
-
-
 class RunFolder:
     """Paths and records of one run.
 
@@ -61,9 +54,9 @@ class RunFolder:
         """Makes a new folder.
 
         Args:
-            output: Its path, or None.
-            runs_dir: Where a folder called `name` goes if `output` is None; a second one of that name gets a number.
-            name: See above.
+            output: Its path; None makes `runs_dir/name`, with a number behind a name that is taken.
+            runs_dir: Used without `output`.
+            name: Used without `output`.
 
         Raises:
             ConfigError: if `output` exists and is not empty.
@@ -92,13 +85,13 @@ class RunFolder:
 
     def record_start(self, config: str, overrides: Sequence[str], facts: Mapping[str, object]) -> None:
         """Writes the resolved config, the overrides, and what else decides the result."""
-        # First, because a study that was stopped knows by them that it may begin such a run again.
+        # The overrides first: with them a study recognises a run that was stopped and may be started again.
         write_atomically(self / OVERRIDES, "".join(f"{line}\n" for line in overrides))
         write_atomically(self / CONFIG, config)
         write_atomically(self / RUN, canonical_json(facts))
 
     def read_facts(self) -> Mapping[str, object]:
-        """Reads what `record_start` wrote of the facts.
+        """Reads the facts that `record_start` wrote.
 
         Raises:
             CheckpointError: if this is no run folder.
@@ -107,6 +100,20 @@ class RunFolder:
         if not facts:
             raise CheckpointError(f"Expected a run folder with a {RUN} at {self.path}, found none.")
         return facts
+
+    def require_same(self, facts: Mapping[str, object], keys: Sequence[str]) -> None:
+        """Passes if the run in this folder began with the same facts under these keys.
+
+        Raises:
+            CheckpointError: naming the first that differs.
+        """
+        before = self.read_facts()
+        for key in keys:
+            if before.get(key) != facts[key]:
+                raise CheckpointError(
+                    f"Expected to continue {self.path} with the same {key}, {json.dumps(before.get(key))}, "
+                    f"got {json.dumps(facts[key])}. Restore it, or start a new run."
+                )
 
     def append_evaluation(self, step: int, grid: Grid, sums: Sums) -> None:
         """Adds one row per prompt and compression."""
@@ -122,8 +129,8 @@ class RunFolder:
         with path.open("a", encoding="utf-8", newline="") as file:
             file.write(csv_text(rows))
 
-    def forget_evaluations_after(self, step: int) -> None:
-        """Drops rows that a run wrote after the checkpoint it is continued from: they will be written again."""
+    def drop_evaluations_after(self, step: int) -> None:
+        """Drops rows behind the checkpoint that a run resumes from; they will be written again."""
         path = self / EVAL
         if not path.exists():
             return
@@ -133,28 +140,19 @@ class RunFolder:
         write_atomically(path, csv_text(kept))
 
 
-def require_same(folder: RunFolder, facts: Mapping[str, object], keys: Sequence[str]) -> None:
-    """Passes if a run began on the same terms.
-
-    Args:
-        folder: Of the run.
-        facts: Of its continuation.
-        keys: Which of them have to agree.
-
-    Raises:
-        CheckpointError: naming the first that differs.
-    """
-    before = folder.read_facts()
-    for key in keys:
-        if before.get(key) != facts[key]:
-            raise CheckpointError(
-                f"Expected to continue {folder.path} with the same {key}, {json.dumps(before.get(key))}, "
-                f"got {json.dumps(facts[key])}. Restore it, or start a new run."
-            )
+def default_name(agent: str, cost: str, seed: int) -> str:
+    """Names a run after its agent, clock, date and seed."""
+    now = datetime.datetime.now().astimezone()
+    return f"{agent}-{cost}-{now:%Y%m%d-%H%M%S}-seed{seed}"
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide a result; "absent" where a package is not installed."""
+def provenance() -> dict[str, object]:
+    """Commit, machine and package versions that a result comes from; names no person and no host."""
+    machine = {"platform": platform.platform(), "processor": platform.machine(), "cpu_count": usable_cores()}
+    return {"commit": _commit(), "machine": machine, "versions": _versions()}
+
+
+def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -164,8 +162,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def commit() -> str:
-    """Commit of the checkout that runs, "-dirty" behind it if files differ from it, or "unknown"."""
+def _commit() -> str:
+    """Commit of the checkout, with "-dirty" behind it if files differ from it, or "unknown"."""
     root = Path(__file__).resolve().parents[2]
     # An installed package may lie inside somebody else's checkout.
     if not (root / ".git").exists():
@@ -176,13 +174,3 @@ def commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return outcome.stdout.strip()
-
-
-def made() -> dict[str, object]:
-    """Where a record comes from: commit, machine and versions."""
-    return {"commit": commit(), "machine": machine(), "versions": versions()}
-
-
-def machine() -> dict[str, str | int]:
-    """Processor, system and cores, without anything that names a person or a host."""
-    return {"platform": platform.platform(), "processor": platform.machine(), "cpu_count": usable_cores()}

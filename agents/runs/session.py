@@ -15,7 +15,7 @@ from agents.registry import TrainingData, agent_settings, make_controller, with_
 from agents.rl.hyperparameters import LearnerSettings
 from agents.settings import TrainSettings, hyperparameters
 from agents.stored import save_controller
-from agents.runs.run_folder import EVALUATION, EVENTS, RunFolder, default_name, made, require_same
+from agents.runs.run_folder import EVALUATION, EVENTS, RunFolder, default_name, provenance
 from agents.runs.task import Task, describe, load_task
 from agents.runs.validation import Validator
 from speckv.evaluation.compare import Comparison
@@ -60,7 +60,7 @@ def _facts(settings: TrainSettings, name: str, task: Task) -> dict[str, object]:
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
         "threads": settings.threads,
         "traces": {"name": task.traces_name, "sha256": task.train.sha256},
-        **made(),
+        **provenance(),
     }
 
 
@@ -110,7 +110,7 @@ def _train_learner(
     facts = _facts(settings, name, task)
     if settings.resume is not None:
         folder = RunFolder(Path(settings.resume))
-        require_same(folder, facts, ("agent", "cost", "traces", "seed"))
+        folder.require_same(facts, ("agent", "cost", "traces", "seed"))
     console.write(describe(task))
     if settings.resume is None:
         folder = RunFolder.create(settings.output, settings.runs_dir, default_name(name, task.cost.name, settings.seed))

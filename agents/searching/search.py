@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.runs.console import Console
-from agents.runs.run_folder import made
+from agents.runs.run_folder import provenance
 from agents.runs.task import load_task
 from agents.runs.validation import Validator
 from agents.searching.journal import FINAL, TRIALS, open_study
@@ -122,5 +122,5 @@ def _record(
         "final_on_validation": {arm: [rounded(v) for v in values] for arm, values in validation.items()},
         "winner": winner,
         "winner_overrides": list(final.overrides(winner)),
-        "made": made(),
+        "made": provenance(),
     }

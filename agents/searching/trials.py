@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from agents.runs.console import Console
-from agents.runs.interrupts import catch_signals
+from agents.runs.console import Console, catch_signals
 from agents.runs.validation import Validator
 from agents.searching.settings import SearchSettings, suggest
 from agents.studies.running import POLL_S, Job, begin, require_no, said, stopped_at_the_end

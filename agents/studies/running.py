@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from agents.runs.console import Console
-from agents.runs.interrupts import InterruptedTraining, StopRequest, catch_signals
+from agents.runs.console import Console, InterruptedTraining, StopRequest, catch_signals
 from agents.runs.run_folder import EVALUATION, LAST, OVERRIDES
 from speckv.errors import ConfigError, SpecKVError
 from speckv.evaluation.report import PER_PROMPT

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.runs.console import Console
-from agents.runs.run_folder import made
+from agents.runs.run_folder import provenance
 from agents.runs.task import Task, load_task
 from agents.settings import TrainSettings
 from agents.studies.drawing import draw
@@ -62,7 +62,7 @@ def run_study(
         "best_fixed_gammas": task.best_fixed_gammas,
         "num_resamples": settings.eval.num_resamples,
         "outcomes": [_record(outcome) for outcome in outcomes],
-        "made": made(),
+        "made": provenance(),
     }
     write_atomically(folder / OUTCOME, canonical_json(facts))
     table = render(facts)

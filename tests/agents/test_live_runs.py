@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from agents.bandits.base import Bandit
 from agents.registry import agent_settings
-from agents.runs.interrupts import InterruptedTraining
+from agents.runs.console import InterruptedTraining
 from agents.runs.live.decoded import DecodedLog
 from agents.runs.live.learner import LiveLearner, make_live_environment
 from agents.runs.live.requests import warm_up

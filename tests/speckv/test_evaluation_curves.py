@@ -100,7 +100,7 @@ def test_ids_may_hold_line_ends_commas_and_quotes(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     for step in (0, 400, 800):
         folder.append_evaluation(step, sweep.grid, sweep.sums[1])
-    folder.forget_evaluations_after(400)
+    folder.drop_evaluations_after(400)
     fixed = sweep.combine(sweep.best())
     curve = read_curve(tmp_path / "eval.csv", sweep.grid, fixed)
     assert [point.step for point in curve.points] == [0, 400]

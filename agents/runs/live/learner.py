@@ -19,7 +19,7 @@ from agents.rl.hyperparameters import LearnerSettings
 from agents.settings import TrainSettings
 from agents.runs import checkpoint
 from agents.runs.checkpoint import Progress
-from agents.runs.interrupts import StopRequest
+from agents.runs.console import StopRequest
 from agents.runs.run_folder import LAST, RunFolder
 from agents.runs.tensorboard import RunWriter
 from envs.live import LiveDecodingEnv

@@ -16,8 +16,8 @@ from agents.runs.live.settings import LiveSettings
 from agents.runs.live.task import LiveTask
 from agents.settings import TrainSettings, hyperparameters
 from agents.stored import load_controller
-from agents.runs.interrupts import InterruptedTraining, StopRequest, catch_signals
-from agents.runs.run_folder import EVENTS, RunFolder, commit, default_name, machine, require_same, versions
+from agents.runs.console import InterruptedTraining, StopRequest, catch_signals
+from agents.runs.run_folder import EVENTS, RunFolder, default_name, provenance
 from agents.runs.tensorboard import RunWriter
 from speckv.errors import SpecKVError
 from speckv.files import canonical_json, write_atomically
@@ -68,7 +68,7 @@ class LiveRun:
         facts = self._facts()
         if self.settings.resume is not None:
             folder = RunFolder(Path(self.settings.resume))
-            require_same(folder, facts, ("agent", "cost", "live", "seed"))
+            folder.require_same(facts, ("agent", "cost", "live", "seed"))
             return folder
         name = default_name(f"{self.name}-live", self.task.cost.name, self.settings.seed)
         folder = RunFolder.create(self.settings.output, self.settings.runs_dir, name)
@@ -78,14 +78,12 @@ class LiveRun:
     def _facts(self) -> dict[str, object]:
         return {
             "agent": self.name,
-            "commit": commit(),
             "cost": {"name": self.task.cost.name, "sha256": self.task.cost.sha256},
             "init_from": self.settings.init_from,
             "live": self.task.facts,
-            "machine": machine(),
             "seed": self.settings.seed,
             "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
-            "versions": versions(),
+            **provenance(),
         }
 
     @contextmanager

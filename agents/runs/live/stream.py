@@ -16,7 +16,7 @@ from agents.runs.live.requests import decode_request
 from agents.runs.live.task import LiveTask
 from agents.parts import Parts
 from agents.registry import AGENTS
-from agents.runs.interrupts import InterruptedTraining, StopRequest
+from agents.runs.console import InterruptedTraining, StopRequest
 from agents.runs.tensorboard import RunWriter
 from speckv.errors import CheckpointError
 from speckv.evaluation.regret import draw_half
