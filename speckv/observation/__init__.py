@@ -1,39 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a controller sees: one function for the replay, the live engine and an exported policy.
+"""What a controller decides from: the same functions in replay, in live decoding and in an exported controller.
 
-An observation describes the past alone: the draft's signals at the tokens that the target has judged, what became of
-them, the target's own certainty at the newest token, and what a step costs. Signals of drafted tokens behind the first
-rejected one are left out, because they describe a text that was never emitted.
+An observation describes the past alone: the draft's signals at the tokens that the target has tested, how many of them
+were accepted, the target's own certainty at the newest token, and what a step costs. Signals of drafted tokens behind
+the first rejected one are left out, because they describe a text that was never emitted.
 
-The life of an observation: `History.start` when the prefill has emitted the first token; after every decode step
-`update_history` with a `StepBatch`; before every step `observe`. Inside a step `observe_draft` adds the tokens drafted
-so far. Everything works on `N` requests at once; a live request is `N = 1`.
+`History.start` follows the prefill, `update_history` every decode step, and `observe` gives the observation before a
+step. Inside a step `observe_draft` adds the tokens drafted so far. All of them work on `N` requests at once;
+`RequestMemory` is the single-request version.
 """
 
-from speckv.observation.draft import (
-    DRAFT_FIELDS,
+from speckv.observation.features import (
+    DRAFT,
     DRAFT_SIGNALS,
+    GROUPS,
+    PRIOR_ACCEPTANCE,
+    PRIOR_TOKENS,
+    SCHEMA,
     STOPPING_SCHEMA,
+    TESTED,
     drafted_so_far,
+    hidden_columns,
+    hide_from,
     observe_draft,
+    running_summary,
     summarise_draft,
+    summarise_tested,
 )
-from speckv.observation.features import StaticContext, observe
-from speckv.observation.groups import GROUPS, hidden_columns, hide_from
-from speckv.observation.history import History, next_draft_lag, update_history
-from speckv.observation.schema import SCHEMA, ObservationField, ObservationSchema
-from speckv.observation.step import TESTED_SUMMARY, StepBatch, running_summary, summarise_tested
+from speckv.observation.history import (
+    DECAY,
+    History,
+    RequestMemory,
+    StaticContext,
+    StepBatch,
+    next_draft_lag,
+    observe,
+    update_history,
+)
+from speckv.observation.schema import ObservationField, ObservationSchema
 
 __all__ = [
-    "DRAFT_FIELDS",
+    "DECAY",
+    "DRAFT",
     "DRAFT_SIGNALS",
     "GROUPS",
+    "PRIOR_ACCEPTANCE",
+    "PRIOR_TOKENS",
     "SCHEMA",
     "STOPPING_SCHEMA",
-    "TESTED_SUMMARY",
+    "TESTED",
     "History",
     "ObservationField",
     "ObservationSchema",
+    "RequestMemory",
     "StaticContext",
     "StepBatch",
     "drafted_so_far",

@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Renders the past as features."""
+"""Every feature of an observation and how it is computed.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+To add a feature, add an entry to `FEATURES`: positions follow from the entries, and stored policies find their features
+by name. A feature that needs more of the past than `History` holds adds it there.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from speckv.observation.history import PRIOR_ACCEPTANCE, PRIOR_TOKENS, History
-from speckv.observation.schema import SCHEMA
-from speckv.types import BITS_PER_WEIGHT, FloatArray, IntArray
+from speckv.errors import ConfigError, nearest
+from speckv.observation.schema import ObservationField, ObservationSchema
+from speckv.types import NUM_SIGNALS, BoolArray, FloatArray, IntArray
 
 GAMMA_SCALE = 16.0
 """Drafted and accepted lengths are observed in units of this many tokens."""
@@ -18,70 +22,312 @@ BITS_SCALE = 16.0
 LEFT_HORIZON = 64.0
 LAG_HORIZON = 16.0
 
-_LOW, _HIGH = SCHEMA.low, SCHEMA.high
-_COLUMN = {name: place for place, name in enumerate(SCHEMA.names)}
+PRIOR_ACCEPTANCE = 0.7
+"""Acceptance rate that a request is taken to have before its first step."""
+
+PRIOR_TOKENS = 4.0
+"""Tokens, accepted at that rate, that the acceptance average always includes: old evidence fades towards the prior."""
+
+_PRIOR = PRIOR_TOKENS * PRIOR_ACCEPTANCE
+
+LEAST_PROBABILITY = 1e-9
+"""Before a logarithm is taken."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StaticContext:
-    """What does not change while a request runs.
+class Source(NamedTuple):
+    """How a feature is computed; `value` works on the numbers of one request and on the arrays of many alike.
 
     Attributes:
-        cost_ratio: Shape [N]; one draft pass over one target pass.
-        bits_per_weight: Shape [N]; of the target, in bits.
-        budget: Shape [N]; token budget, the prefill's token included.
+        reads: "tested": the tokens of the last drafting step that the target tested. "past": the request's history and
+            static context. "draft": the tokens drafted so far in this step.
+        group: `hidden_columns` hides the features of a group together; "" for none.
+        value: Computes it from a `DraftPrefix`, or for "past" from the history and the static context.
+        first: Value where no token was tested or drafted.
     """
 
-    cost_ratio: NDArray[np.float64]
-    bits_per_weight: NDArray[np.float64]
-    budget: IntArray
+    reads: str
+    group: str
+    value: Callable[..., Any]
+    first: float = 0.0
+
+
+def _field(name: str, low: float, high: float, description: str, unit: str = "1") -> ObservationField:
+    return ObservationField(name=name, unit=unit, low=float(low), high=float(high), description=description)
+
+
+def _tested(value: Callable[["DraftPrefix"], Any], first: float = 0.0) -> Source:
+    return Source("tested", "past_signals", value, first)
+
+
+def _past(group: str, value: Callable[[Any, Any], Any]) -> Source:
+    return Source("past", group, value)
+
+
+def _draft(group: str, value: Callable[["DraftPrefix"], Any], first: float = 0.0) -> Source:
+    return Source("draft", group, value, first)
+
+
+_PREVIOUS = "over the tested tokens of the last drafting step"
+
+FEATURES: Mapping[ObservationField, Source] = {
+    _field("draft_entropy_mean", 0, 12, f"Draft's mean entropy {_PREVIOUS}; 0 at first", "nats"): _tested(
+        lambda draft: draft.entropy_sum / draft.depth
+    ),
+    _field("draft_entropy_max", 0, 12, f"Draft's greatest entropy {_PREVIOUS}; 0 at first", "nats"): _tested(
+        lambda draft: draft.entropy_max
+    ),
+    _field("draft_confidence_mean", 0, 1, f"Draft's mean top-1 probability {_PREVIOUS}; 1 at first"): _tested(
+        lambda draft: draft.confidence_sum / draft.depth, first=1
+    ),
+    _field("draft_confidence_min", 0, 1, f"Draft's least top-1 probability {_PREVIOUS}; 1 at first"): _tested(
+        lambda draft: draft.confidence_min, first=1
+    ),
+    _field("draft_margin_mean", 0, 1, f"Draft's mean top-1 minus top-2 probability {_PREVIOUS}; 1 at first"): _tested(
+        lambda draft: draft.margin_sum / draft.depth, first=1
+    ),
+    _field("accepted_fraction", 0, 1, "Accepted over drafted in the last drafting step; 0.7 at first"): _past(
+        "acceptance", lambda past, _: past.accepted_fraction
+    ),
+    _field("previous_gamma", 0, 1, "Tokens drafted in the previous step, over 16; 0 at first"): _past(
+        "acceptance", lambda past, _: past.previous_drafted / GAMMA_SCALE
+    ),
+    _field(
+        "acceptance_ema", 0, 1, "Accepted over tested tokens, both decayed by 0.9 a step; prior 4 tokens at 0.7"
+    ): _past("acceptance", lambda past, _: (past.decayed_accepted + _PRIOR) / (past.decayed_tested + PRIOR_TOKENS)),
+    _field(
+        "accepted_ema", 0, 1, "Mean accepted length of drafting steps, decayed by 0.9 each, over 16; 7/3 at first"
+    ): _past("acceptance", lambda past, _: past.accepted_ema / GAMMA_SCALE),
+    _field("draft_confidence_last", 0, 1, "Draft's top-1 probability at the last tested token; 1 at first"): _tested(
+        lambda draft: draft.confidence, first=1
+    ),
+    _field("target_entropy", 0, 12, "Target's entropy at the newest emitted token", "nats"): _past(
+        "target", lambda past, _: past.target_entropy
+    ),
+    _field("target_confidence", 0, 1, "Target's top-1 probability at the newest emitted token"): _past(
+        "target", lambda past, _: past.target_confidence
+    ),
+    _field("cost_ratio", 0, 2, "One draft pass over one target pass"): _past(
+        "compression", lambda _, static: static.cost_ratio
+    ),
+    _field("bits_per_weight", 0, 1, "Bits of one weight of the target, over 16"): _past(
+        "compression", lambda _, static: static.bits_per_weight / BITS_SCALE
+    ),
+    _field("position", 0, 1, "Emitted tokens over the token budget"): _past(
+        "place", lambda past, static: past.emitted / static.budget
+    ),
+    _field("tokens_left", 0, 1, "Tokens left in the budget, at most 64, over 64"): _past(
+        "place", lambda past, static: (static.budget - past.emitted) / LEFT_HORIZON
+    ),
+    _field("draft_lag", 0, 1, "Emitted tokens the draft has not read, the newest left out, at most 16, over 16"): _past(
+        "place", lambda past, _: past.draft_lag / LAG_HORIZON
+    ),
+    _field("depth", 0, 1, "Tokens drafted so far in this step, over 16"): _draft(
+        "", lambda draft: draft.depth / GAMMA_SCALE
+    ),
+    _field("token_entropy", 0, 12, "Draft's entropy at the newest drafted token; 0 before one", "nats"): _draft(
+        "newest_token", lambda draft: draft.entropy
+    ),
+    _field("token_confidence", 0, 1, "Draft's top-1 probability there; 1 before one"): _draft(
+        "newest_token", lambda draft: draft.confidence, first=1
+    ),
+    _field("token_margin", 0, 1, "Draft's top-1 minus top-2 probability there; 1 before one"): _draft(
+        "newest_token", lambda draft: draft.margin, first=1
+    ),
+    _field("step_entropy_mean", 0, 12, "Draft's mean entropy over this step's tokens; 0 at first", "nats"): _draft(
+        "this_step", lambda draft: draft.entropy_sum / draft.depth
+    ),
+    _field("step_entropy_max", 0, 12, "Draft's greatest entropy over them; 0 at first", "nats"): _draft(
+        "this_step", lambda draft: draft.entropy_max
+    ),
+    _field("step_confidence_min", 0, 1, "Draft's least top-1 probability over them; 1 at first"): _draft(
+        "this_step", lambda draft: draft.confidence_min, first=1
+    ),
+    _field(
+        "step_log_confidence", -12, 0, "Sum of the logarithms of its top-1 probabilities; 0 at first", "nats"
+    ): _draft("this_step", lambda draft: draft.log_confidence_sum),
+}
+"""All features. Those before a step come first in an observation, in this order, then those that read the draft."""
+
+SCHEMA = ObservationSchema(version=1, fields=tuple(f for f, source in FEATURES.items() if source.reads != "draft"))
+"""What `observe` computes before a step."""
+
+STOPPING_SCHEMA = ObservationSchema(
+    version=SCHEMA.version,
+    fields=(*SCHEMA.fields, *(f for f, source in FEATURES.items() if source.reads == "draft")),
+)
+"""What `observe_draft` computes inside a step: the features of the step's start, then those of the draft so far."""
+
+TESTED = {f.name: source for f, source in FEATURES.items() if source.reads == "tested"}
+PAST = {f.name: source for f, source in FEATURES.items() if source.reads == "past"}
+DRAFT = {f.name: source for f, source in FEATURES.items() if source.reads == "draft"}
+
+_DEPTH = STOPPING_SCHEMA.index("depth")
+_FIRST_SIGNAL = STOPPING_SCHEMA.index("token_entropy") - SCHEMA.size
+DRAFT_SIGNALS = slice(_FIRST_SIGNAL, _FIRST_SIGNAL + NUM_SIGNALS)
+"""Columns of `summarise_draft` with the newest token's own signals, in the order of `StepOutcome.draft_signals`."""
+
+_DRAFT_LOW, _DRAFT_HIGH = STOPPING_SCHEMA.low[SCHEMA.size :], STOPPING_SCHEMA.high[SCHEMA.size :]
+
+
+class DraftPrefix(NamedTuple):
+    """The first tokens of a draft: the newest one's signals, and sums and extremes over all of them.
+
+    Numbers for one prefix of one draft, or arrays for all prefixes of many drafts.
+    """
+
+    depth: Any
+    entropy: Any
+    confidence: Any
+    margin: Any
+    entropy_sum: Any
+    entropy_max: Any
+    confidence_sum: Any
+    confidence_min: Any
+    margin_sum: Any
+    log_confidence_sum: Any
 
     @staticmethod
-    def of(compressions: Sequence[str], cost_ratios: Mapping[str, float], budgets: Sequence[int]) -> "StaticContext":
-        """Builds the context of some requests.
+    def all_of(signals: NDArray[np.floating]) -> "DraftPrefix":
+        """Every prefix, as arrays of shape [N, depth], of drafts whose signals have shape [N, depth, 3]."""
+        entropy, confidence, margin = (signals[..., k] for k in range(NUM_SIGNALS))
+        # One addition after the other, so that a sum does not depend on how many tokens follow.
+        sums = np.cumsum(signals, axis=1, dtype=np.float64)
+        return DraftPrefix(
+            depth=np.arange(1, signals.shape[1] + 1),
+            entropy=entropy,
+            confidence=confidence,
+            margin=margin,
+            entropy_sum=sums[..., 0],
+            entropy_max=np.maximum.accumulate(entropy, axis=1),
+            confidence_sum=sums[..., 1],
+            confidence_min=np.minimum.accumulate(confidence, axis=1),
+            margin_sum=sums[..., 2],
+            log_confidence_sum=np.cumsum(np.log(np.maximum(confidence, LEAST_PROBABILITY)), axis=1, dtype=np.float64),
+        )
 
-        Args:
-            compressions: One name a request.
-            cost_ratios: Compression -> cost ratio.
-            budgets: One token budget a request.
-        """
-        return StaticContext(
-            cost_ratio=np.array([cost_ratios[name] for name in compressions], np.float64),
-            bits_per_weight=np.array([BITS_PER_WEIGHT[name] for name in compressions], np.float64),
-            budget=np.array(budgets, np.int64),
+    def extended(self, signals: Sequence[float], log_confidence: float) -> "DraftPrefix":
+        """One prefix with a token more."""
+        entropy, confidence, margin = signals
+        return DraftPrefix(
+            self.depth + 1,
+            entropy,
+            confidence,
+            margin,
+            self.entropy_sum + entropy,
+            max(self.entropy_max, entropy),
+            self.confidence_sum + confidence,
+            min(self.confidence_min, confidence),
+            self.margin_sum + margin,
+            self.log_confidence_sum + log_confidence,
         )
 
 
-def observe(history: History, static: StaticContext) -> FloatArray:
-    """Renders the past of each request as the features that `SCHEMA` lists.
+NO_DRAFT = DraftPrefix(0, 0.0, 1.0, 1.0, 0.0, -np.inf, 0.0, np.inf, 0.0, 0.0)
+
+
+def running_summary(signals: NDArray[np.floating]) -> FloatArray:
+    """`TESTED` of every prefix of a draft.
 
     Args:
-        history: The past.
-        static: What does not change.
+        signals: Shape [N, depth, 3]: entropy, confidence, margin of each drafted token.
 
     Returns:
-        Shape [N, features]; within the schema's bounds.
+        Shape [N, depth + 1, features]: row k sums up the first k tokens.
 
-    >>> static = StaticContext.of(["nf4"], {"nf4": 0.3}, [100])
-    >>> features = observe(History.start(1, target_entropy=0.5, target_confidence=0.9), static)
-    >>> dict(zip(SCHEMA.names, features[0].round(2).tolist()))["position"]
-    0.009999999776482582
+    >>> signals = np.array([[[1.0, 0.8, 0.5], [2.0, 0.25, 0.0]]])
+    >>> running_summary(signals)[0, 2].tolist()
+    [1.5, 2.0, 0.5249999761581421, 0.25, 0.25, 0.25]
     """
-    out = np.empty((len(history.emitted), len(_LOW)), np.float32)
-    out[:, 0:5] = history.tested[:, 0:5]
-    out[:, _COLUMN["draft_confidence_last"]] = history.tested[:, 5]
-    target = _COLUMN["target_entropy"]
-    out[:, target : target + 2] = history.target
-    out[:, _COLUMN["accepted_fraction"]] = history.accepted_fraction
-    out[:, _COLUMN["previous_gamma"]] = history.previous_drafted / GAMMA_SCALE
-    accepted = history.decayed_accepted + PRIOR_TOKENS * PRIOR_ACCEPTANCE
-    out[:, _COLUMN["acceptance_ema"]] = accepted / (history.decayed_tested + PRIOR_TOKENS)
-    out[:, _COLUMN["accepted_ema"]] = history.accepted_ema / GAMMA_SCALE
-    out[:, _COLUMN["cost_ratio"]] = static.cost_ratio
-    out[:, _COLUMN["bits_per_weight"]] = static.bits_per_weight / BITS_SCALE
-    out[:, _COLUMN["position"]] = history.emitted / static.budget
-    out[:, _COLUMN["tokens_left"]] = (static.budget - history.emitted) / LEFT_HORIZON
-    out[:, _COLUMN["draft_lag"]] = history.draft_lag / LAG_HORIZON
-    # Clips tokens left and draft lag at their horizons as well.
-    np.minimum(np.maximum(out, _LOW, out=out), _HIGH, out=out)
+    return _of_prefixes(TESTED, signals)
+
+
+def summarise_tested(signals: NDArray[np.floating], num_tested: ArrayLike) -> FloatArray:
+    """`TESTED` of one step.
+
+    Args:
+        signals: Shape [N, depth, 3]: entropy, confidence, margin of each drafted token.
+        num_tested: Shape [N]; how many of them the target tested, 0 to depth.
+
+    >>> summarise_tested(np.array([[[1.0, 0.8, 0.5], [2.0, 0.25, 0.0]]]), [1])[0, :2].tolist()
+    [1.0, 1.0]
+    """
+    summary: FloatArray = running_summary(signals)[np.arange(len(signals)), np.asarray(num_tested, np.int64)]
+    return summary
+
+
+def summarise_draft(signals: NDArray[np.floating]) -> FloatArray:
+    """`DRAFT` of every prefix of a draft.
+
+    Args:
+        signals: Shape [N, depth, 3]: entropy, confidence, margin of each drafted token.
+
+    Returns:
+        Shape [N, depth + 1, features], within their bounds: row k sums up the first k tokens.
+
+    >>> signals = np.array([[[1.0, 0.5, 0.25], [2.0, 0.25, 0.0]]])
+    >>> summarise_draft(signals)[0, :, :4].tolist()
+    [[0.0, 0.0, 1.0, 1.0], [0.0625, 1.0, 0.5, 0.25], [0.125, 2.0, 0.25, 0.0]]
+    """
+    out = _of_prefixes(DRAFT, signals)
+    return np.minimum(np.maximum(out, _DRAFT_LOW, out=out), _DRAFT_HIGH, out=out)
+
+
+def _of_prefixes(features: Mapping[str, Source], signals: NDArray[np.floating]) -> FloatArray:
+    number, depth, _ = signals.shape
+    out = np.empty((number, depth + 1, len(features)), np.float32)
+    out[:, 0] = [source.first for source in features.values()]
+    prefixes = DraftPrefix.all_of(signals)
+    for column, source in enumerate(features.values()):
+        out[:, 1:, column] = source.value(prefixes)
     return out
+
+
+def observe_draft(observations: FloatArray, draft: FloatArray) -> FloatArray:
+    """Joins the features of a step's start, from `observe`, with a row of `summarise_draft` each."""
+    return np.concatenate([observations, draft], axis=1)
+
+
+def drafted_so_far(observations: FloatArray) -> IntArray:
+    """Tokens drafted in the present step, of shape [...], from observations of shape [..., features]."""
+    depth: IntArray = np.rint(observations[..., _DEPTH] * GAMMA_SCALE).astype(np.int64)
+    return depth
+
+
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    group: tuple(f.name for f, source in FEATURES.items() if source.group == group)
+    for group in dict.fromkeys(source.group for source in FEATURES.values() if source.group)
+}
+"""Group -> its features. The depth of a draft is in none: without it no choice inside a step makes sense."""
+
+HIDDEN_STD = np.float32(1e30)
+"""Divides a hidden feature: the rest is too small to change a sum in single precision."""
+
+
+def hidden_columns(hide: Sequence[str]) -> BoolArray:
+    """Which features a list of names of groups and features means; a ConfigError names the first that is neither.
+
+    Returns:
+        Shape [features of `STOPPING_SCHEMA`]; the first `SCHEMA.size` are the features before a step.
+
+    >>> int(hidden_columns(["target", "position"]).sum())
+    3
+    """
+    names = {name for word in hide for name in GROUPS.get(word, (word,))}
+    for name in sorted(names - set(STOPPING_SCHEMA.names)):
+        known = [*GROUPS, *STOPPING_SCHEMA.names]
+        raise ConfigError(
+            f"Expected env.hide to name groups or features of {known}, got {name!r}.{nearest(name, known)}"
+        )
+    return np.array([name in names for name in STOPPING_SCHEMA.names])
+
+
+def hide_from(mean: FloatArray, std: FloatArray, hidden: BoolArray) -> tuple[FloatArray, FloatArray]:
+    """Mean and deviation that normalise hidden features to nothing, in training and in every exported form alike.
+
+    Args:
+        mean: Shape [features].
+        std: Shape [features].
+        hidden: Shape [features or more], from `hidden_columns`.
+    """
+    columns = hidden[: len(mean)]
+    return np.where(columns, np.float32(0), mean), np.where(columns, HIDDEN_STD, std)

@@ -1,27 +1,105 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is remembered of each request's past, and how a step changes it."""
+"""A request's past: how a decode step changes it, and the observation it gives.
 
+`History` with `observe` serves many requests at once. `RequestMemory` is the single-request version, on plain numbers:
+the same expressions give the same results to the last bit, at a fraction of the time.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from speckv.observation.step import NEUTRAL_SUMMARY, StepBatch
-from speckv.types import FloatArray, IntArray
-
-BoolArray = NDArray[np.bool_]
+from speckv.observation.features import (
+    DRAFT,
+    LEAST_PROBABILITY,
+    NO_DRAFT,
+    PAST,
+    PRIOR_ACCEPTANCE,
+    SCHEMA,
+    STOPPING_SCHEMA,
+    TESTED,
+    DraftPrefix,
+    summarise_tested,
+)
+from speckv.types import BITS_PER_WEIGHT, NUM_SIGNALS, BoolArray, FloatArray, IntArray, StepOutcome
 
 DECAY = 0.9
 """Weight that the averages keep at each step."""
 
-PRIOR_ACCEPTANCE = 0.7
-"""Acceptance rate that a request is taken to have before its first step."""
-
-PRIOR_TOKENS = 4.0
-"""Tokens, accepted at that rate, that the acceptance average always includes: old evidence fades towards the prior."""
-
 PRIOR_ACCEPTED = PRIOR_ACCEPTANCE / (1.0 - PRIOR_ACCEPTANCE)
 """Accepted length, in tokens, that an unlimited draft has on average at the prior acceptance."""
+
+_FIRST_TESTED = tuple(source.first for source in TESTED.values())
+_FIRST_DRAFT = tuple(source.first for source in DRAFT.values())
+_TESTED_AT = tuple(SCHEMA.index(name) for name in TESTED)
+_TESTED_VALUES = tuple(source.value for source in TESTED.values())
+_PAST_VALUES = tuple((SCHEMA.index(name), source.value) for name, source in PAST.items())
+_DRAFT_VALUES = tuple(source.value for source in DRAFT.values())
+_LEAST_PROBABILITY = np.float32(LEAST_PROBABILITY)
+_LOW, _HIGH = STOPPING_SCHEMA.low, STOPPING_SCHEMA.high
+_BEFORE, _INSIDE = slice(0, SCHEMA.size), slice(SCHEMA.size, None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StaticContext:
+    """What does not change while a request runs.
+
+    Attributes:
+        cost_ratio: Shape [N]; one draft pass over one target pass.
+        bits_per_weight: Shape [N]; of the target, in bits.
+        budget: Shape [N]; token budget, the prefill's token included.
+    """
+
+    cost_ratio: NDArray[np.float64]
+    bits_per_weight: NDArray[np.float64]
+    budget: IntArray
+
+    @staticmethod
+    def of(compressions: Sequence[str], cost_ratios: Mapping[str, float], budgets: Sequence[int]) -> "StaticContext":
+        """The context of requests, given one compression and one budget each, and the cost ratio of a compression."""
+        return StaticContext(
+            cost_ratio=np.array([cost_ratios[name] for name in compressions], np.float64),
+            bits_per_weight=np.array([BITS_PER_WEIGHT[name] for name in compressions], np.float64),
+            budget=np.array(budgets, np.int64),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepBatch:
+    """What one decode step of each request did, as far as observations need it.
+
+    Attributes:
+        num_drafted: Shape [N]; tokens really drafted.
+        num_accepted: Shape [N]; drafted tokens kept, bonus excluded.
+        num_emitted: Shape [N]; tokens added to the output.
+        tested: Shape [N, `TESTED`]; `summarise_tested` of the step; ignored where nothing was drafted.
+        target: Shape [N, 2]; the target's entropy and confidence at the newest emitted token.
+    """
+
+    num_drafted: IntArray
+    num_accepted: IntArray
+    num_emitted: IntArray
+    tested: FloatArray
+    target: FloatArray
+
+    @property
+    def num_tested(self) -> IntArray:
+        """Shape [N]; the accepted tokens and the first rejected one."""
+        return np.minimum(self.num_accepted + 1, self.num_drafted)
+
+    @staticmethod
+    def from_outcome(outcome: StepOutcome) -> "StepBatch":
+        """The step of one live request."""
+        signals = np.asarray(outcome.draft_signals, np.float32).reshape(1, -1, NUM_SIGNALS)
+        return StepBatch(
+            num_drafted=np.array([outcome.num_drafted]),
+            num_accepted=np.array([outcome.num_accepted]),
+            num_emitted=np.array([outcome.num_emitted]),
+            tested=summarise_tested(signals, [outcome.num_tested]),
+            target=np.array([[outcome.target_entropy, outcome.target_confidence]], np.float32),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +107,7 @@ class History:
     """What is remembered of each request's past; arrays of one row a request.
 
     Attributes:
-        tested: Shape [N, 6]; `TESTED_SUMMARY` of the last drafting step.
+        tested: Shape [N, `TESTED`]; of the last drafting step.
         target: Shape [N, 2]; the target's entropy and confidence at the newest emitted token.
         accepted_fraction: Shape [N]; accepted over drafted in the last drafting step.
         previous_drafted: Shape [N]; tokens drafted in the previous step.
@@ -50,6 +128,16 @@ class History:
     emitted: IntArray
     draft_lag: IntArray
 
+    @property
+    def target_entropy(self) -> FloatArray:
+        """Shape [N]; in nats."""
+        return self.target[:, 0]
+
+    @property
+    def target_confidence(self) -> FloatArray:
+        """Shape [N]."""
+        return self.target[:, 1]
+
     @staticmethod
     def start(n: int, target_entropy: ArrayLike, target_confidence: ArrayLike) -> "History":
         """The past of `n` requests right after their prefill, which emitted one token each.
@@ -59,28 +147,30 @@ class History:
             target_entropy: Of the distribution that the first token came from; one number, or one a request.
             target_confidence: Its top-1 probability.
         """
+        history = History(
+            tested=np.empty((n, len(TESTED)), np.float32),
+            target=np.empty((n, 2), np.float32),
+            accepted_fraction=np.empty(n),
+            previous_drafted=np.empty(n, np.int64),
+            decayed_accepted=np.empty(n),
+            decayed_tested=np.empty(n),
+            accepted_ema=np.empty(n),
+            emitted=np.empty(n, np.int64),
+            draft_lag=np.empty(n, np.int64),
+        )
         target = np.empty((n, 2), np.float32)
         target[:, 0], target[:, 1] = target_entropy, target_confidence
-        return History(
-            tested=np.tile(NEUTRAL_SUMMARY, (n, 1)),
-            target=target,
-            accepted_fraction=np.full(n, PRIOR_ACCEPTANCE),
-            previous_drafted=np.zeros(n, np.int64),
-            decayed_accepted=np.zeros(n),
-            decayed_tested=np.zeros(n),
-            accepted_ema=np.full(n, PRIOR_ACCEPTED),
-            emitted=np.ones(n, np.int64),
-            draft_lag=np.zeros(n, np.int64),
-        )
+        history.restart(slice(None), target)
+        return history
 
-    def restart(self, rows: IntArray, target: FloatArray) -> None:
-        """Lets some rows forget their past, in place, and start another request.
+    def restart(self, rows: IntArray | slice, target: FloatArray) -> None:
+        """Starts another request in some rows, in place.
 
         Args:
-            rows: Indices of the rows.
+            rows: Which.
             target: Shape [rows, 2]; the target's entropy and confidence at each first token.
         """
-        self.tested[rows] = NEUTRAL_SUMMARY
+        self.tested[rows] = _FIRST_TESTED
         self.target[rows] = target
         self.accepted_fraction[rows] = PRIOR_ACCEPTANCE
         self.previous_drafted[rows] = 0
@@ -89,6 +179,22 @@ class History:
         self.accepted_ema[rows] = PRIOR_ACCEPTED
         self.emitted[rows] = 1
         self.draft_lag[rows] = 0
+
+
+def observe(history: History, static: StaticContext) -> FloatArray:
+    """The features of `SCHEMA` for each request, of shape [N, features] and within the schema's bounds.
+
+    >>> static = StaticContext.of(["nf4"], {"nf4": 0.3}, [100])
+    >>> features = observe(History.start(1, target_entropy=0.5, target_confidence=0.9), static)
+    >>> dict(zip(SCHEMA.names, features[0].round(2).tolist()))["position"]
+    0.009999999776482582
+    """
+    out = np.empty((len(history.emitted), SCHEMA.size), np.float32)
+    for column, position in enumerate(_TESTED_AT):
+        out[:, position] = history.tested[:, column]
+    for position, value in _PAST_VALUES:
+        out[:, position] = value(history, static)
+    return np.minimum(np.maximum(out, _LOW[_BEFORE], out=out), _HIGH[_BEFORE], out=out)
 
 
 def next_draft_lag(draft_lag: IntArray, num_drafted: IntArray, num_accepted: IntArray) -> IntArray:
@@ -104,15 +210,12 @@ def next_draft_lag(draft_lag: IntArray, num_drafted: IntArray, num_accepted: Int
 
 
 def update_history(history: History, outcome: StepBatch, where: BoolArray | None = None) -> History:
-    """Takes one decode step of each request into the past.
+    """The past after one decode step of each request, in arrays of its own.
 
     Args:
         history: The past before the step; left as it is.
         outcome: What the step did.
         where: Shape [N]; rows that made a step, all if None. The others keep their past.
-
-    Returns:
-        The past after the step, in arrays of its own.
 
     >>> step = StepBatch(
     ...     num_drafted=np.array([4]), num_accepted=np.array([3]), num_emitted=np.array([4]),
@@ -148,3 +251,115 @@ def _choose(where: BoolArray, after: History, before: History) -> History:
         new, old = getattr(after, f.name), getattr(before, f.name)
         chosen[f.name] = np.where(where[:, None] if new.ndim == 2 else where, new, old)
     return History(**chosen)
+
+
+class RequestMemory:
+    """The past of one request and its observation.
+
+    Args:
+        cost_ratio: One draft pass over one target pass.
+        bits_per_weight: Of the target.
+        budget: Token budget, the prefill's token included.
+
+    Attributes:
+        before: Shape [features]; what `observe` gives, as of the last `render`.
+        inside: What `observe_draft` gives, as of the last `render` and `add_draft`; begins with `before`.
+        drafted: Entropy, confidence and margin of the tokens drafted since `render`, rounded to float32.
+        emitted: Tokens of the output so far.
+    """
+
+    def __init__(self, *, cost_ratio: float, bits_per_weight: float, budget: int) -> None:
+        self.cost_ratio, self.bits_per_weight, self.budget = cost_ratio, bits_per_weight, budget
+        self.inside: FloatArray = np.zeros(STOPPING_SCHEMA.size, np.float32)
+        self.before: FloatArray = self.inside[_BEFORE]
+        self._draft: FloatArray = self.inside[_INSIDE]
+        self._low, self._high = _LOW[_BEFORE], _HIGH[_BEFORE]
+        self._draft_low, self._draft_high = _LOW[_INSIDE], _HIGH[_INSIDE]
+        self._row = [0.0] * SCHEMA.size
+        self._signals = np.zeros(NUM_SIGNALS, np.float32)
+        self.drafted: list[Sequence[float]] = []
+        self._prefixes: list[DraftPrefix] = []
+        self.start(0.0, 1.0)
+
+    def start(self, target_entropy: float, target_confidence: float) -> None:
+        """Begins right after the prefill, which emitted one token; arguments as for `History.start`."""
+        self._remember_tested(_FIRST_TESTED)
+        self.target_entropy, self.target_confidence = target_entropy, target_confidence
+        self.accepted_fraction, self.previous_drafted = PRIOR_ACCEPTANCE, 0
+        self.decayed_accepted = self.decayed_tested = 0.0
+        self.accepted_ema = PRIOR_ACCEPTED
+        self.emitted, self.draft_lag = 1, 0
+        self._forget_draft()
+
+    @property
+    def tokens_left(self) -> int:
+        """Tokens left in the budget."""
+        return self.budget - self.emitted
+
+    def render(self) -> FloatArray:
+        """Writes the observation before a step, with nothing drafted yet, and returns `before`."""
+        row, out = self._row, self.before
+        for position, value in _PAST_VALUES:
+            row[position] = value(self, self)
+        out[:] = row
+        np.maximum(out, self._low, out=out)
+        np.minimum(out, self._high, out=out)
+        self._draft[:] = _FIRST_DRAFT
+        self._forget_draft()
+        return out
+
+    def add_draft(self, entropy: float, confidence: float, margin: float) -> FloatArray:
+        """Adds one drafted token's signals and returns `inside`."""
+        signals, prefixes, out = self._signals, self._prefixes, self._draft
+        signals[:] = entropy, confidence, margin
+        token = signals.tolist()
+        log_confidence = float(np.log(np.maximum(signals[1], _LEAST_PROBABILITY)))
+        prefix = (prefixes[-1] if prefixes else NO_DRAFT).extended(token, log_confidence)
+        self.drafted.append(token)
+        prefixes.append(prefix)
+        out[:] = [value(prefix) for value in _DRAFT_VALUES]
+        np.maximum(out, self._draft_low, out=out)
+        np.minimum(out, self._draft_high, out=out)
+        return self.inside
+
+    def end_step(
+        self,
+        *,
+        num_drafted: int,
+        num_accepted: int,
+        num_emitted: int,
+        target_entropy: float,
+        target_confidence: float,
+    ) -> None:
+        """Adds one decode step to the past; the draft's signals are those of `add_draft`.
+
+        Args:
+            num_drafted: Tokens drafted.
+            num_accepted: Of them kept.
+            num_emitted: Tokens added to the output.
+            target_entropy: At the newest emitted token.
+            target_confidence: There.
+        """
+        num_tested = min(num_accepted + 1, num_drafted)
+        if num_drafted:
+            tested = self._prefixes[:num_tested]
+            self._remember_tested([value(tested[-1]) for value in _TESTED_VALUES] if tested else _FIRST_TESTED)
+            self.accepted_fraction = num_accepted / num_drafted
+            self.accepted_ema = self.accepted_ema + (1.0 - DECAY) * (num_accepted - self.accepted_ema)
+            self.draft_lag = int(num_accepted == num_drafted)
+        else:
+            # A draft that ran and was dropped has read the newest token; one that did not run fell behind.
+            self.draft_lag = 0 if self._prefixes else self.draft_lag + 1
+        self.target_entropy, self.target_confidence = target_entropy, target_confidence
+        self.previous_drafted = num_drafted
+        self.decayed_accepted = self.decayed_accepted * DECAY + num_accepted
+        self.decayed_tested = self.decayed_tested * DECAY + num_tested
+        self.emitted += num_emitted
+
+    def _remember_tested(self, values: Sequence[float]) -> None:
+        for position, value in zip(_TESTED_AT, values, strict=True):
+            self._row[position] = value
+
+    def _forget_draft(self) -> None:
+        self.drafted.clear()
+        self._prefixes.clear()

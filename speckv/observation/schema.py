@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The features of an observation: names, units, bounds."""
+"""The list of an observation's features: names, units and bounds, stored with every policy."""
 
 import hashlib
 import json
@@ -9,18 +9,20 @@ from typing import NamedTuple
 import numpy as np
 
 from speckv.errors import SchemaError
-from speckv.types import FloatArray
+from speckv.types import FloatArray, IntArray
+
+_ADVICE = "Train and export the policy with the version of SpecKV that is to run it."
 
 
 class ObservationField(NamedTuple):
     """One feature.
 
     Attributes:
-        name: What policies and plots call it.
+        name: Identifies it in stored policies.
         unit: "nats", or "1" for a pure number.
         low: Least value; smaller ones are clipped to it.
         high: Greatest value.
-        description: What it tells, with its value before the first step where that is a convention.
+        description: Its meaning, with its value before the first step where that is a convention.
     """
 
     name: str
@@ -32,10 +34,10 @@ class ObservationField(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObservationSchema:
-    """The features of an observation, in order; it travels with every exported policy.
+    """The features of an observation, in order.
 
     Attributes:
-        version: Changes when the meaning of a field does.
+        version: Changes when the meaning of a field does; a new feature does not change it.
         fields: One entry a feature.
     """
 
@@ -63,14 +65,41 @@ class ObservationSchema:
         return len(self.fields)
 
     def index(self, name: str) -> int:
-        """Position of a feature.
-
-        Raises:
-            SchemaError: if there is none of that name.
-        """
+        """Position of a feature; a SchemaError if there is none of that name."""
         if name not in self.names:
             raise SchemaError(f"Expected one of the features {list(self.names)}, got {name!r}.")
         return self.names.index(name)
+
+    def select_from(self, other: "ObservationSchema") -> IntArray:
+        """Positions of this schema's features in observations of another schema, found by name.
+
+        A policy that was stored with this schema reads `observations[..., schema.select_from(SCHEMA)]`.
+
+        Returns:
+            Shape [features of this schema].
+
+        Raises:
+            SchemaError: if `other` has another version, lacks a feature, or has it with another unit or bounds.
+
+        >>> first, second = (ObservationField(name, "1", 0.0, 1.0, "") for name in ("first", "second"))
+        >>> stored = ObservationSchema(version=1, fields=(second,))
+        >>> stored.select_from(ObservationSchema(version=1, fields=(first, second))).tolist()
+        [1]
+        """
+        if self.version != other.version:
+            raise SchemaError(
+                f"Expected an observation schema with version {other.version}, got {self.version}. {_ADVICE}"
+            )
+        positions = {f.name: position for position, f in enumerate(other.fields)}
+        for ours in self.fields:
+            if ours.name not in positions:
+                raise SchemaError(f"Expected features among {list(other.names)}, got {ours.name!r}. {_ADVICE}")
+            theirs = other.fields[positions[ours.name]]
+            for part in ("unit", "low", "high"):
+                wanted, got = getattr(theirs, part), getattr(ours, part)
+                if wanted != got:
+                    raise SchemaError(f"Expected feature {ours.name!r} with {part} {wanted!r}, got {got!r}. {_ADVICE}")
+        return np.array([positions[name] for name in self.names], np.int64)
 
     def sha256(self) -> str:
         """Hash of the canonical JSON; equal hashes mean equal schemas."""
@@ -83,11 +112,7 @@ class ObservationSchema:
 
     @staticmethod
     def from_json(text: str) -> "ObservationSchema":
-        """Reads what `to_json` wrote.
-
-        Raises:
-            SchemaError: if it is no observation schema.
-        """
+        """Reads what `to_json` wrote; a SchemaError if it is no observation schema."""
         try:
             content = json.loads(text)
             read = tuple(ObservationField(**item) for item in content["fields"])
@@ -100,11 +125,7 @@ class ObservationSchema:
         return schema
 
     def require_same(self, other: "ObservationSchema") -> None:
-        """Passes if `other` has the same features with the same meaning.
-
-        Raises:
-            SchemaError: naming the first difference.
-        """
+        """Passes if `other` has the same features with the same meaning; a SchemaError names the first difference."""
         if self.version != other.version:
             _refuse("version", self.version, other.version)
         for place, (ours, theirs) in enumerate(zip(self.fields, other.fields, strict=False)):
@@ -116,41 +137,4 @@ class ObservationSchema:
 
 
 def _refuse(what: str, expected: object, got: object) -> None:
-    raise SchemaError(
-        f"Expected an observation schema with {what} {expected!r}, got {got!r}. "
-        "Train and export the policy with the version of SpecKV that is to run it."
-    )
-
-
-def _field(name: str, low: float, high: float, description: str, unit: str = "1") -> ObservationField:
-    return ObservationField(name=name, unit=unit, low=float(low), high=float(high), description=description)
-
-
-_PREVIOUS = "over the tested tokens of the last drafting step"
-
-SCHEMA = ObservationSchema(
-    version=1,
-    fields=(
-        _field("draft_entropy_mean", 0, 12, f"Draft's mean entropy {_PREVIOUS}; 0 at first", "nats"),
-        _field("draft_entropy_max", 0, 12, f"Draft's greatest entropy {_PREVIOUS}; 0 at first", "nats"),
-        _field("draft_confidence_mean", 0, 1, f"Draft's mean top-1 probability {_PREVIOUS}; 1 at first"),
-        _field("draft_confidence_min", 0, 1, f"Draft's least top-1 probability {_PREVIOUS}; 1 at first"),
-        _field("draft_margin_mean", 0, 1, f"Draft's mean top-1 minus top-2 probability {_PREVIOUS}; 1 at first"),
-        _field("accepted_fraction", 0, 1, "Accepted over drafted in the last drafting step; 0.7 at first"),
-        _field("previous_gamma", 0, 1, "Tokens drafted in the previous step, over 16; 0 at first"),
-        _field(
-            "acceptance_ema", 0, 1, "Accepted over tested tokens, both decayed by 0.9 a step; prior 4 tokens at 0.7"
-        ),
-        _field(
-            "accepted_ema", 0, 1, "Mean accepted length of drafting steps, decayed by 0.9 each, over 16; 7/3 at first"
-        ),
-        _field("draft_confidence_last", 0, 1, "Draft's top-1 probability at the last tested token; 1 at first"),
-        _field("target_entropy", 0, 12, "Target's entropy at the newest emitted token", "nats"),
-        _field("target_confidence", 0, 1, "Target's top-1 probability at the newest emitted token"),
-        _field("cost_ratio", 0, 2, "One draft pass over one target pass"),
-        _field("bits_per_weight", 0, 1, "Bits of one weight of the target, over 16"),
-        _field("position", 0, 1, "Emitted tokens over the token budget"),
-        _field("tokens_left", 0, 1, "Tokens left in the budget, at most 64, over 64"),
-        _field("draft_lag", 0, 1, "Emitted tokens the draft has not read, the newest left out, at most 16, over 16"),
-    ),
-)
+    raise SchemaError(f"Expected an observation schema with {what} {expected!r}, got {got!r}. {_ADVICE}")

@@ -19,9 +19,15 @@ import numpy as np
 from speckv import __version__
 from speckv.errors import CheckpointError, ConfigError, SpecKVError
 from speckv.files import canonical_json, write_atomically
-from speckv.observation import SCHEMA, STOPPING_SCHEMA, ObservationSchema
-from speckv.observation.history import DECAY, PRIOR_ACCEPTANCE, PRIOR_TOKENS
-from speckv.observation.request import RequestMemory
+from speckv.observation import (
+    DECAY,
+    PRIOR_ACCEPTANCE,
+    PRIOR_TOKENS,
+    SCHEMA,
+    STOPPING_SCHEMA,
+    ObservationSchema,
+    RequestMemory,
+)
 from speckv.runtime.card import CARD, read_card, read_described
 from speckv.runtime.kinds import Packed, pack_controller, unpack
 from speckv.runtime.session import HIDDEN, Session

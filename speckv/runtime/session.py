@@ -10,8 +10,7 @@ from typing import cast
 
 import numpy as np
 
-from speckv.observation import SCHEMA
-from speckv.observation.request import RequestMemory
+from speckv.observation import SCHEMA, RequestMemory
 from speckv.types import NUM_SIGNALS, Controller, FloatArray, StepOutcome, StoppingController
 
 logger = logging.getLogger(__name__)

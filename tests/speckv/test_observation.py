@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from speckv.errors import SchemaError
 from speckv.observation import (
     SCHEMA,
-    TESTED_SUMMARY,
+    STOPPING_SCHEMA,
+    TESTED,
     History,
     ObservationSchema,
     StaticContext,
@@ -55,13 +56,13 @@ def features_after(*outcomes: StepOutcome) -> dict[str, float]:
 
 def test_summary_of_tested_tokens() -> None:
     # Means over two tokens: entropy (1 + 3) / 2, confidence (0.5 + 0.25) / 2, margin (0.25 + 0) / 2.
-    assert dict(zip(TESTED_SUMMARY, summarise_tested(SIGNALS, [2])[0].tolist(), strict=True)) == {
-        "entropy_mean": 2.0,
-        "entropy_max": 3.0,
-        "confidence_mean": 0.375,
-        "confidence_min": 0.25,
-        "margin_mean": 0.125,
-        "confidence_last": 0.25,
+    assert dict(zip(TESTED, summarise_tested(SIGNALS, [2])[0].tolist(), strict=True)) == {
+        "draft_entropy_mean": 2.0,
+        "draft_entropy_max": 3.0,
+        "draft_confidence_mean": 0.375,
+        "draft_confidence_min": 0.25,
+        "draft_margin_mean": 0.125,
+        "draft_confidence_last": 0.25,
     }
 
 
@@ -249,6 +250,27 @@ def test_schema_differences_are_named() -> None:
         assert other.sha256() != SCHEMA.sha256()
         with pytest.raises(SchemaError, match=message):
             SCHEMA.require_same(other)
+
+
+def test_features_of_a_stored_schema_are_found_by_name() -> None:
+    stored = replace(SCHEMA, fields=(SCHEMA.fields[9], *SCHEMA.fields[:3]))
+    positions = stored.select_from(STOPPING_SCHEMA)
+    assert positions.tolist() == [9, 0, 1, 2]
+    assert STOPPING_SCHEMA.select_from(STOPPING_SCHEMA).tolist() == list(range(STOPPING_SCHEMA.size))
+    observation = observe(History.start(2, 0.5, 0.75), StaticContext.of(["nf4"] * 2, {"nf4": 0.5}, [100] * 2))
+    assert observation[:, SCHEMA.fields.index(stored.fields[0])].tolist() == observation[:, positions][:, 0].tolist()
+
+
+def test_what_cannot_be_found_by_name_is_refused() -> None:
+    first = SCHEMA.fields[0]
+    for stored, message in (
+        (replace(SCHEMA, version=2), "version 1, got 2"),
+        (replace(SCHEMA, fields=(first._replace(name="entropy"),)), "got 'entropy'"),
+        (replace(SCHEMA, fields=(first._replace(high=9.0),)), "'draft_entropy_mean' with high 12.0, got 9.0"),
+        (replace(SCHEMA, fields=(first._replace(unit="bits"),)), "unit 'nats', got 'bits'"),
+    ):
+        with pytest.raises(SchemaError, match=message):
+            stored.select_from(SCHEMA)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from speckv.observation import (
     History,
+    RequestMemory,
     StaticContext,
     StepBatch,
     observe,
@@ -14,7 +15,6 @@ from speckv.observation import (
     summarise_draft,
     update_history,
 )
-from speckv.observation.request import RequestMemory
 from speckv.types import StepOutcome
 
 
