@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from speckv.cost import CostTable
 from speckv.errors import ConfigError
-from speckv.evaluation.compare import tune_fixed
+from speckv.evaluation.replays import tune_fixed
 from speckv.runtime.constant import ConstantPerCompression
 from speckv.traces import GAMMA_MAX, TraceSet
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from agents.stored import has_controller, load_controller
 from speckv.errors import CheckpointError
-from speckv.evaluation.run_facts import RUN, read_facts, said
+from speckv.evaluation.run_facts import RUN, read_fact, read_facts
 from speckv.runtime.policy import SHIPPED
 from speckv.runtime.stored import name_apart
 from speckv.types import Controller
@@ -25,7 +25,7 @@ def latest_run(runs_dir: Path | str, *, cost: str, traces_sha256: str) -> Path |
             facts = read_facts(folder)
         except CheckpointError:
             continue
-        same = (said(facts, "cost", "name"), said(facts, "traces", "sha256")) == (cost, traces_sha256)
+        same = (read_fact(facts, "cost", "name"), read_fact(facts, "traces", "sha256")) == (cost, traces_sha256)
         if same and "started" in facts and has_controller(folder):
             found.append((str(facts["started"]), folder))
     return max(found)[1] if found else None

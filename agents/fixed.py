@@ -2,7 +2,7 @@
 """One constant gamma: what every engine asks its user for."""
 
 from speckv.errors import ConfigError
-from speckv.evaluation.baselines import fixed_name
+from speckv.evaluation.replays import fixed_name
 from speckv.runtime.constant import ConstantGamma
 from speckv.types import GAMMA_MAX
 

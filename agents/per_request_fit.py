@@ -6,7 +6,7 @@ import numpy as np
 from agents.per_request import PerRequestGamma, PerRequestSettings, RequestTimes, linear_inputs
 from speckv.cost import CostTable
 from speckv.cost.times import StepTimes
-from speckv.evaluation.compare import compile_pair
+from speckv.evaluation.replays import compile_pair
 from speckv.replay import ReplayBatch, replay_fixed
 from speckv.traces import TraceSet
 

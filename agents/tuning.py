@@ -10,7 +10,7 @@ from agents.per_compression import PerCompression, StoppingPerCompression
 from agents.registry import TrainingData, agent_settings, decides_token_by_token, make_controller
 from speckv.cost import require_single_request
 from speckv.errors import ConfigError, nearest
-from speckv.evaluation.compare import compile_pair
+from speckv.evaluation.replays import compile_pair
 from speckv.replay import replay_controller
 from speckv.types import StoppingController
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from speckv.evaluation.bootstrap import Float64, Interval, ratio_interval, resample_counts
-from speckv.evaluation.hierarchy import Entrant, measure_entrant
+from speckv.evaluation.entrants import Entrant, measure_entrant
 from speckv.evaluation.metrics import ALL, Group, References, Sums
-from speckv.evaluation.verdicts import EQUAL, VS_BEST_FIXED, VS_FIRST, judge
+from speckv.evaluation.significance import EQUAL, VS_BEST_FIXED, VS_FIRST, paired_families
 from speckv.files import canonical_json, write_atomically
 
 RESULT = Path(__file__).resolve().parent / "results" / "interval-coverage.json"
@@ -135,7 +135,7 @@ def seed_coverage(
         hits += covers(both, TRUTH), covers(alone, TRUTH)
         if tested:
             fair = Entrant.alone(sums_of("base", baseline.seconds / TRUTH), resamples)
-            (family,) = judge([entrant], fair, [group], num_resamples=resamples, seed=study)
+            (family,) = paired_families([entrant], fair, [group], num_resamples=resamples, seed=study)
             claims += family.verdicts[0].word != EQUAL
     return SeedCoverage(
         hierarchical=float(hits[0] / studies),
@@ -165,7 +165,7 @@ def _equal_fields(
         shared = lognormal(rng, DIFFICULTY, prompts, 2)
         seconds = shared * lognormal(rng, OWN, controllers + 1, prompts, 2)
         fixed, *entrants = (Entrant.alone(sums_of(f"c{k}", s), 1) for k, s in enumerate(seconds))
-        families = judge(entrants, fixed, [whole_group(prompts, 2)], num_resamples=flips, seed=study)
+        families = paired_families(entrants, fixed, [whole_group(prompts, 2)], num_resamples=flips, seed=study)
         yield {family.question: [v.word for v in family.verdicts] for family in families}
 
 

@@ -32,8 +32,8 @@ from benchmarks.study_arms import Arm, run_arm
 from benchmarks.study_store import Record
 from speckv.commands.app import compose_checked
 from speckv.cost.times import StepTimes
-from speckv.evaluation.compare import compile_pair
 from speckv.evaluation.plots import INK, PALETTE
+from speckv.evaluation.replays import compile_pair
 from speckv.replay import VisitedStates, replay_stream
 from speckv.runtime.constant import ConstantGamma
 from speckv.types import Controller, FloatArray, IntArray, StepOutcome

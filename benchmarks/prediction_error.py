@@ -27,7 +27,7 @@ from speckv.commands.decode import find_controller
 from speckv.cost import MOST_ERROR, CompiledCost, CostTable
 from speckv.decoding import Engine, GenerationResult, RequestContext, generate
 from speckv.decoding.clock import device_clock
-from speckv.evaluation.compare import tune_fixed
+from speckv.evaluation.replays import tune_fixed
 from speckv.files import write_atomically
 from speckv.models import ModelPair, encode_prompt
 from speckv.models.dtypes import dtype_name

@@ -27,7 +27,7 @@ from speckv.evaluation.regret import TAIL, TOLERANCE, WINDOW, LearnerRegret
 from speckv.evaluation.regret_plots import LineStyle, regret_lines
 from speckv.evaluation.report import save_figure
 from speckv.evaluation.results import rounded
-from speckv.evaluation.table import render_table
+from speckv.evaluation.text import render_table
 from speckv.files import canonical_json, write_atomically
 from speckv.traces import TraceSet, find_traces
 

@@ -11,8 +11,8 @@ import numpy as np
 from agents.bandits.base import Bandit
 from agents.registry import TrainingData, agent_settings, begin_learner
 from speckv.cost import CostTable
-from speckv.evaluation.compare import compile_pair
 from speckv.evaluation.regret import Float64, Hindsight, LearnerRegret, draw_half, hindsight, learner_regret
+from speckv.evaluation.replays import compile_pair
 from speckv.replay import clairvoyant, replay_fixed, replay_stream
 from speckv.traces import TraceSet
 

@@ -25,7 +25,7 @@ from benchmarks import qwen
 from speckv.decoding import Engine, GenerationResult, RequestContext, engine, generate, open_draft
 from speckv.decoding.draws import Draws
 from speckv.decoding.protocols import CachedTokens, LanguageModel
-from speckv.evaluation.table import render_table
+from speckv.evaluation.text import render_table
 from speckv.models import ModelPair
 from speckv.models.dtypes import dtype_name
 from speckv.models.signals import ScoredTokens, Scores

@@ -11,7 +11,7 @@ from agents.bandits.linear import MIN_STD, Scaling
 from agents.bandits.neural import LastHidden
 from speckv.cost import CompiledCost, CostTable
 from speckv.cost.times import StepTimes
-from speckv.evaluation.compare import compile_pair
+from speckv.evaluation.replays import compile_pair
 from speckv.replay import CompiledTraces, replay_stream, visit
 from speckv.runtime.constant import ConstantGamma
 from speckv.traces import TraceSet

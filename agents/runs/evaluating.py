@@ -18,16 +18,17 @@ from agents.runs.task import load_cost, load_splits
 from agents.tuning import GRIDS, tune
 from speckv.cost import CostTable, require_single_request
 from speckv.errors import ConfigError
-from speckv.evaluation.baselines import FixedSweep
-from speckv.evaluation.compare import Comparison, compare, compile_pair, controller_sums
-from speckv.evaluation.comparison_text import render_comparison
-from speckv.evaluation.hierarchy import SeedGroup
+from speckv.evaluation.replays import FixedSweep
+from speckv.evaluation.compare import Comparison, compare
+from speckv.evaluation.replays import compile_pair, controller_sums
+from speckv.evaluation.text import render_comparison
+from speckv.evaluation.entrants import SeedGroup
 from speckv.evaluation.report import make_timelines, save_report
 from speckv.evaluation.results import headline
 from speckv.evaluation.run_facts import RUN
-from speckv.evaluation.seeds import find_seed_groups
-from speckv.evaluation.splits import require_comparable
-from speckv.evaluation.timing import sample_observations, time_decisions
+from speckv.evaluation.run_facts import find_seed_groups
+from speckv.evaluation.compare import require_comparable
+from speckv.evaluation.replays import sample_observations, time_decisions
 from speckv.runtime.constant import ConstantGamma, ConstantPerCompression
 from speckv.traces import TraceSet
 from speckv.types import GAMMA_MAX, Controller, StoppingController

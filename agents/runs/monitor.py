@@ -22,7 +22,7 @@ from agents.runs.run_folder import BEST, LAST, POLICY, RunFolder
 from agents.runs.tensorboard import RunWriter
 from agents.runs.validation import Score, Validator
 from envs.sb3_bridge import SB3VecEnv
-from speckv.evaluation.table import format_rate
+from speckv.evaluation.text import format_rate
 from speckv.runtime.stored import controller_of
 
 

@@ -11,7 +11,7 @@ from agents.survival.fit import fit_probabilities
 from agents.survival.samples import Samples, collect
 from speckv.cost import CostTable
 from speckv.cost.times import StepTimes
-from speckv.evaluation.compare import compile_pair
+from speckv.evaluation.replays import compile_pair
 from speckv.replay import VisitedStates
 from speckv.runtime.constant import ConstantGamma
 from speckv.traces import TraceSet

@@ -7,8 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from speckv.evaluation.figure_text import figure_text
-from speckv.evaluation.plots import INK, PALETTE, tidy
+from speckv.evaluation.plots import INK, PALETTE, figure_text, tidy
 
 _DPI = 150
 _TITLE_WIDTH, _NAME_WIDTH = 100, 40

@@ -2,8 +2,8 @@
 """What the runs of a study come to: each arm over the best fixed gamma, and over the arm that others are held to.
 
 Seconds of every run, prompt and compression are read back from the runs' own evaluations on the test prompts.
-Intervals are a bootstrap of prompts and seeds (`speckv.evaluation.hierarchy`), claims are sign-flip tests with Holm's
-control over the study's arms (`speckv.evaluation.verdicts`).
+Intervals are a bootstrap of prompts and seeds (`speckv.evaluation.entrants`), claims are sign-flip tests with Holm's
+control over the study's arms (`speckv.evaluation.significance`).
 """
 
 import csv
@@ -17,13 +17,13 @@ import numpy as np
 from agents.runs.run_folder import EVALUATION
 from agents.studies.running import Job
 from speckv.errors import CheckpointError
-from speckv.evaluation.baselines import AUTOREGRESSIVE, BEST_FIXED, CLAIRVOYANT
 from speckv.evaluation.bootstrap import Float64, Interval, resample_counts
 from speckv.evaluation.compare import NUM_RESAMPLES
-from speckv.evaluation.hierarchy import Entrant, measure_entrant, run_generator, speedup_over
+from speckv.evaluation.entrants import Entrant, measure_entrant, run_generator, speedup_over
 from speckv.evaluation.metrics import ALL, Grid, Group, References, Sums, groups_of
+from speckv.evaluation.replays import AUTOREGRESSIVE, BEST_FIXED, CLAIRVOYANT
 from speckv.evaluation.report import PER_PROMPT, RESULTS
-from speckv.evaluation.verdicts import Verdict, judge_against
+from speckv.evaluation.significance import PairedComparison, family_against
 
 _COUNTS = ("tokens", "seconds", "steps", "drafted", "accepted", "tested")
 _BASELINES = (AUTOREGRESSIVE, BEST_FIXED, CLAIRVOYANT)
@@ -62,7 +62,7 @@ class ArmOutcome:
     by_compression: Mapping[str, Interval]
     by_seed: tuple[float, ...]
     over_reference: Interval | None
-    verdict: Verdict | None
+    verdict: PairedComparison | None
 
 
 def read_sums(jobs: Sequence[Job]) -> StudySums:
@@ -145,9 +145,9 @@ def measure_arms(sums: StudySums, *, num_resamples: int = NUM_RESAMPLES, seed: i
     groups = {g.compression: g for g in groups_of(sums.grid, sums.references.best_fixed.tokens) if g.task == ALL}
     whole = groups[ALL]
     first, *others = entrants
-    verdicts: dict[str, Verdict] = {}
+    verdicts: dict[str, PairedComparison] = {}
     if others:
-        family = judge_against(first, others, whole, question="first arm", num_resamples=num_resamples, seed=seed)
+        family = family_against(first, others, whole, question="first arm", num_resamples=num_resamples, seed=seed)
         verdicts = {verdict.controller: verdict for verdict in family.verdicts}
     return tuple(_outcome(entrant, first, groups, sums.references, counts, verdicts) for entrant in entrants)
 
@@ -158,7 +158,7 @@ def _outcome(
     groups: Mapping[str, Group],
     references: References,
     counts: Float64,
-    verdicts: Mapping[str, Verdict],
+    verdicts: Mapping[str, PairedComparison],
 ) -> ArmOutcome:
     rows = {name: measure_entrant(entrant, group, references, counts) for name, group in groups.items()}
     best = groups[ALL].take(references.best_fixed.seconds).sum(axis=0)

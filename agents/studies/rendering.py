@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from speckv.evaluation.bootstrap import Interval
-from speckv.evaluation.table import format_interval, render_table
+from speckv.evaluation.text import format_interval, render_table
 
 HEADER = ("arm", "x best fixed gamma", "x first arm", "against the first arm")
 

@@ -11,7 +11,7 @@ from agents.survival.samples import RandomGammaSampler, before_steps, collect, i
 from agents.survival.settings import SurvivalSettings
 from speckv.cost import CompiledCost, CostTable
 from speckv.cost.times import StepTimes
-from speckv.evaluation.compare import compile_pair
+from speckv.evaluation.replays import compile_pair
 from speckv.replay import CompiledTraces, replay_controller
 from speckv.runtime.constant import ConstantGamma
 from speckv.traces import TraceSet

@@ -19,7 +19,7 @@ from benchmarks.paper.study import ConditionResult, PaperStudy, PolicyResult, Sp
 from speckv.evaluation.plots import GREY, INK, PALETTE
 from speckv.evaluation.report import save_figure
 from speckv.evaluation.results import rounded
-from speckv.evaluation.table import format_interval, render_table
+from speckv.evaluation.text import format_interval, render_table
 from speckv.files import canonical_json, write_atomically
 
 NOTES = (

@@ -12,12 +12,10 @@ from speckv.commands.quoting import quoted
 from speckv.commands.run_folders import RunFolder, Terms, agreed
 from speckv.cost import CostTable
 from speckv.errors import CheckpointError, ConfigError, DataError
-from speckv.evaluation.baselines import FixedSweep
-from speckv.evaluation.compare import NUM_RESAMPLES, compare, tune_fixed
+from speckv.evaluation.compare import NUM_RESAMPLES, compare, with_decode_steps
 from speckv.evaluation.curves import EVAL, Curve, read_curve
-from speckv.evaluation.run_facts import controller_folder
-from speckv.evaluation.seeds import find_seed_groups
-from speckv.evaluation.splits import with_decode_steps
+from speckv.evaluation.replays import FixedSweep, tune_fixed
+from speckv.evaluation.run_facts import controller_folder, find_seed_groups
 from speckv.files import write_atomically
 from speckv.profiling.prompts import read_prompts
 from speckv.report.content import Shown, Words, page_content

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from speckv.commands.app import plain
 from speckv.errors import CheckpointError, ConfigError
 from speckv.evaluation.compare import NUM_RESAMPLES
-from speckv.evaluation.run_facts import CONFIG, read_facts, said
+from speckv.evaluation.run_facts import CONFIG, read_fact, read_facts
 
 _MATERIAL = ("traces", "compressions", "tasks", "cost")
 """Settings of `learn` that make validation another one than on the run's own recordings and clock."""
@@ -84,9 +84,9 @@ class RunFolder:
         return Terms(
             cost=str(clock["table"]),
             batch=int(str(clock.get("batch", 1))),
-            cost_sha256=said(self.facts, "cost", "sha256") if cost is None else "",
+            cost_sha256=read_fact(self.facts, "cost", "sha256") if cost is None else "",
             traces=str(recordings["traces"]),
-            traces_sha256=said(self.facts, "traces", "sha256") if data is None else "",
+            traces_sha256=read_fact(self.facts, "traces", "sha256") if data is None else "",
             compressions=_words(recordings.get("compressions")),
             tasks=_words(recordings.get("tasks")),
         )
@@ -125,8 +125,8 @@ class RunFolder:
             if key in self.facts:
                 found[label] = str(self.facts[key])
         for label, key in (("Trained on", "cost"), ("Recordings", "traces")):
-            if name := said(self.facts, key, "name"):
-                found[label] = f"{Path(name).name}, sha256 {said(self.facts, key, 'sha256')[:16]}"
+            if name := read_fact(self.facts, key, "name"):
+                found[label] = f"{Path(name).name}, sha256 {read_fact(self.facts, key, 'sha256')[:16]}"
         return found
 
 

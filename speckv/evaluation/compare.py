@@ -1,39 +1,190 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Replays controllers over the same recorded prompts and measures them against the baselines and the bound."""
+"""Compares controllers on recorded prompts with the baselines and the clairvoyant bound."""
 
-import copy
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
-
-from speckv.cost import CompiledCost, CostTable, require_single_request
-from speckv.errors import ConfigError
-from speckv.evaluation.baselines import (
+from speckv.cost import CostTable, describe_clock, require_single_request
+from speckv.errors import ConfigError, TraceError
+from speckv.evaluation.bootstrap import Float64, resample_counts
+from speckv.evaluation.entrants import Entrant, Profile, SeedGroup, make_entrants, measure_entrant, speedup_profile
+from speckv.evaluation.metrics import (
+    ALL,
+    Bucket,
+    ControllerMetrics,
+    Grid,
+    Group,
+    References,
+    Sums,
+    groups_by_length,
+    groups_of,
+    length_buckets,
+    measure,
+)
+from speckv.evaluation.replays import (
     AUTOREGRESSIVE,
     BEST_FIXED,
     CLAIRVOYANT,
     REQUEST_ORACLE,
     TASK_ORACLE,
     FixedSweep,
+    compile_pair,
+    controller_sums,
     sweep_fixed,
+    tune_fixed,
 )
-from speckv.evaluation.bootstrap import Float64, resample_counts
-from speckv.evaluation.hierarchy import Entrant, SeedGroup, make_entrants, measure_entrant
-from speckv.evaluation.lengths import Bucket, groups_by_length, length_buckets
-from speckv.evaluation.metrics import ALL, Grid, Group, References, Row, Sums, groups_of, measure
-from speckv.evaluation.profiles import Profile, speedup_profile
-from speckv.evaluation.setting import Setting, describe_setting
-from speckv.evaluation.splits import require_comparable
-from speckv.evaluation.verdicts import Family, judge
-from speckv.replay import CompiledTraces, clairvoyant, replay_controller, replay_stream
+from speckv.evaluation.significance import Family, paired_families
+from speckv.replay import clairvoyant
 from speckv.traces import TraceSet
-from speckv.types import Controller, OnlineLearner, StoppingController
+from speckv.types import Controller, StoppingController
+
+logger = logging.getLogger(__name__)
 
 NUM_RESAMPLES = 10_000
-STREAM_SEED = 20_260_101
-"""Of the order in which online learners meet the prompts."""
 RESERVED_NAMES = (BEST_FIXED, TASK_ORACLE, REQUEST_ORACLE, CLAIRVOYANT, AUTOREGRESSIVE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparisonSetting:
+    """What was compared on what.
+
+    Attributes:
+        target: Id of the target model.
+        draft: Id of the draft model.
+        dtype: Compression -> arithmetic of the target; "draft" -> the draft's.
+        sampling: "greedy" or "gumbel".
+        temperature: Of the recorded text; 0 where it is the greedy one, None where the recording does not say.
+        traces_sha256: Hash of the trace file.
+        cost: Name of the cost table.
+        cost_kind: "measured" or "fitted".
+        cost_check: Compression -> in a few words, how well the table's times add up to live runs.
+        cost_ratio: Compression -> one draft pass over one target pass.
+        train_prompts: Distinct prompts the best fixed gamma was tuned on.
+        test_prompts: Distinct prompts compared on.
+        num_resamples: Of the bootstrap.
+        seed: Of the bootstrap and the tests.
+    """
+
+    target: str
+    draft: str
+    dtype: dict[str, str]
+    sampling: str
+    temperature: float | None
+    traces_sha256: str
+    cost: str
+    cost_kind: str
+    cost_check: dict[str, str]
+    cost_ratio: dict[str, float]
+    train_prompts: int
+    test_prompts: int
+    num_resamples: int
+    seed: int
+
+    @property
+    def clock(self) -> str:
+        """The cost table's name, and what a reader must know of it."""
+        return f"{self.cost} ({describe_clock(self.cost_kind, self.cost_check)})"
+
+    @property
+    def text(self) -> str:
+        """How the recorded text was chosen."""
+        return f"{self.sampling}, temperature {self.temperature:g}" if self.temperature else self.sampling
+
+
+def _temperature(traces: TraceSet) -> float | None:
+    if not traces.metadata.is_sampled:
+        return 0.0
+    found = traces.metadata.sampling.get("temperature")
+    return None if found is None else float(found)
+
+
+def describe_setting(
+    train: TraceSet, test: TraceSet, cost: CostTable, compressions: Sequence[str], *, num_resamples: int, seed: int
+) -> ComparisonSetting:
+    """Gathers the facts of a comparison.
+
+    Args:
+        train: Where the best fixed gamma is tuned.
+        test: Where everything is measured.
+        cost: The clock.
+        compressions: Of the test prompts, in the order of the tables.
+        num_resamples: Of the bootstrap.
+        seed: Of the bootstrap and the tests.
+    """
+    metadata = test.metadata
+    return ComparisonSetting(
+        target=metadata.target_id,
+        draft=metadata.draft_id,
+        dtype=dict(metadata.dtype),
+        sampling=str(metadata.sampling["mode"]),
+        temperature=_temperature(test),
+        traces_sha256=test.sha256,
+        cost=cost.name,
+        cost_kind=cost.kind,
+        cost_check={c: cost.checks[c] for c in compressions},
+        cost_ratio={c: float(cost.cost_ratio(c)) for c in compressions},
+        train_prompts=len(train.prompt_ids),
+        test_prompts=len(test.prompt_ids),
+        num_resamples=num_resamples,
+        seed=seed,
+    )
+
+
+def with_decode_steps(traces: TraceSet) -> TraceSet:
+    """Leaves out texts of one token, which prefill emits: they have no decode step. Logs how many they are.
+
+    Raises:
+        TraceError: if no text is left.
+    """
+    kept = tuple(s for s in traces.sequences if len(s.tokens) > 1)
+    if not kept:
+        raise TraceError(
+            f"Expected a text of two tokens or more, got {len(traces.sequences)} texts of one, which have no decode "
+            "step. Record longer texts."
+        )
+    number = len(traces.sequences) - len(kept)
+    if number:
+        gone = sorted(set(traces.compressions) - {s.compression for s in kept})
+        whole = f"; nothing is left at {', '.join(gone)}" if gone else ""
+        logger.warning("Left out %d texts of one token, which have no decode step%s.", number, whole)
+    return replace(traces, sequences=kept) if number else traces
+
+
+def require_decode_steps(traces: TraceSet, compressions: tuple[str, ...], use: str, advice: str) -> None:
+    """Passes if there is a decode step at each of these compressions.
+
+    Args:
+        traces: Recordings.
+        compressions: Names.
+        use: Begins the message: what the recordings are, such as "train prompts".
+        advice: Ends the message.
+
+    Raises:
+        TraceError: naming the compressions without one.
+    """
+    present = {s.compression for s in traces.sequences if len(s.tokens) > 1}
+    if missing := sorted(set(compressions) - present):
+        raise TraceError(f"Expected {use} with decode steps at {sorted(compressions)}, got none at {missing}. {advice}")
+
+
+def require_comparable(train: TraceSet, test: TraceSet) -> None:
+    """Passes if controllers that are tuned on some recordings can be compared on others.
+
+    Raises:
+        TraceError: if a tested compression has no decode step on either side, a prompt is on both, or the recordings
+            are of unlike depth.
+    """
+    advice = "Record them, or leave that compression out with data.compressions."
+    require_decode_steps(train, test.compressions, "train prompts", advice)
+    require_decode_steps(test, test.compressions, "test prompts", advice)
+    if shared := set(train.prompt_ids) & set(test.prompt_ids):
+        raise TraceError(f"Expected disjoint prompts, but {sorted(shared)[:3]} are in train and test. Split by prompt.")
+    if train.metadata.gamma_max != test.metadata.gamma_max:
+        raise TraceError(
+            f"Expected train and test prompts of one recorded depth, got gamma_max {train.metadata.gamma_max} and "
+            f"{test.metadata.gamma_max}. Record both alike."
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +192,9 @@ class GroupResult:
     """All controllers in one group."""
 
     group: Group
-    rows: tuple[Row, ...]
+    rows: tuple[ControllerMetrics, ...]
 
-    def row(self, controller: str) -> Row:
+    def row(self, controller: str) -> ControllerMetrics:
         """The row of one controller."""
         return next(row for row in self.rows if row.controller == controller)
 
@@ -74,7 +225,7 @@ class Comparison:
         profiles: Shares of prompts by speed-up, per entrant or bound and compression.
     """
 
-    setting: Setting
+    setting: ComparisonSetting
     best_fixed_gammas: dict[str, int]
     controllers: tuple[str, ...]
     entrants: tuple[str, ...]
@@ -161,7 +312,7 @@ def compare(
         sums=sums,
         groups=tuple(field.measure(group, sums) for group in groups),
         lengths=field.by_length(length_buckets(compiled, grid), whole),
-        families=field.judge(_distinct(whole)),
+        families=field.families(_distinct(whole)),
         profiles=field.profiles(_distinct(whole)),
     )
 
@@ -196,10 +347,10 @@ class _Field:
                 found.append(LengthResult(bucket=bucket, result=GroupResult(group=group, rows=rows)))
         return tuple(found)
 
-    def judge(self, groups: Sequence[Group]) -> tuple[Family, ...]:
+    def families(self, groups: Sequence[Group]) -> tuple[Family, ...]:
         """Verdicts of each group."""
         best_fixed = Entrant.alone(self.references.best_fixed, len(self.counts))
-        return judge(self.entrants, best_fixed, groups, num_resamples=len(self.counts), seed=self.seed)
+        return paired_families(self.entrants, best_fixed, groups, num_resamples=len(self.counts), seed=self.seed)
 
     def profiles(self, groups: Sequence[Group]) -> tuple[Profile, ...]:
         """Profiles of every entrant and of the bound in each group."""
@@ -219,31 +370,3 @@ def _check_names(names: Sequence[str]) -> None:
             f"Expected distinct controller names other than the baselines', got {sorted(fixed)}. "
             "Leave one of them out, or put it into a folder of another name."
         )
-
-
-def compile_pair(traces: TraceSet, cost: CostTable) -> tuple[CompiledTraces, CompiledCost]:
-    """Prepares a trace set and its costs for replay."""
-    compiled = CompiledTraces(traces)
-    return compiled, CompiledCost(cost, traces.compressions, gamma_max=traces.metadata.gamma_max)
-
-
-def tune_fixed(train: TraceSet, cost: CostTable) -> FixedSweep:
-    """Replays every fixed gamma on the train prompts, by tokens over seconds."""
-    cost.require(train.compressions)
-    compiled, compiled_cost = compile_pair(train, cost)
-    return sweep_fixed(compiled, compiled_cost, gamma_max=train.metadata.gamma_max)
-
-
-def controller_sums(controller: Controller, compiled: CompiledTraces, cost: CompiledCost) -> Sums:
-    """Replays one controller over every sequence; decisions are charged where the controller charges any.
-
-    One that learns online meets the sequences one after the other, in an order that is drawn once and for all. A copy
-    of it does: what it learns here is gone afterwards.
-    """
-    if isinstance(controller, OnlineLearner):
-        order = np.random.default_rng(STREAM_SEED).permutation(len(compiled))
-        learner = copy.deepcopy(controller)
-        record = replay_stream(learner, compiled, cost, order=order.tolist()).take(np.argsort(order).tolist())
-    else:
-        record = replay_controller(controller, compiled, cost)
-    return Grid.of(compiled).sums(controller.name, record)

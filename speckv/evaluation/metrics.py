@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a replay adds up to: per-prompt sums, and the figures that follow by dividing them.
+"""Sums of a replay per prompt, and the figures that follow by dividing them.
 
-Sums first, ratios last. The text does not depend on the controller, so tokens per second over a set of prompts is
-the set's tokens over its total time; a mean of per-prompt rates would rank controllers differently.
+Sums first, ratios last. The text does not depend on the controller, so tokens per second over a set of prompts is the
+set's tokens over its total time; a mean of per-prompt rates would rank controllers differently.
 """
 
 from collections.abc import Sequence
@@ -150,7 +150,7 @@ def groups_of(grid: Grid, tokens: Float64) -> tuple[Group, ...]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class ControllerMetrics:
     """One controller's figures in one group.
 
     Attributes:
@@ -192,7 +192,7 @@ class References:
     clairvoyant: Sums
 
 
-def measure(sums: Sums, group: Group, references: References, counts: Float64) -> Row:
+def measure(sums: Sums, group: Group, references: References, counts: Float64) -> ControllerMetrics:
     """Computes one row.
 
     Args:
@@ -211,7 +211,7 @@ def measure(sums: Sums, group: Group, references: References, counts: Float64) -
     vs_ar = ratio_interval(plain.sum(axis=1), seconds.sum(axis=1), weights)
     vs_best_fixed = ratio_interval(fixed.sum(axis=1), seconds.sum(axis=1), weights)
     several = len(group.columns) > 1
-    return Row(
+    return ControllerMetrics(
         controller=sums.name,
         throughput=throughput,
         speedup_vs_ar=vs_ar,
@@ -244,3 +244,73 @@ def geometric_mean(values: Sequence[float]) -> float:
     2.0
     """
     return float(np.exp(np.mean(np.log(values))))
+
+
+QUARTERS = (0.25, 0.5, 0.75)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bucket:
+    """Prompts of similar length. Lengths are in tokens, the chat template's included.
+
+    Attributes:
+        shortest: Prompt.
+        longest: Prompt.
+        longest_context: Prompt and what was generated, of the sequence that got longest.
+        prompts: Rows of the grid.
+    """
+
+    shortest: int
+    longest: int
+    longest_context: int
+    prompts: NDArray[np.int64]
+
+    @property
+    def name(self) -> str:
+        """The bounds, as a table shows them."""
+        return f"{self.shortest}-{self.longest}" if self.longest > self.shortest else str(self.shortest)
+
+
+def length_buckets(compiled: CompiledTraces, grid: Grid) -> tuple[Bucket, ...]:
+    """Cuts the prompts at the quartiles of their lengths, shortest first; prompts of one length stay together.
+
+    The length of the prompt, and not of prompt and text, decides: it is known before decoding, and the same at every
+    compression, whose texts may differ.
+    """
+    prompt_len = np.zeros(len(grid.prompt_ids), np.int64)
+    np.maximum.at(prompt_len, grid.rows, compiled.prompt_len)
+    context = np.zeros(len(grid.prompt_ids), np.int64)
+    np.maximum.at(context, grid.rows, compiled.prompt_len + compiled.length)
+    cuts = np.quantile(prompt_len, QUARTERS, method="inverted_cdf")
+    quarter = np.searchsorted(cuts, prompt_len, side="left")
+    found = []
+    for number in range(len(cuts) + 1):
+        prompts = np.flatnonzero(quarter == number)
+        if len(prompts):
+            inside = prompt_len[prompts]
+            found.append(
+                Bucket(
+                    shortest=int(inside.min()),
+                    longest=int(inside.max()),
+                    longest_context=int(context[prompts].max()),
+                    prompts=prompts,
+                )
+            )
+    return tuple(found)
+
+
+def groups_by_length(bucket: Bucket, whole: tuple[Group, ...], tokens: Float64) -> tuple[Group, ...]:
+    """Cuts a bucket out of groups of all tasks, as far as anything was recorded there.
+
+    Args:
+        bucket: Prompts of similar length.
+        whole: One group a compression and one of all.
+        tokens: Shape [prompts, compressions] of the whole grid; zero where nothing was recorded.
+    """
+    cut = []
+    for group in whole:
+        prompts = np.intersect1d(group.prompts, bucket.prompts)
+        columns = group.columns[(tokens[np.ix_(prompts, group.columns)] > 0).any(axis=0)]
+        if len(columns):
+            cut.append(Group(compression=group.compression, task=ALL, prompts=prompts, columns=columns))
+    return tuple(cut)

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plots of a comparison. Each takes data and an Axes, draws, and returns the Axes; no global style is touched."""
+"""Plots of a comparison. Each takes data and an Axes, draws, and returns the Axes; no global style is changed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from numpy.typing import NDArray
 
 from speckv.evaluation.bootstrap import Interval
-from speckv.evaluation.figure_text import figure_text
+from speckv.evaluation.entrants import TAUS, Profile
 
 # Okabe and Ito's palette: told apart by colour-blind readers and in grey print.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -192,5 +194,56 @@ def timeline(ax: Axes, steps: Sequence[TimelineStep], title: str = "") -> Axes:
     ax.grid(axis="y", color="#E3E3E3", linewidth=0.8)
     if title:
         ax.set_title(figure_text(title), fontsize=10, loc="left")
+    tidy(ax)
+    return ax
+
+
+def figure_text(text: str) -> str:
+    r"""Returns a text that Matplotlib draws as it is, without a warning.
+
+    Characters that the font lacks and control characters become escapes, dollar signs do not begin a formula, and a
+    leading underscore does not hide a line from the legend.
+
+    >>> figure_text("p7 (code)"), figure_text("提示1"), figure_text("a\n$b$"), figure_text("_base")
+    ('p7 (code)', '\\u63d0\\u793a1', 'a\\n\\$b\\$', ' _base')
+    """
+    drawn = "".join(_drawn(character) for character in text)
+    return f" {drawn}" if drawn.startswith("_") else drawn
+
+
+@cache
+def _drawn(character: str) -> str:
+    if character == "$":
+        return r"\$"
+    font = get_font(findfont(FontProperties()))
+    if character.isprintable() and font.get_char_index(ord(character)):
+        return character
+    return character.encode("unicode_escape").decode()
+
+
+def profile_lines(
+    ax: Axes, profiles: Mapping[str, Profile], colors: Mapping[str, str], banded: Collection[str], setting: str
+) -> Axes:
+    """Share of prompts that reach each speed-up over the best fixed gamma, with bands of pointwise intervals.
+
+    Args:
+        ax: Where to draw.
+        profiles: Label -> profile.
+        colors: Label -> colour.
+        banded: Labels of those whose intervals are drawn.
+        setting: Title of the panel.
+    """
+    for name, profile in profiles.items():
+        if name in banded and profile.low is not None and profile.high is not None:
+            ax.fill_between(TAUS, profile.low, profile.high, color=colors[name], alpha=0.13, linewidth=0)
+    for name, profile in profiles.items():
+        ax.plot(TAUS, profile.shares, color=colors[name], linewidth=1.6, label=figure_text(name))
+    ax.axvline(1.0, color=INK, linewidth=1, linestyle="--")
+    ax.set_xlim(TAUS[0], TAUS[-1])
+    ax.set_ylim(0, 1.02)
+    ax.set_xlabel("speed-up over the best fixed gamma, at least (×)")
+    ax.set_ylabel("share of test prompts")
+    ax.set_title(figure_text(setting), fontsize=10, loc="left")
+    ax.grid(color="#E3E3E3", linewidth=0.8)
     tidy(ax)
     return ax

@@ -12,23 +12,22 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from speckv.cost import CostTable
-from speckv.evaluation.baselines import BEST_FIXED, CLAIRVOYANT
-from speckv.evaluation.compare import Comparison, compile_pair
-from speckv.evaluation.comparison_text import render_comparison
-from speckv.evaluation.figure_text import figure_text
+from speckv.evaluation.compare import Comparison
 from speckv.evaluation.metrics import ALL
 from speckv.evaluation.plots import (
     GREY,
     PALETTE,
     TimelineStep,
+    figure_text,
     gamma_histogram,
+    profile_lines,
     speedup_bars,
     speedup_dots,
     timeline,
 )
-from speckv.evaluation.profile_plots import profile_lines
+from speckv.evaluation.replays import BEST_FIXED, CLAIRVOYANT, DecisionTime, compile_pair
 from speckv.evaluation.results import comparison_json, per_prompt_csv
-from speckv.evaluation.timing import DecisionTime
+from speckv.evaluation.text import render_comparison
 from speckv.files import canonical_json, write_atomically
 from speckv.replay import ReplayRecord, StepLog, replay_controller, replay_fixed, replay_stream
 from speckv.traces import TraceSet

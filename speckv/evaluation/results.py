@@ -6,9 +6,9 @@ from dataclasses import asdict
 
 from speckv.evaluation.bootstrap import Interval
 from speckv.evaluation.compare import Comparison, GroupResult, LengthResult
-from speckv.evaluation.metrics import ALL, Row, Sums
-from speckv.evaluation.profiles import TAUS, Profile
-from speckv.evaluation.verdicts import LEVEL, Family
+from speckv.evaluation.entrants import TAUS, Profile
+from speckv.evaluation.metrics import ALL, ControllerMetrics, Sums
+from speckv.evaluation.significance import LEVEL, Family
 from speckv.files import csv_text
 
 RESULTS_VERSION = 1
@@ -44,7 +44,7 @@ def interval_json(interval: Interval) -> dict[str, float | None]:
     return {"estimate": rounded(interval.estimate), "low": rounded(interval.low), "high": rounded(interval.high)}
 
 
-def _row(row: Row) -> dict[str, object]:
+def _row(row: ControllerMetrics) -> dict[str, object]:
     together = {} if row.seeds_iqm is None else {"seeds_iqm_speedup_vs_best_fixed": interval_json(row.seeds_iqm)}
     return together | {
         "controller": row.controller,

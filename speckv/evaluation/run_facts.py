@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run folder says of itself, and where the folder of a controller is."""
+"""Files of a run folder that record what decided the run, and runs that differ by their seed alone."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from speckv.cost import CostTable
 from speckv.errors import CheckpointError, ConfigError
+from speckv.evaluation.entrants import MIN_SEEDS, SeedGroup
 from speckv.runtime.policy import SHIPPED
+from speckv.types import Controller
 
 RUN, CONFIG = "run.json", "config.yaml"
 """Files of a run folder: what decided the run beside its settings, and those."""
@@ -54,12 +56,84 @@ def read_facts(folder: Path) -> Mapping[str, object]:
     return facts
 
 
-def said(facts: Mapping[str, object], what: str, key: str) -> str:
+def read_fact(facts: Mapping[str, object], what: str, key: str) -> str:
     """One word of the facts about a file that a run was trained on, or "" if they hold none.
 
-    >>> said({"cost": {"name": "cpu-2core"}}, "cost", "name"), said({}, "traces", "sha256")
+    >>> read_fact({"cost": {"name": "cpu-2core"}}, "cost", "name"), read_fact({}, "traces", "sha256")
     ('cpu-2core', '')
     """
     about = facts.get(what)
     value = about.get(key) if isinstance(about, dict) else None
     return str(value) if value else ""
+
+
+_FREE = ("seed", "output", "runs_dir")
+"""Settings that may differ: the seed, and those that say where a run goes, which change nothing in it."""
+_DECISIVE = ("agent", "cost", "traces", "live")
+"""Facts that must agree as well: a config names files, and these hold their hashes."""
+
+
+def find_seed_groups(
+    paths: Sequence[Path], controllers: Sequence[Controller], load: Callable[[Path], Controller]
+) -> list[SeedGroup]:
+    """Finds runs that differ by their seed alone.
+
+    Two runs of one seed are the same run twice and add nothing: the second stays by itself.
+
+    Args:
+        paths: Run folders or others; what is no run folder is in no group.
+        controllers: What was loaded from each, under the names that tables show.
+        load: Loads one, under its own name.
+
+    Returns:
+        Groups of two runs or more, by first appearance.
+    """
+    runs: dict[str, dict[int, tuple[Path, str]]] = {}
+    for path, controller in zip(paths, controllers, strict=True):
+        known = _terms_and_seed(path)
+        if known is not None:
+            terms, seed = known
+            runs.setdefault(terms, {}).setdefault(seed, (path, controller.name))
+    found = [list(by_seed.values()) for by_seed in runs.values() if len(by_seed) >= MIN_SEEDS]
+    # Controllers that share a name are shown under their folders'; the agent's own name is the group's.
+    names = [load(members[0][0]).name for members in found]
+    return [
+        SeedGroup.of(name if names.count(name) == 1 else f"{name} as {members[0][1]}", [shown for _, shown in members])
+        for name, members in zip(names, found, strict=True)
+    ]
+
+
+def _terms_and_seed(folder: Path) -> tuple[str, int] | None:
+    """Everything that decided a run but its seed, as text, and the seed; None if this is no run folder."""
+    try:
+        facts = read_facts(folder)
+        config = (folder / CONFIG).read_text(encoding="utf-8")
+    except (CheckpointError, OSError, ValueError):
+        return None
+    settings = top_level(config)
+    seed = facts.get("seed")
+    if "seed" not in settings or not isinstance(seed, int):
+        return None
+    kept = {key: block for key, block in settings.items() if key not in _FREE}
+    return repr((sorted(kept.items()), [facts.get(key) for key in _DECISIVE])), seed
+
+
+def top_level(config: str) -> dict[str, str]:
+    r"""Splits a config into its top-level settings, each with its value as it is written.
+
+    A run's config is written by one program in one form, so equal settings are equal text.
+
+    Args:
+        config: YAML in block style, as a run folder holds it.
+
+    >>> top_level("agent:\n  name: ppo\nseed: 0\n")
+    {'agent': '\n  name: ppo\n', 'seed': ' 0\n'}
+    """
+    settings: dict[str, str] = {}
+    key = ""
+    for line in config.splitlines(keepends=True):
+        # A list's items may stand at the margin too, and belong to the setting above.
+        if line[:1] not in ("", " ", "-", "#", "\n"):
+            key, _, line = line.partition(":")
+        settings[key] = settings.get(key, "") + line
+    return settings

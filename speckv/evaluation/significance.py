@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tests of paired differences, and what many of them together may claim.
+"""Paired significance tests: each controller against the best fixed gamma, and against the one that ranks first.
 
-A sign-flip test asks how often differences as large would come about if, for each prompt, it were a coin's toss which
-of two controllers had which time. It takes no distribution for granted, is exact however few prompts there are, and
-keeps whole prompts together. Its statistic is a sum of differences, which is zero just where the ratio of the sums is
-one: a test of the mean of log ratios would be about another quantity than the one in the tables.
+Sign-flip test: if for each prompt a coin decided which of two controllers had which time, how often would the
+differences be as large? The test assumes no distribution, is exact for any number of prompts, and keeps whole prompts
+together. Its statistic is a sum of differences, which is zero exactly where the ratio of the sums is one; a test of the
+mean of log ratios would be about another quantity than the one in the tables.
+
+Families: each compression, and all of them together, has a family of comparisons per question. Against the best fixed
+gamma the family holds every controller. Which controller ranks first is determined on the same prompts, and the best of
+many equal ones is ahead of the others by luck; that family therefore holds every pair of controllers, of which only
+those with the first are shown.
 
 Source:
     Fisher 1935, The Design of Experiments, section 21, for the test; Phipson and Smyth 2010, Statistical Applications
@@ -12,11 +17,18 @@ Source:
     Statistics 6(2).
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
 from speckv.errors import ConfigError
 from speckv.evaluation.bootstrap import Float64
+from speckv.evaluation.entrants import Entrant
+from speckv.evaluation.metrics import Group
 
 CHUNK = 4096
 """Sign flips held in memory at once."""
@@ -83,3 +95,196 @@ def sign_flip_p_values(
         reached += (np.abs(flipped) >= least).sum(axis=0)
     p_values: Float64 = (1 + reached) / (1 + num_flips)
     return p_values
+
+
+LEVEL = 0.05
+"""Chance of any false claim in a family."""
+AHEAD, BEHIND, EQUAL = "ahead of", "behind", "not distinguishable from"
+VS_BEST_FIXED, VS_FIRST = "best fixed gamma", "first-ranked controller"
+FLIPS_PER_PAIR = 40
+"""So that a p-value can be small enough for Holm's first step, which multiplies it by the number of pairs."""
+_NOISE = 1e-12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairedComparison:
+    """One controller against another.
+
+    Attributes:
+        controller: Its name.
+        speedup: Over the other: geometric mean over compressions of sum over sum.
+        p_value: Of the sign-flip test, by itself.
+        p_holm: Adjusted for all comparisons of the family.
+        word: "ahead of", "behind" or "not distinguishable from".
+    """
+
+    controller: str
+    speedup: float
+    p_value: float
+    p_holm: float
+    word: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """Comparisons that are claimed together.
+
+    Attributes:
+        question: What they are measured against, "best fixed gamma" or "first-ranked controller".
+        compression: One compression or "all".
+        against: Name of the controller that all are compared with.
+        num_comparisons: That the p-values are adjusted for.
+        num_flips: Of the sign-flip test.
+        verdicts: One a controller, in the order of the table.
+    """
+
+    question: str
+    compression: str
+    against: str
+    num_comparisons: int
+    num_flips: int
+    verdicts: tuple[PairedComparison, ...]
+
+
+def outcome_of(speedup: float, p_holm: float) -> str:
+    """Says what a comparison allows to say.
+
+    >>> outcome_of(1.02, 0.01), outcome_of(0.98, 0.01), outcome_of(1.02, 0.2)
+    ('ahead of', 'behind', 'not distinguishable from')
+    """
+    if p_holm > LEVEL:
+        return EQUAL
+    return AHEAD if speedup > 1.0 else BEHIND
+
+
+class _Pairs(NamedTuple):
+    """All pairs of contestants; arrays are by pair."""
+
+    left: NDArray[np.int64]
+    right: NDArray[np.int64]
+    speedups: Float64
+    p_values: Float64
+
+
+def paired_families(
+    entrants: Sequence[Entrant], best_fixed: Entrant, groups: Sequence[Group], *, num_resamples: int, seed: int
+) -> tuple[Family, ...]:
+    """Answers both questions in each group.
+
+    Args:
+        entrants: Controllers under test.
+        best_fixed: The number to beat.
+        groups: One a compression and, where there are several, one of all; of all tasks.
+        num_resamples: Sign flips; more are made where a family is too large for that many.
+        seed: Of the sign flips.
+    """
+    contestants = (best_fixed, *entrants)
+    number = len(contestants) * (len(contestants) - 1) // 2
+    num_flips = max(num_resamples, FLIPS_PER_PAIR * number)
+    families = []
+    for group in groups if entrants else ():
+        pairs = _compare(contestants, group, num_flips, seed)
+        families.append(_family(VS_BEST_FIXED, contestants, 0, pairs, pairs.left == 0, group, num_flips))
+        if len(entrants) > 1:
+            first = 1 + int(np.argmin([_log_seconds(e, group) for e in entrants]))
+            families.append(_family(VS_FIRST, contestants, first, pairs, pairs.left > 0, group, num_flips))
+    return tuple(families)
+
+
+def family_against(
+    first: Entrant, others: Sequence[Entrant], group: Group, *, question: str, num_resamples: int, seed: int
+) -> Family:
+    """Holds some controllers to one.
+
+    Args:
+        first: The one.
+        others: The family.
+        group: Where.
+        question: What the family is called.
+        num_resamples: Sign flips; more are made where a family is too large for that many.
+        seed: Of the sign flips.
+    """
+    contestants = (first, *others)
+    num_flips = max(num_resamples, FLIPS_PER_PAIR * len(others))
+    pairs = _compare(contestants, group, num_flips, seed)
+    return _family(question, contestants, 0, pairs, pairs.left == 0, group, num_flips)
+
+
+def _log_seconds(entrant: Entrant, group: Group) -> float:
+    """Mean over compressions of the logarithm of total seconds: what the geometric mean of speed-ups ranks by."""
+    return float(np.log(group.take(entrant.sums.seconds).sum(axis=0)).mean())
+
+
+def _compare(contestants: Sequence[Entrant], group: Group, num_flips: int, seed: int) -> _Pairs:
+    """Tests every pair. A prompt's difference is that of its shares of the time both take at each compression.
+
+    Both take A + B whichever way the two times of a prompt are assigned, so flipping a prompt's sign is the same as
+    swapping its times. Summed over prompts the shares give sum_c (B_c - A_c) / (A_c + B_c), which is, but for terms of
+    third order, half the sum over compressions of log(B_c / A_c): compressions weigh alike.
+    """
+    left, right = (np.array(side) for side in zip(*combinations(range(len(contestants)), 2), strict=True))
+    seconds = np.stack([group.take(c.sums.seconds) for c in contestants])
+    totals = seconds.sum(axis=1)
+    both = totals[left] + totals[right]
+    differences = np.einsum("mpc,mc->pm", seconds[right] - seconds[left], 1.0 / both)
+    # Two that decide alike may differ by rounding, whose signs are as good as any test's.
+    differences[np.abs(differences) < _NOISE] = 0.0
+    errors = np.zeros((len(contestants), len(left)))
+    for place, contestant in enumerate(contestants):
+        errors[place] = _seed_error(contestant, group, both) * ((left == place) | (right == place))
+    p_values = sign_flip_p_values(
+        differences,
+        num_flips=num_flips,
+        seed=seed,
+        seed_errors=errors if errors.any() else None,
+        freedom=np.array([max(len(c.runs) - 1, 1) for c in contestants]),
+    )
+    return _Pairs(left, right, np.exp(np.log(totals[right] / totals[left]).mean(axis=1)), p_values)
+
+
+def _seed_error(entrant: Entrant, group: Group, both: Float64) -> Float64:
+    """Standard error of the mean over runs of total time, in each pair's unit; 0 for a single run."""
+    if len(entrant.runs) < 2:
+        return np.zeros(len(both))
+    by_run = np.stack([group.take(run.seconds).sum(axis=0) for run in entrant.runs])
+    spread = (by_run @ (1.0 / both).T).std(axis=0, ddof=1)
+    error: Float64 = spread / np.sqrt(len(entrant.runs))
+    return error
+
+
+def _family(
+    question: str,
+    contestants: Sequence[Entrant],
+    against: int,
+    pairs: _Pairs,
+    members: NDArray[np.bool_],
+    group: Group,
+    num_flips: int,
+) -> Family:
+    adjusted = np.full(len(members), np.nan)
+    adjusted[members] = holm(pairs.p_values[members])
+    verdicts = []
+    for place, contestant in enumerate(contestants):
+        if place in (0, against):
+            continue
+        low, high = sorted((place, against))
+        (pair,) = np.flatnonzero((pairs.left == low) & (pairs.right == high))
+        # A pair's speed-up is the left one's over the right one.
+        speedup = float(pairs.speedups[pair]) if place == low else 1.0 / float(pairs.speedups[pair])
+        verdicts.append(
+            PairedComparison(
+                controller=contestant.name,
+                speedup=speedup,
+                p_value=float(pairs.p_values[pair]),
+                p_holm=float(adjusted[pair]),
+                word=outcome_of(speedup, float(adjusted[pair])),
+            )
+        )
+    return Family(
+        question=question,
+        compression=group.compression,
+        against=contestants[against].name,
+        num_comparisons=int(members.sum()),
+        num_flips=num_flips,
+        verdicts=tuple(verdicts),
+    )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from speckv.cost import CostTable
-from speckv.evaluation.compare import compile_pair, controller_sums, tune_fixed
+from speckv.evaluation.replays import compile_pair, controller_sums, tune_fixed
 from speckv.observation import SCHEMA
 from speckv.replay import replay_controller, visit
 from speckv.runtime.acceptance_table import AcceptanceTable

@@ -3,7 +3,7 @@
 
 import numpy as np
 
-from speckv.evaluation.compare import compile_pair, tune_fixed
+from speckv.evaluation.replays import compile_pair, tune_fixed
 from speckv.export.source import Source
 from speckv.replay import visit
 from speckv.runtime import Policy

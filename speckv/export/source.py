@@ -8,8 +8,8 @@ from pathlib import Path
 from speckv.cost import CostTable
 from speckv.cost.table import find_cost_table
 from speckv.errors import CheckpointError
-from speckv.evaluation.run_facts import SHIPPED_WORD, controller_folder, read_facts, said
-from speckv.evaluation.splits import with_decode_steps
+from speckv.evaluation.compare import with_decode_steps
+from speckv.evaluation.run_facts import SHIPPED_WORD, controller_folder, read_fact, read_facts
 from speckv.traces import TraceSet, find_traces
 
 _DEFAULT_TRACES = "qwen2.5-coder-greedy"
@@ -47,8 +47,8 @@ class Source:
         """
         folder = controller_folder(run, cost)
         facts = read_facts(folder)
-        cost = cost or said(facts, "cost", "table") or said(facts, "cost", "name")
-        traces = traces or said(facts, "traces", "name") or (_DEFAULT_TRACES if run == SHIPPED_WORD else "")
+        cost = cost or read_fact(facts, "cost", "table") or read_fact(facts, "cost", "name")
+        traces = traces or read_fact(facts, "traces", "name") or (_DEFAULT_TRACES if run == SHIPPED_WORD else "")
         if not cost or not traces:
             missing = "--traces" if cost else "--cost"
             raise CheckpointError(f"{folder} does not say what it was trained on. Give {missing} NAME.")

@@ -3,8 +3,8 @@
 
 import numpy as np
 
-from speckv.evaluation.baselines import BEST_FIXED, CLAIRVOYANT
 from speckv.evaluation.compare import Comparison
+from speckv.evaluation.replays import BEST_FIXED, CLAIRVOYANT
 
 
 def judged_by(comparison: Comparison) -> str:

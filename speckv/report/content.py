@@ -6,16 +6,14 @@ from dataclasses import dataclass
 
 import speckv
 from speckv.cost import CostTable
-from speckv.evaluation.baselines import BEST_FIXED, CLAIRVOYANT
 from speckv.evaluation.bootstrap import Interval
-from speckv.evaluation.compare import Comparison, compile_pair
-from speckv.evaluation.comparison_text import shown_controllers
+from speckv.evaluation.compare import Comparison
 from speckv.evaluation.curves import Curve
 from speckv.evaluation.metrics import ALL
-from speckv.evaluation.referee_text import VERDICT_NOTE, format_p, verdict_lines
+from speckv.evaluation.replays import BEST_FIXED, CLAIRVOYANT, compile_pair
 from speckv.evaluation.results import comparison_json, rounded
-from speckv.evaluation.table import format_interval
-from speckv.evaluation.verdicts import VS_BEST_FIXED
+from speckv.evaluation.significance import VS_BEST_FIXED
+from speckv.evaluation.text import VERDICT_NOTE, format_interval, format_p, shown_controllers, verdict_lines
 from speckv.report.choosing import choose_prompts, describe_rule
 from speckv.report.following import Player, players_of
 from speckv.report.texts import TokenTexts

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speckv.cost import CompiledCost
-from speckv.evaluation.compare import STREAM_SEED
+from speckv.evaluation.replays import STREAM_SEED
 from speckv.replay import CompiledTraces, OptimalPlan, ReplayBatch, decide, outcome_of, plan_optimum, replay_stream
 from speckv.replay.optimum import sequences_at_once
 from speckv.replay.runs import Choice, run_to_end

@@ -26,7 +26,7 @@ from agents.rules.base import StoppingRule
 from agents.rules.svip import Svip, SvipSettings
 from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError
-from speckv.evaluation.compare import controller_sums, tune_fixed
+from speckv.evaluation.replays import controller_sums, tune_fixed
 from speckv.observation import SCHEMA
 from speckv.replay import replay_controller, replay_stream
 from speckv.runtime.constant import ConstantGamma

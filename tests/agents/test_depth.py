@@ -15,7 +15,7 @@ from agents.runs.session import train
 from agents.settings import CostSettings, DataSettings, EvaluateSettings, TrainSettings
 from agents.tuning import GRIDS, tune
 from speckv.errors import ConfigError, SpecKVError
-from speckv.evaluation.compare import compile_pair, controller_sums
+from speckv.evaluation.replays import compile_pair, controller_sums
 from speckv.observation import SCHEMA
 from speckv.runtime.stored import load_controller
 from speckv.traces import TraceSequence, TraceSet

@@ -16,7 +16,7 @@ from agents.stored import load_controller, save_controller
 from speckv.commands.export import main
 from speckv.cost import CostTable
 from speckv.decoding.batched_control import control
-from speckv.evaluation.compare import compile_pair
+from speckv.evaluation.replays import compile_pair
 from speckv.observation import SCHEMA, STOPPING_SCHEMA
 from speckv.replay import replay_controller, replay_stream
 from speckv.runtime import Policy, load

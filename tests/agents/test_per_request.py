@@ -8,7 +8,7 @@ from agents.per_request import PerRequestGamma, PerRequestSettings
 from agents.per_request_fit import fit_per_request
 from agents.registry import TrainingData, agent_settings, make_controller
 from speckv.errors import ConfigError
-from speckv.evaluation.compare import compile_pair
+from speckv.evaluation.replays import compile_pair
 from speckv.replay import replay_controller
 from tests.fakes_traces import make_cost_table, random_traces
 

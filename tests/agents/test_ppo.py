@@ -19,7 +19,7 @@ from agents.runs.validation import Validator
 from agents.settings import EnvSettings, RewardSettings
 from envs.sb3_bridge import SB3VecEnv
 from speckv.errors import SchemaError
-from speckv.evaluation.compare import tune_fixed
+from speckv.evaluation.replays import tune_fixed
 from speckv.observation import SCHEMA, STOPPING_SCHEMA
 from speckv.runtime import MlpPolicy, PolicyController
 from speckv.runtime.stored import controller_of

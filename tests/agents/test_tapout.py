@@ -10,7 +10,7 @@ from agents.bandits.settings import TapOutSettings
 from agents.bandits.stopping_arms import EntropyRise, LeastMargin
 from agents.bandits.tapout import TapOut
 from speckv.cost.times import StepTimes
-from speckv.evaluation.compare import controller_sums
+from speckv.evaluation.replays import controller_sums
 from speckv.observation import SCHEMA, STOPPING_SCHEMA
 from speckv.types import FloatArray, OnlineLearner, StoppingController
 from tests.fakes_traces import compile_both, make_cost_table, outcome, random_traces

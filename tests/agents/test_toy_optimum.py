@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from agents.registry import AGENTS, TrainingData, agent_settings, make_controller, with_cost_table
-from speckv.evaluation.compare import controller_sums
 from speckv.evaluation.metrics import Grid
+from speckv.evaluation.replays import controller_sums
 from speckv.replay import clairvoyant, replay_controller, replay_fixed
 from speckv.runtime import Policy
 from speckv.traces import TraceSequence, TraceSet

@@ -15,7 +15,7 @@ from agents.survival.settings import SurvivalSettings
 from agents.survival.train import fit_survival
 from speckv.cost import ASSETS, CompiledCost, CostEntry, CostFit, CostTable, require_single_request
 from speckv.errors import ConfigError, CostTableError
-from speckv.evaluation.compare import tune_fixed
+from speckv.evaluation.replays import tune_fixed
 from speckv.replay import replay_controller
 from tests.fakes_runs import toy_traces
 from tests.fakes_traces import compile_both, make_cost_table

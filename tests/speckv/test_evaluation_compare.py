@@ -8,10 +8,19 @@ from agents.best_fixed import BestFixedGamma
 from agents.fixed import FixedGamma
 from speckv.cost import CostEntry, CostTable
 from speckv.errors import ConfigError, CostTableError, TraceError
-from speckv.evaluation.baselines import AUTOREGRESSIVE, BEST_FIXED, CLAIRVOYANT, REQUEST_ORACLE, TASK_ORACLE
-from speckv.evaluation.compare import Comparison, compare, compile_pair, tune_fixed
+from speckv.evaluation.compare import Comparison, compare
 from speckv.evaluation.metrics import ALL
-from speckv.evaluation.timing import sample_observations, time_decisions
+from speckv.evaluation.replays import (
+    AUTOREGRESSIVE,
+    BEST_FIXED,
+    CLAIRVOYANT,
+    REQUEST_ORACLE,
+    TASK_ORACLE,
+    compile_pair,
+    sample_observations,
+    time_decisions,
+    tune_fixed,
+)
 from speckv.runtime.constant import ConstantGamma
 from speckv.traces import TraceSet
 from tests.fakes_traces import make_sequence, make_traces, random_traces

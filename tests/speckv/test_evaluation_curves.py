@@ -8,10 +8,9 @@ import pytest
 
 from agents.runs.run_folder import EVAL_COLUMNS, RunFolder
 from speckv.errors import CheckpointError
-from speckv.evaluation.baselines import FixedSweep
-from speckv.evaluation.compare import tune_fixed
 from speckv.evaluation.curves import Curve, read_curve
 from speckv.evaluation.metrics import ALL
+from speckv.evaluation.replays import FixedSweep, tune_fixed
 from tests.fakes_report import COST, splits
 from tests.fakes_traces import make_sequence, make_traces
 

@@ -11,7 +11,7 @@ from benchmarks.interval_coverage import sums_of, whole_group
 from speckv.errors import ConfigError
 from speckv.evaluation.bootstrap import Float64, resample_counts
 from speckv.evaluation.compare import Comparison, compare
-from speckv.evaluation.hierarchy import Entrant, SeedGroup, interquartile_mean, make_entrants, measure_entrant
+from speckv.evaluation.entrants import Entrant, SeedGroup, interquartile_mean, make_entrants, measure_entrant
 from speckv.evaluation.metrics import ALL, References, measure
 from speckv.runtime.constant import ConstantGamma
 from tests.fakes_traces import make_cost_table, random_traces

@@ -10,14 +10,11 @@ from numpy.typing import NDArray
 
 from benchmarks.interval_coverage import sums_of, whole_group
 from speckv.evaluation.bootstrap import resample_counts
-from speckv.evaluation.compare import compare
-from speckv.evaluation.hierarchy import Entrant
-from speckv.evaluation.lengths import groups_by_length, length_buckets
-from speckv.evaluation.metrics import ALL, Grid, groups_of
-from speckv.evaluation.profile_plots import profile_lines
-from speckv.evaluation.profiles import TAUS, Profile, speedup_profile
-from speckv.evaluation.referee_text import format_p
-from speckv.evaluation.setting import describe_setting
+from speckv.evaluation.compare import compare, describe_setting
+from speckv.evaluation.entrants import TAUS, Entrant, Profile, speedup_profile
+from speckv.evaluation.metrics import ALL, Grid, groups_by_length, groups_of, length_buckets
+from speckv.evaluation.plots import profile_lines
+from speckv.evaluation.text import format_p
 from speckv.runtime.constant import ConstantGamma
 from speckv.traces import TraceSequence
 from tests.fakes_traces import compile_both, make_cost_table, make_sequence, make_traces

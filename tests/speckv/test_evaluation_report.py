@@ -12,12 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from agents.fixed import FixedGamma
-from speckv.evaluation.baselines import AUTOREGRESSIVE, BEST_FIXED, CLAIRVOYANT
 from speckv.evaluation.bootstrap import Interval
 from speckv.evaluation.compare import Comparison, compare
-from speckv.evaluation.comparison_text import render_comparison
 from speckv.evaluation.metrics import ALL
 from speckv.evaluation.plots import TimelineStep, gamma_histogram, speedup_bars, speedup_dots, timeline
+from speckv.evaluation.replays import AUTOREGRESSIVE, BEST_FIXED, CLAIRVOYANT, DecisionTime
 from speckv.evaluation.report import (
     gamma_figure,
     make_timelines,
@@ -28,7 +27,7 @@ from speckv.evaluation.report import (
     timeline_figure,
 )
 from speckv.evaluation.results import PER_PROMPT_COLUMNS, comparison_json, headline, per_prompt_csv
-from speckv.evaluation.timing import DecisionTime
+from speckv.evaluation.text import render_comparison
 from speckv.files import canonical_json
 from speckv.traces import TraceSet
 from tests.fakes_traces import make_cost_table, random_traces

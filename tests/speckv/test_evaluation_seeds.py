@@ -8,8 +8,8 @@ import pytest
 
 from agents.controllers import load_named
 from agents.fixed import FixedGamma
-from speckv.evaluation.hierarchy import SeedGroup
-from speckv.evaluation.seeds import find_seed_groups
+from speckv.evaluation.entrants import SeedGroup
+from speckv.evaluation.run_facts import find_seed_groups
 from speckv.runtime.stored import load_controller, save_rule
 
 CONFIG = """\

@@ -11,11 +11,9 @@ from matplotlib.figure import Figure
 from speckv.cost import CompiledCost
 from speckv.errors import TraceError
 from speckv.evaluation.bootstrap import unbounded
-from speckv.evaluation.compare import compare
-from speckv.evaluation.figure_text import figure_text
-from speckv.evaluation.plots import speedup_bars
+from speckv.evaluation.compare import compare, require_comparable, require_decode_steps, with_decode_steps
+from speckv.evaluation.plots import figure_text, speedup_bars
 from speckv.evaluation.report import save_figure
-from speckv.evaluation.splits import require_comparable, require_decode_steps, with_decode_steps
 from speckv.replay import CompiledTraces, ReplayBatch
 from speckv.runtime.constant import ConstantGamma
 from speckv.traces import TraceSequence, TraceSet

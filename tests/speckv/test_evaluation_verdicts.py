@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from benchmarks.interval_coverage import sums_of, whole_group
-from speckv.evaluation.hierarchy import Entrant
-from speckv.evaluation.significance import holm
-from speckv.evaluation.verdicts import AHEAD, BEHIND, EQUAL, VS_BEST_FIXED, VS_FIRST, Family, judge
+from speckv.evaluation.entrants import Entrant
+from speckv.evaluation.significance import AHEAD, BEHIND, EQUAL, VS_BEST_FIXED, VS_FIRST, Family, holm, paired_families
 
 PROMPTS = 30
 
@@ -25,7 +24,7 @@ def field(*, seed: int = 0) -> tuple[Entrant, list[Entrant]]:
 
 
 def judged(fixed: Entrant, entrants: list[Entrant], columns: int = 2) -> Mapping[str, Family]:
-    families = judge(entrants, fixed, [whole_group(PROMPTS, columns)], num_resamples=1000, seed=0)
+    families = paired_families(entrants, fixed, [whole_group(PROMPTS, columns)], num_resamples=1000, seed=0)
     return {family.question: family for family in families}
 
 
@@ -78,7 +77,7 @@ def test_many_controllers_get_flips_enough_for_holms_first_step() -> None:
     fixed, (fast, *_) = field()
     rng = np.random.default_rng(2)
     many = [Entrant.alone(sums_of(f"c{k}", fast.sums.seconds * rng.uniform(1.2, 1.3)), 1) for k in range(14)]
-    families = judge([fast, *many], fixed, [whole_group(PROMPTS, 2)], num_resamples=10, seed=0)
+    families = paired_families([fast, *many], fixed, [whole_group(PROMPTS, 2)], num_resamples=10, seed=0)
     assert {f.num_flips for f in families} == {4800}
     (first,) = [f for f in families if f.question == VS_FIRST]
     assert first.num_comparisons == 105

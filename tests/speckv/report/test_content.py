@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from speckv.errors import DataError
-from speckv.evaluation.baselines import BEST_FIXED
-from speckv.evaluation.comparison_text import render_comparison
 from speckv.evaluation.metrics import ALL
+from speckv.evaluation.replays import BEST_FIXED
 from speckv.evaluation.results import comparison_json
-from speckv.evaluation.verdicts import AHEAD, BEHIND, EQUAL, VS_BEST_FIXED
+from speckv.evaluation.significance import AHEAD, BEHIND, EQUAL, VS_BEST_FIXED
+from speckv.evaluation.text import render_comparison
 from speckv.report.choosing import choose_prompts, describe_rule
 from speckv.report.content import verdict
 from speckv.report.page import embedded_json, render_page

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from speckv.cost import CompiledCost
-from speckv.evaluation.baselines import BEST_FIXED, CLAIRVOYANT
-from speckv.evaluation.compare import compile_pair
+from speckv.evaluation.replays import BEST_FIXED, CLAIRVOYANT, compile_pair
 from speckv.replay import CompiledTraces, ReplayBatch, clairvoyant, plan_optimum
 from speckv.replay.runs import Choice, run_to_end
 from speckv.report.following import Player, Step, follow, players_of

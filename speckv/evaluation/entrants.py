@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs that differ by their seed alone, judged as one controller.
+"""Controllers under test: single runs, or several runs that differ by their seed and count as one.
 
-What a learner learned depends on its seed, so an interval over prompts speaks of one run and not of the method. Here
-seeds are drawn as well as prompts. The two are crossed: every run decodes every prompt, so a resample draws prompts
-once, the same for all runs and all controllers, and runs apart from them.
+What a learner learned depends on its seed, so an interval over prompts describes one run and not the method. Here seeds
+are resampled as well as prompts. The two are crossed: every run decodes every prompt, so a resample draws prompts once,
+the same for all runs and all controllers, and draws runs independently.
 
 Of n runs a resample draws n - 1. Resampling all n gives a variance that is too small by (n - 1) / n, which is a fifth
 with five seeds; n - 1 draws give the unbiased one.
 
+A performance profile is the share of prompts on which a controller reaches each speed-up over the best fixed gamma.
+
 Source:
     Rao and Wu 1988, JASA 83(401), section 2, for n - 1 draws. Owen 2007, Annals of Applied Statistics 1(2), for
     crossed resampling, there called the pigeonhole bootstrap. Agarwal et al. 2021, arXiv:2108.13264, for the
-    interquartile mean over runs.
+    interquartile mean over runs and for profiles with bootstrap bands (section 4.2). Dolan and Moré 2002, Mathematical
+    Programming 91(2), for performance profiles.
 """
 
 from collections.abc import Sequence
@@ -22,7 +25,7 @@ from numpy.typing import NDArray
 
 from speckv.errors import ConfigError
 from speckv.evaluation.bootstrap import MIN_PROMPTS, Float64, Interval, percentile_interval, unbounded
-from speckv.evaluation.metrics import Group, References, Row, Sums, measure, pooled
+from speckv.evaluation.metrics import ControllerMetrics, Group, References, Sums, measure, pooled
 
 MIN_SEEDS = 2
 """Runs of a group; with fewer there is nothing to resample."""
@@ -149,7 +152,7 @@ def interquartile_mean(values: Float64) -> Float64:
     return middle
 
 
-def measure_entrant(entrant: Entrant, group: Group, references: References, counts: Float64) -> Row:
+def measure_entrant(entrant: Entrant, group: Group, references: References, counts: Float64) -> ControllerMetrics:
     """Computes one row; that of several runs has intervals over prompts and seeds, and their interquartile mean.
 
     Args:
@@ -248,3 +251,70 @@ def _iqm_interval(entrant: Entrant, baseline: Sums, group: Group, counts: Float6
         speedups = np.exp(np.log(above / _resampled(ours, weights)).mean(axis=2))
     # All n draws, as Agarwal et al. have it: the trimmed share has to stay what it is.
     return percentile_interval(estimate, interquartile_mean(np.take_along_axis(speedups, entrant.picks, axis=1)))
+
+
+TAUS: tuple[float, ...] = tuple(k / 40 for k in range(24, 65))
+"""Speed-ups at which a profile is taken, 0.6 to 1.6."""
+_TIE = 1e-9
+"""Relative; two equal times may differ by their rounding."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """Shares of prompts by speed-up.
+
+    Attributes:
+        controller: Its name.
+        compression: One compression or "all".
+        shares: Shape [taus]; share of prompts, over all runs, with a speed-up of at least tau.
+        low: Shape [taus]; lower end of the pointwise interval, None where there are too few prompts.
+        high: Likewise.
+    """
+
+    controller: str
+    compression: str
+    shares: Float64
+    low: Float64 | None
+    high: Float64 | None
+
+    def share(self, tau: float) -> float:
+        """The share at one of `TAUS`."""
+        return float(self.shares[TAUS.index(tau)])
+
+
+def speedup_profile(
+    entrant: Entrant, best_fixed: Sums, group: Group, counts: Float64, *, confidence: float = 0.95
+) -> Profile:
+    """Takes one profile. In a group of several compressions a prompt counts once at each of them.
+
+    Args:
+        entrant: The controller.
+        best_fixed: The number to beat.
+        group: Where.
+        counts: Shape [resamples, prompts of the whole grid], from `resample_counts`.
+        confidence: Coverage that is aimed at, at each tau by itself.
+    """
+    fixed = group.take(best_fixed.seconds)
+    recorded = fixed > 0
+    reached = np.stack([_reached(fixed, group.take(run.seconds)) for run in entrant.runs])
+    shares = reached.sum(axis=(0, 1)) / (len(entrant.runs) * recorded.sum())
+    low = high = None
+    if np.count_nonzero(recorded.any(axis=1)) >= MIN_PROMPTS:
+        weights = counts[:, group.prompts]
+        above = np.zeros((len(weights), len(TAUS)))
+        for run, hits in enumerate(reached):
+            above += entrant.shares[:, [run]] * (weights @ hits)
+        below = weights @ recorded.sum(axis=1)
+        usable = below > 0
+        tail = 50.0 * (1.0 - confidence)
+        low, high = np.percentile(above[usable] / below[usable, np.newaxis], [tail, 100.0 - tail], axis=0)
+    return Profile(controller=entrant.name, compression=group.compression, shares=shares, low=low, high=high)
+
+
+def _reached(fixed: Float64, ours: Float64) -> Float64:
+    """How many recordings of each prompt reach each tau; shape [prompts, taus]."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        speedups = fixed / ours
+    # What was not recorded is 0 / 0 and reaches nothing.
+    reached: Float64 = (speedups[:, :, np.newaxis] >= np.array(TAUS) * (1.0 - _TIE)).sum(axis=1).astype(np.float64)
+    return reached

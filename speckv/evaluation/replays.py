@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Replays controllers and every fixed gamma on recorded prompts, and times decisions.
+
+The best fixed gamma of each compression is the main baseline. Two oracles with privileged information bound what a less
+frequent choice of gamma could gain: the task oracle uses the task of a prompt, the request oracle its whole future.
+"""
+
+import copy
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speckv.cost import CompiledCost, CostTable
+from speckv.evaluation.metrics import Grid, Sums
+from speckv.observation import SCHEMA, observe_draft
+from speckv.replay import CompiledTraces, replay_controller, replay_fixed, replay_policy, replay_stream
+from speckv.traces import TraceSet
+from speckv.types import GAMMA_MAX, Controller, FloatArray, IntArray, OnlineLearner, StoppingController
+
+AUTOREGRESSIVE = "autoregressive"
+BEST_FIXED = "best-fixed"
+CLAIRVOYANT = "clairvoyant"
+TASK_ORACLE = "task-oracle"
+REQUEST_ORACLE = "request-oracle"
+STREAM_SEED = 20_260_101
+"""Of the order in which online learners meet the prompts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FixedSweep:
+    """Every constant gamma on one trace set.
+
+    Attributes:
+        grid: Prompts and compressions of the set.
+        sums: One entry per gamma, 0 to gamma_max; entry 0 is plain decoding.
+    """
+
+    grid: Grid
+    sums: tuple[Sums, ...]
+
+    def throughputs(self) -> NDArray[np.float64]:
+        """Tokens per second, of shape [gammas, compressions]."""
+        return np.array([s.tokens.sum(axis=0) / s.seconds.sum(axis=0) for s in self.sums])
+
+    def best(self) -> dict[str, int]:
+        """Gamma of the highest throughput for each compression; ties go to the smaller."""
+        return dict(zip(self.grid.compressions, self.throughputs().argmax(axis=0).tolist(), strict=True))
+
+    def best_by_task(self) -> dict[tuple[str, str], int]:
+        """The same for each task and compression, as far as both were recorded together."""
+        tasks = np.array(self.grid.tasks)
+        found = {}
+        for task in sorted(set(self.grid.tasks)):
+            tokens, seconds = (
+                np.array([getattr(s, field)[tasks == task].sum(axis=0) for s in self.sums])
+                for field in ("tokens", "seconds")
+            )
+            for column, compression in enumerate(self.grid.compressions):
+                if seconds[0, column] > 0:
+                    found[task, compression] = int((tokens[:, column] / seconds[:, column]).argmax())
+        return found
+
+    def combine(self, gammas: Mapping[str, int], name: str = BEST_FIXED) -> Sums:
+        """Sums of a controller that plays its own constant gamma for each compression."""
+        by_column = [gammas[c] for c in self.grid.compressions]
+        return self.play(np.tile(by_column, (len(self.grid.prompt_ids), 1)), name)
+
+    def task_oracle(self, train: "FixedSweep") -> Sums:
+        """Sums of the constants that were best on train prompts of the same task and compression.
+
+        Where those were never recorded together, the best of the compression stands in.
+        """
+        by_task, by_compression = train.best_by_task(), train.best()
+        chosen = [
+            [by_task.get((task, c), by_compression[c]) for c in self.grid.compressions] for task in self.grid.tasks
+        ]
+        return self.play(np.array(chosen), TASK_ORACLE)
+
+    def request_oracle(self) -> Sums:
+        """Sums of the constant that is fastest for each request, known only in hindsight; ties go to the smaller."""
+        return self.play(np.stack([s.seconds for s in self.sums]).argmin(axis=0), REQUEST_ORACLE)
+
+    def play(self, gammas: IntArray, name: str) -> Sums:
+        """Sums of a constant for each request.
+
+        Args:
+            gammas: Shape [prompts, compressions].
+            name: Shown in tables.
+        """
+        rows, columns = np.indices(gammas.shape)
+
+        def pick(field: str) -> NDArray[np.float64]:
+            picked: NDArray[np.float64] = np.stack([getattr(s, field) for s in self.sums])[gammas, rows, columns]
+            return picked
+
+        return Sums(name=name, **{f.name: pick(f.name) for f in fields(Sums) if f.name != "name"})
+
+
+def fixed_name(gamma: int) -> str:
+    """Name of a constant gamma in tables.
+
+    >>> fixed_name(4), fixed_name(0)
+    ('fixed-4', 'autoregressive')
+    """
+    return f"fixed-{gamma}" if gamma else AUTOREGRESSIVE
+
+
+def sweep_fixed(compiled: CompiledTraces, cost: CompiledCost, *, gamma_max: int = GAMMA_MAX) -> FixedSweep:
+    """Replays every constant gamma from 0 to gamma_max."""
+    grid = Grid.of(compiled)
+    gammas = range(gamma_max + 1)
+    sums = tuple(grid.sums(fixed_name(gamma), replay_fixed(compiled, cost, gamma)) for gamma in gammas)
+    return FixedSweep(grid=grid, sums=sums)
+
+
+def compile_pair(traces: TraceSet, cost: CostTable) -> tuple[CompiledTraces, CompiledCost]:
+    """Prepares a trace set and its costs for replay."""
+    compiled = CompiledTraces(traces)
+    return compiled, CompiledCost(cost, traces.compressions, gamma_max=traces.metadata.gamma_max)
+
+
+def tune_fixed(train: TraceSet, cost: CostTable) -> FixedSweep:
+    """Replays every fixed gamma on the train prompts, by tokens over seconds."""
+    cost.require(train.compressions)
+    compiled, compiled_cost = compile_pair(train, cost)
+    return sweep_fixed(compiled, compiled_cost, gamma_max=train.metadata.gamma_max)
+
+
+def controller_sums(controller: Controller, compiled: CompiledTraces, cost: CompiledCost) -> Sums:
+    """Replays one controller over every sequence; decisions are charged where the controller charges any.
+
+    One that learns online meets the sequences one after the other, in an order that is drawn once and for all. A copy
+    of it does: what it learns here is gone afterwards.
+    """
+    if isinstance(controller, OnlineLearner):
+        order = np.random.default_rng(STREAM_SEED).permutation(len(compiled))
+        learner = copy.deepcopy(controller)
+        record = replay_stream(learner, compiled, cost, order=order.tolist()).take(np.argsort(order).tolist())
+    else:
+        record = replay_controller(controller, compiled, cost)
+    return Grid.of(compiled).sums(controller.name, record)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecisionTime:
+    """How long one decision takes, in microseconds."""
+
+    controller: str
+    p50_us: float
+    p99_us: float
+
+
+def time_decisions(controller: Controller, observations: FloatArray, *, warm_up: int = 100) -> DecisionTime:
+    """Times decisions on each observation in turn, one call at a time as a live decoder makes them.
+
+    Args:
+        controller: Under test; one that also decides inside steps is asked that as well, as a decision of its own.
+        observations: Shape [decisions, features], as `STOPPING_SCHEMA` lists; more than `warm_up` rows.
+        warm_up: First calls that are not counted.
+    """
+    controller.reset()
+    seconds: list[float] = []
+    stopper = controller if isinstance(controller, StoppingController) else None
+    for observation in observations:
+        before = observation[: SCHEMA.size]
+        start = time.perf_counter()
+        controller.act(before)
+        seconds.append(time.perf_counter() - start)
+        if stopper is not None:
+            start = time.perf_counter()
+            stopper.go_on(observation)
+            seconds.append(time.perf_counter() - start)
+    p50, p99 = np.percentile(np.array(seconds[warm_up:]) * 1e6, [50, 99])
+    return DecisionTime(controller=controller.name, p50_us=float(p50), p99_us=float(p99))
+
+
+def sample_observations(compiled: CompiledTraces, cost: CompiledCost, count: int = 2000) -> FloatArray:
+    """Observations that a constant gamma meets, each with some draft so far as `STOPPING_SCHEMA` has it, for timing."""
+    met: list[FloatArray] = []
+    gamma = min(4, compiled.gamma_max)
+
+    def remember(observations: FloatArray) -> NDArray[np.int64]:
+        met.append(np.array(observations))
+        return np.full(len(observations), gamma, np.int64)
+
+    replay_policy(compiled, cost, remember)
+    rows = np.concatenate(met)
+    places = np.arange(count)
+    drafts = compiled.drafts[places % len(compiled.drafts), 1 + places % max(compiled.gamma_max - 1, 1)]
+    return observe_draft(rows[places % len(rows)], drafts)
