@@ -1,31 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stages that fail in every way a device can make them fail."""
+"""Stages of `benchmarks.gpu` that fail."""
 
 import os
 import time
 
-from benchmarks.gpu.settings import Settings
-from benchmarks.gpu.work import Work
+from benchmarks.gpu.stage import Piece, Settings
 
 
-def fine(settings: Settings, work: Work) -> None:
-    work.piece("device", lambda: settings.device)
+def fine(settings: Settings) -> dict[str, Piece]:
+    return {"device": lambda _: settings.device}
 
 
-def raises(*_: object) -> None:
+def raises(_: Settings) -> dict[str, Piece]:
     raise ValueError("no kernel")
 
 
-def half(_: Settings, work: Work) -> None:
-    work.piece("good", lambda: 1)
-    work.piece("bad", lambda: 1 // 0)
-    work.piece("after", lambda: 2)
+def hangs(_: Settings) -> dict[str, Piece]:
+    return {"first": lambda _: "kept", "second": lambda _: time.sleep(600)}
 
 
-def hangs(_: Settings, work: Work) -> None:
-    work.piece("first", lambda: "kept")
-    work.piece("second", lambda: time.sleep(600))
-
-
-def dies(*_: object) -> None:
+def dies(_: Settings) -> dict[str, Piece]:
     os._exit(7)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that is to be measured on the day a GPU is there: `python -m benchmarks.gpu` (docs/gpu.md)."""
+"""Every measurement that needs a GPU: `python -m benchmarks.gpu` (docs/gpu.md)."""

@@ -1,36 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures everything that wants a GPU, in 20 minutes at most, into one JSON file; see docs/gpu.md.
+"""Runs every measurement that needs a GPU, in 20 minutes at most, into one JSON file; see docs/gpu.md.
 
     python -m benchmarks.gpu --weights FOLDER
-    python -m benchmarks.gpu --minutes 9      (below 15, each stage does what matters most)
-    python -m benchmarks.gpu --stages lossless throughput      (these alone; the others keep what was found before)
+    python -m benchmarks.gpu --minutes 9      (below 15, each stage leaves out what matters least)
+    python -m benchmarks.gpu --stages lossless throughput      (the file keeps what the others found before)
     python -m benchmarks.gpu --device cpu --tiny --out /tmp/rehearsal.json      (a rehearsal without a GPU)
 
-Nothing is downloaded. Each stage has a share of the time and a process of its own; its failure is recorded, the next
-one goes on, and the file is rewritten after each. Without weights, models of the Llama shapes with random weights stand
-in. Exit status: 0 if every stage that was asked for is ok, 2 if the time cannot be enough for them, 128 and the
-signal's number if one ended the run, 1 otherwise.
+Nothing is downloaded. Each stage is a process with a time limit, and the file is rewritten after each. Without weights,
+random models of the Llama shapes are measured. Exit status: 0 if every stage is ok, 130 if interrupted, 1 otherwise.
 """
 
 import argparse
+import contextlib
+import json
 import logging
 import os
+import signal
+import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from benchmarks.gpu.process import in_process, isolated, signals_noted
-from benchmarks.gpu.report import Report
-from benchmarks.gpu.settings import OFFLINE, ROOT, Settings, slug
-from benchmarks.gpu.stages import STAGES, Runner, Stage, chosen, require_time, run_all
-from benchmarks.gpu.work import OK
-from speckv.errors import ConfigError
+from benchmarks.gpu.stage import OFFLINE, ROOT, STAGES, Settings, device_slug
+from speckv.files import write_atomically
 
 logger = logging.getLogger(__name__)
 RESULTS = ROOT / "benchmarks" / "results"
 SHORT_MINUTES = 15.0
 """Below these, stages leave out what matters least."""
+PIECES_SHARE = 0.85
+"""Share of a stage's limit after which it begins no other piece."""
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -38,81 +41,130 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = [stage.name for stage in STAGES]
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1 or cpu")
     parser.add_argument("--tiny", action="store_true", help="tiny random models: a rehearsal")
     parser.add_argument("--weights", default="", help="folder with the Qwen pair's GGUF files, or with their parts")
     parser.add_argument("--minutes", type=float, default=20.0, help="for all stages together (default: %(default)g)")
-    parser.add_argument("--stages", nargs="+", choices=names, default=names, metavar="STAGE", help=", ".join(names))
-    parser.add_argument(
-        "--out", type=Path, help="benchmarks/results/gpu-DEVICE.json by default; cost tables go beside it"
-    )
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=[*STAGES], metavar="STAGE", help=str([*STAGES]))
+    parser.add_argument("--out", type=Path, help="benchmarks/results/gpu-DEVICE.json by default; tables go beside it")
     parser.add_argument("--tests", nargs="+", default=["tests"], help="where the stage tests looks for tests")
-    parser.add_argument("--one-process", action="store_true", help="run stages in this process: quick, unguarded")
     return parser.parse_args(arguments)
-
-
-def default_out(report: Report) -> Path:
-    """The report's file from the device that the stage `machine` found."""
-    found = report["stages"].get("machine", {}).get("pieces", {}).get("device", {}).get("found") or {}
-    return RESULTS / f"gpu-{slug(found.get('name') or report['device'])}.json"
-
-
-def read_settings(options: argparse.Namespace) -> Settings:
-    """What the stages are told."""
-    return Settings(
-        device=options.device,
-        tiny=options.tiny,
-        short=options.minutes < SHORT_MINUTES,
-        weights=str(Path(options.weights).expanduser().resolve()) if options.weights else "",
-        tables=str((options.out.parent if options.out else RESULTS).resolve()),
-        tests=tuple(options.tests),
-    )
-
-
-def named_places(options: argparse.Namespace, settings: Settings) -> dict[str, str]:
-    """Folders that the user named, as typed and resolved -> what stands for them in the report."""
-    places = {options.weights: "WEIGHTS", settings.weights: "WEIGHTS"}
-    if options.out:
-        places |= {str(options.out.parent): "OUT", settings.tables: "OUT"}
-    return {place.rstrip("/"): name for place, name in places.items() if Path(place).is_absolute()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the stages; returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options = parse(arguments)
-    stages = chosen(options.stages, named_by_device=options.out is None, weights=bool(options.weights))
-    try:
-        require_time(stages, options.minutes)
-    except ConfigError as error:
-        logger.error("%s", error)
-        return 2
+    out = options.out or RESULTS / f"gpu-{device_slug(options.device)}.json"
+    settings = Settings(
+        device=options.device,
+        tiny=options.tiny,
+        short=options.minutes < SHORT_MINUTES,
+        weights=str(Path(options.weights).expanduser().resolve()) if options.weights else "",
+        tables=str(out.parent.resolve()),
+        tests=options.tests,
+    )
     command = " ".join(["python -m benchmarks.gpu", *(sys.argv[1:] if arguments is None else arguments)])
-    return run(stages, options, command)
+    earlier = json.loads(out.read_text(encoding="utf-8"))["stages"] if out.is_file() else {}
+    meaning = "a rehearsal: no number here means anything" if settings.tiny else "batch 1, one device"
+    report = {"what": f"SpecKV on one accelerator; {meaning}", "device": settings.device, "stages": earlier}
+    end = time.monotonic() + 60 * options.minutes
+    names = [name for name in STAGES if name in options.stages]
+    for number, name in enumerate(names):
+        rest = [STAGES[later].share_s for later in names[number:]]
+        limit_s = (end - time.monotonic()) * rest[0] / sum(rest)  # unspent time goes to the later stages
+        about = {"what": STAGES[name].what, "command": command, "short": settings.short, "limit_s": round(limit_s, 1)}
+        entry = run_stage(name, settings, out.with_name(f"{out.stem}.{name}.part.json"), limit_s)
+        earlier[name] = about | entry
+        write_atomically(out, without_places(json.dumps(report, indent=1) + "\n", settings))
+        log_entry(name, entry)
+        if entry.get("error") == "interrupted":
+            return 130
+    logger.info("wrote %s", out)
+    return 0 if all(earlier[name]["status"] == "ok" for name in names) else 1
 
 
-def run(stages: Sequence[Stage], options: argparse.Namespace, command: str) -> int:
-    """Runs stages as the command line says; returns the exit status."""
-    settings = read_settings(options)
-    out = options.out or default_out
-    places = named_places(options, settings)
-    go = partial(run_all, stages, settings, out, command=command, minutes=options.minutes, places=places)
-    if options.one_process:
-        _, path, ran = go(runner=in_process)
-        return _told(path, ran)
-    with signals_noted() as stop:
-        runner: Runner = partial(isolated, stop=stop)
-        _, path, ran = go(runner=runner, stop=stop)
-        status = _told(path, ran)
-        return 128 + stop[0] if stop else status
+def run_stage(name: str, settings: Settings, part: Path, limit_s: float) -> dict[str, Any]:
+    """Runs a stage in a process, which is killed at the time limit.
+
+    Args:
+        name: Of the stage.
+        settings: Of the run.
+        part: The process rewrites this file after each piece.
+        limit_s: Seconds.
+
+    Returns:
+        The stage's entry in the report, with the pieces that were measured until the process ended.
+    """
+    logger.info("%s: %s, at most %.0f s", name, STAGES[name].what, limit_s)
+    part.parent.mkdir(parents=True, exist_ok=True)
+    began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), time.monotonic()
+    arguments = [STAGES[name].function, json.dumps(asdict(settings)), str(part), str(PIECES_SHARE * limit_s)]
+    error = ""
+    with tempfile.TemporaryFile("w+", errors="replace") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-X", "faulthandler", "-m", "benchmarks.gpu.stage", *arguments],
+            cwd=ROOT,
+            env={**os.environ, **OFFLINE},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            if code := process.wait(limit_s):
+                error = f"its process ended with status {code}"
+        except subprocess.TimeoutExpired:
+            error = f"stopped at its limit of {limit_s:.0f} s"
+        except KeyboardInterrupt:
+            error = "interrupted"
+        finally:
+            process.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # a process inside a driver call may never end
+                process.wait(30)
+        log.seek(0)
+        lines = log.read()[-4000:].splitlines()
+    found = {"pieces": {}, "warnings": []} | (json.loads(part.read_text(encoding="utf-8")) if part.is_file() else {})
+    for path in [part, *part.parent.glob(f".{part.name}.*")]:
+        path.unlink(missing_ok=True)
+    for piece in found["pieces"].values():
+        if piece["status"] == "running":
+            piece |= {"status": "error", "error": error}
+    statuses = {piece["status"] for piece in found["pieces"].values()}
+    ok = not error and statuses and "error" not in statuses
+    status = ("partial" if "skipped" in statuses else "ok") if ok else "error"
+    about = {"status": status, "began": began[0], "seconds": time.monotonic() - began[1]}
+    return about | ({"error": error} if error else {}) | found | ({} if ok else {"log": lines})
 
 
-def _told(path: Path, ran: dict[str, str]) -> int:
-    logger.info("%s: %s", path, ", ".join(f"{name} {status}" for name, status in ran.items()))
-    return 0 if set(ran.values()) == {OK} else 1
+def log_entry(name: str, entry: dict[str, Any]) -> None:
+    """Logs a stage's status, and what failed or was warned of."""
+    logger.info("%s: %s after %.1f s %s", name, entry["status"], entry["seconds"], entry.get("error", ""))
+    for key, piece in entry["pieces"].items():
+        if "error" in piece:
+            logger.info("  %s: %s: %s", key, piece["status"], piece["error"])
+    for text in entry["warnings"]:
+        logger.info("  warning: %s", text)
+
+
+def without_places(text: str, settings: Settings) -> str:
+    """Replaces folders of this machine in a report, which is to be published.
+
+    >>> without_places("/srv/models/a.gguf", Settings(weights="/srv/models"))
+    'WEIGHTS/a.gguf'
+    """
+    places = {
+        settings.weights: "WEIGHTS",
+        settings.tables: "OUT",
+        str(ROOT): ".",
+        sys.prefix: "PYTHON",
+        str(Path.home()): "~",
+        tempfile.gettempdir(): "TMP",
+    }
+    for place in sorted(places, key=len, reverse=True):  # a folder before the one that contains it
+        if len(place) > 1:
+            text = text.replace(place, places[place])
+    return text
 
 
 if __name__ == "__main__":
-    os.environ.update(OFFLINE)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

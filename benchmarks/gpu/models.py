@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pairs to measure: the Qwen pair where its weights are, and Llama shapes with random weights anywhere.
+"""Pairs and prompts that are measured: the Qwen pair where its weights are, else Llama shapes with random weights.
 
-What a pass takes depends on the shapes, the dtype and the kernels, not on the values of the weights; how often a draft
-is accepted depends on them alone. Times of random models therefore count, their texts and acceptance rates do not.
+The time of a pass depends on shapes, dtype and kernels, not on the values of the weights; acceptance depends on them.
+Times of random models are therefore meaningful, their texts and acceptance rates are not.
 """
 
 import copy
@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qw
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from benchmarks import qwen
-from benchmarks.gpu.settings import Settings
+from benchmarks.gpu.stage import Settings
 from speckv.errors import ConfigError
 from speckv.models import CausalModel, ModelPair, PairConfig, load_pair
 from speckv.models.compression import get_compression, silence_int8_cast_notice
@@ -25,7 +25,7 @@ from speckv.models.pair import causal_model, first_layers, resolve_device
 RANDOM = "random:"
 """Prefix of a shape's name where a `PairConfig` names a model."""
 DAMPING = 0.05
-"""Factor on what layers behind a draft's own add, so that random models accept some of it."""
+"""Factor on what the layers after a draft's own add, so that random models accept some drafted tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,16 +107,15 @@ def random_model(
 ) -> CausalModel:
     """A model of a known shape with random weights, made on the device.
 
-    A compressed one goes through transformers' own loading, from memory in place of files, so it is the same model that
-    loading its saved weights would give.
+    A compressed one is loaded by transformers, from memory, so it equals the model that its saved weights would give.
 
     Args:
-        name: Of a shape.
+        name: Key of `SHAPES`.
         dtype: Of its arithmetic.
         device: Where it is made and runs.
         compression: "fp16", "int8" or "nf4".
-        calm_after: Layers behind that many add `DAMPING` times as much, so that the first ones make a draft that is
-            accepted now and then.
+        calm_after: What layers after the first so many add is multiplied by `DAMPING`, so that the first ones make a
+            draft that is sometimes accepted.
         seed: Of the weights.
 
     Raises:
@@ -149,7 +148,7 @@ def random_model(
 
 
 def byte_tokenizer() -> PreTrainedTokenizerBase:
-    """One token a byte, ids 0 to 255: prompts for models that no tokenizer was made for."""
+    """One token a byte, ids 0 to 255, for models without a tokenizer."""
     space = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that stand for themselves in GPT-2's alphabet
     letters = {byte: chr(byte) for byte in space}
     letters |= {byte: chr(256 + i) for i, byte in enumerate(b for b in range(256) if b not in letters)}
@@ -160,10 +159,10 @@ def byte_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def load_random(config: PairConfig) -> ModelPair:
-    """Makes a pair of random models: what `load_pair` is for weights on disk.
+    """A pair of random models.
 
     Args:
-        config: Names two shapes behind `RANDOM`; the draft may be "self", the target's own first `draft_layers` layers.
+        config: Names two shapes after the prefix `RANDOM`; the draft may be "self", the target's first `draft_layers`.
     """
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
@@ -188,23 +187,17 @@ def load_random(config: PairConfig) -> ModelPair:
 
 
 def random_pair(settings: Settings, draft: str = "self", *, dtype: str = "auto") -> PairConfig:
-    """The Llama pair, tiny in a rehearsal.
-
-    Args:
-        settings: Device and size.
-        draft: Shape of the draft, or "self" for the target's own first layers.
-        dtype: Of the arithmetic.
-    """
+    """The Llama pair, tiny in a rehearsal; `draft` is a shape, or "self" for the target's own first layers."""
     if settings.tiny:
         name, draft = "tiny-target", "self" if draft == "self" else "tiny-draft"
     else:
         name = "llama-3.1-8b"
     layers = max(1, SHAPES[name].layers // 8) if draft == "self" else 0
-    told = f"{name} with {'its first ' + str(layers) + ' layers' if draft == 'self' else draft}, random weights"
+    shown = f"{name} with {'its first ' + str(layers) + ' layers' if draft == 'self' else draft}, random weights"
     return PairConfig(
         target=RANDOM + name,
         draft=draft if draft == "self" else RANDOM + draft,
-        name=told,
+        name=shown,
         dtype="float32" if settings.tiny and dtype == "auto" else dtype,
         device=settings.device,
         draft_layers=layers,
@@ -228,27 +221,51 @@ def load(config: PairConfig) -> ModelPair:
 
 
 def main_pair(settings: Settings, *, dtype: str = "auto", compression: str = "fp16") -> ModelPair:
-    """The pair that decodes live: Qwen's where its weights are, else a random Llama drafted by its own layers."""
+    """Qwen's pair where its weights are, else a random Llama drafted by its own layers."""
     config = real_pair(settings, dtype=dtype) or random_pair(settings, dtype=dtype)
     return load(replace(config, compression=compression))
 
 
 def is_random(pair: ModelPair) -> bool:
-    """Whether a pair's weights are random, so that its acceptance says nothing."""
+    """Whether a pair's weights are random, so that its acceptance rate means nothing."""
     return pair.config.target.startswith(RANDOM)
 
 
 def graphs(pair: ModelPair) -> dict[str, str]:
-    """How the passes of a pair's models have run so far; ask behind the runs.
+    """How passes have run so far: "captured" as CUDA graphs, "kernel by kernel", or why capturing failed."""
 
-    Returns:
-        "target" and "draft", each "captured" (as CUDA graphs), "kernel by kernel", as on a CPU or in INT8, or what went
-        wrong where passes were to be captured and could not be.
-    """
-    return {"target": _how_passes_run(pair.target), "draft": _how_passes_run(pair.draft)}
+    def describe(model: CausalModel) -> str:
+        return "; ".join(model.graph_faults) or ("captured" if model.replays_graphs else "kernel by kernel")
+
+    return {"target": describe(pair.target), "draft": describe(pair.draft)}
 
 
-def _how_passes_run(model: CausalModel) -> str:
-    if model.graph_faults:
-        return "; ".join(model.graph_faults)
-    return "captured" if model.replays_graphs else "kernel by kernel"
+# -- prompts -----------------------------------------------------------------------------------------------------------
+
+MEASURED = {
+    "code-1": "Write a Python function that merges overlapping intervals, with a docstring and two examples.",
+    "code-2": "Write a SQL query that lists the ten customers with the highest total of paid orders in 2023.",
+    "math-1": "A train leaves at 9:40 and arrives at 13:05, with a stop of 20 minutes. How long did it move? Reason "
+    "step by step.",
+    "math-2": "Find all whole numbers n with n * n - 7 * n + 10 = 0 and explain each step.",
+    "chat-1": "I have two days in Lisbon and like music and food. What should I do?",
+    "chat-2": "Explain to a friend who has never programmed what a database index is.",
+    "summary-1": "Summarize in three sentences: Honeybees tell their nest mates where food is by dancing. The angle of "
+    "the dance against the vertical gives the direction against the sun, its length gives the distance, and its vigour "
+    "how good the food is. Bees that follow the dance then fly out and search near the spot. The dance was decoded by "
+    "Karl von Frisch, who received a Nobel prize for it in 1973.",
+    "summary-2": "Summarize in two sentences: The committee met on Tuesday and discussed the new timetable. Teachers "
+    "wanted longer breaks, parents wanted an earlier end, and the bus company asked for a start that does not fall "
+    "into the rush hour. A proposal that starts at 8:15 and keeps two long breaks found a majority; it will be tried "
+    "for one year from September.",
+}
+"""Name -> prompt, in the four tasks of the shipped traces. Results are of these."""
+
+TUNING = {
+    "code-0": "Write a function in C that counts the words of a string.",
+    "math-0": "What is 17 percent of 2,450? Show the steps.",
+    "chat-0": "Give me five ideas for a rainy Sunday with children.",
+    "summary-0": "Summarize in one sentence: The museum reopens in May after three years of work. Its roof is new, the "
+    "entrance has moved to the park, and tickets are free on Mondays.",
+}
+"""Name -> prompt. The best fixed gamma is chosen on these."""

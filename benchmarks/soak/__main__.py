@@ -20,8 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.gpu.models import RANDOM, SHAPES, load
-from benchmarks.gpu.prompts import MEASURED, TUNING
+from benchmarks.gpu.models import MEASURED, RANDOM, SHAPES, TUNING, load
 from benchmarks.soak.memory import Watch
 from benchmarks.soak.run import Limits, Report, soak
 from benchmarks.soak.traffic import Traffic

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The GPU day's command, rehearsed on a processor: every stage at tiny shapes, and what a failing one leaves behind."""
+"""`make gpu` rehearsed on a CPU at tiny shapes: every stage, and what remains of one that fails or is stopped."""
 
 import json
+import logging
+import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,12 +17,9 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 from benchmarks import qwen, weights
 from benchmarks.divergence import explain
 from benchmarks.gpu import __main__ as program
+from benchmarks.gpu import checks, measure
 from benchmarks.gpu.models import RANDOM, load_random, random_model, random_pair, real_pair
-from benchmarks.gpu.process import in_process, isolated
-from benchmarks.gpu.settings import Settings
-from benchmarks.gpu.stages import STAGES, Stage, chosen, run_all
-from benchmarks.gpu.tests import GpuTestsError, read_summary, run_pytest
-from benchmarks.gpu.work import Work
+from benchmarks.gpu.stage import ROOT, STAGES, Settings, Stage, run_pieces
 from speckv.cost import CostTable
 from speckv.decoding import SamplingConfig
 from speckv.errors import ConfigError
@@ -38,19 +38,23 @@ def found(report: dict[str, Any], stage: str, piece: str) -> Any:
 @pytest.mark.slow
 def test_the_whole_command_at_tiny_shapes(tmp_path: Path) -> None:
     out = tmp_path / "report.json"
-    arguments = ["--device", "cpu", "--tiny", "--one-process", "--out", str(out)]
-    status = program.main([*arguments, "--tests", "tests/benchmarks/test_on_gpu.py"])
-    report = json.loads(out.read_text(encoding="utf-8"))
-    assert {name: stage["status"] for name, stage in report["stages"].items()} == {s.name: "ok" for s in STAGES}
+    arguments = ["--device", "cpu", "--tiny", "--out", str(out), "--tests", "tests/benchmarks/test_on_gpu.py"]
+    status = program.main(arguments)
+    text = out.read_text(encoding="utf-8")
+    report = json.loads(text)
+    assert {name: stage["status"] for name, stage in report["stages"].items()} == dict.fromkeys(STAGES, "ok"), text
     assert status == 0
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "report.json",
+        "cost-cpu-llama-8b-own-layers.json",
+        "cost-cpu-llama-8b-1b.json",
+    }
     for piece in report["stages"]["lossless"]["pieces"].values():
         for mode in ("greedy", "gumbel"):
             assert piece["found"][mode]["texts"] == 4
             assert 0 < piece["found"][mode]["accepted"] < piece["found"][mode]["drafted"]
     exact = found(report, "lossless", "float32")
     assert (exact["greedy"]["identical"], exact["gumbel"]["identical"]) == (4, 4)
-    tables = {path.name for path in tmp_path.glob("cost-cpu-*.json")}
-    assert tables == {f"cost-cpu-llama-8b-{draft}.json" for draft in ("own-layers", "1b")}
     assert CostTable.load(tmp_path / "cost-cpu-llama-8b-1b.json").compressions == ("fp16", "nf4", "int8")
     assert CostTable.load(tmp_path / "cost-cpu-llama-8b-own-layers.json").compressions == ("fp16", "nf4")
     for compression in ("fp16", "nf4"):
@@ -62,101 +66,151 @@ def test_the_whole_command_at_tiny_shapes(tmp_path: Path) -> None:
     by_kernel = {"target": "kernel by kernel", "draft": "kernel by kernel"}
     for stage, piece in (("lossless", "nf4"), ("throughput", "fp16"), ("breakdown", "gamma 2")):
         assert found(report, stage, piece)["graphs"] == by_kernel
-    assert str(Path.home()) not in out.read_text(encoding="utf-8")
+    assert not [place for place in (str(ROOT), str(tmp_path), str(Path.home())) if f"{place}/" in text]
 
 
-# -- stages: failures, the clock, and what is kept ---------------------------------------------------------------------
+# -- processes and the report ------------------------------------------------------------------------------------------
 
 
-def one_stage(name: str, *, budget_s: float = 60.0) -> Stage:
-    return Stage(name=name, what="a test's", function=f"tests.fakes_stages:{name}", budget_s=budget_s)
+def test_pieces_are_guarded_one_by_one(tmp_path: Path) -> None:
+    def warn(_: float) -> int:
+        for _ in range(2):
+            logging.getLogger("speckv.test").warning("odd %d", 1)
+        return 1
+
+    file = tmp_path / "part.json"
+    run_pieces({"good": warn, "bad": lambda _: 1 // 0, "after": lambda _: 2}, file, 60)
+    entry = json.loads(file.read_text(encoding="utf-8"))
+    assert [piece["status"] for piece in entry["pieces"].values()] == ["ok", "error", "ok"]
+    assert entry["pieces"]["bad"]["error"] == "ZeroDivisionError: integer division or modulo by zero"
+    assert entry["warnings"] == ["speckv.test: odd 1"]
+    run_pieces({"late": lambda _: pytest.fail("ran")}, file, 0)
+    assert json.loads(file.read_text(encoding="utf-8"))["pieces"]["late"]["status"] == "skipped"
 
 
-def test_a_failing_stage_is_recorded_and_the_next_goes_on(tmp_path: Path) -> None:
-    stages = [one_stage(name) for name in ("raises", "absent", "half", "fine")]
-    run_all(stages, TINY, tmp_path / "r.json", runner=in_process, command="test")
-    found = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["stages"]
-    assert [found[stage.name]["status"] for stage in stages] == ["error", "error", "error", "ok"]
-    assert found["raises"]["error"] == "ValueError: no kernel"
-    assert found["half"]["pieces"]["good"]["found"] == 1
-    assert found["half"]["pieces"]["bad"]["error"] == "ZeroDivisionError: integer division or modulo by zero"
-    assert found["half"]["pieces"]["after"]["status"] == "ok"
-
-
-def test_stages_that_are_not_asked_for_keep_what_was_found(tmp_path: Path) -> None:
-    out = tmp_path / "r.json"
-    run_all([one_stage("fine"), one_stage("raises")], TINY, out, runner=in_process, command="first")
-    report, _, _ = run_all([one_stage("raises")], TINY, out, runner=in_process, command="second")
-    assert {name: stage["command"] for name, stage in report["stages"].items()} == {"fine": "first", "raises": "second"}
+@pytest.fixture
+def fake_stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    names = ["raises", "hangs", "dies", "fine"]
+    monkeypatch.setattr(program, "STAGES", {n: Stage(1.0, f"tests.fakes_stages:{n}", "a test's") for n in names})
+    return names
 
 
 @pytest.mark.slow
-def test_a_process_that_hangs_or_dies_ends_its_stage_alone(tmp_path: Path) -> None:
-    stages = [one_stage("hangs", budget_s=4.0), one_stage("dies"), one_stage("fine")]
-    started = time.monotonic()
-    report, _, _ = run_all(stages, TINY, tmp_path / "r.json", runner=isolated, command="test")
-    assert time.monotonic() - started < 60
-    hung, died, fine = (report["stages"][stage.name] for stage in stages)
-    assert hung["status"] == "error"
-    assert hung["error"] == "ended by the clock after 4 s"
-    assert hung["pieces"]["first"] == {"status": "ok", "found": "kept", "seconds": pytest.approx(0, abs=1)}
-    assert hung["pieces"]["second"]["status"] == "error"
-    assert (died["status"], died["error"]) == ("error", "its process ended with code 7")
-    assert fine["status"] == "ok"
+def test_a_failing_stage_keeps_what_it_found_and_the_next_goes_on(tmp_path: Path, fake_stages: list[str]) -> None:
+    out = tmp_path / "r.json"
+    assert program.main(["--device", "cpu", "--tiny", "--out", str(out), "--minutes", "0.3"]) == 1
+    stages = json.loads(out.read_text(encoding="utf-8"))["stages"]
+    assert [stages[name]["status"] for name in fake_stages] == ["error", "error", "error", "ok"]
+    assert stages["raises"]["log"][-1] == "ValueError: no kernel"
+    assert "stopped at its limit" in stages["hangs"]["error"]
+    assert stages["hangs"]["pieces"]["first"]["found"] == "kept"
+    assert "stopped at its limit" in stages["hangs"]["pieces"]["second"]["error"]
+    assert stages["dies"]["error"] == "its process ended with status 7"
+    assert list(tmp_path.iterdir()) == [out]
+    assert program.main(["--device", "cpu", "--tiny", "--out", str(out), "--stages", "fine"]) == 0
+    again = json.loads(out.read_text(encoding="utf-8"))["stages"]
+    assert again["hangs"] == stages["hangs"]  # what earlier runs found stays
+    assert again["fine"]["command"].endswith("--stages fine")
 
 
-def test_pieces_behind_the_budget_are_skipped() -> None:
-    now = [0.0]
-    work = Work(None, 10.0, clock=lambda: now[0])
-    in_time = work.share(2)
-    work.piece("long", lambda: now.__setitem__(0, 11.0))
-    work.piece("late", lambda: pytest.fail("ran"))
-    assert not in_time()
-    entry = work.finish()
-    assert (entry["status"], entry["pieces"]["late"]["status"]) == ("partial", "skipped")
+@pytest.mark.slow
+def test_a_run_that_is_terminated_keeps_what_the_stage_found(tmp_path: Path) -> None:
+    out = tmp_path / "r.json"
+    code = (
+        "import runpy, sys; import benchmarks.gpu.stage as s; "
+        "s.STAGES.clear(); s.STAGES['hangs'] = s.Stage(1.0, 'tests.fakes_stages:hangs', ''); "
+        "runpy.run_module('benchmarks.gpu.__main__', run_name='__main__')"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, "--device", "cpu", "--out", str(out)], cwd=ROOT) as process:
+        part = tmp_path / "r.hangs.part.json"
+        end = time.monotonic() + 60
+        while not (part.is_file() and "kept" in part.read_text(encoding="utf-8")):
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 130
+    hangs = json.loads(out.read_text(encoding="utf-8"))["stages"]["hangs"]
+    assert (hangs["status"], hangs["error"]) == ("error", "interrupted")
+    assert hangs["pieces"]["first"]["found"] == "kept"
 
 
-def test_the_report_is_named_after_the_device(tmp_path: Path) -> None:
-    names = ["lossless"]
-    assert [stage.name for stage in chosen(names, named_by_device=False, weights=False)] == names
-    assert [stage.name for stage in chosen(names, named_by_device=True, weights=False)] == ["machine", "lossless"]
-    device = {"status": "ok", "found": {"name": "NVIDIA H200"}}
-    report = {"device": "cuda", "stages": {"machine": {"pieces": {"device": device}}}}
-    assert program.default_out(report).name == "gpu-h200.json"
-    assert program.default_out({"device": "cuda", "stages": {"machine": {"status": "error"}}}).name == "gpu-cuda.json"
-    assert real_pair(Settings(weights=str(tmp_path))) is None
+def test_shares_of_the_stages_add_up_to_twenty_minutes() -> None:
+    assert sum(stage.share_s for stage in STAGES.values()) == 20 * 60
+
+
+# -- what the stages choose --------------------------------------------------------------------------------------------
+
+
+def test_a_short_run_measures_what_matters_most() -> None:
+    long, short = Settings(), Settings(short=True)
+    assert list(measure.lossless(long)) == ["float32", "bfloat16", "float16", "nf4", "int8"]
+    assert list(measure.lossless(short)) == ["float32", "bfloat16", "nf4", "int8"]
+    every, few = (1, 4, 16), (1,)
+    assert [(key, job.compressions, job.batches) for key, job in measure.jobs(long).items()] == [
+        ("llama-8b-own-layers", ("fp16", "nf4"), every),
+        ("llama-8b-1b", ("fp16", "nf4", "int8"), every),
+        ("llama-8b-3b", ("fp16",), every),
+    ]
+    assert [(key, job.compressions, job.batches) for key, job in measure.jobs(short).items()] == [
+        ("llama-8b-own-layers", ("fp16", "nf4"), few),
+        ("llama-8b-1b", ("fp16", "nf4"), (1, 16)),
+        ("llama-8b-3b", ("fp16",), few),
+    ]
+    assert (list(measure.throughput(long)), list(measure.throughput(short))) == (["fp16", "nf4"], ["fp16"])
+
+
+def test_real_weights_are_measured_first(tmp_path: Path) -> None:
+    settings = Settings(weights=str(tmp_path))
+    assert real_pair(settings) is None
     for path in qwen.files(tmp_path):
         path.touch()
-    found = real_pair(Settings(weights=str(tmp_path)))
-    assert found is not None
-    assert (found.device, found.target) == ("cuda", str(qwen.files(tmp_path)[0]))
+    pair = real_pair(settings)
+    assert pair is not None
+    assert (pair.device, pair.target) == ("cuda", str(qwen.files(tmp_path)[0]))
+    assert next(iter(measure.jobs(settings).items())) == (
+        "qwen2.5-coder",
+        measure.Job(pair, ("fp16", "nf4", "int8"), (1, 4, 16)),
+    )
 
 
-# -- the stage of tests ------------------------------------------------------------------------------------------------
+# -- packages and tests ------------------------------------------------------------------------------------------------
 
 
-def test_pytests_summary_is_read() -> None:
-    text = "..F\nFAILED tests/a.py::test_b - assert 1 == 2\nSKIPPED [1] tests/c.py:3: no\n1 failed, 2 passed in 0.1s\n"
-    assert read_summary(text) == {
-        "summary": "1 failed, 2 passed in 0.1s",
-        "failures": ["FAILED tests/a.py::test_b - assert 1 == 2"],
-        "skipped": ["SKIPPED [1] tests/c.py:3: no"],
-    }
+def test_every_required_package_is_installed() -> None:
+    assert {"torch", "transformers", "hypothesis"} <= checks.check_packages(checks.required()).keys()
+
+
+def test_missing_and_outdated_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def install(name: str, version: str, *needs: str) -> None:
+        info = tmp_path / f"{name}-{version}.dist-info"
+        info.mkdir()
+        lines = [f"Name: {name}", f"Version: {version}", *(f"Requires-Dist: {need}" for need in needs)]
+        (info / "METADATA").write_text("Metadata-Version: 2.1\n" + "\n".join(lines) + "\n", encoding="utf-8")
+
+    monkeypatch.syspath_prepend(tmp_path)
+    install("transformers", "5.17.0", "middle")
+    install("middle", "1", "no-such-runtime==4.9.*", "no-such-extra; extra == 'x'")
+    install("torch", "2.9.0a0+nv25.1", "nvidia-no-such-cu13; python_version > '3'")
+    with pytest.raises(ConfigError) as error:
+        checks.check_packages(["torch>=2.6", "transformers>=5.23", "absent>=2"])
+    assert (
+        "got transformers>=5.23 (found 5.17.0); absent>=2 (missing); no-such-runtime==4.9.* (missing, needed by "
+        in (str(error.value))
+    )
+    assert "nvidia" not in str(error.value)
 
 
 @pytest.mark.slow
-def test_failing_and_absent_gpu_tests_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_hanging_and_absent_gpu_tests_are_errors(tmp_path: Path) -> None:
     bad = tmp_path / "test_bad.py"
-    bad.write_text("import pytest\n\n@pytest.mark.gpu\ndef test_bad():\n    assert 1 == 2\n")
-    with pytest.raises(GpuTestsError, match="1 failed"):
-        run_pytest(Settings(device="cpu", tests=(str(bad),)), 60)
-    outcome = subprocess.CompletedProcess([], returncode=5, stdout="9 deselected in 0.1s\n", stderr="")
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: outcome)
-    with pytest.raises(GpuTestsError, match=r"marked gpu .* found none"):
-        run_pytest(Settings(device="cpu"), 60)
-    outcome.returncode, outcome.stdout = 0, "6 skipped in 0.1s\n"
-    with pytest.raises(GpuTestsError, match=r"some test to pass on cuda, got: 6 skipped"):
-        run_pytest(Settings(device="cuda"), 60)
+    bad.write_text("import pytest\n\n@pytest.mark.gpu\ndef test_bad():\n    assert 1 == 2\n", encoding="utf-8")
+    with pytest.raises(checks.GpuTestsError, match="assert 1 == 2"):
+        checks.run_pytest(Settings(device="cpu", tests=[str(bad)]), 60)
+    bad.write_text("import time, pytest\n\n@pytest.mark.gpu\ndef test_hangs():\n    time.sleep(60)\n", encoding="utf-8")
+    with pytest.raises(checks.GpuTestsError, match=r"(?s)within 10 s, its output so far: .*::test_hangs"):
+        checks.run_pytest(Settings(device="cpu", tests=[str(bad)]), 10)
+    with pytest.raises(checks.GpuTestsError, match="got status 5"):
+        checks.run_pytest(Settings(device="cpu", tests=["benchmarks/results"]), 60)
 
 
 # -- random models -----------------------------------------------------------------------------------------------------

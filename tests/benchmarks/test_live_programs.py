@@ -16,7 +16,7 @@ from benchmarks import against_transformers, in_transformers, live_decoding, qwe
 from benchmarks.against_transformers import assisted_at
 from benchmarks.arms import tune
 from benchmarks.gpu.models import load_random, random_pair
-from benchmarks.gpu.settings import Settings
+from benchmarks.gpu.stage import Settings
 from speckv.decoding.protocols import LanguageModel
 from speckv.errors import ConfigError, TraceError
 from speckv.models import ModelPair

@@ -2,6 +2,7 @@
 """What only a GPU can show: the loop's text on it, compressed random models, and memory that comes back."""
 
 import gc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +10,7 @@ import torch
 
 from benchmarks.divergence import explain
 from benchmarks.gpu.models import graphs, load_random, random_model, random_pair
-from benchmarks.gpu.settings import Settings
-from benchmarks.gpu.work import Work
+from benchmarks.gpu.stage import Settings, run_pieces
 from benchmarks.random_policy import RandomPolicy
 from benchmarks.step_breakdown import PARTS, break_down_all
 from speckv.decoding import Engine, RequestContext, SamplingConfig, generate
@@ -65,12 +65,14 @@ def test_passes_run_as_graphs(pair: ModelPair) -> None:
     assert graphs(pair) == {"target": "captured", "draft": "captured"}
 
 
-def test_a_piece_gives_its_models_memory_back() -> None:
-    work = Work(None, 60)
-    work.piece("once", lambda: torch.ones(1, device="cuda").item())
+def test_a_piece_releases_its_models_memory(tmp_path: Path) -> None:
+    def fail_with_models(_: float) -> None:
+        pair = load_random(random_pair(CUDA))
+        raise ValueError(pair.config.name)
+
+    torch.ones(1, device="cuda").item()
     before = torch.cuda.memory_allocated()
-    work.piece("pair", lambda: load_random(random_pair(CUDA)).config.name)
-    assert work.pieces["pair"]["status"] == "ok"
+    run_pieces({"pair": fail_with_models}, tmp_path / "part.json", 60)
     assert torch.cuda.memory_allocated() == before
 
 

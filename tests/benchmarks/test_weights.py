@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import weights
-from benchmarks.gpu.settings import Settings
-from benchmarks.gpu.weights import run
-from benchmarks.gpu.work import Work
+from benchmarks.gpu import checks
+from benchmarks.gpu.stage import Settings
 from benchmarks.weights import MANIFEST, join, split
 from speckv.errors import DataError
 
@@ -125,12 +124,7 @@ def test_the_program_says_what_it_did_or_what_is_wrong(
 
 
 def test_the_stage_joins_in_place_and_names_what_the_pair_lacks(parts: Path) -> None:
-    work = Work(None, 60)
-    run(Settings(device="cpu", weights=str(parts)), work)
-    assert work.pieces["join"] == {
-        "status": "ok",
-        "found": ["a.gguf", "b.gguf"],
-        "seconds": work.pieces["join"]["seconds"],
-    }
-    assert "missing: qwen2.5-coder-1.5b-instruct-q4_k_m.gguf, qwen2.5-coder-0.5b" in work.pieces["files"]["error"]
-    assert work.finish()["status"] == "error"
+    pieces = checks.weights(Settings(device="cpu", weights=str(parts)))
+    assert pieces["join"](0.0) == ["a.gguf", "b.gguf"]
+    with pytest.raises(DataError, match=r"missing: qwen2\.5-coder-1\.5b-instruct-q4_k_m\.gguf, qwen2\.5-coder-0\.5b"):
+        pieces["files"](0.0)
