@@ -30,6 +30,14 @@ hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, data
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """The whole suite runs on all cores, where pytest-xdist is installed; named tests run in this process."""
+    named = config.args_source is not pytest.Config.ArgsSource.TESTPATHS
+    if not named and config.getoption("numprocesses", 0) is None and not hasattr(config, "workerinput"):
+        config.option.numprocesses, config.option.dist = "auto", "worksteal"
+
+
 def _weights_folder() -> Path:
     return Path(os.environ.get("SPECKV_WEIGHTS") or Path.home() / ".cache" / "speckv" / "weights")
 

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -31,6 +31,7 @@ COMES_WITH = {"omegaconf": "hydra"}
 HOSTS = {"llama_cpp", "onnx", "sglang", "vllm"}  # libraries that a policy can go to; whoever has them, uses them
 
 
+@cache
 def _house_files() -> list[Path]:
     """Returns every file that git tracks or would track."""
     listing = subprocess.run(
@@ -56,6 +57,11 @@ def _modules() -> list[Path]:
     return [path for path in _house_files() if path.suffix == ".py"]
 
 
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def _offenders(paths: list[Path]) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in paths)
 
@@ -73,7 +79,7 @@ def test_one_version_everywhere() -> None:
 def test_every_module_has_licence_header_and_docstring() -> None:
     def lacking(path: Path) -> bool:
         text = path.read_text(encoding="utf-8")
-        return not text.startswith(SPDX + "\n") or not ast.get_docstring(ast.parse(text))
+        return not text.startswith(SPDX + "\n") or not ast.get_docstring(_tree(path))
 
     assert _offenders([path for path in _modules() if lacking(path)]) == []
 
@@ -128,13 +134,16 @@ def test_ci_runs_the_readmes_own_test_command() -> None:
     assert shared == [next(command for command in commands if '".[test]"' in command), "pytest"]
 
 
-def _imported(path: Path) -> Iterator[str]:
-    """Yields the top-level names a module imports from outside itself."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+@cache
+def _imported(path: Path) -> frozenset[str]:
+    """Returns the top-level names a module imports from outside itself."""
+    found: set[str] = set()
+    for node in ast.walk(_tree(path)):
         if isinstance(node, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in node.names)
+            found |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
-            yield node.module.partition(".")[0]
+            found.add(node.module.partition(".")[0])
+    return frozenset(found)
 
 
 def test_declared_dependencies_are_the_imported_ones() -> None:
@@ -157,7 +166,7 @@ def test_only_the_commands_compose_configs() -> None:
         room = path.relative_to(ROOT)
         return room.name in ("train.py", "evaluate.py") or room.parts[:2] == ("speckv", "commands")
 
-    composers = [path for path in _modules() if {"hydra", "omegaconf"} & set(_imported(path))]
+    composers = [path for path in _modules() if {"hydra", "omegaconf"} & _imported(path)]
     inside = [path for path in composers if path.relative_to(ROOT).parts[0] not in ("tests", "benchmarks")]
     assert _offenders([path for path in inside if not may(path)]) == []
 
