@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from agents.building import build_settings
 from agents.runs.console import Console
 from agents.runs.evaluating import evaluate
-from agents.settings import EvaluateSettings
+from agents.runs.settings import EvaluateSettings
 from speckv.commands.app import CONFIGS, plain, prepare, run_explained
 
 NAME = "evaluate"

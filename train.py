@@ -11,11 +11,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from agents.building import build_settings
 from agents.registry import agent_settings, require_batch
+from agents.runs.child_runs import shared_overrides
 from agents.runs.console import Console, InterruptedTraining
+from agents.runs.search import run_search
 from agents.runs.session import train
-from agents.searching.search import run_search
-from agents.settings import TrainSettings
-from agents.studies.study import jobs_of, run_study, shared_overrides
+from agents.runs.settings import TrainSettings
+from agents.runs.study import run_study, runs_of
+from agents.runs.trials import first_values
 from speckv.commands.app import CONFIGS, compose_checked, flat, plain, prepare, run_explained
 from speckv.errors import CheckpointError, ConfigError, SpecKVError
 from speckv.evaluation.run_facts import CONFIG
@@ -42,11 +44,11 @@ def check(config: DictConfig, overrides: Sequence[str] = ()) -> None:
     """
     settings = settings_from(resumed(config, overrides=None))
     if settings.search is not None:
-        compose_checked(NAME, [*shared_overrides(overrides), *settings.search.example(), "search=null"])
+        compose_checked(NAME, [*shared_overrides(overrides), *first_values(settings.search.space), "search=null"])
     if not settings.is_study:
         return
     told: dict[str, DictConfig] = {}
-    for run in jobs_of(settings, overrides):
+    for run in runs_of(settings, overrides):
         try:
             if run.arm not in told:
                 told[run.arm] = compose_checked(NAME, run.overrides)

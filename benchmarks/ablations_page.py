@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agents.studies.rendering import cells
+from agents.runs.study_results import cells
 from benchmarks.readme_table import line
 
 FOLDER = Path(__file__).resolve().parent / "results" / "studies"

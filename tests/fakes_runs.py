@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from agents.runs.console import Console, ProgressBar
-from agents.settings import CostSettings, DataSettings, EvalSettings, TrainSettings
+from agents.runs.settings import CostSettings, DataSettings, EvalSettings, TrainSettings
 from speckv.traces import TraceSequence, TraceSet
 from tests.fakes_traces import make_cost_table, make_sequence, make_traces
 

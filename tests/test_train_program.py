@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 import evaluate as evaluation
 import train as program
 from agents.runs.run_folder import LAST, RunFolder
-from agents.studies.study import jobs_of
+from agents.runs.study import runs_of
 from speckv.commands.app import compose_checked, prepare
 from speckv.errors import ConfigError, SpecKVError
 from tests.fakes_runs import TINY_PPO, save_toy
@@ -72,7 +72,7 @@ def test_a_study_goes_on_with_the_settings_alone_that_its_runs_began_with(tmp_pa
     """Of a run, that is, by whatever file a setting came from: the command line can be the same."""
     overrides = ["agent=fixed", "agent.gamma=2", "seeds=2", f"output={tmp_path}"]
     config = compose_checked(program.NAME, overrides)
-    for job in jobs_of(program.settings_from(config), overrides):
+    for job in runs_of(program.settings_from(config), overrides):
         began = compose_checked(program.NAME, [*job.overrides, f"output={job.folder}"])
         job.folder.mkdir(parents=True)
         RunFolder(job.folder).record_start(OmegaConf.to_yaml(began, resolve=True), job.overrides, {})

@@ -11,11 +11,11 @@ from agents.runs.console import Console
 from agents.controllers import latest_run, load_named, shipped_policy
 from agents.depth import within_depth
 from agents.registry import AGENTS, TrainingData, agent_settings, make_controller, require_agent, require_batch
-from agents.settings import EvaluateSettings
+from agents.runs.settings import EvaluateSettings
 from agents.stored import load_controller
 from agents.runs.run_folder import EVALUATION
 from agents.runs.task import load_cost, load_splits
-from agents.tuning import GRIDS, tune
+from agents.runs.tuning import GRIDS, tune
 from speckv.cost import CostTable, require_single_request
 from speckv.errors import ConfigError
 from speckv.evaluation.replays import FixedSweep

@@ -10,7 +10,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from agents.runs.console import Console
 from agents.rl.learners import build_learner
 from agents.rl.hyperparameters import LearnerSettings
-from agents.settings import EnvSettings, RewardSettings, TrainSettings
+from agents.runs.settings import EnvSettings, RewardSettings, TrainSettings
 from agents.runs import checkpoint
 from agents.runs.checkpoint import Progress
 from agents.runs.console import catch_signals

@@ -13,7 +13,7 @@ from agents.depth import within_depth
 from agents.runs.evaluating import CONSTANTS, evaluate_controllers, warn_of_waiting
 from agents.registry import TrainingData, agent_settings, make_controller, with_cost_table, require_batch
 from agents.rl.hyperparameters import LearnerSettings
-from agents.settings import TrainSettings, hyperparameters
+from agents.runs.settings import TrainSettings, hyperparameters
 from agents.stored import save_controller
 from agents.runs.run_folder import EVALUATION, EVENTS, RunFolder, default_name, provenance
 from agents.runs.task import Task, describe, load_task

@@ -6,7 +6,7 @@ import logging
 from collections import defaultdict
 from dataclasses import dataclass, replace
 
-from agents.settings import CostSettings, DataSettings
+from agents.runs.settings import CostSettings, DataSettings
 from agents.runs.learn_settings import LearnSettings
 from speckv.cost import CostTable, describe_clock
 from speckv.errors import ConfigError, TraceError

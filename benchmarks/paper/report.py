@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from agents.runs.console import Console
-from agents.settings import EvaluateSettings, PaperSettings
+from agents.runs.settings import EvaluateSettings, PaperSettings
 from benchmarks.paper.policies import constant, of_choices, of_runs
 from benchmarks.paper.released import FIXED_GAMMA, OVERALL, POLICIES, PaperTable, Records
 from benchmarks.paper.study import ConditionResult, PaperStudy, PolicyResult, Spread, run_study

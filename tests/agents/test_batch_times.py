@@ -13,8 +13,15 @@ import train as script
 from agents.registry import AGENTS, TrainingData, agent_settings, make_controller, require_batch
 from agents.runs.evaluating import evaluate
 from agents.runs.session import train
-from agents.settings import CostSettings, DataSettings, EnvSettings, EvaluateSettings, RewardSettings, TrainSettings
-from agents.tuning import GRIDS, tune
+from agents.runs.settings import (
+    CostSettings,
+    DataSettings,
+    EnvSettings,
+    EvaluateSettings,
+    RewardSettings,
+    TrainSettings,
+)
+from agents.runs.tuning import GRIDS, tune
 from speckv.commands.app import compose_checked
 from speckv.commands.main import main
 from speckv.cost import CostTable

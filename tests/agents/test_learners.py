@@ -14,7 +14,7 @@ from agents.rl.export import export_policy
 from agents.rl.hyperparameters import LearnerSettings
 from agents.rl.learners import build_learner, falling
 from agents.runs.learner_run import make_environment
-from agents.settings import EnvSettings, RewardSettings
+from agents.runs.settings import EnvSettings, RewardSettings
 from speckv.cost import CompiledCost, CostTable
 from speckv.errors import ConfigError
 from speckv.observation import SCHEMA, STOPPING_SCHEMA

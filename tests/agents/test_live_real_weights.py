@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agents.runs.live.task import load_models
-from agents.settings import CostSettings, DataSettings, EnvSettings, TrainSettings
+from agents.runs.settings import CostSettings, DataSettings, EnvSettings, TrainSettings
 from agents.stored import load_controller
 from speckv.runtime.policy import SHIPPED
 from tests.fakes_live import TINY_LIVE_PPO, lines, live_settings, run_live

@@ -23,7 +23,7 @@ from agents.runs.live.stream import CHECKPOINT, load_stream
 from agents.runs.live.task import load_live_task
 from agents.runs.run_folder import LAST
 from agents.runs.session import train
-from agents.settings import TrainSettings
+from agents.runs.settings import TrainSettings
 from agents.stored import load_controller
 from speckv.cost import CostTable
 from speckv.errors import CheckpointError, ConfigError, DataError, DeviceError, ProbabilityError, SpecKVError

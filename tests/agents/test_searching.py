@@ -12,14 +12,14 @@ import pytest
 
 import train as program
 from agents.building import build_settings
+from agents.runs import trials
+from agents.runs.child_runs import ChildRun
 from agents.runs.run_folder import EVAL_COLUMNS
+from agents.runs.search import SHIPPED, best_trials, run_search
+from agents.runs.settings import SearchSettings
 from agents.runs.task import load_task
+from agents.runs.trials import open_study, suggest
 from agents.runs.validation import Validator
-from agents.searching import trials
-from agents.searching.journal import open_study
-from agents.searching.search import SHIPPED, best_trials, run_search
-from agents.searching.settings import SearchSettings, suggest
-from agents.studies.running import Job
 from speckv.commands.app import CONFIGS, compose_checked
 from speckv.errors import ConfigError
 from tests.fakes_runs import CapturedConsole, save_toy, toy_settings
@@ -182,13 +182,13 @@ def test_a_search_without_a_trial_that_finished_says_so_again_and_again(
 ) -> None:
     begun = []
 
-    def begin(job: Job) -> subprocess.Popen[bytes]:
-        begun.append(job.arm)
-        job.folder.parent.mkdir(parents=True, exist_ok=True)
-        job.folder.with_name(f"{job.folder.name}.log.txt").write_text("speckv: no memory", encoding="utf-8")
+    def start(run: ChildRun) -> subprocess.Popen[bytes]:
+        begun.append(run.arm)
+        run.folder.parent.mkdir(parents=True, exist_ok=True)
+        run.folder.with_name(f"{run.folder.name}.log.txt").write_text("speckv: no memory", encoding="utf-8")
         return subprocess.Popen([sys.executable, "-c", "raise SystemExit(2)"])
 
-    monkeypatch.setattr(trials, "begin", begin)
+    monkeypatch.setattr(ChildRun, "start", start)
     search = SearchSettings(name="toy", space={"agent.gamma": {"low": 0, "high": 16}}, trials=2)
     settings = replace(toy_settings(tmp_path, tmp_path / "search"), search=search, processes=2)
     for _ in range(2):
@@ -278,13 +278,13 @@ time.sleep(float(sys.argv[2]))
 def test_a_trial_that_lags_is_given_up_and_the_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     validator = toy_validator(tmp_path)
 
-    def begin(job: Job) -> subprocess.Popen[bytes]:
-        lags = job.arm == "trial 1"
+    def start(run: ChildRun) -> subprocess.Popen[bytes]:
+        lags = run.arm == "trial 1"
         rows = [",".join(EVAL_COLUMNS) + "\n"]
         rows += rows_of(validator, 0, 2.0) + rows_of(validator, 100, 1.5 if lags else 0.8)
-        return subprocess.Popen([sys.executable, "-c", LEARNER, str(job.folder), "60" if lags else "0", "".join(rows)])
+        return subprocess.Popen([sys.executable, "-c", LEARNER, str(run.folder), "60" if lags else "0", "".join(rows)])
 
-    monkeypatch.setattr(trials, "begin", begin)
+    monkeypatch.setattr(ChildRun, "start", start)
     search = SearchSettings(name="toy", space={"agent.gamma": {"low": 0, "high": 16}}, trials=3, warm_up=1)
     study = optuna.create_study(
         direction="maximize",
@@ -293,10 +293,10 @@ def test_a_trial_that_lags_is_given_up_and_the_search_goes_on(tmp_path: Path, mo
     )
     console = CapturedConsole()
 
-    def job(number: int, told: list[str]) -> Job:
-        return Job(arm=f"trial {number}", seed=0, overrides=tuple(told), folder=tmp_path / "trials" / str(number))
+    def make_run(number: int, told: list[str]) -> ChildRun:
+        return ChildRun(arm=f"trial {number}", seed=0, overrides=tuple(told), folder=tmp_path / "trials" / str(number))
 
-    trials.run_trials(study, search, job, validator, processes=1, console=console)
+    trials.run_trials(study, search, make_run, validator, processes=1, console=console)
     assert [t.state.name for t in study.trials] == ["COMPLETE", "PRUNED", "COMPLETE"]
     assert [t.value for t in study.trials] == pytest.approx([1 / 0.8, 1 / 1.5, 1 / 0.8])
     assert "given up at 0.6667" in console.text

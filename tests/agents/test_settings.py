@@ -4,7 +4,7 @@
 import pytest
 
 from agents.building import build_settings
-from agents.settings import DataSettings, EvaluateSettings, RewardSettings, TrainSettings
+from agents.runs.settings import DataSettings, EvaluateSettings, RewardSettings, TrainSettings
 from speckv.errors import ConfigError
 
 WHOLE: dict[str, object] = {"agent": {"name": "ppo"}, "data": {"traces": "t"}, "cost": {"table": "c"}}

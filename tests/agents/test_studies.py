@@ -13,17 +13,14 @@ from matplotlib.text import Text
 
 import train as program
 from agents.building import build_settings
-from agents.runs import run_folder
+from agents.runs import child_runs, run_folder, study
+from agents.runs.child_runs import ChildRun
 from agents.runs.learn_settings import LearnSettings
 from agents.runs.run_folder import RunFolder
+from agents.runs.settings import StudySettings, TrainSettings
+from agents.runs.study import plan, run_study
+from agents.runs.study_results import StudySums, draw, measure_arms
 from agents.runs.task import first_of_tasks, load_task
-from agents.settings import TrainSettings
-from agents.studies import running, study
-from agents.studies.drawing import draw
-from agents.studies.outcome import StudySums, measure_arms
-from agents.studies.running import Job
-from agents.studies.settings import StudySettings, folder_of
-from agents.studies.study import plan, run_study
 from speckv.commands.app import CONFIGS, compose_checked
 from speckv.errors import ConfigError, SpecKVError
 from speckv.evaluation.metrics import Grid, References, Sums
@@ -108,7 +105,7 @@ def test_runs_at_once_are_as_many_as_the_usable_cores(
     started: list[int] = []
     settings = toy_settings(tmp_path, tmp_path / "out", agent={"name": "fixed", "gamma": 4})
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0})  # noqa: ARG005
-    monkeypatch.setattr(study, "run_jobs", lambda jobs, processes, console: started.append(processes))  # noqa: ARG005
+    monkeypatch.setattr(study, "run_all", lambda jobs, processes, console: started.append(processes))  # noqa: ARG005
     with suppress(OSError, SpecKVError):  # nothing was trained, so there is nothing to compare
         run_study(
             replace(settings, seeds=3, processes=processes), CapturedConsole(), overrides=["agent=fixed", "seeds=3"]
@@ -162,20 +159,20 @@ def test_a_run_that_outlived_its_study_is_not_begun_a_second_time(
 ) -> None:
     program_that_waits = tmp_path / "waits.py"
     program_that_waits.write_text("import time\ntime.sleep(60)\n", encoding="utf-8")
-    monkeypatch.setattr(running, "PROGRAM", program_that_waits)
-    job = Job(arm="a", seed=1, overrides=("agent=ppo",), folder=tmp_path / "study" / "a")
-    with running.stopped_at_the_end([running.begin(job)]):
+    monkeypatch.setattr(child_runs, "PROGRAM", program_that_waits)
+    job = ChildRun(arm="a", seed=1, overrides=("agent=ppo",), folder=tmp_path / "study" / "a")
+    with child_runs.terminated_on_exit([job.start()]):
         job.folder.mkdir()
         (job.folder / "overrides.txt").write_text("agent=ppo\n", encoding="utf-8")
         with pytest.raises(ConfigError, match="an earlier start left behind"):
-            running.begin(job)
+            job.start()
         assert job.folder.is_dir()  # nothing is thrown away under its feet
-    with running.stopped_at_the_end([running.begin(job)]):
+    with child_runs.terminated_on_exit([job.start()]):
         assert not job.folder.exists()
 
 
 def test_a_run_with_a_checkpoint_is_resumed() -> None:
-    job = Job(arm="a", seed=1, overrides=("agent=ppo",), folder=Path("nowhere"))
+    job = ChildRun(arm="a", seed=1, overrides=("agent=ppo",), folder=Path("nowhere"))
     assert job.command[-2:] == ["agent=ppo", "output=nowhere"]
 
 
@@ -208,7 +205,7 @@ def test_a_study_that_makes_no_sense_is_refused(arms: dict[str, Any], match: str
 
 
 def test_names_become_folders() -> None:
-    assert folder_of("PPO, once a step: 16") == "ppo-once-a-step-16"
+    assert StudySettings.folder_of("PPO, once a step: 16") == "ppo-once-a-step-16"
 
 
 def sums_of(name: str, seconds: np.ndarray) -> Sums:

@@ -9,7 +9,7 @@ from agents.per_compression import PerCompression, StoppingPerCompression
 from agents.registry import AGENTS, TrainingData, agent_settings, make_controller
 from agents.rules.llama_cpp import LlamaCpp, LlamaCppSettings
 from agents.rules.transformers_heuristic import TransformersHeuristic, TransformersHeuristicSettings
-from agents.tuning import GRIDS, tune
+from agents.runs.tuning import GRIDS, tune
 from speckv.errors import ConfigError
 from speckv.replay import ReplayRecord, replay_controller
 from speckv.types import Controller, StoppingController

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from agents.runs.settings import CostSettings
 from agents.runs.task import load_cost
-from agents.settings import CostSettings
 from agents.survival.settings import SurvivalSettings
 from agents.survival.train import fit_survival
 from speckv.cost import ASSETS, CompiledCost, CostEntry, CostFit, CostTable, require_single_request

@@ -16,7 +16,7 @@ from agents.runs.live.starting import start_learner
 from agents.runs.live.task import LiveTask
 from agents.rl.learners import build_learner, make_learner
 from agents.rl.hyperparameters import LearnerSettings
-from agents.settings import TrainSettings
+from agents.runs.settings import TrainSettings
 from agents.runs import checkpoint
 from agents.runs.checkpoint import Progress
 from agents.runs.console import StopRequest

@@ -14,7 +14,7 @@ from agents.runs.live.comparison import compare_live
 from agents.runs.live.decoded import Decoded, DecodedLog, summarise
 from agents.runs.live.settings import LiveSettings
 from agents.runs.live.task import LiveTask
-from agents.settings import TrainSettings, hyperparameters
+from agents.runs.settings import TrainSettings, hyperparameters
 from agents.stored import load_controller
 from agents.runs.console import InterruptedTraining, StopRequest, catch_signals
 from agents.runs.run_folder import EVENTS, RunFolder, default_name, provenance

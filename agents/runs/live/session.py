@@ -18,7 +18,7 @@ from agents.runs.live.stream import CHECKPOINT, Stream, StreamState, load_stream
 from agents.runs.live.task import Loader, load_live_task, load_models
 from agents.registry import AGENTS, TrainingData, agent_settings, begin_learner
 from agents.rl.hyperparameters import LearnerSettings, OnPolicySettings
-from agents.settings import TrainSettings
+from agents.runs.settings import TrainSettings
 from agents.stored import save_controller
 from agents.runs.task import load_splits
 from speckv.errors import ConfigError, nearest

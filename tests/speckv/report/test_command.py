@@ -12,7 +12,7 @@ import pytest
 
 from agents.fixed import FixedGamma
 from agents.runs.evaluating import evaluate
-from agents.settings import CostSettings, DataSettings, EvaluateSettings
+from agents.runs.settings import CostSettings, DataSettings, EvaluateSettings
 from speckv.commands import report
 from speckv.commands.main import main
 from speckv.cost import CostTable

@@ -2,15 +2,24 @@
 """Settings as typed, checked dataclasses: what a composed config becomes before any work begins."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from agents.runs.learn_settings import LearnSettings
 from agents.runs.live.settings import LiveSettings
-from agents.searching.settings import SearchSettings
-from agents.studies.settings import StudySettings
 from speckv.errors import ConfigError
 from speckv.observation import hidden_columns
+
+_UNSAFE = re.compile(r"[^a-z0-9.]+")
+_LETTER_OR_DIGIT = re.compile(r"[a-z0-9]")
+"""Without one, the folder of an arm would be the study's own or its parent."""
+_RANGE = {"low", "high", "log", "step"}
+_FIXED_IN_A_SEARCH = (
+    *("cost", "data", "eval", "learn", "live", "model", "output", "runs_dir", "search", "seed", "seeds", "study"),
+)
+"""Settings that all trials of a search share."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +127,109 @@ class EvalSettings:
         """Checks ranges."""
         _require(self.every_steps >= 1, "eval.every_steps", "1 or more", self.every_steps)
         _require(self.num_resamples >= 1, "eval.num_resamples", "1 or more", self.num_resamples)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudySettings:
+    """Arms, each trained with every seed and compared with the first.
+
+    Attributes:
+        name: Of the study's folder and results.
+        question: One sentence, printed above the table.
+        arms: Name -> overrides of this arm alone.
+        seeds: Of each arm, unless the command line has its own.
+    """
+
+    name: str
+    question: str
+    arms: Mapping[str, object]
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+    def __post_init__(self) -> None:
+        """Checks the arms: lists of overrides, with names that give different folders."""
+        if not self.arms:
+            raise ConfigError(f"Expected study.arms to name one arm or more, got none in {self.name!r}.")
+        for arm, overrides in self.arms.items():
+            if not isinstance(overrides, list | tuple) or not all(isinstance(o, str) for o in overrides):
+                raise ConfigError(
+                    f"Expected study.arms.{arm} to list overrides such as agent.gamma=4, got {overrides!r}."
+                )
+        folders = [self.folder_of(arm) for arm in self.arms]
+        if len(set(folders)) < len(folders) or not all(map(_LETTER_OR_DIGIT.search, folders)):
+            raise ConfigError(f"Expected names of arms that differ in letters or digits, got {list(self.arms)}.")
+
+    def overrides(self, arm: str) -> tuple[str, ...]:
+        """Overrides of one arm."""
+        overrides = self.arms[arm]
+        assert isinstance(overrides, list | tuple)
+        return tuple(map(str, overrides))
+
+    @staticmethod
+    def folder_of(arm: str) -> str:
+        """Name of an arm's folder.
+
+        >>> StudySettings.folder_of("without past signals")
+        'without-past-signals'
+        """
+        return _UNSAFE.sub("-", arm.lower()).strip("-")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchSettings:
+    """A search for hyper-parameters.
+
+    Attributes:
+        name: Of the search's folder and of its Optuna study.
+        space: Setting -> its values: `{low, high}` of numbers, with `log: true` or `step` if wanted, or `{choices}`.
+        trials: In total, those before a resumption included.
+        warm_up: First trials, drawn at random and never pruned.
+        top: Best trials that are trained again with fresh seeds, beside the shipped settings.
+        final_seeds: The fresh seeds; the trials use `seed`.
+    """
+
+    name: str
+    space: Mapping[str, object]
+    trials: int = 40
+    warm_up: int = 8
+    top: int = 3
+    final_seeds: tuple[int, ...] = (101, 102, 103)
+
+    def __post_init__(self) -> None:
+        """Checks ranges, and that every setting has values."""
+        for name in ("trials", "warm_up", "top"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"Expected search.{name} 1 or more, got {getattr(self, name)}.")
+        seeds = self.final_seeds
+        if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+            raise ConfigError(f"Expected search.final_seeds to list seeds of 0 or more, each once, got {seeds}.")
+        if not self.space:
+            raise ConfigError("Expected search.space to name one setting or more, got none.")
+        for key, values in self.space.items():
+            if key.lstrip("+~").split(".")[0] in _FIXED_IN_A_SEARCH:
+                raise ConfigError(
+                    f"Expected search.space to leave alone what trials are judged on and where they go, got {key}."
+                )
+            _check_values(key, values)
+
+
+def _check_values(key: str, values: object) -> None:
+    if isinstance(values, Mapping):
+        if set(values) == {"choices"} and isinstance(values["choices"], list | tuple) and values["choices"]:
+            return
+        if {"low", "high"} <= set(values) <= _RANGE and _is_range(values):
+            return
+    raise ConfigError(
+        f"Expected search.space.{key} to be {{choices}}, or {{low, high}} of numbers with low < high, and beside them "
+        f"`log: true` where both are above 0, or a `step` above 0, got {values!r}."
+    )
+
+
+def _is_range(values: Mapping[str, Any]) -> bool:
+    low, high, step, log = values["low"], values["high"], values.get("step", 1), values.get("log", False)
+    if not all(type(number) in (int, float) for number in (low, high, step)) or not (low < high and step > 0):
+        return False
+    whole = type(low) is type(high) is int
+    return not (log and ("step" in values or low <= 0)) and not (whole and type(step) is not int)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

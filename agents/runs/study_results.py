@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the runs of a study come to: each arm over the best fixed gamma, and over the arm that others are held to.
+"""Results of a study: each arm over the best fixed gamma and over the first arm, as numbers, text and picture.
 
-Seconds of every run, prompt and compression are read back from the runs' own evaluations on the test prompts.
-Intervals are a bootstrap of prompts and seeds (`speckv.evaluation.entrants`), claims are sign-flip tests with Holm's
-control over the study's arms (`speckv.evaluation.significance`).
+Seconds of every run, prompt and compression come from the runs' own evaluations on the test prompts. Intervals are a
+bootstrap over prompts and seeds; claims are sign-flip tests with Holm's control over the study's arms.
 """
 
 import csv
@@ -11,33 +10,36 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
+from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from agents.runs.run_folder import EVALUATION
-from agents.studies.running import Job
+from agents.runs.child_runs import ChildRun
 from speckv.errors import CheckpointError
 from speckv.evaluation.bootstrap import Float64, Interval, resample_counts
 from speckv.evaluation.compare import NUM_RESAMPLES
 from speckv.evaluation.entrants import Entrant, measure_entrant, run_generator, speedup_over
 from speckv.evaluation.metrics import ALL, Grid, Group, References, Sums, groups_of
+from speckv.evaluation.plots import INK, PALETTE, figure_text, tidy
 from speckv.evaluation.replays import AUTOREGRESSIVE, BEST_FIXED, CLAIRVOYANT
 from speckv.evaluation.report import PER_PROMPT, RESULTS
 from speckv.evaluation.significance import PairedComparison, family_against
+from speckv.evaluation.text import format_interval, render_table
 
 _COUNTS = ("tokens", "seconds", "steps", "drafted", "accepted", "tested")
+HEADER = ("arm", "x best fixed gamma", "x first arm", "against the first arm")
+_DPI = 150
+_TITLE_WIDTH, _NAME_WIDTH = 100, 40
+"""Characters of a line, above the axes and at their side."""
 _BASELINES = (AUTOREGRESSIVE, BEST_FIXED, CLAIRVOYANT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudySums:
-    """What every run summed up to on the test prompts.
-
-    Attributes:
-        grid: Prompts and compressions.
-        references: Baselines and bound, the same for all runs.
-        arms: Name -> a run a seed.
-    """
+    """Sums of every run on the test prompts; the references are the same for all runs, `arms` has a run per seed."""
 
     grid: Grid
     references: References
@@ -49,12 +51,11 @@ class ArmOutcome:
     """One arm.
 
     Attributes:
-        name: Of the arm.
         over_best_fixed: Geometric mean over compressions of the speed-up over the best fixed gamma.
         by_compression: Compression -> speed-up over the best fixed gamma.
-        by_seed: Geometric mean over compressions, a seed each.
+        by_seed: As `over_best_fixed`, for each seed.
         over_reference: The same mean over that of the first arm; None for the first arm itself.
-        verdict: Whether it is ahead of the first arm or behind; None for the first arm itself.
+        verdict: Comparison with the first arm; None for the first arm itself.
     """
 
     name: str
@@ -65,22 +66,22 @@ class ArmOutcome:
     verdict: PairedComparison | None
 
 
-def read_sums(jobs: Sequence[Job]) -> StudySums:
+def read_sums(runs: Sequence[ChildRun]) -> StudySums:
     """Reads the evaluations of finished runs.
 
     Raises:
         CheckpointError: if one is missing or damaged, or was made on other prompts or another clock than the first.
     """
-    runs = {job: _Evaluation(job.folder / EVALUATION) for job in jobs}
-    first = runs[jobs[0]]
+    evaluations = {run: _Evaluation(run.folder / EVALUATION) for run in runs}
+    first = evaluations[runs[0]]
     arms: dict[str, list[Sums]] = {}
-    for job, run in runs.items():
-        if run.keys != first.keys or run.sums[BEST_FIXED] != first.sums[BEST_FIXED]:
+    for run, found in evaluations.items():
+        if found.keys != first.keys or found.sums[BEST_FIXED] != first.sums[BEST_FIXED]:
             raise CheckpointError(
-                f"Expected {job.folder} to be evaluated on the prompts and the clock of {jobs[0].folder}, got others. "
+                f"Expected {run.folder} to be evaluated on the prompts and the clock of {runs[0].folder}, got others. "
                 "Delete it and run the study again."
             )
-        arms.setdefault(job.arm, []).append(run.table(first.grid, run.controller))
+        arms.setdefault(run.arm, []).append(found.table(first.grid, found.controller))
     plain, best, bound = (first.table(first.grid, name) for name in _BASELINES)
     return StudySums(
         grid=first.grid,
@@ -90,7 +91,7 @@ def read_sums(jobs: Sequence[Job]) -> StudySums:
 
 
 class _Evaluation:
-    """One run's evaluation as it lies on the disk."""
+    """One run's evaluation, read from its files."""
 
     def __init__(self, folder: Path) -> None:
         try:
@@ -122,7 +123,7 @@ class _Evaluation:
         )
 
     def table(self, grid: Grid, controller: str) -> Sums:
-        """One controller's sums; how often it chose each gamma is not on the disk by prompt, and is left out."""
+        """One controller's sums; the files hold no gammas by prompt, so `gammas` is a placeholder."""
         values = np.zeros((len(_COUNTS), len(grid.prompt_ids), len(grid.compressions)))
         for key, row, column in zip(self.keys, grid.rows, grid.columns, strict=True):
             values[:, row, column] = self.sums[controller][key]
@@ -132,13 +133,7 @@ class _Evaluation:
 
 
 def measure_arms(sums: StudySums, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> tuple[ArmOutcome, ...]:
-    """Estimates with their intervals and claims, in the order of the arms.
-
-    Args:
-        sums: From `read_sums`.
-        num_resamples: Of bootstrap and sign flips.
-        seed: Of both; the same one gives the same outcomes.
-    """
+    """Estimates with intervals and claims, in the order of the arms; the same seed gives the same outcomes."""
     counts = resample_counts(sums.grid.tasks, num_resamples, seed)
     rng = run_generator(seed)
     entrants = [Entrant.drawn(name, runs, num_resamples=num_resamples, rng=rng) for name, runs in sums.arms.items()]
@@ -171,3 +166,72 @@ def _outcome(
         over_reference=None if entrant is first else speedup_over(entrant, first, groups[ALL], counts),
         verdict=verdicts.get(entrant.name),
     )
+
+
+def cells(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a study's table, from the content of `study.json`."""
+    compressions = list(record["outcomes"][0]["by_compression"])
+    header = [*HEADER, *(compressions if len(compressions) > 1 else [])]
+    rows = []
+    for outcome in record["outcomes"]:
+        over = outcome["over_reference"]
+        row = [outcome["name"], _show(outcome["over_best_fixed"]), _show(over) if over else "", outcome["claim"] or ""]
+        if len(compressions) > 1:
+            row += [_show(outcome["by_compression"][name]) for name in compressions]
+        rows.append(row)
+    return header, rows
+
+
+def _show(interval: Mapping[str, Any]) -> str:
+    return format_interval(Interval(**interval))
+
+
+def render(record: Mapping[str, Any]) -> str:
+    """A study's table and its explanation as text, from the content of `study.json`."""
+    header, rows = cells(record)
+    cost, traces = record["cost"], record["traces"]["name"]
+    return (
+        f"{record['question']}\n\n{render_table(header, rows)}\n\n"
+        f"{record['test_prompts']} test prompts; clock {cost['name']} ({cost['clock']}), traces {traces}; "
+        f"{_seeds(record['seeds'])}.\n"
+        "Brackets: 95 % bootstrap intervals over prompts and seeds. Over best fixed: geometric mean of compressions.\n"
+        "Against the first arm: sign-flip tests at 5 %, Holm's control over the study's arms.\n"
+    )
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    if len(seeds) == 1:
+        return f"one seed, {seeds[0]}: how much a seed moves this is not in the intervals"
+    return f"{len(seeds)} seeds, {', '.join(map(str, seeds))}"
+
+
+def draw(record: Mapping[str, Any]) -> Figure:
+    """Every arm's speed-up over the best fixed gamma: interval, mean, and a dot per seed."""
+    outcomes = record["outcomes"]
+    names = [fill(figure_text(outcome["name"]), _NAME_WIDTH) for outcome in outcomes]
+    lines = max(name.count("\n") for name in names) + 1
+    height = 1.7 + (0.17 + 0.17 * lines) * len(outcomes)
+    figure = Figure(figsize=(8.4, height), dpi=_DPI, layout="constrained")
+    axes = figure.add_subplot()
+    for row, outcome in enumerate(outcomes):
+        mean = outcome["over_best_fixed"]
+        colour = PALETTE[0] if row == 0 else PALETTE[1]
+        low, high = (mean[key] if mean[key] is not None else mean["estimate"] for key in ("low", "high"))
+        axes.hlines(row, low, high, color=INK, linewidth=1.2)
+        axes.scatter(outcome["by_seed"], [row] * len(outcome["by_seed"]), s=10, color="#9A9A9A", zorder=2)
+        axes.scatter([mean["estimate"]], [row], s=34, color=colour, zorder=3)
+    first = outcomes[0]["over_best_fixed"]["estimate"]
+    axes.axvline(first, color=PALETTE[0], linewidth=1)
+    axes.axvline(1.0, color=INK, linewidth=1, linestyle="--")
+    axes.set_yticks(range(len(outcomes)), names, fontsize=9)
+    axes.set_ylim(len(outcomes) - 0.5, -0.5)
+    figure.suptitle(fill(figure_text(record["question"]), _TITLE_WIDTH), fontsize=10, x=0.01, ha="left")
+    axes.grid(axis="y", color="#E4E4E4", linewidth=0.6)
+    tidy(axes)
+    figure.supxlabel(
+        "throughput over the best fixed gamma (×); dashed: that gamma itself\n"
+        f"n = {record['test_prompts']} test prompts, {len(record['seeds'])} seed(s), small dots; times from cost table "
+        f"{figure_text(record['cost']['name'])}. Whiskers: 95 % bootstrap intervals over prompts and seeds.",
+        fontsize=8,
+    )
+    return figure

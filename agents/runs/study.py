@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A study from its settings to its table: runs, or goes on with, every arm and seed, then compares them."""
+"""A study: trains every arm with every seed, or resumes them, then compares the arms."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,12 +8,9 @@ from typing import Any
 from agents.runs.console import Console
 from agents.runs.run_folder import provenance
 from agents.runs.task import Task, load_task
-from agents.settings import TrainSettings
-from agents.studies.drawing import draw
-from agents.studies.outcome import ArmOutcome, measure_arms, read_sums
-from agents.studies.rendering import render
-from agents.studies.running import Job, run_jobs
-from agents.studies.settings import StudySettings, folder_of
+from agents.runs.child_runs import ChildRun, run_all, shared_overrides
+from agents.runs.settings import StudySettings, TrainSettings
+from agents.runs.study_results import ArmOutcome, draw, measure_arms, read_sums, render
 from speckv.cores import usable_cores
 from speckv.cost import describe_clock
 from speckv.evaluation.report import save_figure
@@ -22,33 +19,28 @@ from speckv.files import canonical_json, write_atomically
 
 OUTCOME, TABLE, PICTURE = "study.json", "study.txt", "study.png"
 FORMAT_VERSION = 1
-_OWN = ("study", "seeds", "processes", "seed", "output", "runs_dir", "threads", "hydra")
-"""Settings of the study itself, which no run is told."""
 
 
 def run_study(
     settings: TrainSettings, console: Console, *, overrides: Sequence[str], typed: Sequence[str] | None = None
 ) -> tuple[ArmOutcome, ...]:
-    """Trains and compares.
+    """Trains and compares all arms.
 
     Args:
-        settings: Checked; `is_study`.
-        console: Takes what the user sees.
-        overrides: What was set on the command line, an experiment among it.
-        typed: What was really set there, if every run is told something else.
-
-    Returns:
-        An outcome an arm.
+        settings: With `is_study`.
+        console: For the user.
+        overrides: The command line that the runs share.
+        typed: The user's own command line, if that is another one.
 
     Raises:
-        SpecKVError: one clear error if a setting does not fit or a run fails; finished runs are kept.
+        SpecKVError: if a setting does not fit or a run fails; finished runs are kept.
     """
     study, folder = _study(settings), _folder(settings)
-    task = load_task(settings.data, settings.cost, settings.learn)  # what is wrong for all is told at once
-    jobs = jobs_of(settings, overrides)
+    task = load_task(settings.data, settings.cost, settings.learn)  # refuses what is wrong for all arms before any run
+    runs = runs_of(settings, overrides)
     console.write(f"{study.name}: {study.question}")
-    run_jobs(jobs, min(settings.processes or usable_cores(), len(jobs)), console)
-    outcomes = measure_arms(read_sums(jobs), num_resamples=settings.eval.num_resamples, seed=settings.seed)
+    run_all(runs, min(settings.processes or usable_cores(), len(runs)), console)
+    outcomes = measure_arms(read_sums(runs), num_resamples=settings.eval.num_resamples, seed=settings.seed)
     facts = {
         "format_version": FORMAT_VERSION,
         "study": study.name,
@@ -73,19 +65,19 @@ def run_study(
     return outcomes
 
 
-def jobs_of(settings: TrainSettings, overrides: Sequence[str]) -> list[Job]:
-    """The runs of a study; see `run_study` and `plan`."""
+def runs_of(settings: TrainSettings, overrides: Sequence[str]) -> list[ChildRun]:
+    """The runs of a study."""
     return plan(_study(settings), settings.all_seeds, overrides, _folder(settings))
 
 
-def plan(study: StudySettings, seeds: Sequence[int], overrides: Sequence[str], folder: Path) -> list[Job]:
-    """One run an arm and seed, seeds of an arm one after the other."""
+def plan(study: StudySettings, seeds: Sequence[int], overrides: Sequence[str], folder: Path) -> list[ChildRun]:
+    """A run for each arm and seed, seeds of an arm in sequence."""
     return [
-        Job(
+        ChildRun(
             arm=arm,
             seed=seed,
             overrides=(*_LEAN, *shared_overrides(overrides), *study.overrides(arm), *_NOT_A_STUDY, f"seed={seed}"),
-            folder=folder / folder_of(arm) / f"seed{seed}",
+            folder=folder / study.folder_of(arm) / f"seed{seed}",
         )
         for arm in study.arms
         for seed in seeds
@@ -93,7 +85,7 @@ def plan(study: StudySettings, seeds: Sequence[int], overrides: Sequence[str], f
 
 
 _LEAN = ("eval.num_resamples=1000",)
-"""Unless told otherwise: a run's own table is a by-product here, and takes longer than some runs."""
+"""Few resamples by default: a run's own table is a by-product here, and can take longer than the run."""
 _NOT_A_STUDY = ("study=null", "seeds=null")
 
 
@@ -102,7 +94,7 @@ def _folder(settings: TrainSettings) -> Path:
 
 
 def _study(settings: TrainSettings) -> StudySettings:
-    """The study that is asked for; if seeds alone are, one of a single arm."""
+    """The requested study; with `seeds` alone, a study of one arm."""
     if settings.study is not None:
         return settings.study
     name = str(settings.agent["name"])
@@ -118,22 +110,8 @@ def _clock(task: Task) -> str:
     return describe_clock(task.cost.kind, {name: task.cost.checks[name] for name in task.test.compressions})
 
 
-def group_of(override: str) -> str:
-    """The top-level setting that an override is about.
-
-    >>> group_of("+search.trials=30"), group_of("agent=ppo")
-    ('search', 'agent')
-    """
-    return override.lstrip("+~").split("=")[0].split(".")[0].split("@")[0]
-
-
-def shared_overrides(overrides: Sequence[str]) -> list[str]:
-    """What every run is told of a command line: all but what concerns the runs together."""
-    return [override for override in overrides if group_of(override) not in _OWN]
-
-
 def _lasting(overrides: Sequence[str]) -> list[str]:
-    """What of a command line decides a study's outcome."""
+    """The part of a command line that decides a study's outcome."""
     return [*shared_overrides(overrides), *(o for o in overrides if o.startswith(("seeds=", "study.")))]
 
 

@@ -1,28 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A search from its settings to its record: trials, then the best of them and what is shipped on fresh seeds.
+"""Search for hyper-parameters: trials, then the best trials and the shipped settings on fresh seeds.
 
-Trials are judged on validation prompts, as checkpoints are. The best of many is the best by luck too, so the first few
-are trained again with seeds that the search has not seen, beside the settings that are shipped, and the winner is the
-one that does best on validation prompts then. Test prompts are replayed at the very end, to report and not to choose.
+Trials are scored on validation prompts, as checkpoints are. The best of many trials is partly luck, so the best few are
+trained again with fresh seeds beside the shipped settings, and the one with the best score on validation prompts wins.
+Test prompts are replayed at the end, for the report only.
 """
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from agents.runs.child_runs import PROGRAM, ChildRun, group_of, shared_overrides
 from agents.runs.console import Console
 from agents.runs.run_folder import provenance
+from agents.runs.run_folder import provenance
+from agents.runs.settings import SearchSettings, StudySettings, TrainSettings
+from agents.runs.study import plan, run_study
 from agents.runs.task import load_task
+from agents.runs.trials import FINAL, TRIALS, num_tried, open_study, run_trials
 from agents.runs.validation import Validator
-from agents.searching.journal import FINAL, TRIALS, open_study
-from agents.searching.settings import SearchSettings
-from agents.searching.trials import num_tried, run_trials
-from agents.searching.winner import winner_config
-from agents.settings import TrainSettings
-from agents.studies.running import Job
-from agents.studies.settings import StudySettings
-from agents.studies.study import group_of, plan, run_study, shared_overrides
 from speckv.cores import usable_cores
 from speckv.errors import ConfigError
 from speckv.evaluation.curves import EVAL
@@ -32,21 +30,19 @@ from speckv.files import canonical_json, write_atomically
 RECORD, WINNER = "search.json", "winner.yaml"
 SHIPPED = "as shipped"
 FORMAT_VERSION = 1
+CONFIGS = PROGRAM.parent / "configs"
 
 
 def run_search(settings: TrainSettings, console: Console, *, overrides: Sequence[str]) -> dict[str, Any]:
-    """Searches, or goes on with a search that was stopped.
+    """Runs a search, or resumes one that was stopped, and returns the record that it writes.
 
     Args:
-        settings: Checked; `search` says what to try.
-        console: Takes what the user sees.
-        overrides: What was set on the command line.
-
-    Returns:
-        The record, as it is written.
+        settings: With `search`.
+        console: For the user.
+        overrides: The command line.
 
     Raises:
-        ConfigError: if Optuna is not installed.
+        ConfigError: if Optuna is not installed, or no trial finished.
         SpecKVError: if a run of the final comparison fails.
     """
     search = settings.search
@@ -60,12 +56,13 @@ def run_search(settings: TrainSettings, console: Console, *, overrides: Sequence
     study = open_study(search, folder, terms)
     console.write(f"{search.name}: {num_tried(study)} of {search.trials} trials are there already")
 
-    def job(number: int, told: list[str]) -> Job:
-        own = (*shared, *told, "search=null", "eval.on_test=false", f"seed={settings.seed}")
-        return Job(arm=f"trial {number}", seed=settings.seed, overrides=own, folder=folder / TRIALS / f"{number:04d}")
+    def make_run(number: int, drawn: list[str]) -> ChildRun:
+        own = (*shared, *drawn, "search=null", "eval.on_test=false", f"seed={settings.seed}")
+        path = folder / TRIALS / f"{number:04d}"
+        return ChildRun(arm=f"trial {number}", seed=settings.seed, overrides=own, folder=path)
 
     processes = settings.processes or usable_cores()
-    run_trials(study, search, job, validator, processes=processes, console=console)
+    run_trials(study, search, make_run, validator, processes=processes, console=console)
     best = best_trials(study, search.top)
     if not best:
         raise ConfigError(
@@ -90,7 +87,7 @@ def run_search(settings: TrainSettings, console: Console, *, overrides: Sequence
 
 
 def best_trials(study: Any, count: int) -> list[Any]:
-    """The best trials that differ in what they tried: equal ones would be trained again for nothing."""
+    """The best trials whose overrides differ."""
     done = sorted((t for t in study.trials if t.state.name == "COMPLETE"), key=lambda trial: -trial.value)
     best: dict[tuple[str, ...], Any] = {}
     for trial in done:
@@ -102,9 +99,9 @@ def _record(
     search: SearchSettings, study: Any, final: StudySettings, folder: Path, validator: Validator
 ) -> dict[str, Any]:
     validation: dict[str, list[float]] = {}
-    for job in plan(final, final.seeds, [], folder / FINAL):
-        points = validator.read_points(job.folder / EVAL)
-        validation.setdefault(job.arm, []).append(max(point.mean for point in points))
+    for run in plan(final, final.seeds, [], folder / FINAL):
+        points = validator.read_points(run.folder / EVAL)
+        validation.setdefault(run.arm, []).append(max(point.mean for point in points))
     means = {arm: sum(values) / len(values) for arm, values in validation.items()}
     winner = max(means, key=lambda arm: means[arm])
     return {
@@ -124,3 +121,45 @@ def _record(
         "winner_overrides": list(final.overrides(winner)),
         "made": provenance(),
     }
+
+
+def winner_config(search: str, winner: str, overrides: Sequence[str], shared: Sequence[str]) -> str:
+    """The winner's settings as a config file for `configs/experiment`.
+
+    Args:
+        search: Name of the search.
+        winner: Name of the winner.
+        overrides: Of the winner.
+        shared: Overrides that all trials have in common.
+
+    >>> print(winner_config("toy", "trial 3", ["agent.hidden=[64,64]", "reward=time", "agent.a.b=1"], ["tune=toy"]))
+    # @package _global_
+    # Found by toy: trial 3. The whole of it:
+    # python train.py tune=toy 'agent.hidden=[64,64]' reward=time agent.a.b=1 search=null
+    defaults:
+      - override /reward: time
+    agent:
+      a:
+        b: 1
+      hidden: [64,64]
+    <BLANKLINE>
+    """
+    command = shlex.join(["python", "train.py", *shared, *overrides, "search=null"])
+    lines = ["# @package _global_", f"# Found by {search}: {winner}. The whole of it:", f"# {command}"]
+    pairs = [(key, value) for key, _, value in (override.partition("=") for override in overrides)]
+    groups = [f"  - override /{key}: {value}" for key, value in pairs if _is_group(key)]
+    lines += ["defaults:", *groups] if groups else []
+    above: list[str] = []
+    for key, value in sorted(pair for pair in pairs if not _is_group(pair[0])):
+        *parents, name = key.split(".")
+        for depth, parent in enumerate(parents):
+            if above[: depth + 1] != parents[: depth + 1]:
+                lines.append(f"{'  ' * depth}{parent}:")
+                above = parents[: depth + 1]
+        above = parents
+        lines.append(f"{'  ' * len(parents)}{name}: {value}")
+    return "\n".join(lines) + "\n"
+
+
+def _is_group(key: str) -> bool:
+    return (CONFIGS / key).is_dir()

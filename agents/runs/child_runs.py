@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training runs as child processes, several at once with one thread each; finished runs are not repeated."""
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from agents.runs.console import Console, InterruptedTraining, StopRequest, catch_signals
+from agents.runs.run_folder import EVALUATION, LAST, OVERRIDES
+from speckv.errors import ConfigError, SpecKVError
+from speckv.evaluation.report import PER_PROMPT
+
+LOG = "log.txt"
+ERROR_PREFIX = "speckv: "
+"""Start of the line in which a program reports an expected error."""
+PROGRAM = Path(__file__).resolve().parents[2] / "train.py"
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+POLL_S = 0.2
+_TAIL = 800
+_NOT_OF_A_CHILD = ("study", "seeds", "processes", "seed", "output", "runs_dir", "threads", "hydra")
+"""Settings of the study or search itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildRun:
+    """One training run of a study or a search.
+
+    Attributes:
+        arm: Name of the study's arm or of the trial.
+        seed: Its seed.
+        overrides: The run's command line, seed included and output excluded.
+        folder: The run folder.
+    """
+
+    arm: str
+    seed: int
+    overrides: tuple[str, ...]
+    folder: Path
+
+    @property
+    def log(self) -> Path:
+        """File beside the run folder with everything that the run prints."""
+        return self.folder.with_name(f"{self.folder.name}.{LOG}")
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has been evaluated."""
+        return (self.folder / EVALUATION / PER_PROMPT).is_file()
+
+    @property
+    def resumable(self) -> bool:
+        """Whether the run left a checkpoint."""
+        return (self.folder / LAST).is_file()
+
+    @property
+    def begun(self) -> bool:
+        """Whether a run began in the folder, or was stopped while it wrote its first file."""
+        if not self.folder.is_dir():
+            return False
+        return (self.folder / OVERRIDES).is_file() or all(p.name.endswith(".partial") for p in self.folder.iterdir())
+
+    @property
+    def command(self) -> list[str]:
+        """Begins the run, or resumes it from its checkpoint."""
+        if self.resumable:
+            return [sys.executable, str(PROGRAM), f"resume={self.folder}"]
+        return [sys.executable, str(PROGRAM), *self.overrides, f"output={self.folder}"]
+
+    @property
+    def error_text(self) -> str:
+        """The error line that a failed run ended with, or else the end of its log."""
+        text = self.log.read_text(encoding="utf-8", errors="replace").strip()
+        last = text.splitlines()[-1] if text else ""
+        return last if last.startswith(ERROR_PREFIX) else text[-_TAIL:]
+
+    def require_same_overrides(self) -> None:
+        """Passes if the folder is new or holds a run of the same overrides.
+
+        Raises:
+            ConfigError: if it holds another run.
+        """
+        path = self.folder / OVERRIDES
+        if not path.is_file():
+            return
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        before = [line for line in lines if not line.startswith("output=")]
+        if before != list(self.overrides):
+            raise ConfigError(
+                f"Expected {self.folder} to hold a run of {list(self.overrides)}, got {before}. Name another output."
+            )
+
+    def start(self) -> "subprocess.Popen[bytes]":
+        """Begins or resumes the run in a process with one thread.
+
+        Raises:
+            ConfigError: if a process that an earlier start left behind still writes there.
+        """
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            self._require_alone(log)
+            if not self.resumable and self.begun:
+                shutil.rmtree(self.folder)  # the same overrides, and no checkpoint
+            return subprocess.Popen(
+                self.command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **_ONE_THREAD},
+                start_new_session=True,  # Ctrl-C reaches the parent alone, which stops the runs in order
+            )
+
+    def _require_alone(self, log: BinaryIO) -> None:
+        """Locks the log. The child inherits the lock with its output and holds it until it ends.
+
+        A study that is killed does not stop its children, and two runs in one folder would spoil it.
+        """
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"Expected nobody at work in {self.folder}, but a run that an earlier start left behind is. Wait for "
+                "its end or stop it, and run the same command again."
+            ) from error
+
+
+def run_all(runs: Sequence[ChildRun], processes: int, console: Console) -> None:
+    """Runs everything that is not finished, in order and at most `processes` at once.
+
+    Raises:
+        SpecKVError: if a run failed, with its error; the others under way are stopped.
+        InterruptedTraining: after the runs have saved what they have, if a signal came.
+    """
+    for run in runs:
+        run.require_same_overrides()
+    waiting = [run for run in runs if not run.finished]
+    console.write(f"{len(runs)} runs, {len(runs) - len(waiting)} of them finished before; {processes} at once")
+    running: dict[ChildRun, subprocess.Popen[bytes]] = {}
+    with catch_signals() as request, terminated_on_exit(running.values()):
+        while waiting or running:
+            raise_if_stopped(request)
+            while waiting and len(running) < processes:
+                run = waiting.pop(0)
+                running[run] = run.start()
+            for run in [r for r, process in running.items() if process.poll() is not None]:
+                _require_success(run, running.pop(run).returncode)
+                console.write(f"{run.arm}, seed {run.seed}: done, {len(waiting) + len(running)} to go")
+            time.sleep(POLL_S)
+
+
+@contextmanager
+def terminated_on_exit(processes: Iterable["subprocess.Popen[bytes]"]) -> Iterator[None]:
+    """Terminates the remaining processes when the block is left; a learner then saves a checkpoint."""
+    try:
+        yield
+    finally:
+        left = list(processes)
+        for process in left:
+            process.terminate()
+        for process in left:
+            process.wait()
+
+
+def raise_if_stopped(request: StopRequest) -> None:
+    """Raises `InterruptedTraining` if a signal came."""
+    if request.signum is not None:
+        raise InterruptedTraining(request.signum, "run the same command again to go on where it stopped")
+
+
+def _require_success(run: ChildRun, status: int) -> None:
+    if status == 0 and run.finished:
+        return
+    raise SpecKVError(
+        f"Expected {run.arm}, seed {run.seed}, to finish, got exit status {status}: {run.error_text} "
+        f"({run.log} has it all). Mend it and run the same command again; finished runs are kept."
+    )
+
+
+def group_of(override: str) -> str:
+    """The top-level setting of an override.
+
+    >>> group_of("+search.trials=30"), group_of("agent=ppo")
+    ('search', 'agent')
+    """
+    return override.lstrip("+~").split("=")[0].split(".")[0].split("@")[0]
+
+
+def shared_overrides(overrides: Sequence[str]) -> list[str]:
+    """The part of a study's command line that all its runs have in common."""
+    return [override for override in overrides if group_of(override) not in _NOT_OF_A_CHILD]
