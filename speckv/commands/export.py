@@ -6,11 +6,12 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from speckv.errors import ConfigError
 from speckv.export import Source, make_policy, tables
-from speckv.export.compiled import CompiledConstant, CompiledTable, compile_batches, compile_constant, compile_steps
+from speckv.export.compiled import CompiledTable, compile_batches, compile_steps
 from speckv.export.hf import write_custom_generate
 from speckv.export.making import of_controller
 from speckv.export.onnx import write_onnx
@@ -19,29 +20,17 @@ from speckv.runtime import Policy
 from speckv.runtime.exported import SUFFIX
 from speckv.runtime.kinds import pack_controller
 from speckv.runtime.stored import load_controller
-from speckv.traces import TraceSet
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """What is to be exported.
-
-    Attributes:
-        source: The folder, and what it was trained on.
-        policy: As it is.
-        compression: Of the target, for what holds one number only.
-    """
+class ExportRequest:
+    """A policy to export, with its training data; `compression` is the target's, for tables of one compression."""
 
     source: Source
     policy: Policy
     compression: str
-
-    @property
-    def traces(self) -> TraceSet:
-        """Recordings of the compression."""
-        return self.source.traces.select(compressions=[self.compression])
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -59,7 +48,7 @@ def main(arguments: Sequence[str]) -> None:
     compression = options.compression or policy.compressions[0]
     if compression not in policy.compressions:
         raise ConfigError(f"Expected --compression in {list(policy.compressions)}, got {compression!r}.")
-    order = Order(source=source, policy=policy, compression=compression)
+    request = ExportRequest(source=source, policy=policy, compression=compression)
     stem = re.sub(r"[^\w.-]+", "-", policy.name).strip("-")
     default = f"{stem}{SUFFIX}" if options.to == "policy" else f"{stem}-{options.to}"
     folder = Path(options.out or default)
@@ -67,8 +56,8 @@ def main(arguments: Sequence[str]) -> None:
         raise ConfigError(
             f"Expected {folder} to be a new folder, but it exists. Name another with --out, or --overwrite."
         )
-    with replacing_folder(folder) as partial:
-        TARGETS[options.to](order, partial)
+    with replacing_folder(folder) as new:
+        TARGETS[options.to](request, new)
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         logger.info("wrote %s", path)
 
@@ -81,11 +70,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", help="shown in tables; default: the controller's")
     parser.add_argument("--cost", help="name or path of a cost table; default: the run's")
     parser.add_argument("--traces", help="name or path of a trace file; default: the run's")
-    parser.add_argument("--compression", help="of the target, for targets that hold one number; default: the first")
+    parser.add_argument("--compression", help="of the target, for targets with one gamma a batch; default: the first")
     parser.add_argument(
         "--per-step", action="store_true", help="compile down to one gamma a step, by recent acceptance"
     )
-    parser.add_argument("--frozen", action="store_true", help="a learner does not go on learning where it runs")
+    parser.add_argument("--frozen", action="store_true", help="a learner stops learning in the library")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that is there")
     return parser
 
@@ -102,92 +91,39 @@ def _per_step(source: Source, name: str | None) -> Policy:
             compression,
             gammas,
             ", ".join(f"{edge:.2f}" for edge in table.edges),
-            _lost(loss, source),
+            _describe_loss(loss, source),
         )
     packed = pack_controller(table)
     assert packed is not None
     return of_controller(source, table, packed, name=f"{name}-per-step")
 
 
-def _lost(loss: float | None, source: Source) -> str:
+def _describe_loss(loss: float | None, source: Source) -> str:
     if loss is None:
-        return "what it loses is not known: a replay cannot time a batch that is controlled token by token"
+        return "loss unknown: a replay cannot time a batch that is controlled token by token"
     word = "lost" if loss >= 0 else "gained"
     prompts = len(source.traces.select(split="test").prompt_ids)
     return f"{abs(loss):.1%} of its tokens a second {word} ({prompts} test prompts, replay on {source.cost.name})"
 
 
-def _policy(order: Order, folder: Path) -> None:
-    order.policy.save(folder)
+def _by_batch(
+    write: Callable[[CompiledTable, tables.Origin, Path], object], request: ExportRequest, folder: Path
+) -> None:
+    """Writes the best constant at each batch of the cost table, and logs its loss."""
+    source, policy, compression = request.source, request.policy, request.compression
+    table = compile_batches(policy.controller, source.traces.select(compressions=[compression]), source.cost)
+    for batch, gamma in table.gammas.items():
+        loss = _describe_loss(table.loss[batch], source)
+        logger.info("%s at batch %d, %s: gamma %d; %s", policy.name, batch, compression, gamma, loss)
+    prompts = len(source.traces.select(split="test").prompt_ids)
+    write(table, tables.Origin(policy=policy, compression=compression, cost=source.cost.name, prompts=prompts), folder)
 
 
-def _onnx(order: Order, folder: Path) -> None:
-    write_onnx(order.policy, folder)
-
-
-def _custom_generate(order: Order, folder: Path) -> None:
-    write_custom_generate(order.policy, folder)
-
-
-def constant(order: Order) -> CompiledConstant:
-    """The best constant, said aloud with what it loses."""
-    compiled = compile_constant(order.policy.controller, order.traces, order.source.cost)
-    logger.info(
-        "%s as one constant, %s: gamma %d; %s",
-        order.policy.name,
-        order.compression,
-        compiled.gamma,
-        _lost(compiled.loss, order.source),
-    )
-    return compiled
-
-
-def batches(order: Order) -> CompiledTable:
-    """The best constant at each measured batch, said aloud with what it loses."""
-    compiled = compile_batches(order.policy.controller, order.traces, order.source.cost)
-    for batch, gamma in compiled.gammas.items():
-        logger.info(
-            "%s at batch %d, %s: gamma %d; %s",
-            order.policy.name,
-            batch,
-            order.compression,
-            gamma,
-            _lost(compiled.loss[str(batch)], order.source),
-        )
-    return compiled
-
-
-def _origin(order: Order) -> tables.Origin:
-    return tables.Origin(
-        policy=order.policy,
-        compression=order.compression,
-        cost=order.source.cost.name,
-        prompts=len(order.source.traces.select(split="test").prompt_ids),
-    )
-
-
-def _by_batch(write: Callable[[CompiledTable, tables.Origin, Path], object]) -> Callable[[Order, Path], None]:
-    def export(order: Order, folder: Path) -> None:
-        write(batches(order), _origin(order), folder)
-
-    return export
-
-
-def _as_constant(write: Callable[[CompiledConstant, tables.Origin, Path], object]) -> Callable[[Order, Path], None]:
-    def export(order: Order, folder: Path) -> None:
-        write(constant(order), _origin(order), folder)
-
-    return export
-
-
-TARGETS: Mapping[str, Callable[[Order, Path], None]] = {
-    "hf-custom-generate": _custom_generate,
-    "llama-server": _as_constant(tables.write_llama_server),
-    "onnx": _onnx,
-    "openvino": _as_constant(tables.write_openvino),
-    "policy": _policy,
-    "sglang": _by_batch(tables.write_sglang),
-    "trtllm": _by_batch(tables.write_trtllm),
-    "vllm": _by_batch(tables.write_vllm),
+TARGETS: Mapping[str, Callable[[ExportRequest, Path], object]] = {
+    "hf-custom-generate": lambda request, folder: write_custom_generate(request.policy, folder),
+    "onnx": lambda request, folder: write_onnx(request.policy, folder),
+    "policy": lambda request, folder: request.policy.save(folder),
+    "sglang": partial(_by_batch, tables.write_sglang),
+    "vllm": partial(_by_batch, tables.write_vllm),
 }
-"""Where a policy can go."""
+"""`--to` -> what writes the folder."""

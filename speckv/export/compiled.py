@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Policies compiled down to what a library can express, with what that costs on the recordings.
+"""Policies compiled down to a table, for libraries that cannot run them, and what that loses.
 
-Three floors lie below a policy that decides token by token: one gamma a step, from how much was accepted lately, which
-every library shows; one gamma for each number of sequences that decode together; one constant. Each is tuned on train
-prompts, and its loss is measured by replay on the test prompts: the share of the policy's tokens a second that is gone.
+A table gives one gamma a step, by the recent acceptance rate, or one gamma a batch. It is tuned on train prompts. Its
+loss is the share of the policy's tokens a second that it lacks in a replay of the test prompts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,77 +20,51 @@ from speckv.traces import TraceSet
 from speckv.types import Controller, StoppingController
 
 NUM_RANGES = 6
-"""Of acceptance; finer tables gained nothing on held-out prompts of the shipped recordings."""
+"""Ranges of the acceptance rate; finer tables gained nothing on held-out prompts of the shipped recordings."""
 _MOVES = (-2, -1, 1, 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CompiledConstant:
-    """One number.
-
-    Attributes:
-        gamma: In tokens.
-        loss: Share of the policy's tokens a second that it loses; below 0 where it gains.
-    """
-
-    gamma: int
-    loss: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class CompiledTable:
-    """One number for each batch.
+    """One gamma for each batch that the cost table was measured at.
 
     Attributes:
-        gammas: Sequences that decode together -> gamma, in tokens; those that the cost table was measured at.
-        loss: The same -> share of the policy's tokens a second that it loses there, keyed by the batch as text; None
-            where a replay of one request cannot say: for a policy that decides token by token, at any batch above 1.
+        gammas: Batch -> gamma, in tokens.
+        loss: Batch -> loss; None for a policy that decides token by token at a batch above 1, which a replay of single
+            requests cannot time.
     """
 
     gammas: Mapping[int, int]
-    loss: Mapping[str, float | None]
-
-
-def compile_constant(controller: Controller, traces: TraceSet, cost: CostTable) -> CompiledConstant:
-    """The constant that decodes the train prompts fastest.
-
-    Args:
-        controller: What is compiled down.
-        traces: Of one compression, train and test prompts.
-        cost: The clock.
-    """
-    train, test = traces.select(split="train"), traces.select(split="test")
-    (gamma,) = tune_fixed(train, cost).best().values()
-    return CompiledConstant(gamma=gamma, loss=loss_of(ConstantGamma(gamma), controller, test, cost))
+    loss: Mapping[int, float | None]
 
 
 def compile_batches(controller: Controller, traces: TraceSet, table: CostTable) -> CompiledTable:
-    """The best constant at each batch that a cost table was measured at; arguments as for `compile_constant`."""
+    """The best constant at each batch; `traces` hold train and test prompts of one compression."""
     (compression,) = traces.compressions
     train, test = traces.select(split="train"), traces.select(split="test")
     gammas: dict[int, int] = {}
-    loss: dict[str, float | None] = {}
+    loss: dict[int, float | None] = {}
     for batch in table.batches(compression):
         cost = table.at_batch(batch)
         gammas[batch] = gamma = tune_fixed(train, cost).best()[compression]
         known = batch == 1 or not isinstance(controller, StoppingController)
-        loss[str(batch)] = loss_of(ConstantGamma(gamma), controller, test, cost) if known else None
+        loss[batch] = loss_of(ConstantGamma(gamma), controller, test, cost) if known else None
     return CompiledTable(gammas=gammas, loss=loss)
 
 
 def compile_steps(
     controller: Controller, traces: TraceSet, cost: CostTable, *, ranges: int = NUM_RANGES
 ) -> tuple[AcceptanceTable, Mapping[str, float]]:
-    """One gamma a step, looked up by how much was accepted lately.
+    """One gamma a step, looked up by the recent acceptance rate.
 
     Args:
         controller: What is compiled down.
-        traces: Train and test prompts; every compression gets a row of its own.
-        cost: The clock.
-        ranges: Of acceptance; their edges are quantiles of what the best constant meets.
+        traces: Train and test prompts; every compression gets its own row.
+        cost: Times of the replay.
+        ranges: Number of ranges of the acceptance rate; their edges are quantiles under the best constant.
 
     Returns:
-        The table, and compression -> its loss.
+        The table, and the loss by compression.
     """
     train, test = traces.select(split="train"), traces.select(split="test")
     best = tune_fixed(train, cost).best()
@@ -106,7 +79,7 @@ def compile_steps(
 
 
 def _climb(train: TraceSet, cost: CostTable, name: str, edges: Sequence[float], start: int) -> tuple[int, ...]:
-    """Moves one range's gamma at a time while the train prompts decode faster; begins at the best constant."""
+    """Coordinate descent from the best constant: changes one range's gamma while the train prompts decode faster."""
     compiled, compiled_cost = compile_pair(train, cost)
 
     def seconds(row: Sequence[int]) -> float:
@@ -128,7 +101,7 @@ def _climb(train: TraceSet, cost: CostTable, name: str, edges: Sequence[float], 
 
 
 def loss_of(compiled: Controller, original: Controller, test: TraceSet, cost: CostTable) -> float:
-    """Share of a controller's tokens a second that another one lacks, on the test prompts."""
+    """Share of the original's tokens a second that the compiled controller lacks on the test prompts."""
     pair = compile_pair(test, cost)
     rates = []
     for controller in (compiled, original):

@@ -151,9 +151,9 @@ def test_a_table_by_batch_holds_no_loss_of_such_a_policy_above_batch_one() -> No
     controller = make_controller("svip", svip, TrainingData(train=traces, cost=make_cost_table(), seed=0))
     table = compile_batches(controller, traces, loaded())
     assert set(table.gammas) == {1, 8}
-    assert table.loss["1"] is not None
-    assert table.loss["8"] is None
-    assert compile_batches(ConstantGamma(2), traces, loaded()).loss["8"] is not None
+    assert table.loss[1] is not None
+    assert table.loss[8] is None
+    assert compile_batches(ConstantGamma(2), traces, loaded()).loss[8] is not None
 
 
 def test_live_decoding_from_the_command_line_refuses_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

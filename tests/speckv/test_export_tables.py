@@ -2,32 +2,24 @@
 """The numbers that serving libraries take: read back as each library reads them."""
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from speckv.commands.export import TARGETS, Order
+from speckv.commands.export import TARGETS, ExportRequest
 from speckv.errors import ConfigError
-from speckv.export import CompiledConstant, CompiledTable, Source
+from speckv.export import CompiledTable, Source
 from speckv.export import tables as written
 from speckv.runtime import Policy
 from speckv.runtime.constant import ConstantGamma
 from tests.fakes_traces import make_cost_table, random_traces
 
-TABLE = CompiledTable(gammas={1: 5, 4: 3, 16: 3, 32: 0}, loss={"1": 0.031, "4": 0.0, "16": 0.0, "32": -0.01})
-CONSTANT = CompiledConstant(gamma=4, loss=0.05)
+TABLE = CompiledTable(gammas={1: 5, 4: 3, 16: 3, 32: 0}, loss={1: 0.031, 4: 0.0, 16: 0.0, 32: -0.01})
 BY_BATCH: Mapping[str, Callable[..., list[Path]]] = {
     "vllm": written.write_vllm,
     "sglang": written.write_sglang,
-    "trtllm": written.write_trtllm,
-}
-CONSTANTS: Mapping[str, Callable[..., list[Path]]] = {
-    "openvino": written.write_openvino,
-    "llama-server": written.write_llama_server,
 }
 WANTED = {1: 5, 2: 5, 3: 3, 10: 3, 24: 3, 25: 0, 32: 0}
 """Batch -> gamma of the nearest measured one, of the smaller where two are as near."""
@@ -56,51 +48,27 @@ def test_sglang_takes_the_greatest_key_not_above_the_batch(tmp_path: Path) -> No
     assert {b: steps[max(key for key in steps if key <= b)] for b in WANTED} == {b: [g] for b, g in WANTED.items()}
 
 
-def test_trtllm_gets_both_meanings_of_a_key(tmp_path: Path) -> None:
-    written.write_trtllm(TABLE, origin(), tmp_path)
-    low, high = (
-        {int(b): int(g) for b, g in re.findall(r"^    (\d+): (\d+)$", (tmp_path / f"{name}.yaml").read_text(), re.M)}
-        for name in ("from_batch", "up_to_batch")
-    )
-    assert {b: low[max(key for key in low if key <= b)] for b in WANTED} == WANTED
-    assert {b: high[min(key for key in high if key >= b)] for b in WANTED} == WANTED
-    rising = CompiledTable(gammas={1: 2, 4: 3}, loss={"1": 0.0, "4": 0.0})
-    with pytest.raises(ConfigError, match="deepest drafts at batch 1"):
-        written.write_trtllm(rising, origin(), tmp_path)
-
-
-def test_constants(tmp_path: Path) -> None:
-    written.write_openvino(CONSTANT, origin(), tmp_path)
-    written.write_llama_server(CONSTANT, origin(), tmp_path)
-    assert json.loads((tmp_path / "generation.json").read_text()) == {"num_assistant_tokens": 4}
-    assert (tmp_path / "flags.txt").read_text().split()[:2] == ["--spec-draft-n-max", "4"]
-
-
-@pytest.mark.parametrize("name", [*BY_BATCH, *CONSTANTS])
+@pytest.mark.parametrize("name", BY_BATCH)
 def test_every_folder_says_what_was_lost_and_whether_it_was_tried(name: str, tmp_path: Path) -> None:
-    paths = (
-        BY_BATCH[name](TABLE, origin(), tmp_path) if name in BY_BATCH else CONSTANTS[name](CONSTANT, origin(), tmp_path)
-    )
+    paths = BY_BATCH[name](TABLE, origin(), tmp_path)
     assert sorted(paths) == sorted(tmp_path.iterdir())
     text = (tmp_path / "README.md").read_text()
-    for said in ("`mine`", "3.1%" if name in BY_BATCH else "5.0%", "12 test prompts", "`a-clock`", "Tested: "):
+    for said in ("`mine`", "3.1%", "12 test prompts", "`a-clock`", "Tested: "):
         assert said in text
 
 
-@pytest.mark.parametrize("name", [*BY_BATCH, *CONSTANTS])
+@pytest.mark.parametrize("name", BY_BATCH)
 def test_a_policy_that_drafts_nothing_is_not_written(name: str, tmp_path: Path) -> None:
-    nothing: Any = (
-        CompiledTable(gammas={1: 0}, loss={"1": 0.0}) if name in BY_BATCH else CompiledConstant(gamma=0, loss=0.0)
-    )
+    nothing = CompiledTable(gammas={1: 0}, loss={1: 0.0})
     with pytest.raises(ConfigError, match="without a draft"):
-        {**BY_BATCH, **CONSTANTS}[name](nothing, origin(), tmp_path)
+        BY_BATCH[name](nothing, origin(), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", [*BY_BATCH, *CONSTANTS])
+@pytest.mark.parametrize("name", BY_BATCH)
 def test_the_command_compiles_and_writes(name: str, tmp_path: Path) -> None:
     traces = random_traces(num_prompts=8, seed=5)
     source = Source(folder=tmp_path, traces=traces, cost=make_cost_table(), cost_sha256="")
     policy = Policy.of(ConstantGamma(3), cost_ratio={"fp16": 0.3})
-    TARGETS[name](Order(source=source, policy=policy, compression="fp16"), tmp_path)
-    assert "| 1 |" in (tmp_path / "README.md").read_text() or name in CONSTANTS
+    TARGETS[name](ExportRequest(source=source, policy=policy, compression="fp16"), tmp_path)
+    assert "| 1 |" in (tmp_path / "README.md").read_text()

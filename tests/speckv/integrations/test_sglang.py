@@ -92,7 +92,7 @@ def test_batches_have_steps_and_memories_of_their_own(tmp_path: Path) -> None:
 def test_an_exported_table_is_what_it_reads(tmp_path: Path) -> None:
     policy = Policy.of(ConstantGamma(4))
     origin = Origin(policy=policy, compression="fp16", cost="none", prompts=1)
-    write_sglang(CompiledTable(gammas={1: 4, 8: 2}, loss={"1": 0.0, "8": 0.0}), origin, tmp_path)
+    write_sglang(CompiledTable(gammas={1: 4, 8: 2}, loss={1: 0.0, 8: 0.0}), origin, tmp_path)
     params = SpecKVSpeculativeParams(3, str(tmp_path / "adaptive.json"), policy=policy)
     assert params.candidate_steps == [2, 4]
 

@@ -204,7 +204,7 @@ def test_a_stored_policy_is_read_from_the_environment(
 
 
 def test_an_exported_table(run: Run, plain: list[list[int]], models: dict[str, Path], tmp_path: Path) -> None:
-    table = CompiledTable(gammas={1: 4, 3: 1}, loss={"1": 0.0, "3": 0.0})
+    table = CompiledTable(gammas={1: 4, 3: 1}, loss={1: 0.0, 3: 0.0})
     origin = Origin(policy=Policy.of(ConstantGamma(4)), compression="fp16", cost="none", prompts=1)
     write_vllm(table, origin, tmp_path)
     config = json.loads((tmp_path / "speculative_config.json").read_text())
