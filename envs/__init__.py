@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Environments in which a controller learns how far to speculate. Importing this registers them with Gymnasium."""
+"""Environments in which a controller learns how many tokens to draft; importing the package registers them."""
 
 import gymnasium as gym
 
-from envs.draft_stopping import DraftStoppingEnv
-from envs.gamma_selection import GammaSelectionEnv
-from envs.per_request import PerRequest
-from envs.vector import DraftStoppingVectorEnv, GammaSelectionVectorEnv
+from envs.draft_stopping import DraftStoppingEnv, DraftStoppingVectorEnv
+from envs.gamma_selection import GammaSelectionEnv, GammaSelectionVectorEnv, PerRequest
 
 GAMMA_SELECTION = "SpecKV/GammaSelection-v0"
 DRAFT_STOPPING = "SpecKV/DraftStopping-v0"
@@ -27,12 +25,12 @@ if GAMMA_SELECTION not in gym.registry:
     gym.register(
         id=GAMMA_SELECTION,
         entry_point="envs.gamma_selection:GammaSelectionEnv",
-        vector_entry_point="envs.vector:GammaSelectionVectorEnv",
+        vector_entry_point="envs.gamma_selection:GammaSelectionVectorEnv",
     )
     gym.register(
         id=DRAFT_STOPPING,
         entry_point="envs.draft_stopping:DraftStoppingEnv",
-        vector_entry_point="envs.vector:DraftStoppingVectorEnv",
+        vector_entry_point="envs.draft_stopping:DraftStoppingVectorEnv",
     )
-    # Wall clocks are not repeatable; and named by text, because the module imports PyTorch.
+    # Wall clocks are not repeatable. The entry point is text because its module imports PyTorch.
     gym.register(id=LIVE_DECODING, entry_point="envs.live:LiveDecodingEnv", nondeterministic=True)

@@ -1,25 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the scalar and the vector environment share: the replay, the reward and the sums over an episode."""
+"""Environments that replay recorded requests: one (`ReplayEnv`) or many at once (`ReplayVectorEnv`)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, SupportsFloat, cast
 
+import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.error import ResetNeeded
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike, NDArray
 
-from envs.rewards import Rewards, make_reward
+from envs.rewards import RewardOptions, Rewards, make_reward
 from speckv.cost import CompiledCost, CostTable
 from speckv.errors import ConfigError, TraceError
 from speckv.observation import SCHEMA, ObservationSchema
 from speckv.replay import CompiledTraces, ReplayBatch, ReplayStep
 from speckv.traces import TraceSet, find_traces
-from speckv.types import FloatArray, IntArray
+from speckv.types import GAMMA_MAX, BoolArray, FloatArray, IntArray
 
 STEP_INFO = ("num_drafted", "num_accepted", "num_emitted", "seconds")
-"""What `info` tells of every step."""
+"""What `info` holds of every step."""
 
 EPISODE_INFO = {
     "return": np.float64,
@@ -32,12 +37,12 @@ EPISODE_INFO = {
 }
 """What `info["decode"]` sums over an episode at its end. "episode" is the key of Gymnasium's own statistics."""
 
-RewardOptions = Mapping[str, float | str | Mapping[str, float]]
+_SLOT = np.zeros(1, np.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Arguments of the gamma selection environments.
+    """Arguments of the replayed environments.
 
     Attributes:
         traces: A shipped trace's name, a file, or a trace set.
@@ -53,42 +58,36 @@ class Settings:
         acceptance: "recorded", or "rejection" to draw acceptances anew for each episode of a sampled text.
     """
 
-    traces: str | Path | TraceSet
-    cost: str | Path | CostTable
-    split: str | None
-    compressions: Sequence[str] | None
-    tasks: Sequence[str] | None
-    gamma_max: int
-    reward: str | None
-    reward_options: RewardOptions | None
-    reward_scale: float
-    budget: int | None
-    acceptance: str
+    traces: str | Path | TraceSet = "qwen2.5-coder-greedy"
+    cost: str | Path | CostTable = "cpu-2core"
+    split: str | None = "train"
+    compressions: Sequence[str] | None = None
+    tasks: Sequence[str] | None = None
+    gamma_max: int = GAMMA_MAX
+    reward: str | None = None
+    reward_options: RewardOptions | None = None
+    reward_scale: float = 1.0
+    budget: int | None = None
+    acceptance: str = "recorded"
 
 
 class Core:
-    """Some replay slots with a reward and running sums.
+    """Replay slots with a reward and sums over their episodes.
+
+    Raises:
+        ConfigError: if a setting is out of range.
+        TraceError: if there is no such trace, or no sequence in it can be replayed.
+        CostTableError: if there is no such table, or a compression has no times.
 
     Attributes:
         traces: The selection that is replayed; sequence indices point into it.
-        cost_table: The times.
-        batch: The replay.
-        reward: Values the steps.
-        reward_name: Which it is.
-        gamma_max: Greatest action.
+        playable: Indices of the sequences with a decode step.
     """
 
     schema: ObservationSchema = SCHEMA
     default_reward = "throughput"
 
     def __init__(self, settings: Settings, num_envs: int) -> None:
-        """Loads the traces and the cost table, and makes idle slots.
-
-        Raises:
-            ConfigError: if a setting is out of range.
-            TraceError: if no sequence can be replayed.
-            CostTableError: if a compression has no times.
-        """
         given, cost = settings.traces, settings.cost
         traces = given if isinstance(given, TraceSet) else TraceSet.load(find_traces(given))
         self.traces = traces.select(split=settings.split, compressions=settings.compressions, tasks=settings.tasks)
@@ -122,11 +121,11 @@ class Core:
         }
 
     def observation_space(self) -> spaces.Space[FloatArray]:
-        """Returns the space of one environment's observations."""
+        """The space of one environment's observations."""
         return cast("spaces.Space[FloatArray]", spaces.Box(self.schema.low, self.schema.high, dtype=np.float32))
 
     def action_space(self) -> spaces.Discrete:
-        """Returns the space of one environment's actions."""
+        """The space of one environment's actions."""
         return spaces.Discrete(self.gamma_max + 1)
 
     def start(
@@ -163,15 +162,11 @@ class Core:
         return np.broadcast_to(asked.astype(np.int64), count)
 
     def observe(self) -> FloatArray:
-        """Shape [N, features]; what each slot's controller sees now."""
+        """Shape [N, features]; each slot's observation."""
         return self.batch.observe()
 
     def step(self, actions: ArrayLike) -> tuple[ReplayStep, Rewards]:
-        """Makes one decode step in every slot.
-
-        Raises:
-            ConfigError: if an action is none.
-        """
+        """Makes one decode step in every slot."""
         gammas = np.asarray(actions)
         if gammas.size and gammas.max() > self.gamma_max:
             raise ConfigError(f"Expected actions from 0 to {self.gamma_max}, got {gammas.max()}.")
@@ -197,26 +192,222 @@ class Core:
         return self.batch.get_state() | {f"sums.{name}": values.copy() for name, values in self._sums.items()}
 
     def set_state(self, arrays: Mapping[str, NDArray[Any]], generators: Sequence[np.random.Generator]) -> None:
-        """Puts a copied state back.
-
-        Args:
-            arrays: From `get_state`.
-            generators: One a slot; "rejection" draws from them here, so their own states are restored afterwards.
-        """
+        """Puts a copied state back. "rejection" draws from the generators, so restore their states afterwards."""
         self.batch.set_state(arrays, generators)
         for name, values in self._sums.items():
             values[:] = arrays[f"sums.{name}"]
 
     def describe(self, step: ReplayStep) -> str:
-        """What the first slot's last step did, in a few words: accepted drafts as +, others as -."""
+        """The first slot's last step in a few words: accepted drafts as +, others as -."""
         drafted, accepted = int(step.num_drafted[0]), int(step.num_accepted[0])
         return f"drafted {'+' * accepted}{'-' * (drafted - accepted)}"
 
     def episode_sums(self, rows: IntArray) -> dict[str, NDArray[Any]]:
-        """Returns the sums of some slots' episodes so far."""
+        """Sums of some slots' episodes so far."""
         return {name: total[rows] for name, total in self._sums.items()}
 
     def sequence_info(self, rows: IntArray) -> dict[str, NDArray[Any]]:
-        """Returns which sequences some slots replay."""
+        """The sequences that some slots replay."""
         sequences = self.batch.sequence[rows]
         return {"sequence": sequences} | {name: values[sequences] for name, values in self._names.items()}
+
+
+class ReplayEnv(gym.Env[FloatArray, np.int64]):
+    """One recorded request; subclasses define the actions."""
+
+    core_class: type[Core] = Core
+    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 4}  # noqa: RUF012 (declared so by Gymnasium)
+
+    def __init__(self, *, render_mode: str | None = None, **settings: Any) -> None:
+        """Loads the recordings and the times.
+
+        Args:
+            render_mode: "ansi" renders the last step as a line of text.
+            settings: See `Settings`.
+        """
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            raise ConfigError(f"Expected a render mode among {self.metadata['render_modes']}, got {render_mode!r}.")
+        self.core = self.core_class(Settings(**settings), 1)
+        self.render_mode = render_mode
+        self.observation_space = self.core.observation_space()
+        self.action_space = self.core.action_space()
+        self._last: ReplayStep | None = None
+
+    @property
+    def traces(self) -> TraceSet:
+        """The selection that is replayed."""
+        return self.core.traces
+
+    def set_lambda(self, values: Mapping[str, float]) -> None:
+        """Sets the reward's lambda: compression -> tokens a second."""
+        self.core.reward.set_lambda(values)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[FloatArray, dict[str, Any]]:
+        """Starts an episode; `options={"sequence": index}` picks the sequence."""
+        super().reset(seed=seed)
+        observation = self.core.start(_SLOT, [self.np_random], options)[0]
+        self._last = None
+        return observation, self._scalars(self.core.sequence_info(_SLOT))
+
+    def step(self, action: np.int64) -> tuple[FloatArray, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Carries out an action; the environment's docstring defines it."""
+        if not self.core.batch.running[0]:
+            raise ResetNeeded("Expected a running episode: call reset() first, and again after an episode has ended.")
+        if not self.action_space.contains(action):
+            raise ConfigError(f"Expected an action in {self.action_space}, got {action!r}.")
+        step, rewards = self.core.step([action])
+        self._last = step
+        terminated, truncated = bool(step.terminated[0]), bool(step.truncated[0])
+        info = self._scalars({name: getattr(step, name) for name in STEP_INFO})
+        if terminated or truncated:
+            info["decode"] = self._scalars(self.core.episode_sums(_SLOT))
+        return self.core.observe()[0], float(rewards[0]), terminated, truncated, info
+
+    def render(self) -> str | None:
+        """Returns one line on the last step, if `render_mode` is "ansi"."""
+        if self.render_mode is None:
+            gym.logger.warn('Expected render_mode="ansi" at construction, got none: nothing is rendered.')
+            return None
+        batch = self.core.batch
+        sequence = self.core.traces.sequences[int(batch.sequence[0])]
+        where = f"{sequence.compression} {sequence.prompt_id}: {batch.history.emitted[0]}/{batch.budget} tokens"
+        if self._last is None:
+            return where
+        return f"{where}, {self.core.describe(self._last)} in {self._last.seconds[0] * 1e3:.1f} ms"
+
+    @staticmethod
+    def _scalars(values: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+        return {name: value.tolist()[0] for name, value in values.items()}
+
+
+class ReplayVectorEnv(VectorEnv[FloatArray, IntArray, NDArray[Any]]):
+    """Many recorded requests at once; subclasses define the actions.
+
+    Environment `k` behaves as the scalar one that was reset with `seed + k`, step by step. An environment whose
+    episode ends starts the next one in the same step (`AutoresetMode.SAME_STEP`): the observation is then the new
+    episode's first, and `infos` holds `final_obs` and `final_info`, the latter with the sums under `decode`.
+
+    `infos` follows Gymnasium's vector format: arrays over environments with a mask under the name's underscored form.
+    `num_drafted`, `num_accepted`, `num_emitted` and `seconds` are given for every environment, those that ended
+    included; `sequence`, `prompt_id`, `task` and `compression` where an episode began.
+    """
+
+    core_class: type[Core] = Core
+    metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 (declared so by Gymnasium)
+
+    def __init__(self, num_envs: int = 1, *, render_mode: str | None = None, **settings: Any) -> None:
+        """Loads the recordings and the times; `settings` are those of `Settings`, and nothing is rendered."""
+        if num_envs < 1:
+            raise ConfigError(f"Expected at least one environment, got num_envs={num_envs}.")
+        if render_mode is not None:
+            raise ConfigError(f"Expected render_mode None, got {render_mode!r}. Render a scalar environment instead.")
+        self.core = self.core_class(Settings(**settings), num_envs)
+        self.num_envs = num_envs
+        self.render_mode = None
+        self.single_observation_space = self.core.observation_space()
+        self.single_action_space = self.core.action_space()
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._generators: list[np.random.Generator] = []
+        self._everyone = np.arange(num_envs)
+
+    @property
+    def traces(self) -> TraceSet:
+        """The selection that is replayed."""
+        return self.core.traces
+
+    def set_lambda(self, values: Mapping[str, float]) -> None:
+        """Sets the reward's lambda: compression -> tokens a second."""
+        self.core.reward.set_lambda(values)
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[FloatArray, dict[str, Any]]:
+        """Starts an episode in every environment.
+
+        Args:
+            seed: Environment k gets `seed + k`, or the k-th of a sequence; None goes on with the present generators.
+            options: {"sequence": index, or one index an environment} picks the sequences.
+        """
+        self._seed(seed)
+        observations = self.core.start(self._everyone, self._generators, options)
+        return observations, self._masked(self._everyone, self.core.sequence_info(self._everyone))
+
+    def _seed(self, seed: int | Sequence[int | None] | None) -> None:
+        if seed is None and self._generators:
+            return
+        if isinstance(seed, int | np.integer):
+            seed = [int(seed) + k for k in range(self.num_envs)]
+        seeds = [None] * self.num_envs if seed is None else list(seed)
+        if len(seeds) != self.num_envs:
+            raise ConfigError(f"Expected {self.num_envs} seeds, one an environment, got {len(seeds)}.")
+        old: Sequence[np.random.Generator | None] = self._generators or [None] * self.num_envs
+        self._generators = [
+            generator if value is None and generator is not None else seeding.np_random(value)[0]
+            for value, generator in zip(seeds, old, strict=True)
+        ]
+
+    def step(self, actions: IntArray) -> tuple[FloatArray, NDArray[np.float64], BoolArray, BoolArray, dict[str, Any]]:
+        """Makes one decode step in every environment and starts the next episode where one has ended."""
+        if not self._generators:
+            raise ConfigError("Expected reset() before the first step.")
+        step, rewards = self.core.step(actions)
+        observations = self.core.observe()
+        infos: dict[str, Any] = {}
+        for name in STEP_INFO:
+            infos[name] = getattr(step, name)
+            infos[f"_{name}"] = np.ones(self.num_envs, np.bool_)
+        rows = np.flatnonzero(step.terminated | step.truncated)
+        if len(rows):
+            self._finish(rows, step, observations, infos)
+        return observations, rewards, step.terminated, step.truncated, infos
+
+    def get_state(self) -> tuple[dict[str, NDArray[Any]], list[dict[str, Any]]]:
+        """Copies out what future steps depend on besides recordings and settings; call it after a reset.
+
+        Returns:
+            Arrays by name, and one generator state an environment, plain data that JSON can hold.
+        """
+        return self.core.get_state(), [dict(g.bit_generator.state) for g in self._generators]
+
+    def set_state(self, arrays: Mapping[str, NDArray[Any]], generators: Sequence[Mapping[str, Any]]) -> None:
+        """Puts a copied state back; recordings, settings and number of environments must be those of the copy."""
+        if len(generators) != self.num_envs or arrays["sequence"].shape != (self.num_envs,):
+            raise ConfigError(f"Expected the state of {self.num_envs} environments, got {len(generators)}.")
+        self._seed(0)
+        self.core.set_state(arrays, self._generators)
+        # Last, because starting episodes under "rejection" draws from the generators.
+        for generator, state in zip(self._generators, generators, strict=True):
+            generator.bit_generator.state = dict(state)
+
+    def _finish(self, rows: IntArray, step: ReplayStep, observations: FloatArray, infos: dict[str, Any]) -> None:
+        """Reports the ended episodes and starts new ones, in place."""
+        final = np.full(self.num_envs, None, object)
+        for row, observation in zip(rows, observations[rows], strict=True):
+            final[row] = observation
+        sums = self._masked(rows, self.core.episode_sums(rows))
+        of_step = self._masked(rows, {name: getattr(step, name)[rows] for name in STEP_INFO})
+        ended = of_step["_seconds"]
+        infos |= {
+            "final_obs": final,
+            "_final_obs": ended.copy(),
+            "final_info": of_step | {"decode": sums, "_decode": ended.copy()},
+            "_final_info": ended.copy(),
+        }
+        observations[rows] = self.core.start(rows, [self._generators[row] for row in rows])
+        infos |= self._masked(rows, self.core.sequence_info(rows))
+
+    def _masked(self, rows: IntArray, values: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+        """Spreads values of some environments over all of them, each with its mask."""
+        infos: dict[str, Any] = {}
+        for name, value in values.items():
+            spread = (
+                np.full(self.num_envs, None, object) if value.dtype == object else np.zeros(self.num_envs, value.dtype)
+            )
+            spread[rows] = value
+            mask = np.zeros(self.num_envs, np.bool_)
+            mask[rows] = True
+            infos[name], infos[f"_{name}"] = spread, mask
+        return infos

@@ -1,7 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The environment of one request: choose how many tokens to draft before each decode step."""
+"""Choose how many tokens to draft: before each decode step, or once a request."""
 
-from envs.scalar import ReplayEnv
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.utils import RecordConstructorArgs
+
+from envs.core import ReplayEnv, ReplayVectorEnv
+from speckv.errors import ConfigError
+from speckv.types import FloatArray
 
 
 class GammaSelectionEnv(ReplayEnv):
@@ -9,9 +17,9 @@ class GammaSelectionEnv(ReplayEnv):
 
     ## Description
     A large target model emits a text. Before each of its passes a small draft model may propose some tokens; the target
-    judges them all in that one pass, keeps the longest prefix that it agrees with and adds a token of its own. The
-    text is the same whatever is drafted; the time is not: drafting too little wastes target passes, drafting too much
-    wastes draft passes. The best length depends on the text, the draft's certainty and what the passes cost.
+    verifies them all in that one pass, keeps the longest prefix that it agrees with and adds a token of its own. The
+    text is the same whatever is drafted, but the time is not: drafting too little wastes target passes, drafting too
+    much wastes draft passes. The best length depends on the text, the draft's certainty and what the passes cost.
 
     The environment replays recordings of real models: which tokens are accepted is known exactly for every action, and
     time comes from a cost table. Nothing is simulated but the clock.
@@ -73,6 +81,8 @@ class GammaSelectionEnv(ReplayEnv):
     `num_steps`, `num_tokens`, `num_drafted`, `num_accepted`, `num_tested` and `seconds`.
 
     ## Arguments
+    Those of `envs.core.Settings`, and `render_mode`, None or "ansi".
+
     ```python
     import gymnasium as gym
     import envs
@@ -83,3 +93,39 @@ class GammaSelectionEnv(ReplayEnv):
     ## Version history
     * v0: first release.
     """
+
+
+class GammaSelectionVectorEnv(ReplayVectorEnv):
+    """Many `GammaSelectionEnv` at once, with the same actions, observations, rewards and episode ends."""
+
+
+class PerRequest(gym.Wrapper[FloatArray, np.int64, FloatArray, np.int64], RecordConstructorArgs):
+    """Wraps `SpecKV/GammaSelection-v0` so that an episode is one action: gamma for the whole request.
+
+    The reward is the sum over the request's decode steps, so it must be one that adds up: `time`,
+    `lambda_throughput`, `tokens_minus_cost` or `tokens`. `throughput` is a ratio and is refused, as is another
+    environment, with a ConfigError.
+    """
+
+    def __init__(self, env: gym.Env[FloatArray, np.int64]) -> None:
+        RecordConstructorArgs.__init__(self)
+        gym.Wrapper.__init__(self, env)
+        inner = env.unwrapped
+        if not isinstance(inner, GammaSelectionEnv):
+            raise ConfigError(
+                f"Expected SpecKV/GammaSelection-v0 to decide once a request, got {type(inner).__name__}."
+            )
+        if inner.core.reward_name == "throughput":
+            raise ConfigError(
+                "Expected a reward that adds up over decode steps, such as time, got throughput, a ratio. "
+                "Make the environment with reward='time'."
+            )
+
+    def step(self, action: np.int64) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
+        """Decodes the whole request with one gamma; terminated and truncated as at its last decode step."""
+        total = 0.0
+        while True:
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            total += float(reward)
+            if terminated or truncated:
+                return observation, total, terminated, truncated, info

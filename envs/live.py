@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The environment of real models: the spaces of the replay environments, tokens and seconds of the machine at hand."""
+"""The environment of real models: the spaces of the replayed ones, with tokens and seconds of the machine at hand."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 
 from envs import rewards
-from envs.stopping_core import DRAFT
+from envs.draft_stopping import DRAFT
 from speckv.cost import CostTable
 from speckv.decoding import DecodeStep, Engine
 from speckv.errors import ConfigError, device_errors_explained
@@ -32,24 +32,24 @@ REWARDS = {
     "per_step": ("throughput", "lambda_throughput", "time", "tokens"),
     "per_token": ("lambda_throughput", "time"),
 }
-"""What a step can be worth here, the default first."""
+"""Rewards on offer, the default first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LivePrompt:
-    """A prompt as token ids, with a name; name and sampling seed fix every draw."""
+    """A prompt as token ids, with a name; the name and the sampling seed determine every draw."""
 
     prompt_id: str
     tokens: tuple[int, ...]
 
 
 class LiveDecodingEnv(gym.Env[FloatArray, np.int64]):
-    """Chooses the speculation length of a request that real models decode, and is paid by the clock.
+    """Chooses the speculation length of a request that real models decode, with measured time in the reward.
 
     ## Description
-    What `SpecKV/GammaSelection-v0` (`decides="per_step"`) and `SpecKV/DraftStopping-v0` (`"per_token"`) replay, lived:
-    an episode is a request, a step runs the models. Observations are computed by the same functions, so a policy
-    trained in replay acts here as it is. Seconds come from the engine's clock and are not repeatable; tokens are, for
+    `SpecKV/GammaSelection-v0` (`decides="per_step"`) or `SpecKV/DraftStopping-v0` (`"per_token"`) on real models: an
+    episode is a request, a step runs the models. The observations are computed by the same functions, so a policy
+    trained in replay needs no change. Seconds come from the engine's clock and are not repeatable; tokens are, for
     greedy and Gumbel-coupled sampling.
 
     ## Action space, observation space
@@ -57,8 +57,8 @@ class LiveDecodingEnv(gym.Env[FloatArray, np.int64]):
 
     ## Rewards
     `throughput`, `lambda_throughput`, `time` and `tokens`, as in replay; plain decoding's seconds and the first lambda
-    are the cost table's at its reference context. Token by token `throughput` and `tokens` are not on offer: the first
-    does not add up over actions, the second pays for drafting without end.
+    are the cost table's at its reference context. Token by token, `throughput` and `tokens` are refused: the first does
+    not add up over actions, the second rewards drafting without end.
 
     ## Starting state
     A prompt drawn uniformly with the environment's generator, its first token emitted by the prefill;
@@ -68,11 +68,11 @@ class LiveDecodingEnv(gym.Env[FloatArray, np.int64]):
     1. Termination: the text ends with the target's end of text.
     2. Truncation: the token budget is used up.
 
-    A prompt whose output ends with the prefill's token leaves nothing to decide; another one is drawn in its place.
+    A prompt whose output ends with the prefill's token has no decision in it; another one is drawn in its place.
 
     ## Info
     `reset` gives `prompt_id`. `step` gives `num_drafted`, `num_accepted`, `num_emitted` and `seconds` of the action,
-    and `outcome` where it verified: what a controller that learns online is told.
+    and `outcome`, a `StepOutcome`, where it verified.
 
     ## Version history
     * v0: first release.
@@ -137,14 +137,10 @@ class LiveDecodingEnv(gym.Env[FloatArray, np.int64]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[FloatArray, dict[str, Any]]:
-        """Prefills a prompt.
-
-        Args:
-            seed: Of the environment's generator; None goes on with the present one.
-            options: {"prompt": index} picks the prompt.
+        """Prefills a prompt; `options={"prompt": index}` picks it.
 
         Raises:
-            ConfigError: if the index is none, or no prompt leaves anything to decide.
+            ConfigError: if there is no such prompt, or no prompt has a decision in it.
             DeviceError: if a device runs out of memory or is lost.
         """
         super().reset(seed=seed)
@@ -165,13 +161,7 @@ class LiveDecodingEnv(gym.Env[FloatArray, np.int64]):
 
     @device_errors_explained()
     def step(self, action: np.int64) -> tuple[FloatArray, SupportsFloat, bool, bool, dict[str, Any]]:
-        """Runs the models; see the class for what an action is.
-
-        Raises:
-            ResetNeeded: if the episode has ended.
-            ConfigError: if the action is none.
-            DeviceError: as `reset`.
-        """
+        """Runs the models for one action."""
         if not self._running:
             raise ResetNeeded("Expected a running episode: call reset() first, and again after an episode has ended.")
         if not self.action_space.contains(action):
@@ -184,20 +174,21 @@ class LiveDecodingEnv(gym.Env[FloatArray, np.int64]):
             if self.engine.can_draft:
                 seconds = self.engine.draft_seconds - already_s
                 info = {"num_drafted": 1, "num_accepted": 0, "num_emitted": 0, "seconds": seconds}
-                return self._observe_draft(), self._worth(0, seconds), False, False, info
+                return self._observe(), self._worth(0, seconds), False, False, info
         return self._verified(self.engine.verify_draft(), already_s)
 
     def _begin(self) -> FloatArray:
-        """What is seen before a decode step, which is opened where it is decided on token by token."""
+        """Begins a decode step, unless the text has ended, and returns its first observation."""
         self._before = observe(self._history, self._static)
+        if self.per_token and self._running:
+            self.engine.begin_step(self.gamma_max)
+        return self._observe()
+
+    def _observe(self) -> FloatArray:
         if not self.per_token:
             return np.asarray(self._before[0], np.float32)
-        self.engine.begin_step(self.gamma_max)
-        return self._observe_draft()
-
-    def _observe_draft(self) -> FloatArray:
-        signals = self.engine.draft_signals.reshape(1, -1, NUM_SIGNALS)
-        seen: FloatArray = observe_draft(self._before, summarise_draft(signals)[:, -1])[0]
+        signals = self.engine.draft_signals if self._running else np.zeros(0, np.float32)
+        seen: FloatArray = observe_draft(self._before, summarise_draft(signals.reshape(1, -1, NUM_SIGNALS))[:, -1])[0]
         return seen
 
     def _verified(
@@ -216,16 +207,7 @@ class LiveDecodingEnv(gym.Env[FloatArray, np.int64]):
             "outcome": outcome,
         }
         reward = self._worth(outcome.num_emitted, seconds)
-        return self._begin() if self._running else self._last(), reward, terminated, truncated, info
-
-    def _last(self) -> FloatArray:
-        """What is seen when a text has ended: nothing is decided on any more."""
-        before = observe(self._history, self._static)
-        if not self.per_token:
-            return np.asarray(before[0], np.float32)
-        nothing = np.zeros((1, 0, NUM_SIGNALS), np.float32)
-        seen: FloatArray = observe_draft(before, summarise_draft(nothing)[:, -1])[0]
-        return seen
+        return self._begin(), reward, terminated, truncated, info
 
     def _worth(self, num_emitted: int, seconds: float) -> float:
         if self.reward == "throughput":

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a decode step is worth.
+"""Rewards of a decode step.
 
 The text is fixed, so the score of a controller is total time: the sum of tokens over the sum of seconds. Every reward
-is one way of telling a learner so step by step, and each has its trap:
+turns that into one number a step, with a caveat:
 
 - `throughput`: for learners that look at one step alone (discount 0). A sum of ratios is not a ratio of sums, so with a
   longer horizon its optimum drifts from the score's.
 - `time`: the exact objective when undiscounted, because an episode is a fixed text.
 - `lambda_throughput`: Dinkelbach's parametric form of the ratio; exact at the fixed point, where lambda is the
-  throughput being achieved. Whoever trains moves lambda there.
+  throughput being achieved. Training moves lambda there.
 - `tokens_minus_cost`: right for discount 0 and a token cost of lambda times the draft's seconds ("auto"). Undiscounted,
   the tokens of an episode are a constant and its optimum is never to draft.
 - `tokens`: drives gamma to its maximum, whatever the draft costs. An ablation.
@@ -27,15 +27,11 @@ from speckv.types import IntArray
 
 Rewards = NDArray[np.float64]
 Lambda = float | Mapping[str, float] | None
+RewardOptions = Mapping[str, float | str | Mapping[str, float]]
 
 
 def throughput(num_emitted: ArrayLike, seconds: ArrayLike, autoregressive_s: ArrayLike) -> Rewards:
-    """The step's tokens a second, in units of plain decoding: above 1 is faster.
-
-    Args:
-        num_emitted: Tokens added to the output.
-        seconds: Time of the step.
-        autoregressive_s: Time in which plain decoding emits one token here.
+    """The step's tokens a second, in units of plain decoding, which emits a token in `autoregressive_s` seconds.
 
     >>> throughput(num_emitted=3, seconds=0.5, autoregressive_s=0.25).item()
     1.5
@@ -46,10 +42,7 @@ def throughput(num_emitted: ArrayLike, seconds: ArrayLike, autoregressive_s: Arr
 def time(seconds: ArrayLike, autoregressive_s: ArrayLike) -> Rewards:
     """The step's time, negated, in units of plain decoding's time for one token.
 
-    Args:
-        seconds: Time of the step.
-        autoregressive_s: Time in which plain decoding emits one token; the same at every step of an episode, or the sum
-            would no longer be the episode's time.
+    `autoregressive_s` must be the same at every step of an episode, or the sum is no longer the episode's time.
 
     >>> time(seconds=0.5, autoregressive_s=0.25).item()
     -2.0
@@ -59,11 +52,6 @@ def time(seconds: ArrayLike, autoregressive_s: ArrayLike) -> Rewards:
 
 def lambda_throughput(num_emitted: ArrayLike, seconds: ArrayLike, tokens_per_second: ArrayLike) -> Rewards:
     """The step's tokens, less those that would have been emitted in its time at the throughput lambda.
-
-    Args:
-        num_emitted: Tokens added to the output.
-        seconds: Time of the step.
-        tokens_per_second: Lambda.
 
     Source:
         Dinkelbach 1967, "On nonlinear fractional programming", Management Science 13(7).
@@ -75,12 +63,7 @@ def lambda_throughput(num_emitted: ArrayLike, seconds: ArrayLike, tokens_per_sec
 
 
 def tokens_minus_cost(num_emitted: ArrayLike, num_drafted: ArrayLike, token_cost: ArrayLike) -> Rewards:
-    """The step's tokens, less a price for each drafted one.
-
-    Args:
-        num_emitted: Tokens added to the output.
-        num_drafted: Tokens really drafted.
-        token_cost: Price of a drafted token, in emitted ones.
+    """The step's tokens, less a price for each drafted one, in emitted tokens.
 
     >>> tokens_minus_cost(num_emitted=3, num_drafted=4, token_cost=0.25).item()
     2.0
@@ -89,7 +72,7 @@ def tokens_minus_cost(num_emitted: ArrayLike, num_drafted: ArrayLike, token_cost
 
 
 class Reward(Protocol):
-    """Values one decode step of each environment."""
+    """Computes the reward of one decode step of each environment."""
 
     def __call__(self, step: ReplayStep, comp_index: IntArray) -> Rewards:
         """Returns shape [N], given the step and the compression index of each row."""
@@ -99,7 +82,7 @@ class Reward(Protocol):
 
 
 class _Stateless:
-    """A reward that reads nothing but the step and the cost table."""
+    """A reward without state."""
 
     def __init__(self, cost: CompiledCost, value: Callable[[CompiledCost, ReplayStep, IntArray], Rewards]) -> None:
         self._cost, self._value = cost, value
@@ -114,8 +97,8 @@ class _Stateless:
 class _WithLambda:
     """A reward that compares with the throughput being achieved, one lambda a compression.
 
-    Lambda starts at plain decoding's throughput. Either the caller moves it, or `decay` makes it follow the steps that
-    it sees: decayed tokens over decayed seconds.
+    Lambda starts at plain decoding's throughput. Either the caller moves it, or with `decay` it follows the steps that
+    are rewarded: decayed tokens over decayed seconds.
     """
 
     def __init__(self, cost: CompiledCost, rate: Lambda = None, decay: float | None = None) -> None:
@@ -123,7 +106,7 @@ class _WithLambda:
             raise ConfigError(f"Expected a decay above 0 and below 1, or none to keep lambda as set, got {decay}.")
         self._cost, self._decay = cost, decay
         self.rates = 1.0 / cost.reference_autoregressive_s
-        # Lambda counts as one second's worth of steps, so that the first ones nudge it and do not replace it.
+        # Lambda counts as one second's worth of steps, so that the first ones move it a little and do not replace it.
         self._seconds = np.ones(len(self.rates))
         self._tokens = self.rates * self._seconds
         if rate is not None:
@@ -200,19 +183,8 @@ REWARDS: dict[str, Callable[..., Reward]] = {
 `lambda_throughput`; these and `token_cost` (a number or "auto") for `tokens_minus_cost`; none for the others."""
 
 
-def make_reward(
-    name: str, cost: CompiledCost, options: Mapping[str, float | str | Mapping[str, float]] | None
-) -> Reward:
-    """Builds a reward by name.
-
-    Args:
-        name: A key of `REWARDS`.
-        cost: The times of the environment.
-        options: What `REWARDS` lists for it.
-
-    Raises:
-        ConfigError: if the name or an option is unknown.
-    """
+def make_reward(name: str, cost: CompiledCost, options: RewardOptions | None) -> Reward:
+    """Builds a reward of `REWARDS`; a ConfigError if the name or an option is unknown."""
     if name not in REWARDS:
         raise ConfigError(f"Expected a reward among {sorted(REWARDS)}, got {name!r}." + nearest(name, list(REWARDS)))
     try:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shows a Gymnasium vector environment to Stable-Baselines3 as one of its own.
+"""A Gymnasium vector environment as a `VecEnv` of Stable-Baselines3.
 
-Neither project has such a bridge. Stable-Baselines3 resets in the same step, wants the last observation under
+Neither project has such an adapter. Stable-Baselines3 resets in the same step, wants the last observation under
 `terminal_observation`, and bootstraps the value of an episode's end only where `TimeLimit.truncated` is set.
 """
 
@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from envs.vector import ReplayVectorEnv
+from envs.core import ReplayVectorEnv
 from speckv.errors import ConfigError
 from speckv.types import FloatArray
 
 
 class SB3VecEnv(VecEnv):
-    """Steps a `ReplayVectorEnv` for Stable-Baselines3.
+    """Adapts a `ReplayVectorEnv`, which must reset in the same step (a ConfigError otherwise).
 
     Where an episode ends, the environment's info holds `terminal_observation`, `TimeLimit.truncated`, and `episode`
     with its return `r`, its number of steps `l` and the sums of the environment's `decode`; it is empty otherwise.
@@ -31,11 +31,6 @@ class SB3VecEnv(VecEnv):
     """
 
     def __init__(self, envs: ReplayVectorEnv) -> None:
-        """Wraps `envs`.
-
-        Raises:
-            ConfigError: if it does not reset in the same step.
-        """
         mode = envs.metadata.get("autoreset_mode")
         if mode is not AutoresetMode.SAME_STEP:
             raise ConfigError(f"Expected a vector environment that resets in the same step, got autoreset mode {mode}.")
@@ -83,22 +78,14 @@ class SB3VecEnv(VecEnv):
         return [getattr(self.envs, attr_name)] * len(self._rows(indices))
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Sets an attribute of the environment, for all indices at once.
-
-        Raises:
-            ConfigError: if only some are meant: they share it.
-        """
+        """Sets an attribute of the environment; a ConfigError unless `indices` are all: they share it."""
         self._require_all(indices, f"set {attr_name!r}")
         setattr(self.envs, attr_name, value)
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Calls a method of the environment once and returns its answer, once an index.
-
-        Raises:
-            ConfigError: if only some are meant: they share its state.
-        """
+        """Calls a method once and returns its result once an index; a ConfigError unless `indices` are all."""
         self._require_all(indices, f"call {method_name!r}")
         return [getattr(self.envs, method_name)(*method_args, **method_kwargs)] * self.num_envs
 

@@ -19,7 +19,7 @@ from agents.runs.run_folder import EVENTS, LAST, RunFolder
 from agents.runs.tensorboard import RunWriter
 from agents.runs.validation import Validator
 from envs.sb3_bridge import SB3VecEnv
-from envs.vector import DraftStoppingVectorEnv, GammaSelectionVectorEnv
+from envs import DraftStoppingVectorEnv, GammaSelectionVectorEnv
 from speckv.cost import CostTable
 from speckv.runtime.stored import load_controller
 from speckv.traces import TraceSet

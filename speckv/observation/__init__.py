@@ -11,14 +11,14 @@ step. Inside a step `observe_draft` adds the tokens drafted so far. All of them 
 """
 
 from speckv.observation.features import (
-    DRAFT,
+    DRAFT_FEATURES,
     DRAFT_SIGNALS,
     GROUPS,
     PRIOR_ACCEPTANCE,
     PRIOR_TOKENS,
     SCHEMA,
     STOPPING_SCHEMA,
-    TESTED,
+    TESTED_FEATURES,
     drafted_so_far,
     hidden_columns,
     hide_from,
@@ -41,14 +41,14 @@ from speckv.observation.schema import ObservationField, ObservationSchema
 
 __all__ = [
     "DECAY",
-    "DRAFT",
+    "DRAFT_FEATURES",
     "DRAFT_SIGNALS",
     "GROUPS",
     "PRIOR_ACCEPTANCE",
     "PRIOR_TOKENS",
     "SCHEMA",
     "STOPPING_SCHEMA",
-    "TESTED",
+    "TESTED_FEATURES",
     "History",
     "ObservationField",
     "ObservationSchema",

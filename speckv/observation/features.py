@@ -157,9 +157,9 @@ STOPPING_SCHEMA = ObservationSchema(
 )
 """What `observe_draft` computes inside a step: the features of the step's start, then those of the draft so far."""
 
-TESTED = {f.name: source for f, source in FEATURES.items() if source.reads == "tested"}
-PAST = {f.name: source for f, source in FEATURES.items() if source.reads == "past"}
-DRAFT = {f.name: source for f, source in FEATURES.items() if source.reads == "draft"}
+TESTED_FEATURES = {f.name: source for f, source in FEATURES.items() if source.reads == "tested"}
+PAST_FEATURES = {f.name: source for f, source in FEATURES.items() if source.reads == "past"}
+DRAFT_FEATURES = {f.name: source for f, source in FEATURES.items() if source.reads == "draft"}
 
 _DEPTH = STOPPING_SCHEMA.index("depth")
 _FIRST_SIGNAL = STOPPING_SCHEMA.index("token_entropy") - SCHEMA.size
@@ -226,7 +226,7 @@ NO_DRAFT = DraftPrefix(0, 0.0, 1.0, 1.0, 0.0, -np.inf, 0.0, np.inf, 0.0, 0.0)
 
 
 def running_summary(signals: NDArray[np.floating]) -> FloatArray:
-    """`TESTED` of every prefix of a draft.
+    """`TESTED_FEATURES` of every prefix of a draft.
 
     Args:
         signals: Shape [N, depth, 3]: entropy, confidence, margin of each drafted token.
@@ -238,11 +238,11 @@ def running_summary(signals: NDArray[np.floating]) -> FloatArray:
     >>> running_summary(signals)[0, 2].tolist()
     [1.5, 2.0, 0.5249999761581421, 0.25, 0.25, 0.25]
     """
-    return _of_prefixes(TESTED, signals)
+    return _of_prefixes(TESTED_FEATURES, signals)
 
 
 def summarise_tested(signals: NDArray[np.floating], num_tested: ArrayLike) -> FloatArray:
-    """`TESTED` of one step.
+    """`TESTED_FEATURES` of one step.
 
     Args:
         signals: Shape [N, depth, 3]: entropy, confidence, margin of each drafted token.
@@ -256,7 +256,7 @@ def summarise_tested(signals: NDArray[np.floating], num_tested: ArrayLike) -> Fl
 
 
 def summarise_draft(signals: NDArray[np.floating]) -> FloatArray:
-    """`DRAFT` of every prefix of a draft.
+    """`DRAFT_FEATURES` of every prefix of a draft.
 
     Args:
         signals: Shape [N, depth, 3]: entropy, confidence, margin of each drafted token.
@@ -268,7 +268,7 @@ def summarise_draft(signals: NDArray[np.floating]) -> FloatArray:
     >>> summarise_draft(signals)[0, :, :4].tolist()
     [[0.0, 0.0, 1.0, 1.0], [0.0625, 1.0, 0.5, 0.25], [0.125, 2.0, 0.25, 0.0]]
     """
-    out = _of_prefixes(DRAFT, signals)
+    out = _of_prefixes(DRAFT_FEATURES, signals)
     return np.minimum(np.maximum(out, _DRAFT_LOW, out=out), _DRAFT_HIGH, out=out)
 
 

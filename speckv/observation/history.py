@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from speckv.observation.features import (
-    DRAFT,
+    DRAFT_FEATURES,
     LEAST_PROBABILITY,
     NO_DRAFT,
-    PAST,
+    PAST_FEATURES,
     PRIOR_ACCEPTANCE,
     SCHEMA,
     STOPPING_SCHEMA,
-    TESTED,
+    TESTED_FEATURES,
     DraftPrefix,
     summarise_tested,
 )
@@ -31,12 +31,12 @@ DECAY = 0.9
 PRIOR_ACCEPTED = PRIOR_ACCEPTANCE / (1.0 - PRIOR_ACCEPTANCE)
 """Accepted length, in tokens, that an unlimited draft has on average at the prior acceptance."""
 
-_FIRST_TESTED = tuple(source.first for source in TESTED.values())
-_FIRST_DRAFT = tuple(source.first for source in DRAFT.values())
-_TESTED_AT = tuple(SCHEMA.index(name) for name in TESTED)
-_TESTED_VALUES = tuple(source.value for source in TESTED.values())
-_PAST_VALUES = tuple((SCHEMA.index(name), source.value) for name, source in PAST.items())
-_DRAFT_VALUES = tuple(source.value for source in DRAFT.values())
+_FIRST_TESTED = tuple(source.first for source in TESTED_FEATURES.values())
+_FIRST_DRAFT = tuple(source.first for source in DRAFT_FEATURES.values())
+_TESTED_AT = tuple(SCHEMA.index(name) for name in TESTED_FEATURES)
+_TESTED_VALUES = tuple(source.value for source in TESTED_FEATURES.values())
+_PAST_VALUES = tuple((SCHEMA.index(name), source.value) for name, source in PAST_FEATURES.items())
+_DRAFT_VALUES = tuple(source.value for source in DRAFT_FEATURES.values())
 _LEAST_PROBABILITY = np.float32(LEAST_PROBABILITY)
 _LOW, _HIGH = STOPPING_SCHEMA.low, STOPPING_SCHEMA.high
 _BEFORE, _INSIDE = slice(0, SCHEMA.size), slice(SCHEMA.size, None)
@@ -74,7 +74,7 @@ class StepBatch:
         num_drafted: Shape [N]; tokens really drafted.
         num_accepted: Shape [N]; drafted tokens kept, bonus excluded.
         num_emitted: Shape [N]; tokens added to the output.
-        tested: Shape [N, `TESTED`]; `summarise_tested` of the step; ignored where nothing was drafted.
+        tested: Shape [N, `TESTED_FEATURES`]; `summarise_tested` of the step; ignored where nothing was drafted.
         target: Shape [N, 2]; the target's entropy and confidence at the newest emitted token.
     """
 
@@ -107,7 +107,7 @@ class History:
     """What is remembered of each request's past; arrays of one row a request.
 
     Attributes:
-        tested: Shape [N, `TESTED`]; of the last drafting step.
+        tested: Shape [N, `TESTED_FEATURES`]; of the last drafting step.
         target: Shape [N, 2]; the target's entropy and confidence at the newest emitted token.
         accepted_fraction: Shape [N]; accepted over drafted in the last drafting step.
         previous_drafted: Shape [N]; tokens drafted in the previous step.
@@ -148,7 +148,7 @@ class History:
             target_confidence: Its top-1 probability.
         """
         history = History(
-            tested=np.empty((n, len(TESTED)), np.float32),
+            tested=np.empty((n, len(TESTED_FEATURES)), np.float32),
             target=np.empty((n, 2), np.float32),
             accepted_fraction=np.empty(n),
             previous_drafted=np.empty(n, np.int64),

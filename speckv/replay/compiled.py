@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speckv.errors import TraceError
-from speckv.observation import DRAFT, TESTED, running_summary, summarise_draft
+from speckv.observation import DRAFT_FEATURES, TESTED_FEATURES, running_summary, summarise_draft
 from speckv.traces import NO_TOKEN, TraceSequence, TraceSet
 from speckv.types import GAMMA_MAX, NUM_SIGNALS, FloatArray, IntArray
 
@@ -78,7 +78,7 @@ class CompiledTraces:
 
         Row `position * (gamma_max + 1) + num_tested`. About 400 bytes a position: made when first asked for.
         """
-        depth, columns = self.gamma_max + 1, len(TESTED)
+        depth, columns = self.gamma_max + 1, len(TESTED_FEATURES)
         signals = np.concatenate([s.draft_signals for s in self.traces.sequences])
         padded = np.concatenate([signals, np.zeros((self.gamma_max, signals.shape[1]), np.float32)])
         windows = np.lib.stride_tricks.sliding_window_view(padded, self.gamma_max, axis=0).swapaxes(1, 2)
@@ -94,7 +94,7 @@ class CompiledTraces:
         What the draft would really have proposed, its own words behind a rejected token included. Zeros stand behind
         the recording's end, where nothing is ever drafted. About 540 bytes a position: made when first asked for.
         """
-        out = np.empty((len(self.accepted_length), self.gamma_max + 1, len(DRAFT)), np.float32)
+        out = np.empty((len(self.accepted_length), self.gamma_max + 1, len(DRAFT_FEATURES)), np.float32)
         for sequence, start in zip(self.traces.sequences, self.offset, strict=True):
             out[start : start + len(sequence.tokens)] = summarise_draft(_draft_signals(sequence, self.gamma_max))
         out[-1] = summarise_draft(np.zeros((1, self.gamma_max, NUM_SIGNALS)))

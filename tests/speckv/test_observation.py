@@ -14,7 +14,7 @@ from speckv.errors import SchemaError
 from speckv.observation import (
     SCHEMA,
     STOPPING_SCHEMA,
-    TESTED,
+    TESTED_FEATURES,
     History,
     ObservationSchema,
     StaticContext,
@@ -56,7 +56,7 @@ def features_after(*outcomes: StepOutcome) -> dict[str, float]:
 
 def test_summary_of_tested_tokens() -> None:
     # Means over two tokens: entropy (1 + 3) / 2, confidence (0.5 + 0.25) / 2, margin (0.25 + 0) / 2.
-    assert dict(zip(TESTED, summarise_tested(SIGNALS, [2])[0].tolist(), strict=True)) == {
+    assert dict(zip(TESTED_FEATURES, summarise_tested(SIGNALS, [2])[0].tolist(), strict=True)) == {
         "draft_entropy_mean": 2.0,
         "draft_entropy_max": 3.0,
         "draft_confidence_mean": 0.375,

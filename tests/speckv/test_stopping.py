@@ -9,7 +9,7 @@ import pytest
 from speckv.cost import CompiledCost
 from speckv.decoding import Engine, RequestContext, SamplingConfig, generate
 from speckv.errors import ConfigError
-from speckv.observation import DRAFT, SCHEMA, STOPPING_SCHEMA, observe_draft, summarise_draft
+from speckv.observation import DRAFT_FEATURES, SCHEMA, STOPPING_SCHEMA, observe_draft, summarise_draft
 from speckv.profiling.prompts import Prompt
 from speckv.profiling.record import Recorder
 from speckv.replay import CompiledTraces, ReplayBatch, replay_controller
@@ -43,7 +43,7 @@ class Cautious(ConstantGamma):
 def test_the_schema_names_what_summaries_hold() -> None:
     assert STOPPING_SCHEMA.names[: SCHEMA.size] == SCHEMA.names
     signals = np.array([[[0.5, 0.8, 0.6], [2.0, 0.25, 0.125]]])
-    summary = dict(zip(DRAFT, summarise_draft(signals)[0, 2].tolist(), strict=True))
+    summary = dict(zip(DRAFT_FEATURES, summarise_draft(signals)[0, 2].tolist(), strict=True))
     assert summary == pytest.approx(
         {
             "depth": 2 / 16,
