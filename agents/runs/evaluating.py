@@ -7,28 +7,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agents.runs.console import Console
 from agents.controllers import latest_run, load_named, shipped_policy
 from agents.depth import within_depth
 from agents.registry import AGENTS, TrainingData, agent_settings, make_controller, require_agent, require_batch
-from agents.runs.settings import EvaluateSettings
-from agents.stored import load_controller
+from agents.runs.console import Console
 from agents.runs.run_folder import EVALUATION
+from agents.runs.settings import EvaluateSettings
 from agents.runs.task import load_cost, load_splits
 from agents.runs.tuning import GRIDS, tune
+from agents.stored import load_controller
 from speckv.cost import CostTable, require_single_request
 from speckv.errors import ConfigError
-from speckv.evaluation.replays import FixedSweep
-from speckv.evaluation.compare import Comparison, compare
-from speckv.evaluation.replays import compile_pair, controller_sums
-from speckv.evaluation.text import render_comparison
+from speckv.evaluation.compare import Comparison, compare, require_comparable
 from speckv.evaluation.entrants import SeedGroup
+from speckv.evaluation.replays import FixedSweep, compile_pair, controller_sums, sample_observations, time_decisions
 from speckv.evaluation.report import make_timelines, save_report
 from speckv.evaluation.results import headline
-from speckv.evaluation.run_facts import RUN
-from speckv.evaluation.run_facts import find_seed_groups
-from speckv.evaluation.compare import require_comparable
-from speckv.evaluation.replays import sample_observations, time_decisions
+from speckv.evaluation.run_facts import RUN, find_seed_groups
+from speckv.evaluation.text import render_comparison
 from speckv.runtime.constant import ConstantGamma, ConstantPerCompression
 from speckv.traces import TraceSet
 from speckv.types import GAMMA_MAX, Controller, StoppingController

@@ -7,19 +7,18 @@ import torch
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from agents.runs.console import Console
-from agents.rl.learners import build_learner
 from agents.rl.hyperparameters import LearnerSettings
-from agents.runs.settings import EnvSettings, RewardSettings, TrainSettings
+from agents.rl.learners import build_learner
 from agents.runs import checkpoint
 from agents.runs.checkpoint import Progress
-from agents.runs.console import catch_signals
+from agents.runs.console import Console, catch_signals
 from agents.runs.monitor import MonitorSettings, TrainingMonitor
 from agents.runs.run_folder import EVENTS, LAST, RunFolder
+from agents.runs.settings import EnvSettings, RewardSettings, TrainSettings
 from agents.runs.tensorboard import RunWriter
 from agents.runs.validation import Validator
-from envs.sb3_bridge import SB3VecEnv
 from envs import DraftStoppingVectorEnv, GammaSelectionVectorEnv
+from envs.sb3_bridge import SB3VecEnv
 from speckv.cost import CostTable
 from speckv.runtime.stored import load_controller
 from speckv.traces import TraceSet

@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from agents.runs.console import ProgressBar
 from agents.rl.export import export_policy
 from agents.runs import checkpoint
 from agents.runs.checkpoint import Progress
-from agents.runs.console import InterruptedTraining, StopRequest
+from agents.runs.console import InterruptedTraining, ProgressBar, StopRequest
 from agents.runs.run_folder import BEST, LAST, POLICY, RunFolder
 from agents.runs.tensorboard import RunWriter
 from agents.runs.validation import Score, Validator

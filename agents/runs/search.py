@@ -15,7 +15,6 @@ from typing import Any
 from agents.runs.child_runs import PROGRAM, ChildRun, group_of, shared_overrides
 from agents.runs.console import Console
 from agents.runs.run_folder import provenance
-from agents.runs.run_folder import provenance
 from agents.runs.settings import SearchSettings, StudySettings, TrainSettings
 from agents.runs.study import plan, run_study
 from agents.runs.task import load_task

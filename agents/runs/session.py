@@ -8,16 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from agents.runs.console import Console
 from agents.depth import within_depth
-from agents.runs.evaluating import CONSTANTS, evaluate_controllers, warn_of_waiting
-from agents.registry import TrainingData, agent_settings, make_controller, with_cost_table, require_batch
+from agents.registry import TrainingData, agent_settings, make_controller, require_batch, with_cost_table
 from agents.rl.hyperparameters import LearnerSettings
-from agents.runs.settings import TrainSettings, hyperparameters
-from agents.stored import save_controller
+from agents.runs.console import Console
+from agents.runs.evaluating import CONSTANTS, evaluate_controllers, warn_of_waiting
 from agents.runs.run_folder import EVALUATION, EVENTS, RunFolder, default_name, provenance
+from agents.runs.settings import TrainSettings, hyperparameters
 from agents.runs.task import Task, describe, load_task
 from agents.runs.validation import Validator
+from agents.stored import save_controller
 from speckv.evaluation.compare import Comparison
 from speckv.evaluation.metrics import ALL
 from speckv.evaluation.report import TEXT

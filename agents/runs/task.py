@@ -6,13 +6,12 @@ import logging
 from collections import defaultdict
 from dataclasses import dataclass, replace
 
-from agents.runs.settings import CostSettings, DataSettings
 from agents.runs.learn_settings import LearnSettings
+from agents.runs.settings import CostSettings, DataSettings
 from speckv.cost import CostTable, describe_clock
 from speckv.errors import ConfigError, TraceError
-from speckv.evaluation.replays import FixedSweep
-from speckv.evaluation.replays import tune_fixed
 from speckv.evaluation.compare import require_comparable, require_decode_steps, with_decode_steps
+from speckv.evaluation.replays import FixedSweep, tune_fixed
 from speckv.evaluation.text import format_rate, render_table
 from speckv.traces import TraceSet, find_traces, split_validation
 from speckv.types import GAMMA_MAX

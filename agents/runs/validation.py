@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from speckv.cost import CostTable
-from speckv.evaluation.replays import sweep_fixed
-from speckv.evaluation.replays import compile_pair, controller_sums
 from speckv.evaluation.curves import Point, read_curve
 from speckv.evaluation.metrics import Sums, geometric_mean
+from speckv.evaluation.replays import compile_pair, controller_sums, sweep_fixed
 from speckv.traces import TraceSet
 from speckv.types import Controller
 

@@ -5,10 +5,10 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from agents.runs.console import InterruptedTraining, StopRequest
 from agents.runs.live.decoded import COMPARE, Decoded, DecodedLog, summarise
 from agents.runs.live.requests import decode_request, warm_up
 from agents.runs.live.task import LiveTask
-from agents.runs.console import InterruptedTraining, StopRequest
 from speckv.evaluation.text import render_table
 from speckv.runtime.constant import ConstantGamma
 from speckv.types import Controller

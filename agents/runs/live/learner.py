@@ -8,19 +8,18 @@ import numpy as np
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from agents.runs.console import Console
+from agents.rl.hyperparameters import LearnerSettings
+from agents.rl.learners import build_learner, make_learner
+from agents.runs import checkpoint
+from agents.runs.checkpoint import Progress
+from agents.runs.console import Console, StopRequest
 from agents.runs.live.decoded import LEARN, MEASURE, Decoded, DecodedLog
 from agents.runs.live.environment import RecordedRequests
 from agents.runs.live.monitor import LiveMonitor
 from agents.runs.live.starting import start_learner
 from agents.runs.live.task import LiveTask
-from agents.rl.learners import build_learner, make_learner
-from agents.rl.hyperparameters import LearnerSettings
-from agents.runs.settings import TrainSettings
-from agents.runs import checkpoint
-from agents.runs.checkpoint import Progress
-from agents.runs.console import StopRequest
 from agents.runs.run_folder import LAST, RunFolder
+from agents.runs.settings import TrainSettings
 from agents.runs.tensorboard import RunWriter
 from envs.live import LiveDecodingEnv
 from speckv.types import FloatArray

@@ -5,13 +5,12 @@ from collections.abc import Mapping
 
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents.runs.console import ProgressBar
-from agents.runs.live.decoded import Decoded, summarise
-from agents.runs.live.environment import RecordedRequests
 from agents.rl.export import export_policy
 from agents.runs import checkpoint
 from agents.runs.checkpoint import Progress
-from agents.runs.console import InterruptedTraining, StopRequest
+from agents.runs.console import InterruptedTraining, ProgressBar, StopRequest
+from agents.runs.live.decoded import Decoded, summarise
+from agents.runs.live.environment import RecordedRequests
 from agents.runs.run_folder import LAST, POLICY, RunFolder
 from agents.runs.tensorboard import RunWriter
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from agents.bandits.base import Bandit
+from agents.registry import AGENTS, TrainingData, agent_settings, begin_learner
+from agents.rl.hyperparameters import LearnerSettings, OnPolicySettings
 from agents.runs.console import Console
 from agents.runs.live.decoded import DecodedLog
 from agents.runs.live.learner import LiveLearner, make_live_environment
@@ -16,11 +18,9 @@ from agents.runs.live.run import DECODED, LiveRun
 from agents.runs.live.starting import find_source, start_bandit
 from agents.runs.live.stream import CHECKPOINT, Stream, StreamState, load_stream, save_stream
 from agents.runs.live.task import Loader, load_live_task, load_models
-from agents.registry import AGENTS, TrainingData, agent_settings, begin_learner
-from agents.rl.hyperparameters import LearnerSettings, OnPolicySettings
 from agents.runs.settings import TrainSettings
-from agents.stored import save_controller
 from agents.runs.task import load_splits
+from agents.stored import save_controller
 from speckv.errors import ConfigError, nearest
 from speckv.models.threads import use_threads
 

@@ -15,9 +15,9 @@ from agents.parts import Parts
 from agents.registry import AGENTS
 from agents.rl.export import export_policy
 from agents.rl.normalisation import NormalisingExtractor
-from agents.stored import load_controller, read_agent
 from agents.runs import checkpoint
 from agents.runs.run_folder import BEST, LAST
+from agents.stored import load_controller, read_agent
 from speckv.cost import CostTable
 from speckv.cost.times import StepTimes
 from speckv.errors import CheckpointError, nearest

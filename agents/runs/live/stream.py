@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 
 from agents.bandits.base import Bandit
-from agents.runs.console import ProgressBar
+from agents.parts import Parts
+from agents.registry import AGENTS
+from agents.runs.console import InterruptedTraining, ProgressBar, StopRequest
 from agents.runs.live.decoded import LEARN, Decoded, DecodedLog, summarise
 from agents.runs.live.requests import decode_request
 from agents.runs.live.task import LiveTask
-from agents.parts import Parts
-from agents.registry import AGENTS
-from agents.runs.console import InterruptedTraining, StopRequest
 from agents.runs.tensorboard import RunWriter
 from speckv.errors import CheckpointError
 from speckv.evaluation.regret import draw_half
