@@ -31,7 +31,7 @@ from speckv.cost import CostEntry, CostTable
 from speckv.cost.times import StepTimes
 from speckv.decoding import BatchEngine, BatchResult, RequestContext, SamplingConfig, generate_batch
 from speckv.decoding.clock import device_clock
-from speckv.decoding.rows import BatchModel, CachedRows
+from speckv.decoding.protocols import BatchModel, CachedRows
 from speckv.decoding.sampling import choose, warp_logits
 from speckv.evaluation.bootstrap import ratio_interval, resample_counts
 from speckv.models import ModelPair, PairConfig, RaggedModel, load_pair

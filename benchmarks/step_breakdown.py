@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import qwen
-from speckv.decoding import Engine, GenerationResult, RequestContext, engine, generate, open_draft
-from speckv.decoding.draws import Draws
+from speckv.decoding import Engine, GenerationResult, RequestContext, generate, loop
 from speckv.decoding.protocols import CachedTokens, LanguageModel
+from speckv.decoding.request import Draws
 from speckv.evaluation.text import render_table
 from speckv.models import ModelPair
 from speckv.models.dtypes import dtype_name
@@ -37,8 +37,7 @@ PROMPT = "Write a Python function that returns the longest word of a text, with 
 FUNCTIONS: tuple[tuple[Any, str, str], ...] = (
     (Draws, "propose", "choosing"),
     (Draws, "verify", "choosing"),
-    (engine, "to_host", "fetching"),
-    (open_draft, "to_host", "fetching"),
+    (loop, "to_host", "fetching"),
 )
 """Functions of the loop, by where they are looked up, and the part that their time belongs to."""
 PARTS = ("draft", "verify", "signals", "choosing", "fetching", "cutting", "controller", "rest")
@@ -160,9 +159,9 @@ def break_down(
         now: Clock of the parts and of the step; see `waiting_clock`.
     """
     totals: Totals = defaultdict(float)
-    loop = Engine(TimedModel(target, "verify", totals, now), TimedModel(draft, "draft", totals, now), clock=now)
+    engine = Engine(TimedModel(target, "verify", totals, now), TimedModel(draft, "draft", totals, now), clock=now)
     with timed_functions(totals, now):
-        run = _decode(loop, prompt, gamma, max_new_tokens, totals.clear)
+        run = _decode(engine, prompt, gamma, max_new_tokens, totals.clear)
     totals["controller"] = run.controller_s
     totals["rest"] = run.decode_s - sum(totals.values())
     steps = len(run.steps)
@@ -170,15 +169,15 @@ def break_down(
 
 
 def _decode(
-    loop: Engine, prompt: Sequence[int], gamma: int, max_new_tokens: int, begin: Callable[[], None]
+    engine: Engine, prompt: Sequence[int], gamma: int, max_new_tokens: int, begin: Callable[[], None]
 ) -> GenerationResult:
     return generate(
-        loop,
+        engine,
         prompt,
         ConstantGamma(gamma),
         context=RequestContext(compression="fp16", cost_ratio=0.5),
         max_new_tokens=max_new_tokens,
-        on_step=lambda _: begin() if len(loop.tokens) == 1 else None,
+        on_step=lambda _: begin() if len(engine.tokens) == 1 else None,
     )
 
 
@@ -196,7 +195,7 @@ def break_down_all(
     now = waiting_clock(pair.target.device)
     whole = Engine(pair.target, pair.draft)
     whole.capture_ahead(len(prompt) + max_new_tokens)
-    whole.let_go()  # for the loop that is taken apart, which takes the same buffers
+    whole.release()  # for the loop that is taken apart, which takes the same buffers
     break_down(pair.target, pair.draft, prompt, 2, 8, now=now)  # warm-up
     found = {}
     for gamma in gammas:
@@ -207,7 +206,7 @@ def break_down_all(
             started[0] = now()
 
         run = _decode(whole, prompt, gamma, max_new_tokens, begin)
-        whole.let_go()
+        whole.release()
         found[str(gamma)] = parts | {"step_not_taken_apart": 1e3 * (now() - started[0]) / len(run.steps)}
     return found
 

@@ -1,23 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
 """Drives the batch engine with a controller until many requests end, some running and the others waiting."""
 
+import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from speckv.decoding.batched import BatchEngine
-from speckv.decoding.batched_control import control
+from speckv.decoding.engine import BatchEngine
 from speckv.decoding.generation import GenerationResult, RequestContext
-from speckv.decoding.step import DecodeStep
+from speckv.decoding.loop import GoOnRows
+from speckv.decoding.request import DecodeStep
 from speckv.errors import ConfigError, device_errors_explained
-from speckv.observation import History, StaticContext, StepBatch, observe, summarise_tested, update_history
-from speckv.types import Controller, FloatArray, IntArray
+from speckv.observation import (
+    History,
+    StaticContext,
+    StepBatch,
+    observe,
+    observe_draft,
+    summarise_draft,
+    summarise_tested,
+    update_history,
+)
+from speckv.types import (
+    BatchMemory,
+    BoolArray,
+    Controller,
+    FloatArray,
+    IntArray,
+    OnlineLearner,
+    StepOutcome,
+    StoppingController,
+)
 
 BatchContext = RequestContext | Callable[[int], RequestContext]
-"""What a controller is told about every request; or number of running requests -> the same, for costs that depend on
-the load."""
+"""The context of every request; or number of running requests -> the context, for costs that depend on the load."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +75,8 @@ class BatchResult:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Request:
-    """A request as it is decoded."""
+class _RequestRecord:
+    """Steps and times of one request."""
 
     prefill: DecodeStep | None = None
     steps: list[DecodeStep] = field(default_factory=list)
@@ -93,16 +111,15 @@ def generate_batch(
     max_running: int | None = None,
     on_step: Callable[[int, DecodeStep], None] | None = None,
 ) -> BatchResult:
-    """Decodes many requests, asking the controller for a gamma of each running one before every step.
+    """Decodes many requests; the controller chooses a gamma for each running one before every step.
 
     Args:
-        engine: Holds the models; any requests that it was decoding are dropped.
+        engine: Any requests that it was decoding are dropped.
         prompts: Token ids.
-        controller: Sees each request as it would alone; one that remembers requests is copied for each (see
-            `batched_control.control`).
+        controller: Decides for each request as it would alone; see `control`.
         context: See `BatchContext`.
         max_new_tokens: Token budget, one for all or one a request.
-        requests: Name them for the sampling seed; numbers from "0" on by default.
+        requests: Names for the sampling seed; numbers from "0" on by default.
         max_running: Most requests that run together, all by default. The others wait, and join in order as others end.
         on_step: Called with a request's index and its prefill's step or a decode step, to stream.
 
@@ -119,7 +136,7 @@ def generate_batch(
             f"Expected at least one prompt, a name and a budget for each, and max_running of at least 1, got "
             f"{len(prompts)} prompts, {len(names)} names, {len(budgets)} budgets and max_running={max_running}."
         )
-    deciders = control(controller, most)
+    decisions = control(controller, most)
     batch = _Batch(len(prompts), budgets, context)
     begin, waiting, prefill_s = engine.start, list(range(len(prompts))), 0.0
     while waiting or batch.running:
@@ -132,30 +149,30 @@ def generate_batch(
                 requests=[names[i] for i in joining],
             )
             begin, prefill_s = engine.admit, prefill_s + steps[0].outcome.seconds
-            deciders.begin(joining)
+            decisions.begin(joining)
             batch.join(dict(zip(joining, steps, strict=True)))
             _report(on_step, joining, steps)
         if not batch.running:
             break
         rows, asked = list(batch.running), time.perf_counter()
         observations = batch.observe()
-        gammas = deciders.act(rows, observations)
+        gammas = decisions.act(rows, observations)
         before_s = time.perf_counter() - asked
-        steps = engine.step(gammas, deciders.at(rows, observations))
+        steps = engine.step(gammas, decisions.go_on_at(rows, observations))
         stepped = time.perf_counter()
-        deciders.learn(rows, [step.outcome for step in steps])
+        decisions.learn(rows, [step.outcome for step in steps])
         batch.take(rows, gammas, steps)
-        batch.charge(rows, before_s + time.perf_counter() - stepped, deciders.take_seconds())
+        batch.charge(rows, before_s + time.perf_counter() - stepped, decisions.take_seconds())
         _report(on_step, rows, steps)
     return batch.result(prefill_s)
 
 
 class _Batch:
-    """What is remembered of all requests, running or not; a request's index is its row in the history."""
+    """The histories and results of all requests, running or not; a request's index is its row in the history."""
 
     def __init__(self, num_requests: int, budgets: Sequence[int], context: BatchContext) -> None:
         self.running: list[int] = []
-        self._requests = [_Request() for _ in range(num_requests)]
+        self._requests = [_RequestRecord() for _ in range(num_requests)]
         self._history = History.start(num_requests, 0.0, 1.0)
         self._budgets, self._context = budgets, context
         self._statics: dict[int, StaticContext] = {}
@@ -180,7 +197,7 @@ class _Batch:
         return observe(self._history, self._statics[load])[self.running]
 
     def take(self, rows: Sequence[int], gammas: Sequence[int], steps: Sequence[DecodeStep]) -> None:
-        """Takes in a step of the running requests, and lets those go that ended."""
+        """Takes in a step of the running requests; those that ended run no longer."""
         self._history = update_history(self._history, _as_batch(len(self._requests), rows, steps))
         for i, gamma, step in zip(rows, gammas, steps, strict=True):
             self._requests[i].steps.append(step)
@@ -190,7 +207,7 @@ class _Batch:
         self._step_s += steps[0].outcome.seconds
 
     def charge(self, rows: Sequence[int], between_s: float, inside_s: float) -> None:
-        """Counts the time of decisions, between steps, which is no part of any, and inside a step, which is."""
+        """Counts the time of decisions: between steps, which is in no step's time, and inside a step, which is."""
         for i in rows:
             self._requests[i].between_s += between_s
             self._requests[i].controller_s += between_s + inside_s
@@ -217,7 +234,7 @@ def _report(
 
 
 def _as_batch(num_requests: int, rows: Sequence[int], steps: Sequence[DecodeStep]) -> StepBatch:
-    """Steps of some requests among all; the past of the others does not matter: it is over or begins when they join."""
+    """Steps of some requests among all; the history of the others is not read: they ended or restart when they join."""
     outcomes = [step.outcome for step in steps]
 
     def spread(values: Sequence[int]) -> IntArray:
@@ -237,3 +254,101 @@ def _as_batch(num_requests: int, rows: Sequence[int], steps: Sequence[DecodeStep
         tested=tested,
         target=target,
     )
+
+
+def control(controller: Controller, max_running: int) -> "BatchControl":
+    """Makes a controller decide for up to `max_running` requests that run together.
+
+    A controller that reads observations alone decides for all of them in one call. One that remembers requests is
+    copied for each: its requests come and go, and a batch call would advance the memory of those that wait.
+
+    Raises:
+        ConfigError: if there is more than one request and the controller learns online: it must learn from one step
+            before it decides on the next.
+    """
+    controller.reset()
+    if isinstance(controller, OnlineLearner) and controller.learns:
+        if max_running > 1:
+            raise ConfigError(
+                f"Expected a controller that does not go on learning for {max_running} requests at once, got "
+                f"{controller.name!r}, which learns from one step before it decides on the next. Give max_running=1."
+            )
+        return _CopyPerRequest(controller, shared=True)
+    # A learner that is frozen still remembers its last decision.
+    remembers = isinstance(controller, BatchMemory | OnlineLearner)
+    return _CopyPerRequest(controller, shared=False) if remembers else BatchControl(controller)
+
+
+class BatchControl:
+    """A controller without memory, which decides for all requests in one call; a request is its index among all."""
+
+    def __init__(self, controller: Controller) -> None:
+        self.controller = controller
+        self._inside_s = 0.0
+
+    def begin(self, requests: Sequence[int]) -> None:
+        """Adds requests."""
+
+    def act(self, requests: Sequence[int], observations: FloatArray) -> list[int]:
+        """Gamma of each, from observations of shape [requests, features]."""
+        del requests
+        gammas: list[int] = np.asarray(self.controller.act_batch(observations), np.int64).tolist()
+        return gammas
+
+    def learn(self, requests: Sequence[int], outcomes: Sequence[StepOutcome]) -> None:
+        """Takes in a step of each."""
+
+    def go_on_at(self, requests: Sequence[int], observations: FloatArray) -> GoOnRows | None:
+        """The `go_on` of a step that began with these observations; None if nothing is decided inside it."""
+        if not isinstance(self.controller, StoppingController):
+            return None
+
+        def go_on(rows: IntArray, signals: FloatArray) -> BoolArray:
+            asked = time.perf_counter()
+            seen = observe_draft(observations[rows], summarise_draft(signals)[:, -1])
+            answers = self._go_on([requests[row] for row in rows], seen)
+            self._inside_s += time.perf_counter() - asked
+            return answers
+
+        return go_on
+
+    def _go_on(self, requests: Sequence[int], observations: FloatArray) -> BoolArray:
+        del requests
+        assert isinstance(self.controller, StoppingController)
+        return np.asarray(self.controller.go_on_batch(observations), np.bool_)
+
+    def take_seconds(self) -> float:
+        """Seconds of decisions inside steps since the last call."""
+        seconds, self._inside_s = self._inside_s, 0.0
+        return seconds
+
+
+class _CopyPerRequest(BatchControl):
+    """A controller for each request: a copy, or the controller itself, if requests run one by one."""
+
+    def __init__(self, controller: Controller, *, shared: bool) -> None:
+        super().__init__(controller)
+        self._shared = shared
+        self._of: dict[int, Controller] = {}
+
+    def begin(self, requests: Sequence[int]) -> None:
+        for request in requests:
+            self._of[request] = self.controller if self._shared else copy.deepcopy(self.controller)
+            self._of[request].reset()
+
+    def act(self, requests: Sequence[int], observations: FloatArray) -> list[int]:
+        return [self._of[request].act(seen) for request, seen in zip(requests, observations, strict=True)]
+
+    def learn(self, requests: Sequence[int], outcomes: Sequence[StepOutcome]) -> None:
+        for request, outcome in zip(requests, outcomes, strict=True):
+            self._of[request].learn(outcome)
+            if outcome.finish is not None:
+                del self._of[request]
+
+    def _go_on(self, requests: Sequence[int], observations: FloatArray) -> BoolArray:
+        answers = []
+        for request, observation in zip(requests, observations, strict=True):
+            controller = self._of[request]
+            assert isinstance(controller, StoppingController)
+            answers.append(controller.go_on(observation))
+        return np.array(answers, np.bool_)

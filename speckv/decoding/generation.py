@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from speckv.decoding.engine import Engine, GoOn
-from speckv.decoding.step import DecodeStep
+from speckv.decoding.request import DecodeStep
 from speckv.errors import device_errors_explained
 from speckv.observation import (
     History,
@@ -24,7 +24,7 @@ from speckv.types import Controller, FloatArray, StoppingController
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestContext:
-    """What a controller is told about a request besides its past.
+    """Inputs of an observation that do not change while a request is decoded.
 
     Attributes:
         compression: Of the target.
@@ -44,7 +44,7 @@ class GenerationResult:
         finish: "eos" or "length".
         prefill: The step that read the prompt.
         steps: Decode steps in order.
-        gammas: What the controller asked for, one a step.
+        gammas: The controller's choices, one a step.
         decode_s: Seconds of all decode steps, decisions included, prefill not.
         controller_s: Seconds of it spent on observing and deciding, between steps and inside them.
     """
@@ -80,20 +80,20 @@ def generate(
     request: str = "",
     on_step: Callable[[DecodeStep], None] | None = None,
 ) -> GenerationResult:
-    """Decodes one request, asking the controller for gamma before every step.
+    """Decodes one request; the controller chooses gamma before every step, from the same observation as in replay.
 
     Args:
-        engine: Holds the models; any request it was decoding is dropped.
+        engine: Any request it was decoding is dropped.
         prompt: Token ids.
-        controller: Sees the same observation as in replay.
+        controller: Reset first.
         context: See `RequestContext`.
         max_new_tokens: Token budget.
-        request: Names the request for the sampling seed.
+        request: Name of the request, for the sampling seed.
         on_step: Called with the prefill's step and every decode step, to stream.
 
     Raises:
         BudgetError: if the prompt does not fit.
-        ProbabilityError: if a model's scores are no numbers.
+        ProbabilityError: if a model returns NaN.
         DeviceError: if a device runs out of memory or is lost.
     """
     running = stepwise(engine, prompt, controller, context=context, max_new_tokens=max_new_tokens, request=request)
@@ -116,9 +116,9 @@ def stepwise(
     max_new_tokens: int,
     request: str = "",
 ) -> Generator[DecodeStep, None, GenerationResult]:
-    """Decodes one request step by step: whoever asks for the next step may do something else before.
+    """Decodes one request as a generator of steps; time between two steps is in no step's time.
 
-    Arguments and errors are those of `generate`; what happens between two steps is in no step's time.
+    Arguments and errors are those of `generate`.
 
     Yields:
         The prefill's step, then every decode step.
@@ -155,20 +155,20 @@ def stepwise(
         steps=tuple(steps),
         gammas=tuple(gammas),
         decode_s=sum(step.outcome.seconds for step in steps) + controller_s,
-        # What was decided inside steps is in their time already.
+        # The time of decisions inside steps is in decode_s already.
         controller_s=controller_s + (stopper.seconds if stopper else 0.0),
     )
 
 
 class _Stopper:
-    """Asks a stopping controller inside steps, and keeps the time."""
+    """Calls a stopping controller inside steps, and sums the time."""
 
     def __init__(self, controller: StoppingController) -> None:
         self._controller = controller
         self.seconds = 0.0
 
     def at(self, observation: FloatArray) -> GoOn:
-        """What a step asks that began with an observation of shape [1, features]."""
+        """The `go_on` of a step that began with an observation of shape [1, features]."""
 
         def go_on(signals: FloatArray) -> bool:
             asked = time.perf_counter()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A draft without a model: what followed the newest tokens when they stood in the text before.
 
-Prompt lookup decoding (Saxena 2023, github.com/apoorvumang/prompt-lookup-decoding), which transformers knows as
-`prompt_lookup_num_tokens` and vLLM as its n-gram proposer. Both copy what follows one earlier match; here each token is
-the one that most often followed the longest match, so that counts can say how sure it is.
+Prompt lookup decoding (Saxena 2023, github.com/apoorvumang/prompt-lookup-decoding) is `prompt_lookup_num_tokens` in
+transformers and the n-gram proposer in vLLM. Both copy what follows one earlier match; here each token is the one that
+most often followed the longest match, so that counts give its confidence.
 """
 
 import sys
@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from speckv.decoding.draws import Draws
 from speckv.decoding.protocols import Proposal
+from speckv.decoding.request import Draws
 from speckv.errors import ConfigError
+from speckv.models import CausalModel, ModelPair
 from speckv.ngrams import Guess, NgramIndex
 
 
 class PromptLookup:
-    """Makes drafters that look up the newest tokens in the text so far.
+    """Opens drafters that look up the newest tokens in the text so far.
 
     Args:
         vocab_size: Tokens that the target scores.
@@ -47,14 +48,14 @@ class PromptLookup:
         return f"prompt-lookup({self.longest},{self.shortest})"
 
     def open(self, draws: Draws) -> "LookupDrafter":
-        """Starts a request; a token that is looked up is drawn from nothing, so only the kind of sampling matters."""
+        """Starts a request; proposals are not drawn, so only the kind of sampling matters."""
         return LookupDrafter(self, with_probs=draws.sampling.mode == "rejection")
 
 
 class LookupDrafter:
     """Drafts one request; it proposes nothing where no run of tokens stood in the text before.
 
-    What it proposes depends on the text alone, its own proposals among it. A draft that has begun can always go on:
+    What it proposes depends on the text alone, its own proposals included. A draft that has begun can always go on:
     what followed a match makes the next one.
     """
 
@@ -70,23 +71,23 @@ class LookupDrafter:
         return len(self.index.tokens)
 
     def read(self, prompt: Sequence[int]) -> None:
-        """Reads tokens: a prompt, or what has become of the text."""
+        """Reads tokens of a prompt or of the text after it."""
         self.index.extend(prompt)
         self._looked = False
 
     def truncate(self, length: int) -> None:
-        """Forgets every token past `length`."""
+        """Removes every token past `length`."""
         self.index.truncate(length)
         self._looked = False
 
     def guess(self) -> Guess | None:
-        """What comes next after the tokens read; None where no run of them stood in the text before."""
+        """The token after those read; None where no run of them stood in the text before."""
         if not self._looked:
             self._guess, self._looked = self.index.guess(), True
         return self._guess
 
     def can_propose(self, unread: Sequence[int]) -> bool:
-        """Reads `unread`, and says whether there is a guess."""
+        """Reads `unread`, and returns whether there is a guess."""
         if unread:
             self.read(unread)
         return self.guess() is not None
@@ -98,8 +99,20 @@ class LookupDrafter:
         if tokens:
             self.read(tokens)
         guess = self.guess()
-        assert guess is not None, "can_propose was not asked"
+        assert guess is not None, "call can_propose first"
         token = torch.tensor([guess.token])
         signals = torch.tensor([[guess.entropy, guess.confidence, guess.margin]], dtype=torch.float32)
         probs = functional.one_hot(token, self._vocab_size).float() if self._with_probs else None
         return Proposal(token, signals, probs)
+
+
+def draft_source(pair: ModelPair) -> CausalModel | PromptLookup:
+    """What the engine drafts with: the pair's draft model, or a lookup where it has none.
+
+    Raises:
+        ConfigError: if the lookup's lengths are out of range.
+    """
+    if pair.draft_model is not None:
+        return pair.draft_model
+    config = pair.config
+    return PromptLookup(pair.target.vocab_size, config.lookup_longest, config.lookup_shortest)

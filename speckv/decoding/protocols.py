@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The seams of the decode loop: what a model, a drafter and a clock must offer."""
+"""The interfaces of the decode loop: what a model, a source of drafts and a clock must offer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from speckv.models.signals import Scores
 
 if TYPE_CHECKING:
-    from speckv.decoding.draws import Draws
+    from speckv.decoding.request import Draws
 
 
 class CachedTokens(Protocol):
@@ -24,11 +25,11 @@ class CachedTokens(Protocol):
         """Appends tokens, ids or a tensor of shape [tokens] on the device, and scores what follows the last of them."""
 
     def truncate(self, length: int) -> None:
-        """Forgets every token past `length`."""
+        """Removes every token past `length`."""
 
 
 class LanguageModel(Protocol):
-    """A model that the engine can drive."""
+    """A model that `Engine` can drive."""
 
     @property
     def context_limit(self) -> int:
@@ -40,6 +41,48 @@ class LanguageModel(Protocol):
 
     def sequence(self) -> CachedTokens:
         """Starts an empty sequence."""
+
+
+class CachedRows(Protocol):
+    """Token sequences inside one model, each of its own length; `speckv.models.RaggedRows` is the real one."""
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Tokens of each row."""
+
+    def add(self, count: int) -> None:
+        """Adds empty rows behind the others."""
+
+    def remove(self, row: int) -> None:
+        """Removes a row; the last one takes its place."""
+
+    def truncate(self, row: int, length: int) -> None:
+        """Removes every token of a row past `length`."""
+
+    def extend(self, rows: Sequence[int], tokens: Tensor, counts: Sequence[int], *, last_only: bool = False) -> Tensor:
+        """Appends the first `counts[i]` of `tokens[i]` to row `rows[i]`, in one pass.
+
+        Returns logits after each of them, row after row without padding, or only after each row's last one.
+        """
+
+
+class BatchModel(Protocol):
+    """A model that `BatchEngine` can drive; `speckv.models.RaggedModel` is the real one."""
+
+    @property
+    def context_limit(self) -> int:
+        """Longest sequence it takes, in tokens."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens it scores."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it takes tokens and gives logits."""
+
+    def rows(self) -> CachedRows:
+        """Starts with no rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,39 +101,38 @@ class Proposal:
 
 
 class Drafter(Protocol):
-    """What drafts for one request: it reads the text and proposes token after token."""
+    """Drafts for one request without a language model: it reads the text and proposes token after token."""
 
     @property
     def length(self) -> int:
-        """Tokens read, its own proposals among them."""
+        """Tokens read, its own proposals included."""
 
     def read(self, prompt: Sequence[int]) -> None:
         """Reads a prompt."""
 
     def truncate(self, length: int) -> None:
-        """Forgets every token past `length`."""
+        """Removes every token past `length`."""
 
     def can_propose(self, unread: Sequence[int]) -> bool:
-        """Whether it has anything to propose after `unread`; called before the first proposal and between them.
+        """Whether it can propose a token after `unread`; called before the first proposal and between them.
 
-        It may read `unread` to find out: `length` then says so, and `propose` is given the rest, which may be nothing.
+        It may read `unread` to find out: `length` then includes it, and `propose` is given the rest, perhaps nothing.
         """
 
     def propose(self, unread: Sequence[int] | Tensor, position: int) -> Proposal:
         """Reads tokens and proposes the one after them.
 
         Args:
-            unread: Ids, or its own last proposal; at least one but where `can_propose` has read them.
+            unread: Ids, or its own last proposal; empty only where `can_propose` has read them.
             position: Output position of the proposal.
         """
 
 
 @runtime_checkable
 class DraftSource(Protocol):
-    """Makes drafters: `ModelDraft` around a language model, `PromptLookup` without any.
+    """Opens a `Drafter` for each request, as `PromptLookup` does.
 
-    One that works on the host says so with `on_host = True`: its proposals are host tensors, and the host sees each at
-    once.
+    One that works on the host has `on_host = True`: its proposals are host tensors, and the host reads each at once.
     """
 
     @property
@@ -98,7 +140,7 @@ class DraftSource(Protocol):
         """Longest sequence it takes, in tokens."""
 
     def open(self, draws: "Draws") -> Drafter:
-        """Starts a request that draws its tokens with `draws`."""
+        """Starts a request, whose sampling `draws` holds."""
 
 
 class Clock(Protocol):

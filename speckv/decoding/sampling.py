@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distributions and draws: temperature, top-k, top-p, Gumbel noise shared by position. Pure functions.
+"""Sampling and verification as pure functions: temperature, top-k, top-p, Gumbel noise, and which drafted tokens stay.
 
 With Gumbel coupling, draft and target choose `argmax(log p + g[position])` with the same noise `g`. Each choice is an
 exact draw from its own distribution (Gumbel-max), the target's text is the same whatever was drafted, and the two agree
@@ -56,7 +56,7 @@ def warp_logits(logits: Tensor, config: SamplingConfig) -> Tensor:
 
     Args:
         logits: Shape [..., vocab].
-        config: At greedy, logits come back unchanged.
+        config: At greedy, logits are only converted.
 
     Returns:
         Float32 logits of the same shape.
@@ -90,15 +90,9 @@ def request_seed(seed: int, request: str) -> int:
 
 @functools.lru_cache(maxsize=40)
 def gumbel_noise(seed: int, position: int, vocab_size: int) -> Tensor:
-    """Standard Gumbel noise for one output position: a function of its arguments alone.
+    """Standard Gumbel noise for one output position, from 0, of a request with a seed: float32 of shape [vocab_size].
 
-    Args:
-        seed: Of the request.
-        position: Output position, from 0.
-        vocab_size: Number of values.
-
-    Returns:
-        Float32 of shape [vocab_size], on the CPU so that every device draws the same text.
+    It is drawn on the CPU, so that every device decodes the same text.
     """
     generator = torch.Generator().manual_seed(request_seed(seed, f"gumbel:{position}"))
     exponential = -torch.log(torch.rand(vocab_size, generator=generator).clamp_(min=1e-20))
@@ -122,29 +116,101 @@ def choose(warped: Tensor, config: SamplingConfig, noise: Tensor | None) -> Tens
 
 
 def draw(probabilities: Tensor, generator: torch.Generator) -> Tensor:
-    """Draws one token a row, without waiting for the device.
+    """Draws one token from each row of shape [rows, vocab], without waiting for the device.
 
-    Args:
-        probabilities: Shape [rows, vocab].
-        generator: On their device.
-
-    Returns:
-        Token ids of shape [rows]; token x wins the race of exponential clocks with probability proportional to its
-        own, and one of probability zero never does.
+    Token x wins a race of exponential clocks with probability proportional to its own; one of probability zero never
+    does.
     """
     waits = torch.empty_like(probabilities).exponential_(generator=generator)
     return (probabilities / waits).argmax(-1)
 
 
-def check_finite(values: Tensor | FloatArray, who: str) -> None:
-    """Raises ProbabilityError if a model's scores are not numbers.
+def check_finite(values: Tensor | FloatArray, role: str) -> None:
+    """Checks that a model's signals or logits, of any shape, hold no NaN. Waits for the device of a tensor.
 
-    Args:
-        values: Signals or logits, any shape; -inf is no error in logits. Those of a device are waited for.
-        who: The model's role, for the message.
+    Raises:
+        ProbabilityError: naming the model's role.
     """
     if bool(np.isnan(values).any() if isinstance(values, np.ndarray) else torch.isnan(values).any()):
         raise ProbabilityError(
-            f"The {who} returned NaN. Its weights or this dtype are unusable here: "
+            f"The {role} returned NaN. Its weights or this dtype are unusable here: "
             "try dtype=float32 or another compression."
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """The outcome of one verify pass for one request, on the device; nothing in it waits for the device.
+
+    Attributes:
+        num_accepted: No shape; drafted tokens kept, bonus excluded.
+        tokens: Shape [draft + 1]; the kept tokens, then one recovered or bonus token of the target; the rest is
+            undefined.
+    """
+
+    num_accepted: Tensor
+    tokens: Tensor
+
+
+def verify_match(draft_tokens: Tensor, target_tokens: Tensor) -> Verification:
+    """Keeps drafted tokens while they equal the target's own choices: greedy and Gumbel-coupled decoding.
+
+    Args:
+        draft_tokens: Shape [draft], oldest first.
+        target_tokens: Shape [draft + 1]; the target's choice at each of those positions and at the one after.
+
+    >>> verify_match(torch.tensor([5, 6, 7]), torch.tensor([5, 6, 8, 9])).num_accepted
+    tensor(2)
+    """
+    return Verification((draft_tokens == target_tokens[:-1]).cumprod(0).sum(), target_tokens)
+
+
+def verify_rejection(
+    draft_tokens: Tensor, draft_probs: Tensor, target_probs: Tensor, *, generator: torch.Generator
+) -> Verification:
+    """Keeps each drafted token with probability min(1, target / draft); emitted tokens follow the target exactly.
+
+    Args:
+        draft_tokens: Shape [draft], oldest first; token i was drawn from row i of `draft_probs`.
+        draft_probs: Shape [draft, vocab]; rows sum to 1.
+        target_probs: Shape [draft + 1, vocab]; the last row is for the bonus token.
+        generator: The only source of randomness; on the tensors' device.
+
+    Returns:
+        Accepted tokens, then a token from the residual (after a rejection) or from the bonus row.
+
+    Raises:
+        ProbabilityError: on a CPU, if a drafted token has draft probability zero.
+
+    Source:
+        Leviathan et al. 2023, arXiv:2211.17192, Algorithm 1, where p is our target and q our draft.
+    """
+    drafted = len(draft_tokens)
+    chosen = draft_tokens[:, None]
+    draft_prob, target_prob = (p[:drafted].gather(1, chosen)[:, 0] for p in (draft_probs, target_probs))
+    if draft_prob.device.type == "cpu" and bool((draft_prob <= 0).any()):
+        token = int(draft_tokens[int((draft_prob <= 0).nonzero()[0])])
+        raise ProbabilityError(
+            f"Drafted token {token} has draft probability 0; it cannot have been drawn from this row."
+        )
+    uniform = torch.rand(drafted, generator=generator, device=target_probs.device, dtype=target_probs.dtype)
+    num_accepted = (uniform * draft_prob <= target_prob).cumprod(0).sum()
+    # The bonus token follows a fully accepted draft: nothing was drafted there, so nothing is subtracted.
+    subtracted = torch.cat([draft_probs, torch.zeros_like(target_probs[:1])])
+    row = num_accepted[None]
+    last = draw(residual(target_probs.index_select(0, row), subtracted.index_select(0, row)), generator)
+    tokens = torch.cat([draft_tokens, last]).index_copy(0, row, last)
+    return Verification(num_accepted, tokens)
+
+
+def residual(target_probs: Tensor, draft_probs: Tensor) -> Tensor:
+    """The distribution of the recovered token: max(target - draft, 0), normalised; shapes [..., vocab].
+
+    Where rounding leaves nothing over, it is the target's own.
+
+    >>> residual(torch.tensor([0.75, 0.25]), torch.tensor([0.25, 0.75])).tolist()
+    [1.0, 0.0]
+    """
+    left = (target_probs - draft_probs).clamp(min=0)
+    total = left.sum(-1, keepdim=True)
+    return torch.where(total > 0, left / total, target_probs)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from speckv.decoding.clock import device_clock
-from speckv.decoding.open_draft import signal_rows, to_host
 from speckv.decoding.protocols import Clock
+from speckv.decoding.request import signal_rows, to_host
 from speckv.decoding.sampling import check_finite
 from speckv.errors import ConfigError
 from speckv.models.attention import without_plans

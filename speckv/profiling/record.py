@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from speckv.decoding.prompt_lookup import PromptLookup
+from speckv.decoding.request import token_budget
 from speckv.decoding.sampling import SamplingConfig, check_finite, choose, gumbel_noise, request_seed, warp_logits
-from speckv.decoding.step import token_budget
 from speckv.models.batch import LOGITS_ROWS, RecordedBatch
 from speckv.models.causal import CausalModel
 from speckv.models.processors import Processors

@@ -15,7 +15,7 @@ from agents.registry import AGENTS, TrainingData, agent_settings, make_controlle
 from agents.stored import load_controller, save_controller
 from speckv.commands.export import main
 from speckv.cost import CostTable
-from speckv.decoding.batched_control import control
+from speckv.decoding.batched_generation import control
 from speckv.evaluation.replays import compile_pair
 from speckv.observation import SCHEMA, STOPPING_SCHEMA
 from speckv.replay import replay_controller, replay_stream

@@ -20,6 +20,7 @@ from benchmarks.soak.memory import Trend, Watch, resident_bytes, trend
 from benchmarks.soak.run import MOST_DIVERGENCES, soak
 from benchmarks.soak.traffic import KINDS, Traffic
 from speckv.decoding import DecodeStep, Engine, SamplingConfig
+from speckv.decoding.engine import GoOn
 from tests.fakes import TableModel, TableSequence
 
 PROMPTS = {"a": [1, 2], "b": [3], "c": [5, 6, 0]}
@@ -31,11 +32,12 @@ class DivergingEngine(Engine):
 
     verified = 0
 
-    def verify_draft(self, *, asked: int | None = None) -> DecodeStep:
-        step = super().verify_draft(asked=asked)
+    def step(self, gamma: int, go_on: GoOn | None = None) -> DecodeStep:
+        step = super().step(gamma, go_on)
         self.verified += 1
         if self.verified % 50 == 0:
-            self.tokens[-1] = (self.tokens[-1] + 1) % self.target.vocab_size
+            assert self._request is not None
+            self._request.context[-1] = (self._request.context[-1] + 1) % self.target.vocab_size
         return step
 
 

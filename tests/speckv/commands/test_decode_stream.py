@@ -17,6 +17,7 @@ from speckv.commands.decode import _prepare_output, _Stream
 from speckv.decoding import DecodeStep, Engine, RequestContext, generate
 from speckv.models import ModelPair, PairConfig, load_pair
 from speckv.runtime.constant import ConstantGamma
+from speckv.types import StepOutcome
 from tests.fakes import save_tiny, tiny_qwen
 from tests.fakes_traces import make_cost_table
 
@@ -34,17 +35,21 @@ def a_step(text: str, rejected: str = "") -> DecodeStep:
     """A step that accepted all but its last token."""
     tokens, more = list(text.encode()), list(rejected.encode())
     kept = len(tokens) - 1
-    return DecodeStep.of(
+    drafted = (*tokens[:kept], *more)
+    outcome = StepOutcome(
         gamma=4,
-        drafted=[*tokens[:kept], *more],
-        draft_signals=np.zeros((kept + len(more), 3), np.float32),
-        num_kept=kept,
-        tokens=tokens,
-        target_signals=np.zeros((len(tokens), 3), np.float32),
-        draft_s=0.0,
+        num_drafted=len(drafted),
+        num_accepted=kept,
+        num_tested=min(kept + 1, len(drafted)),
+        num_emitted=len(tokens),
+        draft_signals=np.zeros((len(drafted), 3), np.float32),
+        target_entropy=0.0,
+        target_confidence=0.0,
+        seconds=1.0,
         verify_s=1.0,
-        finish=None,
     )
+    signals = np.zeros((len(tokens), 3), np.float32)
+    return DecodeStep(tokens=tuple(tokens), drafted=drafted, target_signals=signals, outcome=outcome)
 
 
 def streamed(*steps: DecodeStep, show_rejected: bool = True, **console: Any) -> str:

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from speckv.decoding import DecodeStep, Engine, SamplingConfig, open_draft
-from speckv.decoding import engine as loop
+from speckv.decoding import DecodeStep, Engine, SamplingConfig, loop
 from speckv.decoding.clock import CudaClock, device_clock
+from speckv.decoding.request import to_host
 from speckv.types import FloatArray
 from tests.fakes import TableModel, as_causal, tiny_qwen
 
@@ -35,15 +35,13 @@ class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def transfers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows of each transfer from the device."""
     seen: list[int] = []
-    original = open_draft.to_host
 
     def counted(rows: list[torch.Tensor]) -> FloatArray:
-        found = original(rows)
+        found = to_host(rows)
         seen.append(len(found))
         return found
 
-    for module in (loop, open_draft):
-        monkeypatch.setattr(module, "to_host", counted)
+    monkeypatch.setattr(loop, "to_host", counted)
     return seen
 
 
@@ -54,7 +52,7 @@ def table_engine(sampling: SamplingConfig) -> Engine:
 
 def run(engine: Engine, *, waits: bool, go_on: Callable[[FloatArray], bool] | None = None) -> list[DecodeStep]:
     """Decodes with a loop that sees each token at once, as on a CPU, or only when a step ends, as on a GPU."""
-    engine._sees_each = waits
+    engine._fetch_each = waits
     steps = [engine.start([1, 2], max_new_tokens=40, request="r")]
     rng = np.random.default_rng(0)
     while engine.finish is None:

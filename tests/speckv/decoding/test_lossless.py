@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from speckv.decoding import DecodeStep, Engine, SamplingConfig
-from speckv.decoding.verification import residual, verify_rejection
+from speckv.decoding.engine import GoOn
+from speckv.decoding.sampling import residual, verify_rejection
 from speckv.errors import ProbabilityError
 from tests.fakes import TableModel
 
@@ -21,13 +22,17 @@ QUANTILE = {1: 15.137, 8: 31.828}
 class DroppingEngine(Engine):
     """Drops the last drafted token where the draft gave it less than one half: looks harmless, is not lossless."""
 
-    def verify_draft(self, *, asked: int | None = None) -> DecodeStep:
-        draft = self._open
+    def step(self, gamma: int, go_on: GoOn | None = None) -> DecodeStep:
+        del go_on
+        self.begin_step(gamma)
+        while self.can_draft:
+            self.draft_token()
+        draft = self._open.requests[0].open_draft
         probs = draft.proposals[-1].probs if draft.proposals else None
         if probs is not None and probs[0, draft.tokens[-1]] < 0.5:
             del draft.tokens[-1], draft.proposals[-1]
-            draft.found = draft.found[:-1]
-        return super().verify_draft(asked=asked)
+            draft.signals = draft.signals[:-1]
+        return self.verify_draft()
 
 
 def chi_square(counts: np.ndarray, probs: np.ndarray) -> float:

@@ -126,15 +126,16 @@ def test_where_nothing_matches_a_step_is_plain_and_a_match_goes_on() -> None:
 
 def test_a_draft_is_dropped_when_a_step_begins_anew() -> None:
     target = TableModel.random(1)
-    engine = Engine(target, PromptLookup(7))
-    engine.start([1, 2, 3, 1, 2, 3, 1, 2, 3], max_new_tokens=20)
+    engine = Engine(target, PromptLookup(7, shortest=1))
+    engine.start([*range(7), *range(7)], max_new_tokens=20)
     drafts = []
     for _ in range(2):
         engine.begin_step(5)
         while engine.can_draft:
             engine.draft_token()
-        drafts.append(list(engine._open.tokens))
+        drafts.append(engine.draft_signals.tolist())
     assert drafts[0] == drafts[1]
+    assert drafts[0]
 
 
 def test_rejection_sampling_with_a_lookup_follows_the_target() -> None:

@@ -95,7 +95,7 @@ def test_requests_take_turns_in_one_room(made: Iterator[list[tuple[int, Any]]]) 
     decode(engine, 0, prompt_len=5, max_new_tokens=60)
     assert len(captured) == before > 0
     assert rooms == [[], []]
-    engine.let_go()
+    engine.release()
     assert [len(spare) for spare in rooms] == [1, 1]
 
 

@@ -1,0 +1,377 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The state of one request: its text and budget, its draws, the draft of the open step, and the outcome of a step."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from speckv.decoding.protocols import Proposal
+from speckv.decoding.sampling import (
+    SamplingConfig,
+    Verification,
+    check_finite,
+    choose,
+    draw,
+    gumbel_noise,
+    request_seed,
+    verify_match,
+    verify_rejection,
+    warp_logits,
+)
+from speckv.errors import BudgetError
+from speckv.models.processors import Processors
+from speckv.models.signals import Scores
+from speckv.models.transfer import to_device, token_tensor
+from speckv.types import NUM_SIGNALS, FloatArray, StepOutcome
+
+logger = logging.getLogger(__name__)
+Stop = Callable[[list[int]], bool]
+"""Prompt and output so far -> whether the text ends there; called once for every emitted token, in order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeStep:
+    """One step's tokens and its outcome.
+
+    Attributes:
+        tokens: Emitted tokens.
+        drafted: Drafted tokens, accepted or not.
+        target_signals: Shape [num_emitted, 3]; of the target at each emitted token.
+        outcome: Counts, signals, seconds.
+    """
+
+    tokens: tuple[int, ...]
+    drafted: tuple[int, ...]
+    target_signals: FloatArray
+    outcome: StepOutcome
+
+
+@dataclass(slots=True, kw_only=True)
+class Draft:
+    """The draft of an open step, on the device and, as far as it was fetched, on the host.
+
+    Attributes:
+        gamma: Tokens asked for, or drafted when a stopping controller ended the draft.
+        limit: Most tokens that gamma, the token budget and the draft's context allow.
+        proposals: On the device.
+        tokens: Those of the proposals that are on the host.
+        signals: Shape [tokens, 3]; likewise.
+    """
+
+    gamma: int
+    limit: int
+    proposals: list[Proposal] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    signals: FloatArray = field(default_factory=lambda: np.zeros((0, NUM_SIGNALS), np.float32))
+
+    @property
+    def on_host(self) -> bool:
+        """Whether the host has all proposals."""
+        return len(self.tokens) == len(self.proposals)
+
+    def unfetched(self) -> list[Tensor]:
+        """Signals and token of each proposal that is not on the host, of shape [1, 4]."""
+        return [signal_rows(proposal.signals, proposal.token) for proposal in self.proposals[len(self.tokens) :]]
+
+    def add_fetched(self, rows: FloatArray) -> None:
+        """Adds rows of `unfetched` that came to the host."""
+        if len(rows):
+            check_finite(rows, "draft")
+            self.signals = np.concatenate([self.signals, rows[:, :NUM_SIGNALS]])
+            self.tokens += rows[:, NUM_SIGNALS].astype(int).tolist()
+
+    def end(self) -> None:
+        """Drafts no further token."""
+        self.gamma = self.limit = len(self.proposals)
+
+    def cut(self, eos_token_ids: frozenset[int]) -> None:
+        """Drops what was drafted behind an end of text: where the host does not wait, drafting runs on past it."""
+        self.tokens = up_to_end(self.tokens, eos_token_ids)
+        self.signals = self.signals[: len(self.tokens)]
+
+
+class Draws:
+    """Chooses every token of one request, the target's and the draft's, on the device of the scores.
+
+    Args:
+        sampling: How tokens are chosen.
+        request: Name of the request; with the seed it fixes every draw.
+        vocab_size: Tokens that are scored.
+        processors: Applied to every score before a token is chosen, as `generate` does.
+        text: The request's prompt and output, which the engine extends; read where there are processors.
+    """
+
+    def __init__(
+        self,
+        sampling: SamplingConfig,
+        *,
+        request: str,
+        vocab_size: int,
+        processors: Processors | None = None,
+        text: Sequence[int] = (),
+    ) -> None:
+        self.sampling, self._vocab_size = sampling, vocab_size
+        self.seed = request_seed(sampling.seed, request)
+        self._generator: torch.Generator | None = None
+        self._processors, self._text = processors, text
+        self._drafted: list[Tensor] = []
+        self._noise: dict[int, Tensor] = {}
+
+    def begin_step(self, position: int) -> None:
+        """Prepares the step whose first output position is given."""
+        self._drafted.clear()
+        self._noise = {place: noise for place, noise in self._noise.items() if place >= position}
+        if self._processors is not None:
+            self._processors.begin_draft()
+
+    def commit(self, row: int) -> None:
+        """Advances the processors past one emitted token, given its row in the verification; rows come in order."""
+        if self._processors is not None:
+            self._processors.commit_row(row)
+
+    def propose(self, scores: Scores, position: int) -> Proposal:
+        """The draft's token from one row of scores, for an output position."""
+        if self._processors is None:
+            return self._propose(scores, position)
+        device = scores.logits.device
+        ids = torch.cat([token_tensor(self._text, device), *self._drafted])[None]
+        proposal = self._propose(_processed(scores, self._processors.draft(ids, scores.logits.float())), position)
+        self._drafted.append(proposal.token)
+        return proposal
+
+    def _propose(self, scores: Scores, position: int) -> Proposal:
+        if self.sampling.mode != "rejection":
+            return Proposal(self._choose(scores, position), scores.signals)
+        probs = warp_logits(scores.logits, self.sampling).softmax(-1)
+        return Proposal(draw(probs, self._generator_on(probs.device)), scores.signals, probs)
+
+    def verify(self, proposals: list[Proposal], scores: Scores, position: int) -> Verification:
+        """Verifies a draft, oldest proposal first, by the target's scores.
+
+        Args:
+            proposals: The draft.
+            scores: One row a proposal and one for the token behind them.
+            position: Output position of the first row.
+        """
+        device = scores.best.device
+        drafted = to_device(torch.cat([p.token for p in proposals]), device) if proposals else scores.best[:0]
+        if self._processors is not None:
+            prefix = token_tensor(self._text, device)[None]
+            scores = _processed(scores, self._processors.verify(prefix, drafted, scores.logits.float()))
+        if self.sampling.mode != "rejection":
+            return verify_match(drafted, self._choose(scores, position))
+        target = warp_logits(scores.logits, self.sampling).softmax(-1)
+        probs = [p.probs for p in proposals if p.probs is not None]
+        draft = to_device(torch.cat(probs), device).to(target.dtype) if probs else target[:0]
+        return verify_rejection(drafted, draft, target, generator=self._generator_on(device))
+
+    def _choose(self, scores: Scores, position: int) -> Tensor:
+        if self.sampling.mode == "greedy":
+            return scores.best
+        device = scores.logits.device
+        noise = torch.stack([self._noise_at(position + i, device) for i in range(len(scores.best))])
+        return choose(warp_logits(scores.logits, self.sampling), self.sampling, noise)
+
+    def _noise_at(self, position: int, device: torch.device) -> Tensor:
+        # Draft and target share it, and a rejected position is drafted again.
+        if position not in self._noise:
+            self._noise[position] = to_device(gumbel_noise(self.seed, position, self._vocab_size), device)
+        return self._noise[position].to(device)
+
+    def _generator_on(self, device: torch.device) -> torch.Generator:
+        """The generator of this request's draws; made on first use, because the scores determine the device."""
+        if self._generator is None:
+            self._generator = torch.Generator(device).manual_seed(request_seed(self.seed, "draws"))
+        return self._generator
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class RequestState:
+    """One request as it is decoded.
+
+    Attributes:
+        number: How many requests the engine was given before it.
+        request: Its name; with the sampling seed it fixes every draw.
+        prompt_len: In tokens.
+        budget: Most tokens that it may emit.
+        context: Prompt and output so far.
+        draws: Choose its tokens.
+        stop: Ends the text behind the first token for which it is true.
+        finish: "eos", "length", "stop" or "failed"; None while the text goes on.
+        draft: Of the open step.
+    """
+
+    number: int
+    request: str
+    prompt_len: int
+    budget: int
+    context: list[int]
+    draws: Draws
+    stop: Stop | None = None
+    finish: str | None = None
+    draft: Draft | None = None
+
+    @staticmethod
+    def begin(
+        prompt: Sequence[int],
+        budget: int,
+        sampling: SamplingConfig,
+        *,
+        request: str,
+        vocab_size: int,
+        processors: Processors | None,
+        stop: Stop | None = None,
+        number: int = 0,
+    ) -> "RequestState":
+        """A request before its prefill, with a budget from `token_budget`."""
+        context = list(prompt)
+        draws = Draws(sampling, request=request, vocab_size=vocab_size, processors=processors, text=context)
+        return RequestState(
+            number=number,
+            request=request,
+            prompt_len=len(prompt),
+            budget=budget,
+            context=context,
+            draws=draws,
+            stop=stop,
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the output so far."""
+        return len(self.context) - self.prompt_len
+
+    @property
+    def tokens(self) -> list[int]:
+        """The output so far."""
+        return self.context[self.prompt_len :]
+
+    @property
+    def tokens_left(self) -> int:
+        """Tokens that the budget still allows."""
+        return self.budget - self.num_tokens
+
+    @property
+    def open_draft(self) -> Draft:
+        """The draft of the open step."""
+        assert self.draft is not None
+        return self.draft
+
+    def begin_step(self, gamma: int, draft_context: int) -> None:
+        """Opens a step; the draft's context limits what may be drafted, in tokens with the text."""
+        self.draws.begin_step(self.num_tokens)
+        limit = max(0, min(gamma, self.tokens_left - 1, draft_context + 1 - len(self.context)))
+        self.draft = Draft(gamma=gamma, limit=limit)
+
+    def unread(self, length: int) -> list[int]:
+        """Text and draft behind the first `length` tokens, as far as they are on the host."""
+        ahead = max(0, length - len(self.context))
+        return self.context[length:] + self.open_draft.tokens[ahead:]
+
+    def emit(self, tokens: Sequence[int], eos_token_ids: frozenset[int]) -> list[int]:
+        """Appends tokens up to an end of text, and returns those."""
+        kept = up_to_end(tokens, eos_token_ids)
+        for row in range(len(kept)):
+            self.draws.commit(row)
+            if self.stop is not None and self.stop(self.context + kept[: row + 1]):
+                self.finish, kept = "stop", kept[: row + 1]
+                break
+        self.context += kept
+        if kept[-1] in eos_token_ids:
+            self.finish = "eos"
+        elif self.finish is None and self.tokens_left == 0:
+            self.finish = "length"
+        return kept
+
+    def close_step(
+        self, num_kept: int, tokens: Sequence[int], target_signals: FloatArray, *, draft_s: float, verify_s: float
+    ) -> DecodeStep:
+        """Closes the open step.
+
+        Args:
+            num_kept: Drafted tokens that verification kept; those behind an end of text were not emitted.
+            tokens: Emitted tokens, at least one.
+            target_signals: Shape [num_emitted or more, 3]; what is behind the emitted tokens is left out.
+            draft_s: Seconds spent on drafting.
+            verify_s: Seconds of the rest.
+        """
+        draft, self.draft = self.open_draft, None
+        num_accepted, found = min(num_kept, len(tokens)), target_signals[: len(tokens)]
+        outcome = StepOutcome(
+            gamma=draft.gamma,
+            num_drafted=len(draft.tokens),
+            num_accepted=num_accepted,
+            num_tested=min(num_accepted + 1, len(draft.tokens)),
+            num_emitted=len(tokens),
+            draft_signals=draft.signals,
+            target_entropy=float(found[-1, 0]),
+            target_confidence=float(found[-1, 1]),
+            seconds=draft_s + verify_s,
+            draft_s=draft_s,
+            verify_s=verify_s,
+            finish=self.finish,
+        )
+        return DecodeStep(tokens=tuple(tokens), drafted=tuple(draft.tokens), target_signals=found, outcome=outcome)
+
+
+def token_budget(prompt: Sequence[int], max_new_tokens: int, limit: int, *, expected: str = "Expected") -> int:
+    """Tokens that a request may emit: `max_new_tokens`, cut with a warning where the context is shorter.
+
+    Args:
+        prompt: Token ids.
+        max_new_tokens: The prefill's token included.
+        limit: Longest context of the target, in tokens; the newest token needs no room in it, so prompt and output may
+            be one longer.
+        expected: How an error begins.
+
+    Raises:
+        BudgetError: if the prompt is empty, the budget below 1, or the prompt and one token do not fit the context.
+    """
+    if not prompt:
+        raise BudgetError(
+            f"{expected} a prompt of at least one token, got none. Give a beginning-of-text token at least."
+        )
+    if max_new_tokens < 1:
+        raise BudgetError(f"{expected} max_new_tokens of at least 1, got {max_new_tokens}.")
+    if len(prompt) > limit:
+        raise BudgetError(f"{expected} a prompt of at most {limit} tokens, got {len(prompt)}. Shorten it.")
+    room = limit + 1 - len(prompt)
+    if room < max_new_tokens:
+        logger.warning(
+            "The text ends after %d tokens, not %d: the target's context holds %d tokens, and the prompt has %d.",
+            room,
+            max_new_tokens,
+            limit,
+            len(prompt),
+        )
+    return min(max_new_tokens, room)
+
+
+def up_to_end(tokens: Sequence[int], eos_token_ids: frozenset[int]) -> list[int]:
+    """Cuts tokens behind the first end of text.
+
+    >>> up_to_end([4, 5, 2, 6], frozenset({2}))
+    [4, 5, 2]
+    """
+    end = next((i for i, token in enumerate(tokens) if token in eos_token_ids), len(tokens))
+    return list(tokens[: end + 1])
+
+
+def signal_rows(signals: Tensor, tokens: Tensor) -> Tensor:
+    """Signals of shape [rows, 3] and token ids of shape [rows] side by side."""
+    return torch.cat([signals, tokens[:, None].float()], dim=1)  # ids are exact in float32 below 2**24
+
+
+def to_host(rows: list[Tensor]) -> FloatArray:
+    """Rows of shape [.., 4], joined, on the host; waits for the device."""
+    array: FloatArray = torch.cat(rows).cpu().numpy() if rows else np.zeros((0, NUM_SIGNALS + 1), np.float32)
+    return array
+
+
+def _processed(scores: Scores, logits: Tensor) -> Scores:
+    """Scores with processed logits; the signals stay those of the model's own distribution."""
+    return Scores(logits, scores.signals, logits.argmax(-1))
