@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from agents.runs.live.session import train_live
-from agents.runs.live.settings import LiveSettings
 from agents.runs.live.task import LoadedPair, Loader
-from agents.runs.settings import EnvSettings, RewardSettings, TrainSettings
+from agents.runs.settings import EnvSettings, LiveSettings, RewardSettings, TrainSettings
 from speckv.decoding import Engine, SamplingConfig
 from tests.fakes import TableModel, TableSequence
 from tests.fakes_runs import CapturedConsole, toy_settings

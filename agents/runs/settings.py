@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from agents.runs.learn_settings import LearnSettings
-from agents.runs.live.settings import LiveSettings
 from speckv.errors import ConfigError
 from speckv.observation import hidden_columns
 
@@ -230,6 +228,69 @@ def _is_range(values: Mapping[str, Any]) -> bool:
         return False
     whole = type(low) is type(high) is int
     return not (log and ("step" in values or low <= 0)) and not (whole and type(step) is not int)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnSettings:
+    """Differences between what is learned on and what is tested on; by default there are none.
+
+    Attributes:
+        traces: Name of a shipped trace or path of one to learn from.
+        prompts: Train prompts of each task to learn from, always the same ones; validation prompts stay as they are.
+        cost: Name or path of the cost table to learn on.
+        reclock: Whether a controller that carries step times gets those of `cost` for the test, of new compressions
+            too.
+    """
+
+    traces: str | None = None
+    compressions: tuple[str, ...] | None = None
+    tasks: tuple[str, ...] | None = None
+    prompts: int | None = None
+    cost: str | None = None
+    reclock: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        _require(self.prompts is None or self.prompts >= 1, "learn.prompts", "1 or more, or null", self.prompts)
+
+    @property
+    def changes(self) -> bool:
+        """Whether there is any difference."""
+        return self != LearnSettings()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveSettings:
+    """How live requests are decoded and compared.
+
+    Attributes:
+        prompts: JSON Lines files or folders; None takes the shipped examples.
+        max_prompt_tokens: Longer prompts are left out.
+        requests: Number that an online learner learns from.
+        sampling: Fields of `SamplingConfig`; greedy by default.
+        heldout: Test prompts of the comparison at the end; 0 leaves it out.
+        fixed_gammas: Arms of the comparison beside plain decoding and the learned controller.
+        recent: Requests behind the figure "the last requests".
+        threads: PyTorch threads; None keeps torch's own number, at most the usable cores.
+    """
+
+    prompts: tuple[str, ...] | None = None
+    max_prompt_tokens: int = 1024
+    requests: int = 40
+    sampling: Mapping[str, object] = field(default_factory=dict)
+    heldout: int = 3
+    fixed_gammas: tuple[int, ...] = (1, 2, 3, 4, 6, 8)
+    recent: int = 10
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        for name in ("max_prompt_tokens", "requests", "recent"):
+            _require(getattr(self, name) >= 1, f"live.{name}", "1 or more", getattr(self, name))
+        _require(self.heldout >= 0, "live.heldout", "0 or more", self.heldout)
+        _require(self.threads is None or self.threads >= 1, "live.threads", "1 or more, or null", self.threads)
+        valid = bool(self.fixed_gammas) and min(self.fixed_gammas) >= 1
+        _require(valid, "live.fixed_gammas", "to list lengths of 1 or more", self.fixed_gammas)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,8 +6,7 @@ import logging
 from collections import defaultdict
 from dataclasses import dataclass, replace
 
-from agents.runs.learn_settings import LearnSettings
-from agents.runs.settings import CostSettings, DataSettings
+from agents.runs.settings import CostSettings, DataSettings, LearnSettings
 from speckv.cost import CostTable, describe_clock
 from speckv.errors import ConfigError, TraceError
 from speckv.evaluation.compare import require_comparable, require_decode_steps, with_decode_steps

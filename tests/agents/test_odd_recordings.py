@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from agents.runs.evaluating import evaluate
-from agents.runs.learn_settings import LearnSettings
 from agents.runs.session import train
-from agents.runs.settings import CostSettings, DataSettings, EvaluateSettings
+from agents.runs.settings import CostSettings, DataSettings, EvaluateSettings, LearnSettings
 from speckv.errors import SpecKVError
 from speckv.traces import TraceSequence
 from tests.fakes_runs import CapturedConsole, easy_or_hard, toy_settings

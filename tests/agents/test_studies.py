@@ -15,9 +15,8 @@ import train as program
 from agents.building import build_settings
 from agents.runs import child_runs, run_folder, study
 from agents.runs.child_runs import ChildRun
-from agents.runs.learn_settings import LearnSettings
 from agents.runs.run_folder import RunFolder
-from agents.runs.settings import StudySettings, TrainSettings
+from agents.runs.settings import LearnSettings, StudySettings, TrainSettings
 from agents.runs.study import plan, run_study
 from agents.runs.study_results import StudySums, draw, measure_arms
 from agents.runs.task import first_of_tasks, load_task

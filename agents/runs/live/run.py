@@ -12,10 +12,9 @@ from typing import Any
 from agents.runs.console import Console, InterruptedTraining, StopRequest, catch_signals
 from agents.runs.live.comparison import compare_live
 from agents.runs.live.decoded import Decoded, DecodedLog, summarise
-from agents.runs.live.settings import LiveSettings
 from agents.runs.live.task import LiveTask
 from agents.runs.run_folder import EVENTS, RunFolder, default_name, provenance
-from agents.runs.settings import TrainSettings, hyperparameters
+from agents.runs.settings import LiveSettings, TrainSettings, hyperparameters
 from agents.runs.tensorboard import RunWriter
 from agents.stored import load_controller
 from speckv.errors import SpecKVError

@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from agents.building import build_settings
-from agents.runs.live.settings import LiveSettings
-from agents.runs.settings import TrainSettings
+from agents.runs.settings import LiveSettings, TrainSettings
 from agents.runs.task import load_cost
 from envs.live import LivePrompt
 from speckv.cost import CostTable
