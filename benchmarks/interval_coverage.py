@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from speckv.evaluation.bootstrap import Float64, Interval, ratio_interval, resample_counts
-from speckv.evaluation.entrants import Entrant, measure_entrant
-from speckv.evaluation.metrics import ALL, Group, References, Sums
+from speckv.evaluation.entrants import Entrant, References, measure
+from speckv.evaluation.metrics import ALL, Group, Sums
 from speckv.evaluation.significance import EQUAL, VS_BEST_FIXED, VS_FIRST, paired_families
 from speckv.files import canonical_json, write_atomically
 
@@ -130,13 +130,13 @@ def seed_coverage(
         baseline, runs = made_up_runs(rng, seeds, prompts, TRUTH)
         entrant = Entrant.of("agent", runs, rng.integers(0, seeds, (resamples, seeds)))
         references = References(autoregressive=baseline, best_fixed=baseline, clairvoyant=baseline)
-        both = measure_entrant(entrant, group, references, counts).speedup_vs_best_fixed
+        both = measure(entrant, group, references, counts).speedup_vs_best_fixed
         alone = ratio_interval(baseline.seconds[:, 0], entrant.sums.seconds[:, 0], counts)
         hits += covers(both, TRUTH), covers(alone, TRUTH)
         if tested:
-            fair = Entrant.alone(sums_of("base", baseline.seconds / TRUTH), resamples)
+            fair = Entrant.single(sums_of("base", baseline.seconds / TRUTH), resamples)
             (family,) = paired_families([entrant], fair, [group], num_resamples=resamples, seed=study)
-            claims += family.verdicts[0].word != EQUAL
+            claims += family.pairs[0].outcome != EQUAL
     return SeedCoverage(
         hierarchical=float(hits[0] / studies),
         prompts_alone=float(hits[1] / studies),
@@ -164,9 +164,9 @@ def _equal_fields(
     for study in range(studies):
         shared = lognormal(rng, DIFFICULTY, prompts, 2)
         seconds = shared * lognormal(rng, OWN, controllers + 1, prompts, 2)
-        fixed, *entrants = (Entrant.alone(sums_of(f"c{k}", s), 1) for k, s in enumerate(seconds))
+        fixed, *entrants = (Entrant.single(sums_of(f"c{k}", s), 1) for k, s in enumerate(seconds))
         families = paired_families(entrants, fixed, [whole_group(prompts, 2)], num_resamples=flips, seed=study)
-        yield {family.question: [v.word for v in family.verdicts] for family in families}
+        yield {family.question: [v.outcome for v in family.pairs] for family in families}
 
 
 def study_all(studies: int) -> dict[str, object]:

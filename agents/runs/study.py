@@ -122,6 +122,6 @@ def _record(outcome: ArmOutcome) -> Mapping[str, Any]:
         "by_compression": {name: interval_json(interval) for name, interval in outcome.by_compression.items()},
         "by_seed": [rounded(value) for value in outcome.by_seed],
         "over_reference": interval_json(outcome.over_reference) if outcome.over_reference else None,
-        "claim": outcome.verdict.word if outcome.verdict else None,
+        "claim": outcome.verdict.outcome if outcome.verdict else None,
         "p_holm": rounded(outcome.verdict.p_holm) if outcome.verdict else None,
     }

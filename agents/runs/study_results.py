@@ -21,8 +21,8 @@ from agents.runs.run_folder import EVALUATION
 from speckv.errors import CheckpointError
 from speckv.evaluation.bootstrap import Float64, Interval, resample_counts
 from speckv.evaluation.compare import NUM_RESAMPLES
-from speckv.evaluation.entrants import Entrant, measure_entrant, run_generator, speedup_over
-from speckv.evaluation.metrics import ALL, Grid, Group, References, Sums, groups_of
+from speckv.evaluation.entrants import Entrant, References, measure, run_generator, speedup_over
+from speckv.evaluation.metrics import ALL, Grid, Group, Sums, groups_of
 from speckv.evaluation.plots import INK, PALETTE, figure_text, tidy
 from speckv.evaluation.replays import AUTOREGRESSIVE, BEST_FIXED, CLAIRVOYANT
 from speckv.evaluation.report import PER_PROMPT, RESULTS
@@ -143,7 +143,7 @@ def measure_arms(sums: StudySums, *, num_resamples: int = NUM_RESAMPLES, seed: i
     verdicts: dict[str, PairedComparison] = {}
     if others:
         family = family_against(first, others, whole, question="first arm", num_resamples=num_resamples, seed=seed)
-        verdicts = {verdict.controller: verdict for verdict in family.verdicts}
+        verdicts = {verdict.controller: verdict for verdict in family.pairs}
     return tuple(_outcome(entrant, first, groups, sums.references, counts, verdicts) for entrant in entrants)
 
 
@@ -155,7 +155,7 @@ def _outcome(
     counts: Float64,
     verdicts: Mapping[str, PairedComparison],
 ) -> ArmOutcome:
-    rows = {name: measure_entrant(entrant, group, references, counts) for name, group in groups.items()}
+    rows = {name: measure(entrant, group, references, counts) for name, group in groups.items()}
     best = groups[ALL].take(references.best_fixed.seconds).sum(axis=0)
     by_seed = [np.log(best / groups[ALL].take(run.seconds).sum(axis=0)).mean() for run in entrant.runs]
     return ArmOutcome(

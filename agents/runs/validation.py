@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from speckv.cost import CostTable
+from speckv.evaluation.bootstrap import geometric_mean
 from speckv.evaluation.curves import Point, read_curve
-from speckv.evaluation.metrics import Sums, geometric_mean
+from speckv.evaluation.metrics import Sums
 from speckv.evaluation.replays import compile_pair, controller_sums, sweep_fixed
 from speckv.traces import TraceSet
 from speckv.types import Controller
@@ -90,8 +91,8 @@ class Validator:
         return Score(
             throughput=float(sums.tokens.sum() / seconds.sum()),
             best_fixed_throughput=self.number_to_beat,
-            speedup_vs_ar=geometric_mean((self._plain.seconds.sum(axis=0) / seconds).tolist()),
-            speedup_vs_best_fixed=geometric_mean(over_fixed.tolist()),
+            speedup_vs_ar=float(geometric_mean(self._plain.seconds.sum(axis=0) / seconds)),
+            speedup_vs_best_fixed=float(geometric_mean(over_fixed)),
             by_compression=dict(zip(self.grid.compressions, over_fixed.tolist(), strict=True)),
             tokens_per_step=float(sums.tokens.sum() / sums.steps.sum()),
             mean_gamma=float(by_gamma @ np.arange(len(by_gamma)) / by_gamma.sum()),

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Paired cluster bootstrap over prompts.
 
-The steps of one prompt resemble one another, so an interval over steps is far too narrow; and two controllers meet
-the same easy and hard prompts, so an interval that ignores the pairing is far too wide. Here whole prompts are drawn
-with replacement, within their task, and every controller is judged on the same draw. Counts are summed before they
-are divided, in each resample as in the estimate itself.
+Steps of one prompt are correlated, so an interval over steps is far too narrow. All controllers decode the same easy
+and hard prompts, so an interval that ignores the pairing is far too wide. Here whole prompts are drawn with
+replacement, within their task, and every controller is evaluated on the same draw. Counts are summed before they are
+divided, in each resample as in the estimate itself.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from speckv.errors import ConfigError
 Float64 = NDArray[np.float64]
 
 MIN_PROMPTS = 2
-"""With fewer there is nothing to resample."""
+"""Fewest prompts that can be resampled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """An estimate between its bounds; the bounds are None where too few prompts allow none."""
+    """An estimate between its bounds; the bounds are None with too few prompts."""
 
     estimate: float
     low: float | None
@@ -31,17 +31,25 @@ class Interval:
 
 
 def unbounded(estimate: float) -> Interval:
-    """An estimate that too little stands behind to give it bounds."""
+    """An estimate without bounds."""
     return Interval(estimate=estimate, low=None, high=None)
 
 
+def geometric_mean(values: Float64) -> Float64:
+    """Geometric mean of positive values along the last axis.
+
+    >>> geometric_mean(np.array([1.0, 4.0])).item()
+    2.0
+    """
+    mean: Float64 = np.exp(np.log(values).mean(axis=-1))
+    return mean
+
+
 def resample_counts(strata: Sequence[str], num_resamples: int, seed: int) -> Float64:
-    """How often each prompt occurs in each bootstrap resample.
+    """Number of times that each prompt occurs in each bootstrap resample.
 
     Args:
         strata: One label per prompt, its task; resamples keep the number of prompts of each.
-        num_resamples: Resamples to draw.
-        seed: Of the draw.
 
     Returns:
         Shape [resamples, prompts]; every row sums to the number of prompts.
@@ -78,16 +86,13 @@ def percentile_interval(estimate: float, replicates: Float64, confidence: float 
 
 
 def ratio_interval(numerator: Float64, denominator: Float64, counts: Float64, *, confidence: float = 0.95) -> Interval:
-    """Interval of sum(numerator) / sum(denominator) over prompts, resampled jointly.
+    """Ratio of sums, sum(numerator) / sum(denominator), with a percentile interval over prompts resampled jointly.
 
     Args:
         numerator: Shape [prompts]; for a speed-up, the baseline's seconds.
         denominator: Shape [prompts]; the controller's seconds for the same tokens.
         counts: Shape [resamples, prompts], from `resample_counts`.
-        confidence: Coverage that is aimed at, in (0, 1).
-
-    Returns:
-        The ratio of the sums and its percentile interval.
+        confidence: Intended coverage, in (0, 1).
     """
     estimate = float(numerator.sum() / denominator.sum())
     if np.count_nonzero(denominator) < MIN_PROMPTS:
@@ -100,23 +105,20 @@ def ratio_interval(numerator: Float64, denominator: Float64, counts: Float64, *,
 def geometric_mean_ratio_interval(
     numerator: Float64, denominator: Float64, counts: Float64, *, confidence: float = 0.95
 ) -> Interval:
-    """Interval of the geometric mean, over columns, of sum(numerator) / sum(denominator).
+    """Geometric mean, over columns, of sum(numerator) / sum(denominator), with its percentile interval.
 
-    The columns are settings of different speed, such as compressions: the geometric mean weighs them alike, where
-    one sum over all would be ruled by the slowest.
+    The columns are settings of different speed, such as compressions: the geometric mean weighs them equally, where one
+    sum over all would be dominated by the slowest.
 
     Args:
         numerator: Shape [prompts, columns].
         denominator: Shape [prompts, columns].
         counts: Shape [resamples, prompts].
-        confidence: Coverage that is aimed at, in (0, 1).
-
-    Returns:
-        The geometric mean and its percentile interval.
+        confidence: Intended coverage, in (0, 1).
     """
-    estimate = float(np.exp(np.log(numerator.sum(axis=0) / denominator.sum(axis=0)).mean()))
+    estimate = float(geometric_mean(numerator.sum(axis=0) / denominator.sum(axis=0)))
     if np.count_nonzero(denominator.sum(axis=1)) < MIN_PROMPTS:
         return unbounded(estimate)
     with np.errstate(divide="ignore", invalid="ignore"):
-        replicates = np.exp(np.log((counts @ numerator) / (counts @ denominator)).mean(axis=1))
+        replicates = geometric_mean((counts @ numerator) / (counts @ denominator))
     return percentile_interval(estimate, replicates, confidence)

@@ -8,20 +8,17 @@ from dataclasses import dataclass, replace
 from speckv.cost import CostTable, describe_clock, require_single_request
 from speckv.errors import ConfigError, TraceError
 from speckv.evaluation.bootstrap import Float64, resample_counts
-from speckv.evaluation.entrants import Entrant, Profile, SeedGroup, make_entrants, measure_entrant, speedup_profile
-from speckv.evaluation.metrics import (
-    ALL,
-    Bucket,
+from speckv.evaluation.entrants import (
     ControllerMetrics,
-    Grid,
-    Group,
+    Entrant,
+    Profile,
     References,
-    Sums,
-    groups_by_length,
-    groups_of,
-    length_buckets,
+    SeedGroup,
+    make_entrants,
     measure,
+    speedup_profile,
 )
+from speckv.evaluation.metrics import ALL, Bucket, Grid, Group, Sums, groups_by_length, groups_of, length_buckets
 from speckv.evaluation.replays import (
     AUTOREGRESSIVE,
     BEST_FIXED,
@@ -47,21 +44,19 @@ RESERVED_NAMES = (BEST_FIXED, TASK_ORACLE, REQUEST_ORACLE, CLAIRVOYANT, AUTOREGR
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonSetting:
-    """What was compared on what.
+    """Models, recordings, cost table and statistics of a comparison.
 
     Attributes:
-        target: Id of the target model.
-        draft: Id of the draft model.
         dtype: Compression -> arithmetic of the target; "draft" -> the draft's.
         sampling: "greedy" or "gumbel".
-        temperature: Of the recorded text; 0 where it is the greedy one, None where the recording does not say.
+        temperature: Of the recorded text; 0 for greedy, None where the recording does not state it.
         traces_sha256: Hash of the trace file.
         cost: Name of the cost table.
         cost_kind: "measured" or "fitted".
         cost_check: Compression -> in a few words, how well the table's times add up to live runs.
         cost_ratio: Compression -> one draft pass over one target pass.
-        train_prompts: Distinct prompts the best fixed gamma was tuned on.
-        test_prompts: Distinct prompts compared on.
+        train_prompts: Distinct prompts that the best fixed gamma was tuned on.
+        test_prompts: Distinct prompts of the comparison.
         num_resamples: Of the bootstrap.
         seed: Of the bootstrap and the tests.
     """
@@ -83,42 +78,33 @@ class ComparisonSetting:
 
     @property
     def clock(self) -> str:
-        """The cost table's name, and what a reader must know of it."""
+        """The cost table's name, kind and check."""
         return f"{self.cost} ({describe_clock(self.cost_kind, self.cost_check)})"
 
     @property
     def text(self) -> str:
-        """How the recorded text was chosen."""
+        """Sampling mode and temperature of the recorded text."""
         return f"{self.sampling}, temperature {self.temperature:g}" if self.temperature else self.sampling
-
-
-def _temperature(traces: TraceSet) -> float | None:
-    if not traces.metadata.is_sampled:
-        return 0.0
-    found = traces.metadata.sampling.get("temperature")
-    return None if found is None else float(found)
 
 
 def describe_setting(
     train: TraceSet, test: TraceSet, cost: CostTable, compressions: Sequence[str], *, num_resamples: int, seed: int
 ) -> ComparisonSetting:
-    """Gathers the facts of a comparison.
+    """Collects the setting of a comparison.
 
     Args:
         train: Where the best fixed gamma is tuned.
         test: Where everything is measured.
-        cost: The clock.
         compressions: Of the test prompts, in the order of the tables.
-        num_resamples: Of the bootstrap.
-        seed: Of the bootstrap and the tests.
     """
     metadata = test.metadata
+    temperature = metadata.sampling.get("temperature") if metadata.is_sampled else 0.0
     return ComparisonSetting(
         target=metadata.target_id,
         draft=metadata.draft_id,
         dtype=dict(metadata.dtype),
         sampling=str(metadata.sampling["mode"]),
-        temperature=_temperature(test),
+        temperature=None if temperature is None else float(temperature),
         traces_sha256=test.sha256,
         cost=cost.name,
         cost_kind=cost.kind,
@@ -132,7 +118,7 @@ def describe_setting(
 
 
 def with_decode_steps(traces: TraceSet) -> TraceSet:
-    """Leaves out texts of one token, which prefill emits: they have no decode step. Logs how many they are.
+    """Leaves out texts of one token, which come from the prefill and have no decode step, and logs their number.
 
     Raises:
         TraceError: if no text is left.
@@ -152,12 +138,10 @@ def with_decode_steps(traces: TraceSet) -> TraceSet:
 
 
 def require_decode_steps(traces: TraceSet, compressions: tuple[str, ...], use: str, advice: str) -> None:
-    """Passes if there is a decode step at each of these compressions.
+    """Checks that there is a decode step at each of these compressions.
 
     Args:
-        traces: Recordings.
-        compressions: Names.
-        use: Begins the message: what the recordings are, such as "train prompts".
+        use: What the recordings are, such as "train prompts"; begins the message.
         advice: Ends the message.
 
     Raises:
@@ -169,11 +153,11 @@ def require_decode_steps(traces: TraceSet, compressions: tuple[str, ...], use: s
 
 
 def require_comparable(train: TraceSet, test: TraceSet) -> None:
-    """Passes if controllers that are tuned on some recordings can be compared on others.
+    """Checks that controllers tuned on some recordings can be compared on others.
 
     Raises:
-        TraceError: if a tested compression has no decode step on either side, a prompt is on both, or the recordings
-            are of unlike depth.
+        TraceError: if a tested compression has no decode step on either side, a prompt is on both, or the recorded
+            depths differ.
     """
     advice = "Record them, or leave that compression out with data.compressions."
     require_decode_steps(train, test.compressions, "train prompts", advice)
@@ -189,19 +173,19 @@ def require_comparable(train: TraceSet, test: TraceSet) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupResult:
-    """All controllers in one group."""
+    """Figures of all controllers in one group."""
 
     group: Group
     rows: tuple[ControllerMetrics, ...]
 
     def row(self, controller: str) -> ControllerMetrics:
-        """The row of one controller."""
+        """Figures of one controller."""
         return next(row for row in self.rows if row.controller == controller)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LengthResult:
-    """Prompts of one length: controllers under test, the number to beat, plain decoding and the bound."""
+    """Figures at one prompt length: plain decoding, best fixed gamma, controllers under test and the bound."""
 
     bucket: Bucket
     result: GroupResult
@@ -212,17 +196,15 @@ class Comparison:
     """The whole result.
 
     Attributes:
-        setting: What was compared on what.
         best_fixed_gammas: Compression -> gamma tuned on train prompts.
-        controllers: Names of the controllers under test, in the order given; runs of one agent each by itself.
-        entrants: The same with one name for the runs of one agent: what tables and figures show.
-        seed_groups: Which controllers those names stand for.
+        controllers: Names of the controllers under test, in the order given; every run of an agent separately.
+        entrants: The same with one name per seed group, as tables and figures show them.
         grid: The test prompts and compressions.
-        sums: Per-prompt sums of every controller, baselines and bound included, runs each by itself.
+        sums: Per-prompt sums of every controller, baselines and bound included; every run separately.
         groups: Figures, per compression and task.
-        lengths: Figures, per length of the prompt and compression.
-        families: Who is ahead of whom.
-        profiles: Shares of prompts by speed-up, per entrant or bound and compression.
+        lengths: Figures, per prompt length and compression.
+        families: Paired comparisons.
+        profiles: Performance profiles, per compression, of each entrant and the bound.
     """
 
     setting: ComparisonSetting
@@ -242,12 +224,12 @@ class Comparison:
         return next(g for g in self.groups if (g.group.compression, g.group.task) == (compression, task))
 
     def overall(self, question: str) -> Family | None:
-        """The family of a question over all compressions; None where no such comparison was made."""
+        """The family of a question over all compressions; None if no such comparison was made."""
         whole = ALL if len(self.grid.compressions) > 1 else self.grid.compressions[0]
         return next((f for f in self.families if (f.question, f.compression) == (question, whole)), None)
 
     def profile(self, controller: str, compression: str) -> Profile:
-        """Profile of an entrant or of the bound."""
+        """Performance profile of an entrant or of the bound."""
         return next(p for p in self.profiles if (p.controller, p.compression) == (controller, compression))
 
 
@@ -267,16 +249,11 @@ def compare(
     Args:
         train: Where the best fixed gamma is tuned.
         test: Where everything is measured; shares no prompt with `train`.
-        cost: Turns steps into seconds.
-        controllers: Under test; their names must differ from one another and from the baselines'.
+        controllers: Their names must differ from one another and from the baselines'.
         num_resamples: Bootstrap resamples of the test prompts.
-        seed: Of bootstrap and tests; nothing else here is random but what controllers draw from generators of their
-            own.
-        train_sweep: What `tune_fixed(train, cost)` gives, if it is known already.
-        seed_groups: Which controllers are runs of one agent that differ by their seed.
-
-    Returns:
-        The same result for the same arguments.
+        seed: Of bootstrap and tests. The only other randomness is that of the controllers' own generators.
+        train_sweep: Result of `tune_fixed(train, cost)`, to save computing it again.
+        seed_groups: Controllers that are runs of one agent and differ by their seed.
     """
     require_comparable(train, test)
     _check_names([*(c.name for c in controllers), *(g.name for g in seed_groups)])
@@ -310,7 +287,7 @@ def compare(
         seed_groups=tuple(seed_groups),
         grid=grid,
         sums=sums,
-        groups=tuple(field.measure(group, sums) for group in groups),
+        groups=field.results(groups, sums),
         lengths=field.by_length(length_buckets(compiled, grid), whole),
         families=field.families(_distinct(whole)),
         profiles=field.profiles(_distinct(whole)),
@@ -319,54 +296,56 @@ def compare(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Field:
-    """Who takes part, and the resamples that all are judged on."""
+    """The entrants, and the references and resamples that all are measured with."""
 
     references: References
     entrants: tuple[Entrant, ...]
     counts: Float64
     seed: int
 
-    def measure(self, group: Group, sums: Sequence[Sums]) -> GroupResult:
-        """Rows of single controllers, then those of entrants that are several runs."""
-        several = [e for e in self.entrants if len(e.runs) > 1]
-        rows = [measure(s, group, self.references, self.counts) for s in sums]
-        return GroupResult(
-            group=group,
-            rows=(*rows, *(measure_entrant(e, group, self.references, self.counts) for e in several)),
-        )
+    def _single(self, *sums: Sums) -> list[Entrant]:
+        return [Entrant.single(s, len(self.counts)) for s in sums]
+
+    def _measure(self, group: Group, entrants: Sequence[Entrant]) -> GroupResult:
+        rows = tuple(measure(e, group, self.references, self.counts) for e in entrants)
+        return GroupResult(group=group, rows=rows)
+
+    def results(self, groups: Sequence[Group], sums: Sequence[Sums]) -> tuple[GroupResult, ...]:
+        """Figures of single controllers, then those of entrants with several runs."""
+        shown = [*self._single(*sums), *(e for e in self.entrants if len(e.runs) > 1)]
+        return tuple(self._measure(group, shown) for group in groups)
 
     def by_length(self, buckets: Sequence[Bucket], whole: tuple[Group, ...]) -> tuple[LengthResult, ...]:
-        """Rows of each bucket."""
+        """Figures of each bucket."""
         references = self.references
-        ends = [Entrant.alone(s, len(self.counts)) for s in (references.autoregressive, references.best_fixed)]
-        shown = (*ends, *self.entrants, Entrant.alone(references.clairvoyant, len(self.counts)))
-        found = []
-        for bucket in buckets:
-            for group in groups_by_length(bucket, whole, references.autoregressive.tokens):
-                rows = tuple(measure_entrant(e, group, references, self.counts) for e in shown)
-                found.append(LengthResult(bucket=bucket, result=GroupResult(group=group, rows=rows)))
-        return tuple(found)
+        ends = self._single(references.autoregressive, references.best_fixed)
+        shown = (*ends, *self.entrants, *self._single(references.clairvoyant))
+        return tuple(
+            LengthResult(bucket=bucket, result=self._measure(group, shown))
+            for bucket in buckets
+            for group in groups_by_length(bucket, whole, references.autoregressive.tokens)
+        )
 
     def families(self, groups: Sequence[Group]) -> tuple[Family, ...]:
-        """Verdicts of each group."""
-        best_fixed = Entrant.alone(self.references.best_fixed, len(self.counts))
+        """Paired comparisons of each group."""
+        (best_fixed,) = self._single(self.references.best_fixed)
         return paired_families(self.entrants, best_fixed, groups, num_resamples=len(self.counts), seed=self.seed)
 
     def profiles(self, groups: Sequence[Group]) -> tuple[Profile, ...]:
-        """Profiles of every entrant and of the bound in each group."""
-        shown = (*self.entrants, Entrant.alone(self.references.clairvoyant, len(self.counts)))
+        """Performance profiles of every entrant and of the bound in each group."""
+        shown = (*self.entrants, *self._single(self.references.clairvoyant))
         return tuple(speedup_profile(e, self.references.best_fixed, g, self.counts) for g in groups for e in shown)
 
 
 def _distinct(whole: tuple[Group, ...]) -> tuple[Group, ...]:
-    """Leaves out "all compressions" where there is one."""
+    """Leaves out the group of all compressions if there is only one compression."""
     return whole if len(whole) > 2 else whole[:1]
 
 
 def _check_names(names: Sequence[str]) -> None:
-    fixed = {name for name in names if name in RESERVED_NAMES or names.count(name) > 1}
-    if fixed:
+    taken = {name for name in names if name in RESERVED_NAMES or names.count(name) > 1}
+    if taken:
         raise ConfigError(
-            f"Expected distinct controller names other than the baselines', got {sorted(fixed)}. "
+            f"Expected distinct controller names other than the baselines', got {sorted(taken)}. "
             "Leave one of them out, or put it into a folder of another name."
         )

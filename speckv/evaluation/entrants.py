@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Controllers under test: single runs, or several runs that differ by their seed and count as one.
+"""Figures and intervals of controllers: single runs, or several runs that differ by their seed and count as one.
 
 What a learner learned depends on its seed, so an interval over prompts describes one run and not the method. Here seeds
 are resampled as well as prompts. The two are crossed: every run decodes every prompt, so a resample draws prompts once,
@@ -7,8 +7,6 @@ the same for all runs and all controllers, and draws runs independently.
 
 Of n runs a resample draws n - 1. Resampling all n gives a variance that is too small by (n - 1) / n, which is a fifth
 with five seeds; n - 1 draws give the unbiased one.
-
-A performance profile is the share of prompts on which a controller reaches each speed-up over the best fixed gamma.
 
 Source:
     Rao and Wu 1988, JASA 83(401), section 2, for n - 1 draws. Owen 2007, Annals of Applied Statistics 1(2), for
@@ -18,27 +16,26 @@ Source:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from speckv.errors import ConfigError
-from speckv.evaluation.bootstrap import MIN_PROMPTS, Float64, Interval, percentile_interval, unbounded
-from speckv.evaluation.metrics import ControllerMetrics, Group, References, Sums, measure, pooled
+from speckv.evaluation.bootstrap import MIN_PROMPTS, Float64, Interval, geometric_mean, percentile_interval, unbounded
+from speckv.evaluation.metrics import Group, Sums, mean_sums
+from speckv.types import IntArray
 
 MIN_SEEDS = 2
-"""Runs of a group; with fewer there is nothing to resample."""
+"""Fewest runs of a group."""
+TAUS: tuple[float, ...] = tuple(k / 40 for k in range(24, 65))
+"""Speed-ups at which a profile is taken, 0.6 to 1.6."""
+_TIE = 1e-9
+"""Relative rounding difference of two equal times."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeedGroup:
-    """Names of the runs that one line of a table stands for.
-
-    Attributes:
-        name: Of the group.
-        members: Names of the controllers in it, one a seed.
-    """
+    """Names of runs that differ by their seed, shown as one controller."""
 
     name: str
     members: tuple[str, ...]
@@ -58,65 +55,45 @@ class Entrant:
     """A controller under test: one run, or several that differ by their seed.
 
     Attributes:
-        name: Shown in tables.
-        runs: One a seed.
-        sums: Means over the runs: ratios of them are ratios of sums.
-        picks: Shape [resamples, runs]; the runs that each resample draws, all 0 where there is one.
+        runs: One per seed.
+        sums: Means over the runs.
+        picks: Shape [resamples, runs]; runs drawn by each resample.
         shares: Shape [resamples, runs]; each run's share of the n - 1 draws, 1 for a single run.
     """
 
     name: str
     runs: tuple[Sums, ...]
     sums: Sums
-    picks: NDArray[np.int64]
+    picks: IntArray
     shares: Float64
 
     @staticmethod
-    def of(name: str, runs: Sequence[Sums], picks: NDArray[np.int64]) -> "Entrant":
-        """Puts runs together.
-
-        Args:
-            name: Shown in tables.
-            runs: One a seed.
-            picks: Shape [resamples, runs]; places in `runs`.
-        """
+    def of(name: str, runs: Sequence[Sums], picks: IntArray) -> "Entrant":
+        """Combines runs, given the draws of each resample: indices into `runs`, of shape [resamples, runs]."""
         drawn = picks[:, : max(len(runs) - 1, 1)]
         shares = np.stack([(drawn == run).mean(axis=1) for run in range(len(runs))], axis=1)
-        return Entrant(name=name, runs=tuple(runs), sums=pooled(name, runs), picks=picks, shares=shares)
+        return Entrant(name=name, runs=tuple(runs), sums=mean_sums(name, runs), picks=picks, shares=shares)
 
     @staticmethod
     def drawn(name: str, runs: Sequence[Sums], *, num_resamples: int, rng: np.random.Generator) -> "Entrant":
-        """Puts runs together and draws from them.
-
-        Args:
-            name: Shown in tables.
-            runs: One a seed.
-            num_resamples: Of the bootstrap.
-            rng: From `run_generator`; draws for one entrant after the other.
-        """
+        """Combines runs and draws from them with `rng`, which comes from `run_generator` and serves all entrants."""
         return Entrant.of(name, runs, rng.integers(0, len(runs), (num_resamples, len(runs))))
 
     @staticmethod
-    def alone(sums: Sums, num_resamples: int) -> "Entrant":
-        """Takes a single run as it is."""
+    def single(sums: Sums, num_resamples: int) -> "Entrant":
+        """An entrant of one run."""
         return Entrant.of(sums.name, (sums,), np.zeros((num_resamples, 1), np.int64))
 
 
 def run_generator(seed: int) -> np.random.Generator:
-    """Draws runs: another stream than the prompts', or both would be drawn by the same numbers."""
+    """Generator of the draws of runs; its stream is independent of that of the prompts."""
     return np.random.default_rng([seed, 1])
 
 
 def make_entrants(
     tested: Sequence[Sums], groups: Sequence[SeedGroup], *, num_resamples: int, seed: int
 ) -> tuple[Entrant, ...]:
-    """Puts runs of one agent together; the others stay alone. A group stands where its first member stood.
-
-    Args:
-        tested: Controllers under test, in the order of the table.
-        groups: Which of them belong together.
-        num_resamples: Of the bootstrap.
-        seed: Of the draws of runs.
+    """Combines the runs of each group; the others stay single. A group takes the place of its first member.
 
     Raises:
         ConfigError: if a group is too small, or names an unknown controller or one that another group holds.
@@ -137,12 +114,158 @@ def make_entrants(
             runs = tuple(by_name[name] for name in first[sums.name].members)
             entrants.append(Entrant.drawn(first[sums.name].name, runs, num_resamples=num_resamples, rng=rng))
         elif sums.name not in members:
-            entrants.append(Entrant.alone(sums, num_resamples))
+            entrants.append(Entrant.single(sums, num_resamples))
     return tuple(entrants)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class References:
+    """Baselines and bound, on the grid of the controllers that are compared with them."""
+
+    autoregressive: Sums
+    best_fixed: Sums
+    clairvoyant: Sums
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControllerMetrics:
+    """One controller's figures in one group.
+
+    Attributes:
+        throughput: Decoded tokens per second.
+        speedup_vs_ar: Over plain decoding, with a paired interval.
+        speedup_vs_best_fixed: Over the best fixed gamma of each compression, tuned on train prompts.
+        geomean_vs_ar: Geometric mean over compressions of the speed-up over plain decoding.
+        geomean_vs_best_fixed: The same over the best fixed gamma.
+        tokens_per_step: Emitted tokens per target pass.
+        drafted_per_token: Drafted tokens per emitted token.
+        acceptance_rate: Accepted over tested; None if nothing was drafted.
+        mean_gamma: Mean chosen gamma.
+        headroom_share: (throughput - best fixed) / (clairvoyant - best fixed); None if the two are equal.
+        seeds_iqm: Interquartile mean over seeds of the geometric mean over compressions of the speed-up over the best
+            fixed gamma; None for a single run.
+    """
+
+    controller: str
+    throughput: float
+    speedup_vs_ar: Interval
+    speedup_vs_best_fixed: Interval
+    geomean_vs_ar: Interval
+    geomean_vs_best_fixed: Interval
+    tokens_per_step: float
+    drafted_per_token: float
+    acceptance_rate: float | None
+    mean_gamma: float
+    headroom_share: float | None
+    seeds_iqm: Interval | None = None
+
+
+def measure(entrant: Entrant, group: Group, references: References, counts: Float64) -> ControllerMetrics:
+    """Computes an entrant's figures; intervals are over prompts, and over seeds where there are several runs.
+
+    Args:
+        counts: Shape [resamples, prompts of the whole grid], from `resample_counts`.
+    """
+    sums = entrant.sums
+    tokens, steps, drafted, tested = (
+        float(group.take(values).sum()) for values in (sums.tokens, sums.steps, sums.drafted, sums.tested)
+    )
+    by_gamma = group.take(sums.gammas).sum(axis=(0, 1))
+    vs_ar, geomean_vs_ar = _speedups(entrant, references.autoregressive, group, counts)
+    vs_best_fixed, geomean_vs_best_fixed = _speedups(entrant, references.best_fixed, group, counts)
+    several = len(entrant.runs) >= MIN_SEEDS
+    return ControllerMetrics(
+        controller=entrant.name,
+        throughput=throughput_of(sums, group),
+        speedup_vs_ar=vs_ar,
+        speedup_vs_best_fixed=vs_best_fixed,
+        geomean_vs_ar=geomean_vs_ar,
+        geomean_vs_best_fixed=geomean_vs_best_fixed,
+        tokens_per_step=tokens / steps,
+        drafted_per_token=drafted / tokens,
+        acceptance_rate=float(group.take(sums.accepted).sum()) / tested if tested else None,
+        mean_gamma=float(by_gamma @ np.arange(len(by_gamma)) / by_gamma.sum()),
+        headroom_share=_headroom_share(throughput_of(sums, group), group, references),
+        seeds_iqm=_iqm_interval(entrant, references.best_fixed, group, counts) if several else None,
+    )
+
+
+def throughput_of(sums: Sums, group: Group) -> float:
+    """Tokens per second of a controller in a group."""
+    return float(group.take(sums.tokens).sum() / group.take(sums.seconds).sum())
+
+
+def _headroom_share(throughput: float, group: Group, references: References) -> float | None:
+    fixed, bound = (throughput_of(s, group) for s in (references.best_fixed, references.clairvoyant))
+    # A difference below a tenth of a per mille is rounding.
+    return (throughput - fixed) / (bound - fixed) if bound > fixed * (1 + 1e-4) else None
+
+
+def _seconds(entrant: Entrant, group: Group) -> Float64:
+    """Shape [runs, prompts, compressions]."""
+    return np.stack([group.take(run.seconds) for run in entrant.runs])
+
+
+def _has_interval(seconds: Float64) -> bool:
+    return bool(np.count_nonzero(seconds.sum(axis=(0, 2))) >= MIN_PROMPTS)
+
+
+def _resampled(seconds: Float64, weights: Float64) -> Float64:
+    """Seconds of each run in each resample of the prompts, of shape [resamples, runs, compressions]."""
+    return np.stack([weights @ run for run in seconds], axis=1)
+
+
+def _resampled_seconds(entrant: Entrant, group: Group, counts: Float64) -> Float64:
+    """Seconds in each resample of prompts and runs, of shape [resamples, compressions]."""
+    by_run = _resampled(_seconds(entrant, group), counts[:, group.prompts])
+    seconds: Float64 = np.einsum("bs,bsc->bc", entrant.shares, by_run)
+    return seconds
+
+
+def _speedups(entrant: Entrant, baseline: Sums, group: Group, counts: Float64) -> tuple[Interval, Interval]:
+    """Speed-up as a sum over a sum, and the geometric mean over compressions of the speed-ups."""
+    plain, ours = group.take(baseline.seconds), _seconds(entrant, group)
+    mean = ours.mean(axis=0)
+    ratio = float(plain.sum() / mean.sum())
+    geomean = float(geometric_mean(plain.sum(axis=0) / mean.sum(axis=0)))
+    if not _has_interval(ours):
+        return unbounded(ratio), unbounded(geomean)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        above = counts[:, group.prompts] @ plain
+        below = _resampled_seconds(entrant, group, counts)
+        ratios = above.sum(axis=1) / below.sum(axis=1)
+        geomeans = geometric_mean(above / below)
+    return percentile_interval(ratio, ratios), percentile_interval(geomean, geomeans)
+
+
+def speedup_over(entrant: Entrant, other: Entrant, group: Group, counts: Float64) -> Interval:
+    """Geometric mean over compressions of the speed-up over another entrant, whose runs are drawn independently."""
+    above, below = (group.take(e.sums.seconds).sum(axis=0) for e in (other, entrant))
+    estimate = float(geometric_mean(above / below))
+    if not _has_interval(_seconds(entrant, group)):
+        return unbounded(estimate)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = _resampled_seconds(other, group, counts) / _resampled_seconds(entrant, group, counts)
+        return percentile_interval(estimate, geometric_mean(ratios))
+
+
+def _iqm_interval(entrant: Entrant, baseline: Sums, group: Group, counts: Float64) -> Interval:
+    """Interquartile mean over runs of the geometric mean over compressions of the speed-up."""
+    plain, ours = group.take(baseline.seconds), _seconds(entrant, group)
+    by_run = geometric_mean(plain.sum(axis=0) / ours.sum(axis=1))
+    estimate = float(interquartile_mean(by_run))
+    if not _has_interval(ours):
+        return unbounded(estimate)
+    weights = counts[:, group.prompts]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        above = (weights @ plain)[:, np.newaxis]
+        speedups = geometric_mean(above / _resampled(ours, weights))
+    # All n draws, as in Agarwal et al.: with fewer, the trimmed share would change.
+    return percentile_interval(estimate, interquartile_mean(np.take_along_axis(speedups, entrant.picks, axis=1)))
+
+
 def interquartile_mean(values: Float64) -> Float64:
-    """Mean of the middle half along the last axis: a quarter of the values, rounded down, is left out at either end.
+    """Mean along the last axis without the lowest and highest quarter of the values, each rounded down.
 
     >>> interquartile_mean(np.array([9.0, 1.0, 2.0, 3.0, 100.0])).item()
     4.666666666666667
@@ -152,123 +275,16 @@ def interquartile_mean(values: Float64) -> Float64:
     return middle
 
 
-def measure_entrant(entrant: Entrant, group: Group, references: References, counts: Float64) -> ControllerMetrics:
-    """Computes one row; that of several runs has intervals over prompts and seeds, and their interquartile mean.
-
-    Args:
-        entrant: The controller.
-        group: Where.
-        references: Baselines and bound on the same grid.
-        counts: Shape [resamples, prompts of the whole grid], from `resample_counts`.
-    """
-    row = measure(entrant.sums, group, references, counts)
-    if len(entrant.runs) < MIN_SEEDS:
-        return row
-    vs_ar, geomean_vs_ar = _intervals(entrant, references.autoregressive, group, counts)
-    vs_best_fixed, geomean_vs_best_fixed = _intervals(entrant, references.best_fixed, group, counts)
-    return replace(
-        row,
-        speedup_vs_ar=vs_ar,
-        speedup_vs_best_fixed=vs_best_fixed,
-        geomean_vs_ar=geomean_vs_ar,
-        geomean_vs_best_fixed=geomean_vs_best_fixed,
-        seeds_iqm=_iqm_interval(entrant, references.best_fixed, group, counts),
-    )
-
-
-def _seconds(entrant: Entrant, group: Group) -> Float64:
-    return np.stack([group.take(run.seconds) for run in entrant.runs])
-
-
-def _enough(seconds: Float64) -> bool:
-    return bool(np.count_nonzero(seconds.sum(axis=(0, 2))) >= MIN_PROMPTS)
-
-
-def _intervals(entrant: Entrant, baseline: Sums, group: Group, counts: Float64) -> tuple[Interval, Interval]:
-    """Intervals of sum over sum, and of the geometric mean over compressions of that."""
-    plain, ours = group.take(baseline.seconds), _seconds(entrant, group)
-    mean = ours.mean(axis=0)
-    ratio = float(plain.sum() / mean.sum())
-    geomean = float(np.exp(np.log(plain.sum(axis=0) / mean.sum(axis=0)).mean()))
-    if not _enough(ours):
-        return unbounded(ratio), unbounded(geomean)
-    weights = counts[:, group.prompts]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        above = weights @ plain
-        below = resampled_seconds(entrant, group, counts)
-        ratios = above.sum(axis=1) / below.sum(axis=1)
-        geomeans = np.exp(np.log(above / below).mean(axis=1))
-    return percentile_interval(ratio, ratios), percentile_interval(geomean, geomeans)
-
-
-def resampled_seconds(entrant: Entrant, group: Group, counts: Float64) -> Float64:
-    """Seconds in each resample of prompts and runs, of shape [resamples, compressions].
-
-    Args:
-        entrant: The controller.
-        group: Where.
-        counts: Shape [resamples, prompts of the whole grid], from `resample_counts`.
-    """
-    seconds: Float64 = np.einsum(
-        "bs,bsc->bc", entrant.shares, _resampled(_seconds(entrant, group), counts[:, group.prompts])
-    )
-    return seconds
-
-
-def speedup_over(entrant: Entrant, other: Entrant, group: Group, counts: Float64) -> Interval:
-    """Geometric mean over compressions of the speed-up over another controller, whose runs are drawn apart.
-
-    Args:
-        entrant: The controller.
-        other: The one that it is held to.
-        group: Where.
-        counts: As above.
-    """
-    above, below = (group.take(e.sums.seconds).sum(axis=0) for e in (other, entrant))
-    estimate = float(np.exp(np.log(above / below).mean()))
-    if not _enough(_seconds(entrant, group)):
-        return unbounded(estimate)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = resampled_seconds(other, group, counts) / resampled_seconds(entrant, group, counts)
-        return percentile_interval(estimate, np.exp(np.log(ratios).mean(axis=1)))
-
-
-def _resampled(ours: Float64, weights: Float64) -> Float64:
-    """Seconds of each run in each resample of the prompts, of shape [resamples, runs, compressions]."""
-    return np.stack([weights @ run for run in ours], axis=1)
-
-
-def _iqm_interval(entrant: Entrant, baseline: Sums, group: Group, counts: Float64) -> Interval:
-    """Interquartile mean over runs of the geometric mean over compressions of the speed-up."""
-    plain, ours = group.take(baseline.seconds), _seconds(entrant, group)
-    by_run = np.exp(np.log(plain.sum(axis=0) / ours.sum(axis=1)).mean(axis=1))
-    estimate = float(interquartile_mean(by_run))
-    if not _enough(ours):
-        return unbounded(estimate)
-    weights = counts[:, group.prompts]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        above = (weights @ plain)[:, np.newaxis]
-        speedups = np.exp(np.log(above / _resampled(ours, weights)).mean(axis=2))
-    # All n draws, as Agarwal et al. have it: the trimmed share has to stay what it is.
-    return percentile_interval(estimate, interquartile_mean(np.take_along_axis(speedups, entrant.picks, axis=1)))
-
-
-TAUS: tuple[float, ...] = tuple(k / 40 for k in range(24, 65))
-"""Speed-ups at which a profile is taken, 0.6 to 1.6."""
-_TIE = 1e-9
-"""Relative; two equal times may differ by their rounding."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """Shares of prompts by speed-up.
+    """Performance profile: shares of prompts by speed-up over the best fixed gamma.
 
     Attributes:
         controller: Its name.
         compression: One compression or "all".
         shares: Shape [taus]; share of prompts, over all runs, with a speed-up of at least tau.
-        low: Shape [taus]; lower end of the pointwise interval, None where there are too few prompts.
-        high: Likewise.
+        low: Shape [taus]; lower end of the pointwise interval, None with too few prompts.
+        high: Upper end.
     """
 
     controller: str
@@ -285,14 +301,11 @@ class Profile:
 def speedup_profile(
     entrant: Entrant, best_fixed: Sums, group: Group, counts: Float64, *, confidence: float = 0.95
 ) -> Profile:
-    """Takes one profile. In a group of several compressions a prompt counts once at each of them.
+    """Computes one profile. In a group of several compressions a prompt counts once at each of them.
 
     Args:
-        entrant: The controller.
-        best_fixed: The number to beat.
-        group: Where.
         counts: Shape [resamples, prompts of the whole grid], from `resample_counts`.
-        confidence: Coverage that is aimed at, at each tau by itself.
+        confidence: Intended coverage at each single tau.
     """
     fixed = group.take(best_fixed.seconds)
     recorded = fixed > 0
@@ -312,7 +325,7 @@ def speedup_profile(
 
 
 def _reached(fixed: Float64, ours: Float64) -> Float64:
-    """How many recordings of each prompt reach each tau; shape [prompts, taus]."""
+    """Number of recordings of each prompt that reach each tau; shape [prompts, taus]."""
     with np.errstate(divide="ignore", invalid="ignore"):
         speedups = fixed / ours
     # What was not recorded is 0 / 0 and reaches nothing.

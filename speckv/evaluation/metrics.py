@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sums of a replay per prompt, and the figures that follow by dividing them.
+"""Sums of a replay per prompt and compression, and the groups of them that a comparison reports on.
 
 Sums first, ratios last. The text does not depend on the controller, so tokens per second over a set of prompts is the
 set's tokens over its total time; a mean of per-prompt rates would rank controllers differently.
@@ -9,28 +9,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
-from numpy.typing import NDArray
 
-from speckv.evaluation.bootstrap import Float64, Interval, geometric_mean_ratio_interval, ratio_interval
+from speckv.evaluation.bootstrap import Float64
 from speckv.replay import CompiledTraces, ReplayRecord
+from speckv.types import IntArray
 
 ALL = "all"
 """Stands for every compression or every task in a group's name."""
+QUARTERS = (0.25, 0.5, 0.75)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sums:
-    """One controller's sums, one row a prompt and one column a compression; zero where a recording is missing.
+    """One controller's sums, of shape [prompts, compressions]; zero where a recording is missing.
 
     Attributes:
         name: The controller.
-        tokens: Shape [prompts, compressions]; emitted in decode steps, so the prefill's token is left out.
+        tokens: Emitted in decode steps; the token of the prefill is left out.
         seconds: Decode time.
-        steps: Decode steps, which is target passes.
+        steps: Decode steps, each one target pass.
         drafted: Drafted tokens.
         accepted: Drafted tokens kept.
-        tested: Drafted tokens judged.
-        gammas: Shape [prompts, compressions, gamma_max + 1]; decisions by gamma asked for.
+        tested: Drafted tokens up to and with the first rejection.
+        gammas: Shape [prompts, compressions, gamma_max + 1]; decisions by chosen gamma.
     """
 
     name: str
@@ -43,7 +44,7 @@ class Sums:
     gammas: Float64
 
 
-def pooled(name: str, runs: Sequence[Sums]) -> Sums:
+def mean_sums(name: str, runs: Sequence[Sums]) -> Sums:
     """Means of several runs' sums over the same prompts."""
 
     def mean(field: str) -> Float64:
@@ -55,7 +56,7 @@ def pooled(name: str, runs: Sequence[Sums]) -> Sums:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """Where each recorded sequence stands among prompts and compressions.
+    """Row (prompt) and column (compression) of each recorded sequence.
 
     Attributes:
         prompt_ids: Rows, sorted.
@@ -68,8 +69,8 @@ class Grid:
     prompt_ids: tuple[str, ...]
     tasks: tuple[str, ...]
     compressions: tuple[str, ...]
-    rows: NDArray[np.int64]
-    columns: NDArray[np.int64]
+    rows: IntArray
+    columns: IntArray
 
     @staticmethod
     def of(compiled: CompiledTraces) -> "Grid":
@@ -88,7 +89,7 @@ class Grid:
         )
 
     def sums(self, name: str, record: ReplayRecord) -> Sums:
-        """Arranges a replay's per-sequence sums."""
+        """Arranges the sums of a replay's sequences."""
         return Sums(
             name=name,
             tokens=self._scatter(record.num_tokens),
@@ -100,7 +101,7 @@ class Grid:
             gammas=self._scatter(record.gamma_counts),
         )
 
-    def _scatter(self, values: NDArray[np.int64] | Float64) -> Float64:
+    def _scatter(self, values: IntArray | Float64) -> Float64:
         grid = np.zeros((len(self.prompt_ids), len(self.compressions), *values.shape[1:]))
         grid[self.rows, self.columns] = values
         return grid
@@ -108,7 +109,7 @@ class Grid:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """A part of the grid that a table line speaks of.
+    """A part of the grid.
 
     Attributes:
         compression: One compression or "all".
@@ -119,19 +120,18 @@ class Group:
 
     compression: str
     task: str
-    prompts: NDArray[np.int64]
-    columns: NDArray[np.int64]
+    prompts: IntArray
+    columns: IntArray
 
     def take(self, values: Float64) -> Float64:
-        """Cuts the group out of a [prompts, compressions, ...] array."""
+        """Cuts the group out of an array of shape [prompts, compressions, ...]."""
         return values[np.ix_(self.prompts, self.columns)]
 
 
 def groups_of(grid: Grid, tokens: Float64) -> tuple[Group, ...]:
-    """Every compression and all of them, for every task and all of them, as far as anything was recorded.
+    """Groups of each compression and of all, for each task and for all, where anything was recorded.
 
     Args:
-        grid: Prompts and compressions.
         tokens: Shape [prompts, compressions]; zero where nothing was recorded.
     """
     tasks, recorded = np.array(grid.tasks), tokens > 0
@@ -150,120 +150,20 @@ def groups_of(grid: Grid, tokens: Float64) -> tuple[Group, ...]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ControllerMetrics:
-    """One controller's figures in one group.
-
-    Attributes:
-        controller: Its name.
-        throughput: Decoded tokens per second.
-        speedup_vs_ar: Over plain decoding, with a paired interval.
-        speedup_vs_best_fixed: Over the best fixed gamma tuned on train prompts for each compression.
-        geomean_vs_ar: Geometric mean over compressions of the speed-up over plain decoding.
-        geomean_vs_best_fixed: The same over the best fixed gamma.
-        tokens_per_step: Emitted tokens per target pass.
-        drafted_per_token: Drafted tokens per emitted token.
-        acceptance_rate: Accepted over tested; None if nothing was drafted.
-        mean_gamma: Mean gamma asked for.
-        headroom_share: (throughput - best fixed) / (clairvoyant - best fixed); None where there is no room.
-        seeds_iqm: Interquartile mean over seeds of the geometric mean over compressions of the speed-up over the best
-            fixed gamma; None for a single run.
-    """
-
-    controller: str
-    throughput: float
-    speedup_vs_ar: Interval
-    speedup_vs_best_fixed: Interval
-    geomean_vs_ar: Interval
-    geomean_vs_best_fixed: Interval
-    tokens_per_step: float
-    drafted_per_token: float
-    acceptance_rate: float | None
-    mean_gamma: float
-    headroom_share: float | None
-    seeds_iqm: Interval | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class References:
-    """The controllers that all others are measured against."""
-
-    autoregressive: Sums
-    best_fixed: Sums
-    clairvoyant: Sums
-
-
-def measure(sums: Sums, group: Group, references: References, counts: Float64) -> ControllerMetrics:
-    """Computes one row.
-
-    Args:
-        sums: The controller's.
-        group: Where.
-        references: Baselines and bound on the same grid.
-        counts: Shape [resamples, prompts of the whole grid], from `resample_counts`.
-    """
-    tokens, seconds = group.take(sums.tokens), group.take(sums.seconds)
-    steps, drafted = group.take(sums.steps).sum(), group.take(sums.drafted).sum()
-    tested = group.take(sums.tested).sum()
-    by_gamma = group.take(sums.gammas).sum(axis=(0, 1))
-    plain, fixed = group.take(references.autoregressive.seconds), group.take(references.best_fixed.seconds)
-    weights = counts[:, group.prompts]
-    throughput = float(tokens.sum() / seconds.sum())
-    vs_ar = ratio_interval(plain.sum(axis=1), seconds.sum(axis=1), weights)
-    vs_best_fixed = ratio_interval(fixed.sum(axis=1), seconds.sum(axis=1), weights)
-    several = len(group.columns) > 1
-    return ControllerMetrics(
-        controller=sums.name,
-        throughput=throughput,
-        speedup_vs_ar=vs_ar,
-        speedup_vs_best_fixed=vs_best_fixed,
-        geomean_vs_ar=geometric_mean_ratio_interval(plain, seconds, weights) if several else vs_ar,
-        geomean_vs_best_fixed=geometric_mean_ratio_interval(fixed, seconds, weights) if several else vs_best_fixed,
-        tokens_per_step=float(tokens.sum() / steps),
-        drafted_per_token=float(drafted / tokens.sum()),
-        acceptance_rate=float(group.take(sums.accepted).sum() / tested) if tested else None,
-        mean_gamma=float(by_gamma @ np.arange(len(by_gamma)) / by_gamma.sum()),
-        headroom_share=_headroom_share(throughput, group, references),
-    )
-
-
-def _headroom_share(throughput: float, group: Group, references: References) -> float | None:
-    fixed, bound = (throughput_of(s, group) for s in (references.best_fixed, references.clairvoyant))
-    # Below a tenth of a per mille the room is rounding.
-    return (throughput - fixed) / (bound - fixed) if bound > fixed * (1 + 1e-4) else None
-
-
-def throughput_of(sums: Sums, group: Group) -> float:
-    """Tokens per second of a controller in a group."""
-    return float(group.take(sums.tokens).sum() / group.take(sums.seconds).sum())
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    """Geometric mean of positive values.
-
-    >>> round(geometric_mean([1.0, 4.0]), 9)
-    2.0
-    """
-    return float(np.exp(np.mean(np.log(values))))
-
-
-QUARTERS = (0.25, 0.5, 0.75)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Bucket:
-    """Prompts of similar length. Lengths are in tokens, the chat template's included.
+    """Prompts of similar length. Lengths are in tokens and include the chat template.
 
     Attributes:
-        shortest: Prompt.
-        longest: Prompt.
-        longest_context: Prompt and what was generated, of the sequence that got longest.
+        shortest: Shortest prompt.
+        longest: Longest prompt.
+        longest_context: Longest prompt with its text.
         prompts: Rows of the grid.
     """
 
     shortest: int
     longest: int
     longest_context: int
-    prompts: NDArray[np.int64]
+    prompts: IntArray
 
     @property
     def name(self) -> str:
@@ -272,10 +172,9 @@ class Bucket:
 
 
 def length_buckets(compiled: CompiledTraces, grid: Grid) -> tuple[Bucket, ...]:
-    """Cuts the prompts at the quartiles of their lengths, shortest first; prompts of one length stay together.
+    """Divides the prompts at the quartiles of their lengths, shortest first; prompts of equal length stay together.
 
-    The length of the prompt, and not of prompt and text, decides: it is known before decoding, and the same at every
-    compression, whose texts may differ.
+    The length of the prompt alone decides: it is known before decoding, and the same at every compression.
     """
     prompt_len = np.zeros(len(grid.prompt_ids), np.int64)
     np.maximum.at(prompt_len, grid.rows, compiled.prompt_len)
@@ -283,28 +182,22 @@ def length_buckets(compiled: CompiledTraces, grid: Grid) -> tuple[Bucket, ...]:
     np.maximum.at(context, grid.rows, compiled.prompt_len + compiled.length)
     cuts = np.quantile(prompt_len, QUARTERS, method="inverted_cdf")
     quarter = np.searchsorted(cuts, prompt_len, side="left")
-    found = []
-    for number in range(len(cuts) + 1):
-        prompts = np.flatnonzero(quarter == number)
-        if len(prompts):
-            inside = prompt_len[prompts]
-            found.append(
-                Bucket(
-                    shortest=int(inside.min()),
-                    longest=int(inside.max()),
-                    longest_context=int(context[prompts].max()),
-                    prompts=prompts,
-                )
-            )
-    return tuple(found)
+    return tuple(
+        Bucket(
+            shortest=int(prompt_len[prompts].min()),
+            longest=int(prompt_len[prompts].max()),
+            longest_context=int(context[prompts].max()),
+            prompts=prompts,
+        )
+        for prompts in (np.flatnonzero(quarter == number) for number in range(len(cuts) + 1))
+        if len(prompts)
+    )
 
 
 def groups_by_length(bucket: Bucket, whole: tuple[Group, ...], tokens: Float64) -> tuple[Group, ...]:
-    """Cuts a bucket out of groups of all tasks, as far as anything was recorded there.
+    """Cuts a bucket out of groups of all tasks, where anything was recorded.
 
     Args:
-        bucket: Prompts of similar length.
-        whole: One group a compression and one of all.
         tokens: Shape [prompts, compressions] of the whole grid; zero where nothing was recorded.
     """
     cut = []

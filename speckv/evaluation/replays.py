@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
-from numpy.typing import NDArray
 
 from speckv.cost import CompiledCost, CostTable
+from speckv.evaluation.bootstrap import Float64
 from speckv.evaluation.metrics import Grid, Sums
 from speckv.observation import SCHEMA, observe_draft
 from speckv.replay import CompiledTraces, replay_controller, replay_fixed, replay_policy, replay_stream
@@ -26,22 +26,17 @@ CLAIRVOYANT = "clairvoyant"
 TASK_ORACLE = "task-oracle"
 REQUEST_ORACLE = "request-oracle"
 STREAM_SEED = 20_260_101
-"""Of the order in which online learners meet the prompts."""
+"""Seed of the order in which online learners decode the prompts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FixedSweep:
-    """Every constant gamma on one trace set.
-
-    Attributes:
-        grid: Prompts and compressions of the set.
-        sums: One entry per gamma, 0 to gamma_max; entry 0 is plain decoding.
-    """
+    """Sums of every constant gamma on one trace set: one entry per gamma from 0, which is plain decoding."""
 
     grid: Grid
     sums: tuple[Sums, ...]
 
-    def throughputs(self) -> NDArray[np.float64]:
+    def throughputs(self) -> Float64:
         """Tokens per second, of shape [gammas, compressions]."""
         return np.array([s.tokens.sum(axis=0) / s.seconds.sum(axis=0) for s in self.sums])
 
@@ -50,7 +45,7 @@ class FixedSweep:
         return dict(zip(self.grid.compressions, self.throughputs().argmax(axis=0).tolist(), strict=True))
 
     def best_by_task(self) -> dict[tuple[str, str], int]:
-        """The same for each task and compression, as far as both were recorded together."""
+        """The same for each recorded pair of task and compression."""
         tasks = np.array(self.grid.tasks)
         found = {}
         for task in sorted(set(self.grid.tasks)):
@@ -64,36 +59,31 @@ class FixedSweep:
         return found
 
     def combine(self, gammas: Mapping[str, int], name: str = BEST_FIXED) -> Sums:
-        """Sums of a controller that plays its own constant gamma for each compression."""
+        """Sums of a controller with one constant gamma per compression."""
         by_column = [gammas[c] for c in self.grid.compressions]
-        return self.play(np.tile(by_column, (len(self.grid.prompt_ids), 1)), name)
+        return self.select(np.tile(by_column, (len(self.grid.prompt_ids), 1)), name)
 
     def task_oracle(self, train: "FixedSweep") -> Sums:
         """Sums of the constants that were best on train prompts of the same task and compression.
 
-        Where those were never recorded together, the best of the compression stands in.
+        A pair that was never recorded gets the best constant of its compression.
         """
         by_task, by_compression = train.best_by_task(), train.best()
         chosen = [
             [by_task.get((task, c), by_compression[c]) for c in self.grid.compressions] for task in self.grid.tasks
         ]
-        return self.play(np.array(chosen), TASK_ORACLE)
+        return self.select(np.array(chosen), TASK_ORACLE)
 
     def request_oracle(self) -> Sums:
-        """Sums of the constant that is fastest for each request, known only in hindsight; ties go to the smaller."""
-        return self.play(np.stack([s.seconds for s in self.sums]).argmin(axis=0), REQUEST_ORACLE)
+        """Sums of the constant that is fastest for each request, chosen in hindsight; ties go to the smaller."""
+        return self.select(np.stack([s.seconds for s in self.sums]).argmin(axis=0), REQUEST_ORACLE)
 
-    def play(self, gammas: IntArray, name: str) -> Sums:
-        """Sums of a constant for each request.
-
-        Args:
-            gammas: Shape [prompts, compressions].
-            name: Shown in tables.
-        """
+    def select(self, gammas: IntArray, name: str) -> Sums:
+        """Sums of one constant per request, given as an array of shape [prompts, compressions]."""
         rows, columns = np.indices(gammas.shape)
 
-        def pick(field: str) -> NDArray[np.float64]:
-            picked: NDArray[np.float64] = np.stack([getattr(s, field) for s in self.sums])[gammas, rows, columns]
+        def pick(field: str) -> Float64:
+            picked: Float64 = np.stack([getattr(s, field) for s in self.sums])[gammas, rows, columns]
             return picked
 
         return Sums(name=name, **{f.name: pick(f.name) for f in fields(Sums) if f.name != "name"})
@@ -116,24 +106,24 @@ def sweep_fixed(compiled: CompiledTraces, cost: CompiledCost, *, gamma_max: int 
     return FixedSweep(grid=grid, sums=sums)
 
 
+def tune_fixed(train: TraceSet, cost: CostTable) -> FixedSweep:
+    """Replays every constant gamma on the train prompts; `best` of the result is the best fixed gamma."""
+    cost.require(train.compressions)
+    compiled, compiled_cost = compile_pair(train, cost)
+    return sweep_fixed(compiled, compiled_cost, gamma_max=train.metadata.gamma_max)
+
+
 def compile_pair(traces: TraceSet, cost: CostTable) -> tuple[CompiledTraces, CompiledCost]:
     """Prepares a trace set and its costs for replay."""
     compiled = CompiledTraces(traces)
     return compiled, CompiledCost(cost, traces.compressions, gamma_max=traces.metadata.gamma_max)
 
 
-def tune_fixed(train: TraceSet, cost: CostTable) -> FixedSweep:
-    """Replays every fixed gamma on the train prompts, by tokens over seconds."""
-    cost.require(train.compressions)
-    compiled, compiled_cost = compile_pair(train, cost)
-    return sweep_fixed(compiled, compiled_cost, gamma_max=train.metadata.gamma_max)
-
-
 def controller_sums(controller: Controller, compiled: CompiledTraces, cost: CompiledCost) -> Sums:
-    """Replays one controller over every sequence; decisions are charged where the controller charges any.
+    """Replays one controller over every sequence, charging decisions where the controller charges any.
 
-    One that learns online meets the sequences one after the other, in an order that is drawn once and for all. A copy
-    of it does: what it learns here is gone afterwards.
+    A copy of an online learner decodes the sequences one after the other, in one fixed random order; the original does
+    not learn.
     """
     if isinstance(controller, OnlineLearner):
         order = np.random.default_rng(STREAM_SEED).permutation(len(compiled))
@@ -146,7 +136,7 @@ def controller_sums(controller: Controller, compiled: CompiledTraces, cost: Comp
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecisionTime:
-    """How long one decision takes, in microseconds."""
+    """Percentiles of the time of one decision, in microseconds, measured on this machine."""
 
     controller: str
     p50_us: float
@@ -154,12 +144,12 @@ class DecisionTime:
 
 
 def time_decisions(controller: Controller, observations: FloatArray, *, warm_up: int = 100) -> DecisionTime:
-    """Times decisions on each observation in turn, one call at a time as a live decoder makes them.
+    """Times decisions on each observation in turn, one call at a time as in a live decoder.
 
     Args:
-        controller: Under test; one that also decides inside steps is asked that as well, as a decision of its own.
+        controller: A stopping controller's decision after a drafted token counts as a decision of its own.
         observations: Shape [decisions, features], as `STOPPING_SCHEMA` lists; more than `warm_up` rows.
-        warm_up: First calls that are not counted.
+        warm_up: First calls, not counted.
     """
     controller.reset()
     seconds: list[float] = []
@@ -178,16 +168,16 @@ def time_decisions(controller: Controller, observations: FloatArray, *, warm_up:
 
 
 def sample_observations(compiled: CompiledTraces, cost: CompiledCost, count: int = 2000) -> FloatArray:
-    """Observations that a constant gamma meets, each with some draft so far as `STOPPING_SCHEMA` has it, for timing."""
-    met: list[FloatArray] = []
+    """Observations of a constant gamma, each with part of a draft as in `STOPPING_SCHEMA`, for `time_decisions`."""
+    seen: list[FloatArray] = []
     gamma = min(4, compiled.gamma_max)
 
-    def remember(observations: FloatArray) -> NDArray[np.int64]:
-        met.append(np.array(observations))
+    def record(observations: FloatArray) -> IntArray:
+        seen.append(np.array(observations))
         return np.full(len(observations), gamma, np.int64)
 
-    replay_policy(compiled, cost, remember)
-    rows = np.concatenate(met)
+    replay_policy(compiled, cost, record)
+    rows = np.concatenate(seen)
     places = np.arange(count)
     drafts = compiled.drafts[places % len(compiled.drafts), 1 + places % max(compiled.gamma_max - 1, 1)]
     return observe_draft(rows[places % len(rows)], drafts)

@@ -6,8 +6,8 @@ from dataclasses import asdict
 
 from speckv.evaluation.bootstrap import Interval
 from speckv.evaluation.compare import Comparison, GroupResult, LengthResult
-from speckv.evaluation.entrants import TAUS, Profile
-from speckv.evaluation.metrics import ALL, ControllerMetrics, Sums
+from speckv.evaluation.entrants import TAUS, ControllerMetrics, Profile
+from speckv.evaluation.metrics import ALL, Sums
 from speckv.evaluation.significance import LEVEL, Family
 from speckv.files import csv_text
 
@@ -87,9 +87,9 @@ def _family(family: Family) -> dict[str, object]:
             "speedup": rounded(v.speedup),
             "p_value": rounded(v.p_value),
             "p_holm": rounded(v.p_holm),
-            "verdict": v.word,
+            "verdict": v.outcome,
         }
-        for v in family.verdicts
+        for v in family.pairs
     ]
     return {
         "question": family.question,

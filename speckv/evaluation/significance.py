@@ -33,17 +33,11 @@ from speckv.evaluation.metrics import Group
 CHUNK = 4096
 """Sign flips held in memory at once."""
 _TIE = 1e-9
-"""Relative difference below which two sums count as equal: they were added in another order."""
+"""Relative rounding difference of equal sums added in another order."""
 
 
 def holm(p_values: Float64) -> Float64:
-    """Adjusts p-values so that rejecting all up to 0.05 has a chance of at most 5 % of any false rejection.
-
-    Args:
-        p_values: Of every comparison of a family, in any order.
-
-    Returns:
-        Adjusted ones, in the same order.
+    """Adjusts the p-values of a family so that rejecting all up to 0.05 has at most a 5 % chance of a false rejection.
 
     >>> holm(np.array([0.01, 0.04, 0.03])).tolist()
     [0.03, 0.06, 0.06]
@@ -64,22 +58,20 @@ def sign_flip_p_values(
     seed_errors: Float64 | None = None,
     freedom: NDArray[np.int64] | None = None,
 ) -> Float64:
-    """Two-sided p-values of the hypothesis that the differences of each column have the sum zero.
+    """Two-sided p-values, of shape [comparisons], of the hypothesis that the differences of a column sum to zero.
 
-    Where a controller is several runs, which runs there are is chance too. The flipped sums then get an error of that
-    size added: the standard error of the mean over runs, times a draw of Student's t, whose wide tails stand for not
-    knowing the spread of few runs.
+    Where a controller is several runs, the choice of runs is random too. The flipped sums then get an error of that
+    size
+    added: the standard error of the mean over runs, times a draw of Student's t, whose wide tails account for the
+    uncertain spread of few runs.
 
     Args:
         differences: Shape [prompts, comparisons]; each column's means over runs.
         num_flips: Random flips of the signs; p-values are multiples of 1 / (num_flips + 1).
-        seed: Of the flips; every column meets the same ones.
-        seed_errors: Shape [controllers, comparisons]; standard error of the column's sum that a controller's runs
-            bring; 0 where it plays no part.
-        freedom: Shape [controllers]; runs of each less one, at least 1.
-
-    Returns:
-        Shape [comparisons].
+        seed: Of the flips, which all columns share.
+        seed_errors: Shape [controllers, comparisons]; standard error of the column's sum due to a controller's runs; 0
+            where it takes no part.
+        freedom: Shape [controllers]; runs of each minus one, at least 1.
     """
     if num_flips < 1:
         raise ConfigError(f"Expected at least 1 sign flip, got {num_flips}.")
@@ -102,7 +94,7 @@ LEVEL = 0.05
 AHEAD, BEHIND, EQUAL = "ahead of", "behind", "not distinguishable from"
 VS_BEST_FIXED, VS_FIRST = "best fixed gamma", "first-ranked controller"
 FLIPS_PER_PAIR = 40
-"""So that a p-value can be small enough for Holm's first step, which multiplies it by the number of pairs."""
+"""Lets a p-value be small enough for Holm's first step, which multiplies it by the number of pairs."""
 _NOISE = 1e-12
 
 
@@ -111,31 +103,29 @@ class PairedComparison:
     """One controller against another.
 
     Attributes:
-        controller: Its name.
         speedup: Over the other: geometric mean over compressions of sum over sum.
-        p_value: Of the sign-flip test, by itself.
+        p_value: Of the sign-flip test, unadjusted.
         p_holm: Adjusted for all comparisons of the family.
-        word: "ahead of", "behind" or "not distinguishable from".
+        outcome: "ahead of", "behind" or "not distinguishable from".
     """
 
     controller: str
     speedup: float
     p_value: float
     p_holm: float
-    word: str
+    outcome: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """Comparisons that are claimed together.
+    """Comparisons whose p-values are adjusted together.
 
     Attributes:
-        question: What they are measured against, "best fixed gamma" or "first-ranked controller".
+        question: Kind of the reference, "best fixed gamma" or "first-ranked controller".
         compression: One compression or "all".
         against: Name of the controller that all are compared with.
-        num_comparisons: That the p-values are adjusted for.
-        num_flips: Of the sign-flip test.
-        verdicts: One a controller, in the order of the table.
+        num_comparisons: Number that the p-values are adjusted for.
+        pairs: One per controller, in the order of the table.
     """
 
     question: str
@@ -143,11 +133,11 @@ class Family:
     against: str
     num_comparisons: int
     num_flips: int
-    verdicts: tuple[PairedComparison, ...]
+    pairs: tuple[PairedComparison, ...]
 
 
 def outcome_of(speedup: float, p_holm: float) -> str:
-    """Says what a comparison allows to say.
+    """Outcome of a comparison.
 
     >>> outcome_of(1.02, 0.01), outcome_of(0.98, 0.01), outcome_of(1.02, 0.2)
     ('ahead of', 'behind', 'not distinguishable from')
@@ -158,7 +148,7 @@ def outcome_of(speedup: float, p_holm: float) -> str:
 
 
 class _Pairs(NamedTuple):
-    """All pairs of contestants; arrays are by pair."""
+    """All pairs of contestants, as indices, and their results; arrays are by pair."""
 
     left: NDArray[np.int64]
     right: NDArray[np.int64]
@@ -169,13 +159,11 @@ class _Pairs(NamedTuple):
 def paired_families(
     entrants: Sequence[Entrant], best_fixed: Entrant, groups: Sequence[Group], *, num_resamples: int, seed: int
 ) -> tuple[Family, ...]:
-    """Answers both questions in each group.
+    """Compares the entrants in each group with the best fixed gamma, and with the entrant that ranks first.
 
     Args:
-        entrants: Controllers under test.
-        best_fixed: The number to beat.
-        groups: One a compression and, where there are several, one of all; of all tasks.
-        num_resamples: Sign flips; more are made where a family is too large for that many.
+        groups: One per compression and, if there are several, one of all; of all tasks.
+        num_resamples: Sign flips; more are made for a family too large for that many.
         seed: Of the sign flips.
     """
     contestants = (best_fixed, *entrants)
@@ -194,16 +182,7 @@ def paired_families(
 def family_against(
     first: Entrant, others: Sequence[Entrant], group: Group, *, question: str, num_resamples: int, seed: int
 ) -> Family:
-    """Holds some controllers to one.
-
-    Args:
-        first: The one.
-        others: The family.
-        group: Where.
-        question: What the family is called.
-        num_resamples: Sign flips; more are made where a family is too large for that many.
-        seed: Of the sign flips.
-    """
+    """Compares some entrants with one; `question` names the family, the rest is as in `paired_families`."""
     contestants = (first, *others)
     num_flips = max(num_resamples, FLIPS_PER_PAIR * len(others))
     pairs = _compare(contestants, group, num_flips, seed)
@@ -211,23 +190,24 @@ def family_against(
 
 
 def _log_seconds(entrant: Entrant, group: Group) -> float:
-    """Mean over compressions of the logarithm of total seconds: what the geometric mean of speed-ups ranks by."""
+    """Mean over compressions of the log of total seconds, by which the geometric mean of speed-ups ranks."""
     return float(np.log(group.take(entrant.sums.seconds).sum(axis=0)).mean())
 
 
 def _compare(contestants: Sequence[Entrant], group: Group, num_flips: int, seed: int) -> _Pairs:
-    """Tests every pair. A prompt's difference is that of its shares of the time both take at each compression.
+    """Tests every pair. A prompt's difference is that of its shares of both entrants' time at each compression.
 
-    Both take A + B whichever way the two times of a prompt are assigned, so flipping a prompt's sign is the same as
-    swapping its times. Summed over prompts the shares give sum_c (B_c - A_c) / (A_c + B_c), which is, but for terms of
-    third order, half the sum over compressions of log(B_c / A_c): compressions weigh alike.
+    The pair's total time A + B does not depend on which of the two times of a prompt belongs to whom, so flipping a
+    prompt's sign is the same as swapping its times. Summed over prompts the shares give sum_c (B_c - A_c) / (A_c +
+    B_c), which is, up to terms of third order, half the sum over compressions of log(B_c / A_c): compressions weigh
+    equally.
     """
     left, right = (np.array(side) for side in zip(*combinations(range(len(contestants)), 2), strict=True))
     seconds = np.stack([group.take(c.sums.seconds) for c in contestants])
     totals = seconds.sum(axis=1)
     both = totals[left] + totals[right]
     differences = np.einsum("mpc,mc->pm", seconds[right] - seconds[left], 1.0 / both)
-    # Two that decide alike may differ by rounding, whose signs are as good as any test's.
+    # Times of equal decisions may differ by rounding, whose signs the test would take for data.
     differences[np.abs(differences) < _NOISE] = 0.0
     errors = np.zeros((len(contestants), len(left)))
     for place, contestant in enumerate(contestants):
@@ -243,7 +223,7 @@ def _compare(contestants: Sequence[Entrant], group: Group, num_flips: int, seed:
 
 
 def _seed_error(entrant: Entrant, group: Group, both: Float64) -> Float64:
-    """Standard error of the mean over runs of total time, in each pair's unit; 0 for a single run."""
+    """Standard error of the mean over runs of total time, relative to each pair's total; 0 for a single run."""
     if len(entrant.runs) < 2:
         return np.zeros(len(both))
     by_run = np.stack([group.take(run.seconds).sum(axis=0) for run in entrant.runs])
@@ -263,7 +243,7 @@ def _family(
 ) -> Family:
     adjusted = np.full(len(members), np.nan)
     adjusted[members] = holm(pairs.p_values[members])
-    verdicts = []
+    found = []
     for place, contestant in enumerate(contestants):
         if place in (0, against):
             continue
@@ -271,13 +251,13 @@ def _family(
         (pair,) = np.flatnonzero((pairs.left == low) & (pairs.right == high))
         # A pair's speed-up is the left one's over the right one.
         speedup = float(pairs.speedups[pair]) if place == low else 1.0 / float(pairs.speedups[pair])
-        verdicts.append(
+        found.append(
             PairedComparison(
                 controller=contestant.name,
                 speedup=speedup,
                 p_value=float(pairs.p_values[pair]),
                 p_holm=float(adjusted[pair]),
-                word=outcome_of(speedup, float(adjusted[pair])),
+                outcome=outcome_of(speedup, float(adjusted[pair])),
             )
         )
     return Family(
@@ -286,5 +266,5 @@ def _family(
         against=contestants[against].name,
         num_comparisons=int(members.sum()),
         num_flips=num_flips,
-        verdicts=tuple(verdicts),
+        pairs=tuple(found),
     )

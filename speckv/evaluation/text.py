@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from speckv.evaluation.bootstrap import Interval
 from speckv.evaluation.compare import Comparison, GroupResult
-from speckv.evaluation.metrics import ALL, ControllerMetrics
+from speckv.evaluation.entrants import ControllerMetrics
+from speckv.evaluation.metrics import ALL
 from speckv.evaluation.replays import (
     AUTOREGRESSIVE,
     BEST_FIXED,
@@ -18,6 +19,17 @@ from speckv.evaluation.replays import (
     fixed_name,
 )
 from speckv.evaluation.significance import AHEAD, BEHIND, EQUAL, VS_FIRST, Family
+
+SHOWN_GAMMAS = (1, 2, 4, 8, 16)
+"""Constant gammas in tables; the JSON file holds every one."""
+
+_COLUMNS = ("controller", "tok/s", "x plain decoding", "x best fixed", "tok/step", "drafted/tok", "gamma", "headroom")
+SHOWN_TAUS = (0.9, 0.95, 1.0, 1.05, 1.1, 1.2)
+VERDICT_NOTE = (
+    "who is ahead of whom, at a chance of 5 % of any false claim in a family of comparisons (in brackets: speed-up "
+    "over the one named, and p of a paired sign-flip test over prompts after Holm's adjustment)"
+)
+_WIDTH = 118
 
 
 def render_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, num_left: int = 1) -> str:
@@ -37,7 +49,7 @@ def render_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, num_le
 
 
 def format_interval(interval: Interval) -> str:
-    """Renders an estimate with its bounds.
+    """Formats an estimate with its bounds.
 
     >>> format_interval(Interval(estimate=1.0312, low=0.99, high=1.0649))
     '1.031 [0.990, 1.065]'
@@ -50,7 +62,7 @@ def format_interval(interval: Interval) -> str:
 
 
 def format_rate(tokens_per_s: float) -> str:
-    """Renders a throughput with three to four digits, and never as an exponent.
+    """Formats a throughput with three to four digits, never as an exponent.
 
     >>> format_rate(5.1834), format_rate(123.456), format_rate(0.12321)
     ('5.183', '123.5', '0.1232')
@@ -59,14 +71,27 @@ def format_rate(tokens_per_s: float) -> str:
     return f"{tokens_per_s:.{digits}f}"
 
 
-SHOWN_GAMMAS = (1, 2, 4, 8, 16)
-"""Constant gammas that a table shows; the JSON file holds every one."""
+def format_p(value: float) -> str:
+    """Formats a p-value; very small ones as a bound.
 
-_COLUMNS = ("controller", "tok/s", "x plain decoding", "x best fixed", "tok/step", "drafted/tok", "gamma", "headroom")
+    >>> format_p(0.0412), format_p(0.00002), format_p(1.0)
+    ('p=0.041', 'p<0.001', 'p=1.000')
+    """
+    return "p<0.001" if value < 0.001 else f"p={value:.3f}"
+
+
+def format_speedup(value: float) -> str:
+    """Formats a speed-up, with more digits where three would hide a difference.
+
+    >>> format_speedup(1.0312), format_speedup(0.99978), format_speedup(1.0)
+    ('1.031', '0.99978', '1.000')
+    """
+    hidden = 5e-7 < abs(value - 1.0) < 5e-4
+    return f"{value:.6g}" if hidden else f"{value:.3f}"
 
 
 def shown_controllers(comparison: Comparison) -> tuple[str, ...]:
-    """Controllers that a table lists, baselines first and the bound last."""
+    """Controllers in a table, baselines first and the bound last."""
     deepest = comparison.sums[0].gammas.shape[-1] - 1
     constants = [fixed_name(g) for g in SHOWN_GAMMAS if g <= deepest]
     return (
@@ -137,7 +162,7 @@ def _task_section(comparison: Comparison) -> str:
 
 
 def render_comparison(comparison: Comparison, times: Sequence[DecisionTime] = ()) -> str:
-    """The whole comparison: setting, a table a compression, all of them, seeds, verdicts, parts, decision times."""
+    """The whole comparison: setting, tables per compression and of all, seeds, verdicts, parts, decision times."""
     setting = comparison.setting
     single = [r for r in comparison.groups if r.group.task == ALL and r.group.compression != ALL]
     sections = [
@@ -149,8 +174,8 @@ def render_comparison(comparison: Comparison, times: Sequence[DecisionTime] = ()
     ]
     if len(single) > 1:
         sections.append(_overall_section(comparison))
-    sections += [*seeds_section(comparison), *verdict_sections(comparison)]
-    sections += [_task_section(comparison), length_section(comparison), profile_section(comparison)]
+    sections += [*_seeds_section(comparison), *_verdict_sections(comparison)]
+    sections += [_task_section(comparison), _length_section(comparison), _profile_section(comparison)]
     sections.append(
         f"Brackets: 95 % paired bootstrap intervals, whole prompts resampled {setting.num_resamples} times"
         f"{' and seeds with them' if comparison.seed_groups else ''}.\n"
@@ -164,71 +189,34 @@ def render_comparison(comparison: Comparison, times: Sequence[DecisionTime] = ()
     return "\n\n".join(sections) + "\n"
 
 
-SHOWN_TAUS = (0.9, 0.95, 1.0, 1.05, 1.1, 1.2)
-VERDICT_NOTE = (
-    "who is ahead of whom, at a chance of 5 % of any false claim in a family of comparisons (in brackets: speed-up "
-    "over the one named, and p of a paired sign-flip test over prompts after Holm's adjustment)"
-)
-_WIDTH = 118
-
-
 class VerdictLine(NamedTuple):
-    """One line about a family.
+    """A line about a family; `outcome` is that of the listed controllers, "" in the line about who ranks first."""
 
-    Attributes:
-        word: The verdict that the line lists controllers under, or "" where it says who ranks first.
-        text: The line.
-    """
-
-    word: str
+    outcome: str
     text: str
 
 
 class CompressionVerdicts(NamedTuple):
-    """What was found at one compression, or over all.
+    """Lines about one compression, or about all: against the best fixed gamma, then against the first-ranked."""
 
-    Attributes:
-        where: Which.
-        lines: Against the best fixed gamma, then against the controller that ranks first.
-    """
-
-    where: str
+    compression: str
     lines: tuple[VerdictLine, ...]
-
-
-def format_p(value: float) -> str:
-    """Renders a p-value; very small ones by their bound.
-
-    >>> format_p(0.0412), format_p(0.00002), format_p(1.0)
-    ('p=0.041', 'p<0.001', 'p=1.000')
-    """
-    return "p<0.001" if value < 0.001 else f"p={value:.3f}"
-
-
-def format_speedup(value: float) -> str:
-    """Renders a speed-up, with more digits where three would show nothing of a difference.
-
-    >>> format_speedup(1.0312), format_speedup(0.99978), format_speedup(1.0)
-    ('1.031', '0.99978', '1.000')
-    """
-    hidden = 5e-7 < abs(value - 1.0) < 5e-4
-    return f"{value:.6g}" if hidden else f"{value:.3f}"
 
 
 def _family_lines(family: Family) -> list[VerdictLine]:
     lines = []
     if family.question == VS_FIRST:
         lines.append(VerdictLine("", f"{family.against} ranks first (pairs compared: {family.num_comparisons})"))
-    for word in (AHEAD, BEHIND, EQUAL):
-        said = [v for v in family.verdicts if v.word == word]
-        if said:
-            names = "; ".join(f"{v.controller} ({format_speedup(v.speedup)}, {format_p(v.p_holm)})" for v in said)
-            lines.append(VerdictLine(word, f"{word} {family.against}: {names}"))
+    for outcome in (AHEAD, BEHIND, EQUAL):
+        listed = [pair for pair in family.pairs if pair.outcome == outcome]
+        if listed:
+            names = "; ".join(f"{p.controller} ({format_speedup(p.speedup)}, {format_p(p.p_holm)})" for p in listed)
+            lines.append(VerdictLine(outcome, f"{outcome} {family.against}: {names}"))
     return lines
 
 
 def verdict_lines(comparison: Comparison) -> tuple[CompressionVerdicts, ...]:
-    """Who is ahead of whom, compression by compression; empty where no controller is under test."""
+    """Paired comparisons of each compression; empty without a controller under test."""
     by_compression: dict[str, list[VerdictLine]] = {}
     for family in comparison.families:
         by_compression.setdefault(family.compression, []).extend(_family_lines(family))
@@ -238,23 +226,23 @@ def verdict_lines(comparison: Comparison) -> tuple[CompressionVerdicts, ...]:
     )
 
 
-def verdict_sections(comparison: Comparison) -> list[str]:
-    """The same as paragraphs, below what they mean."""
-    judged = verdict_lines(comparison)
-    if not judged:
+def _verdict_sections(comparison: Comparison) -> list[str]:
+    """The same as paragraphs, after a note on their meaning."""
+    verdicts = verdict_lines(comparison)
+    if not verdicts:
         return []
     sections = [textwrap.fill(VERDICT_NOTE, _WIDTH, break_on_hyphens=False)]
-    for where, lines in judged:
+    for compression, lines in verdicts:
         indented = (
             textwrap.fill(text, _WIDTH, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False)
             for _, text in lines
         )
-        sections.append("\n".join([where, *indented]))
+        sections.append("\n".join([compression, *indented]))
     return sections
 
 
-def seeds_section(comparison: Comparison) -> list[str]:
-    """Runs of one agent each by itself, and their interquartile mean; empty where there are none."""
+def _seeds_section(comparison: Comparison) -> list[str]:
+    """Runs of one agent separately, and their interquartile mean; empty without seed groups."""
     rows = []
     for result in comparison.groups:
         if result.group.task != ALL or result.group.compression not in _compressions(comparison):
@@ -274,8 +262,7 @@ def seeds_section(comparison: Comparison) -> list[str]:
     ]
 
 
-def length_section(comparison: Comparison) -> str:
-    """Figures by length of the prompt."""
+def _length_section(comparison: Comparison) -> str:
     header = ("prompt tokens", "compression", "controller", "prompts", "tok/s", "x plain decoding", "x best fixed")
     rows = []
     for found in comparison.lengths:
@@ -293,8 +280,7 @@ def length_section(comparison: Comparison) -> str:
     return f"{textwrap.fill(title, _WIDTH)}\n{render_table(header, rows, num_left=3)}"
 
 
-def profile_section(comparison: Comparison) -> str:
-    """Shares of prompts by speed-up."""
+def _profile_section(comparison: Comparison) -> str:
     header = ("controller", "compression", *(f">= {tau:g}" for tau in SHOWN_TAUS))
     rows = [
         (name, compression, *(f"{comparison.profile(name, compression).share(tau):.2f}" for tau in SHOWN_TAUS))
@@ -305,5 +291,5 @@ def profile_section(comparison: Comparison) -> str:
 
 
 def _compressions(comparison: Comparison) -> tuple[str, ...]:
-    """Compressions, and all of them where there are several."""
+    """Each compression, and "all" if there are several."""
     return tuple(dict.fromkeys(profile.compression for profile in comparison.profiles))

@@ -100,14 +100,14 @@ def verdict(comparison: Comparison) -> str:
         return f"{prompts} the clairvoyant bound is {bound:.3f} times as fast as the best fixed gamma."
     rows = [result.row(name) for name in comparison.entrants]
     best = max(rows, key=lambda row: row.geomean_vs_best_fixed.estimate)
-    said = next(v for v in family.verdicts if v.controller == best.controller)
+    pair = next(p for p in family.pairs if p.controller == best.controller)
     compressions = comparison.grid.compressions
     mean = f", geometric mean over {', '.join(compressions)}" if len(compressions) > 1 else f" at {compressions[0]}"
     first = f", the first of {len(rows)} controllers," if len(rows) > 1 else ""
     return (
         f"{prompts} {best.controller}{first} decodes {format_interval(best.geomean_vs_best_fixed)} times as fast as "
-        f"the best fixed gamma{mean}, and is {said.word} it ({format_p(said.p_holm)}). The clairvoyant bound, which no "
-        f"controller can pass, is {bound:.3f}."
+        f"the best fixed gamma{mean}, and is {pair.outcome} it ({format_p(pair.p_holm)}). The clairvoyant bound, which "
+        f"no controller can pass, is {bound:.3f}."
     )
 
 

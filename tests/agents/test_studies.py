@@ -22,7 +22,8 @@ from agents.runs.study_results import StudySums, draw, measure_arms
 from agents.runs.task import first_of_tasks, load_task
 from speckv.commands.app import CONFIGS, compose_checked
 from speckv.errors import ConfigError, SpecKVError
-from speckv.evaluation.metrics import Grid, References, Sums
+from speckv.evaluation.entrants import References
+from speckv.evaluation.metrics import Grid, Sums
 from tests.fakes_runs import CapturedConsole, save_toy, toy_settings, toy_traces
 
 STUDIES = sorted(
@@ -252,9 +253,9 @@ def test_intervals_hold_seeds_and_prompts() -> None:
     assert second.over_reference.high is not None
     assert second.over_reference.low < 0.95 < 1.05 < second.over_reference.high  # seeds alone move it
     assert second.verdict is not None
-    assert second.verdict.word == "not distinguishable from"
+    assert second.verdict.outcome == "not distinguishable from"
     assert third.verdict is not None
-    assert third.verdict.word == "behind"
+    assert third.verdict.outcome == "behind"
     assert measure_arms(sums, num_resamples=50) == measure_arms(sums, num_resamples=50)
 
 

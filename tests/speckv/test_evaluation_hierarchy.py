@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from benchmarks.interval_coverage import sums_of, whole_group
 from speckv.errors import ConfigError
-from speckv.evaluation.bootstrap import Float64, resample_counts
+from speckv.evaluation.bootstrap import Float64, ratio_interval, resample_counts
 from speckv.evaluation.compare import Comparison, compare
-from speckv.evaluation.entrants import Entrant, SeedGroup, interquartile_mean, make_entrants, measure_entrant
-from speckv.evaluation.metrics import ALL, References, measure
+from speckv.evaluation.entrants import Entrant, References, SeedGroup, interquartile_mean, make_entrants, measure
+from speckv.evaluation.metrics import ALL
 from speckv.runtime.constant import ConstantGamma
 from tests.fakes_traces import make_cost_table, random_traces
 
@@ -40,7 +40,7 @@ def test_the_interquartile_mean_leaves_a_quarter_out_at_either_end() -> None:
 def test_the_estimate_is_a_sum_over_a_sum_over_prompts_and_runs() -> None:
     """The baseline takes 12 s a run; the runs take 6 s and 18 s, so 24 / 24; the mean of 2 and 2/3 would be 1.33."""
     entrant = entrant_of([3.0, 1.0, 2.0], [9.0, 3.0, 6.0])
-    row = measure_entrant(entrant, whole_group(3), REFERENCES, resample_counts(["a"] * 3, 4, seed=0))
+    row = measure(entrant, whole_group(3), REFERENCES, resample_counts(["a"] * 3, 4, seed=0))
     assert row.speedup_vs_best_fixed.estimate == pytest.approx(1.0)
     assert row.controller == "agent"
     # Runs are as fast one to another on every prompt, so only which run is drawn moves the interval.
@@ -54,7 +54,7 @@ def test_intervals_are_the_percentiles_of_every_draw_of_prompts_and_runs() -> No
     resamples = 60_000
     picks = np.random.default_rng(0).integers(0, 3, (resamples, 3))
     entrant = entrant_of(*seconds, picks=picks)
-    row = measure_entrant(entrant, whole_group(3), REFERENCES, resample_counts(["a"] * 3, resamples, seed=0))
+    row = measure(entrant, whole_group(3), REFERENCES, resample_counts(["a"] * 3, resamples, seed=0))
     base = BASE.seconds[:, 0]
     every = [
         2 * base[list(prompts)].sum() / sum(np.array(seconds[run])[list(prompts)].sum() for run in runs)
@@ -78,19 +78,23 @@ def test_n_minus_1_draws_give_the_variance_of_a_mean_over_runs() -> None:
     np.testing.assert_allclose(entrant.shares.sum(axis=1), 1.0)
 
 
-def test_a_single_run_is_measured_as_ever() -> None:
-    entrant = Entrant.alone(sums_of("one", np.array([[3.0], [2.0], [1.0]])), 50)
+def test_intervals_of_a_single_run_are_those_of_its_prompts() -> None:
+    sums = sums_of("one", np.array([[3.0], [2.0], [1.0]]))
     counts = resample_counts(["a"] * 3, 50, seed=0)
-    assert measure_entrant(entrant, whole_group(3), REFERENCES, counts) == measure(
-        entrant.sums, whole_group(3), REFERENCES, counts
-    )
+    row = measure(Entrant.single(sums, 50), whole_group(3), REFERENCES, counts)
+    alone = ratio_interval(BASE.seconds[:, 0], sums.seconds[:, 0], counts)
+    for interval in (row.speedup_vs_ar, row.geomean_vs_best_fixed):
+        assert (interval.estimate, interval.low, interval.high) == pytest.approx(
+            (alone.estimate, alone.low, alone.high)
+        )
+    assert row.seeds_iqm is None
 
 
 def test_one_prompt_has_no_interval() -> None:
     entrant = entrant_of([3.0, 0.0], [2.0, 0.0])
     base = sums_of("base", np.array([[6.0], [0.0]]))
     references = References(autoregressive=base, best_fixed=base, clairvoyant=base)
-    row = measure_entrant(entrant, whole_group(2), references, resample_counts(["a", "b"], 4, seed=0))
+    row = measure(entrant, whole_group(2), references, resample_counts(["a", "b"], 4, seed=0))
     assert row.seeds_iqm is not None
     assert (row.speedup_vs_best_fixed.low, row.geomean_vs_ar.high, row.seeds_iqm.low) == (None, None, None)
 

@@ -52,11 +52,11 @@ def test_the_sentence_claims_what_the_family_claims_whatever_the_interval_says()
     family = comparison.overall(VS_BEST_FIXED)
     assert family is not None
     assert (family.compression, family.num_comparisons) == ("all", 2)
-    first = max(family.verdicts, key=lambda v: v.speedup)
-    assert f"is {first.word} it (" in verdict(comparison)
+    first = max(family.pairs, key=lambda v: v.speedup)
+    assert f"is {first.outcome} it (" in verdict(comparison)
     for word in (AHEAD, BEHIND, EQUAL):
-        said = tuple(replace(v, word=word, p_holm=0.0123) if v is first else v for v in family.verdicts)
-        other = replace(family, verdicts=said)
+        pairs = tuple(replace(v, outcome=word, p_holm=0.0123) if v is first else v for v in family.pairs)
+        other = replace(family, pairs=pairs)
         families = tuple(other if f is family else f for f in comparison.families)
         assert f"{first.controller}, the first of 2" in verdict(replace(comparison, families=families))
         assert f"is {word} it (p=0.012)" in verdict(replace(comparison, families=families))
@@ -71,7 +71,7 @@ def test_verdicts_are_those_of_the_text_table_word_for_word() -> None:
         assert " ".join([where, *(said for _, said in lines)]) in table
     assert judged["note"] in table
     assert [where for where, _ in judged["parts"]] == ["fp16", "nf4", "all compressions, weighed alike"]
-    claims = [(f.compression, v.word) for f in comparison.families for v in f.verdicts]
+    claims = [(f.compression, v.outcome) for f in comparison.families for v in f.pairs]
     shown = [(where.split(",")[0].split()[0], word) for where, lines in judged["parts"] for word, _ in lines if word]
     assert set(shown) == set(claims)
     assert toy_content([])["judged"] == {"note": judged["note"], "parts": ()}
