@@ -21,10 +21,9 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from benchmarks.regret import TAIL, TOLERANCE, WINDOW, LearnerRegret, LineStyle, regret_lines
 from benchmarks.regret_streams import STREAMS, Outcome, kept_regret, run_stream
 from speckv import __version__
-from speckv.evaluation.regret import TAIL, TOLERANCE, WINDOW, LearnerRegret
-from speckv.evaluation.regret_plots import LineStyle, regret_lines
 from speckv.evaluation.report import save_figure
 from speckv.evaluation.results import rounded
 from speckv.evaluation.text import render_table

@@ -10,9 +10,9 @@ import numpy as np
 
 from agents.bandits.base import Bandit
 from agents.registry import TrainingData, agent_settings, begin_learner
+from benchmarks.regret import Float64, Hindsight, LearnerRegret, hindsight, learner_regret
 from speckv.cost import CostTable
-from speckv.evaluation.regret import Float64, Hindsight, LearnerRegret, draw_half, hindsight, learner_regret
-from speckv.evaluation.replays import compile_pair
+from speckv.evaluation.replays import compile_pair, draw_requests
 from speckv.replay import clairvoyant, replay_fixed, replay_stream
 from speckv.traces import TraceSet
 
@@ -87,7 +87,7 @@ def run_stream(stream: Stream, traces: TraceSet, learners: Sequence[str], *, hal
         for phase in stream.phases
     ]
     generators = [np.random.default_rng(seed) for seed in range(orders)]
-    drawn = [[s for part in places for s in draw_half(part, half, rng)] for rng in generators]
+    drawn = [[s for part in places for s in draw_requests(part, half, rng)] for rng in generators]
     constants = np.stack([replay_fixed(compiled, cost, gamma).seconds for gamma in range(compiled.gamma_max + 1)])
     least = clairvoyant(compiled, cost).seconds
     judged = tuple(hindsight(constants[:, order], half) for order in drawn)

@@ -7,12 +7,13 @@ frequent choice of gamma could gain: the task oracle uses the task of a prompt, 
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 
 from speckv.cost import CompiledCost, CostTable
+from speckv.errors import ConfigError
 from speckv.evaluation.bootstrap import Float64
 from speckv.evaluation.metrics import Grid, Sums
 from speckv.observation import SCHEMA, observe_draft
@@ -132,6 +133,19 @@ def controller_sums(controller: Controller, compiled: CompiledTraces, cost: Comp
     else:
         record = replay_controller(controller, compiled, cost)
     return Grid.of(compiled).sums(controller.name, record)
+
+
+def draw_requests(sequences: Sequence[int], number: int, rng: np.random.Generator) -> list[int]:
+    """Draws a stream of requests: every sequence equally often, give or take one, in a random order.
+
+    >>> sorted(draw_requests([3, 5], 4, np.random.default_rng(0)))
+    [3, 3, 5, 5]
+    """
+    if not len(sequences):
+        raise ConfigError("Expected at least 1 recording to draw requests from, got none.")
+    passes = [rng.permutation(np.asarray(sequences)) for _ in range(-(-number // len(sequences)))]
+    drawn: list[int] = np.concatenate(passes)[:number].tolist()
+    return drawn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

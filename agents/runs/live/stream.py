@@ -18,7 +18,7 @@ from agents.runs.live.requests import decode_request
 from agents.runs.live.task import LiveTask
 from agents.runs.tensorboard import RunWriter
 from speckv.errors import CheckpointError
-from speckv.evaluation.regret import draw_half
+from speckv.evaluation.replays import draw_requests
 from speckv.files import write_atomically
 
 CHECKPOINT = Path("checkpoints") / "last.npz"
@@ -107,7 +107,7 @@ class Stream:
             InterruptedTraining: after the request that a signal came in, saved.
             SpecKVError: as `generate`.
         """
-        order = draw_half(range(len(self.task.learning)), self.num_requests, np.random.default_rng(self.seed))
+        order = draw_requests(range(len(self.task.learning)), self.num_requests, np.random.default_rng(self.seed))
         plain_s = self.task.cost.plain_s(self.task.compression)
         for number in range(state.next_request, self.num_requests):
             prompt = self.task.learning[order[number]]

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from benchmarks.regret import LineStyle, cumulative_regret, hindsight, learner_regret, recovery, regret_lines, spread
 from speckv.errors import ConfigError
-from speckv.evaluation.regret import cumulative_regret, draw_half, hindsight, learner_regret, recovery
-from speckv.evaluation.regret_plots import LineStyle, regret_lines, spread
+from speckv.evaluation.replays import draw_requests
 
 
 def one(values: list[float]) -> np.ndarray:
@@ -15,11 +15,11 @@ def one(values: list[float]) -> np.ndarray:
 
 
 def test_every_recording_comes_equally_often() -> None:
-    drawn = draw_half([4, 7, 9], 7, np.random.default_rng(0))
+    drawn = draw_requests([4, 7, 9], 7, np.random.default_rng(0))
     assert sorted(drawn[:3]) == sorted(drawn[3:6]) == [4, 7, 9]
     assert len(drawn) == 7
     with pytest.raises(ConfigError, match="at least 1 recording"):
-        draw_half([], 3, np.random.default_rng(0))
+        draw_requests([], 3, np.random.default_rng(0))
 
 
 def test_each_half_has_its_own_best_constant() -> None:
