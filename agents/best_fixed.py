@@ -7,7 +7,8 @@ from speckv.cost import CostTable
 from speckv.errors import ConfigError
 from speckv.evaluation.replays import tune_fixed
 from speckv.runtime.constant import ConstantPerCompression
-from speckv.traces import GAMMA_MAX, TraceSet
+from speckv.traces import TraceSet
+from speckv.types import GAMMA_MAX
 
 
 class BestFixedGamma(ConstantPerCompression):

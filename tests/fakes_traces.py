@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from speckv.cost import CompiledCost, CostEntry, CostTable
 from speckv.replay import CompiledTraces, ReplayBatch
-from speckv.traces import GAMMA_MAX, ROLLOUT_LENGTH, TraceMetadata, TraceSequence, TraceSet, accepted_lengths
-from speckv.types import StepOutcome
+from speckv.traces import ROLLOUT_LENGTH, TraceMetadata, TraceSequence, TraceSet, accepted_lengths
+from speckv.types import GAMMA_MAX, StepOutcome
 
 EOS = 1
 VOCAB_SIZE = 50

@@ -10,8 +10,7 @@ from speckv.errors import TraceError
 from speckv.models.pieces import token_bytes
 from speckv.models.tokenizer import load_tokenizer, vocabulary_hash
 from speckv.report.vocabulary import Vocabulary, tokens_of
-from speckv.traces import TraceSet, find_traces
-from speckv.traces.collection import ASSETS
+from speckv.traces import ASSETS, TraceSet, find_traces
 
 logger = logging.getLogger(__name__)
 SHIPPED = "shipped"

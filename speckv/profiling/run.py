@@ -28,7 +28,8 @@ from speckv.profiling.machine import describe_machine
 from speckv.profiling.prompts import Prompt
 from speckv.profiling.record import Recorder
 from speckv.profiling.resume import Tokenised, check_resumed, digest, prompt_digest, recording_date
-from speckv.traces import GAMMA_MAX, TraceMetadata, TraceSequence, TraceSet, merge, recording_identity
+from speckv.traces import TraceMetadata, TraceSequence, TraceSet, merge, recording_identity
+from speckv.types import GAMMA_MAX
 
 logger = logging.getLogger(__name__)
 PADDED_TOKENS = 24_000

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from speckv.traces import GAMMA_MAX, NO_TOKEN
+from speckv.traces import NO_TOKEN
+from speckv.types import GAMMA_MAX
 
 
 def draft_stops(

@@ -1,17 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exact replay of recorded decoding, many sequences at once: any controller's tokens and time, with no model.
+"""Exact replay of recorded decoding, many sequences at once: the tokens and time of any controller, without models.
 
 The text does not depend on gamma, so from output position `i` a step that drafts `gamma` tokens accepts the smaller of
 `gamma` and the recorded accepted length, emits one token more, and goes on from there. Time comes from a cost table.
 """
 
-from speckv.replay.batch import ReplayBatch, ReplayStep
-from speckv.replay.compiled import CompiledTraces
-from speckv.replay.control import VisitedStates, decide, replay_controller, visit
+from speckv.replay.batch import CompiledTraces, ReplayBatch, ReplayStep
 from speckv.replay.optimum import OptimalPlan, clairvoyant, plan_optimum
-from speckv.replay.record import ReplayRecord, StepLog
-from speckv.replay.runs import autoregressive, replay_fixed, replay_policy
-from speckv.replay.stream import outcome_of, replay_stream
+from speckv.replay.runs import (
+    ReplayRecord,
+    StepLog,
+    VisitedStates,
+    decide,
+    outcome_of,
+    replay_controller,
+    replay_fixed,
+    replay_policy,
+    replay_stream,
+    visit,
+)
 
 __all__ = [
     "CompiledTraces",
@@ -21,7 +28,6 @@ __all__ = [
     "ReplayStep",
     "StepLog",
     "VisitedStates",
-    "autoregressive",
     "clairvoyant",
     "decide",
     "outcome_of",

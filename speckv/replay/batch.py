@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The replay itself: some slots, each running one recorded sequence, all stepped at once."""
+"""The replay itself: recordings as flat arrays, and slots that each run one recorded sequence, stepped together."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -11,23 +11,175 @@ from numpy.typing import ArrayLike, NDArray
 
 from speckv.cost import CompiledCost
 from speckv.errors import ConfigError, CostTableError, TraceError, nearest
-from speckv.observation import DRAFT_SIGNALS, History, StaticContext, StepBatch, observe, observe_draft, update_history
-from speckv.replay.compiled import CompiledTraces
-from speckv.types import BITS_PER_WEIGHT, BoolArray, FloatArray, IntArray
+from speckv.observation import (
+    DRAFT_FEATURES,
+    DRAFT_SIGNALS,
+    TESTED_FEATURES,
+    History,
+    StaticContext,
+    StepBatch,
+    observe,
+    observe_draft,
+    running_summary,
+    summarise_draft,
+    update_history,
+)
+from speckv.traces import NO_TOKEN, TraceSequence, TraceSet, accepted_lengths
+from speckv.types import BITS_PER_WEIGHT, GAMMA_MAX, NUM_SIGNALS, BoolArray, FloatArray, IntArray
 
 ACCEPTANCES = ("recorded", "rejection")
+_CHUNK = 4096
+
+
+class CompiledTraces:
+    """Sequences laid end to end; output position `j` of sequence `s` lies at `offset[s] + j`.
+
+    Raises:
+        TraceError: if a recording contradicts itself.
+
+    Attributes:
+        max_new_tokens: Token budget of the recording.
+        prompt_ids, tasks, compressions: One a sequence.
+        compression_names: Distinct compressions, in order of first appearance.
+        offset: Shape [S]; where each sequence starts.
+        length: Shape [S]; its output tokens.
+        prompt_len: Shape [S]; its prompt tokens.
+        ends_text: Shape [S]; whether it ended with an end of text, not by the budget.
+        accepted_length: Shape [P]; tokens accepted by the deepest draft from each position.
+        eos_stop: Shape [P]; tokens drafted from each position up to the first end of text, or until the draft has
+            nothing to propose; else gamma_max.
+        accept_prob: Shape [P]; chance that rejection sampling accepts a token drafted there.
+        target: Shape [P, 2]; the target's entropy and confidence.
+    """
+
+    def __init__(self, traces: TraceSet) -> None:
+        sequences = traces.sequences
+        self.traces = traces
+        self.gamma_max = traces.metadata.gamma_max
+        self.max_new_tokens = traces.metadata.max_new_tokens
+        self.is_sampled = traces.metadata.is_sampled
+        self.prompt_ids = tuple(s.prompt_id for s in sequences)
+        self.tasks = tuple(s.task for s in sequences)
+        self.compressions = tuple(s.compression for s in sequences)
+        self.compression_names = traces.compressions
+        if not 1 <= self.gamma_max <= GAMMA_MAX:
+            raise TraceError(
+                f"Expected recordings of gamma_max 1 to {GAMMA_MAX}, got {self.gamma_max}. Record them again."
+            )
+        for sequence in sequences:
+            _require_consistent(sequence, self.gamma_max)
+        self.length = np.array([len(s.tokens) for s in sequences], np.int64)
+        self.offset = np.cumsum(self.length) - self.length
+        self.prompt_len = np.array([s.prompt_len for s in sequences], np.int64)
+        self.ends_text = np.array([s.finish == "eos" for s in sequences], np.bool_)
+        # One row more, for positions behind the last sequence.
+        self.accepted_length = np.concatenate([*(s.accepted_length for s in sequences), [0]]).astype(np.int64)
+        self.eos_stop = np.concatenate([*(s.eos_stop for s in sequences), [1]]).astype(np.int64)
+        self.accept_prob = np.concatenate([s.accept_prob for s in sequences])
+        self.target: FloatArray = np.concatenate([s.target_signals[:, :2] for s in sequences])
+
+    def __len__(self) -> int:
+        """Number of sequences, S."""
+        return len(self.length)
+
+    @cached_property
+    def tested(self) -> FloatArray:
+        """Shape [P * (gamma_max + 1), features]: `summarise_tested` in row `position * (gamma_max + 1) + num_tested`.
+
+        About 400 bytes a position, computed at first use.
+        """
+        depth, columns = self.gamma_max + 1, len(TESTED_FEATURES)
+        signals = np.concatenate([s.draft_signals for s in self.traces.sequences])
+        padded = np.concatenate([signals, np.zeros((self.gamma_max, signals.shape[1]), np.float32)])
+        windows = np.lib.stride_tricks.sliding_window_view(padded, self.gamma_max, axis=0).swapaxes(1, 2)
+        out = np.empty((len(signals) + 1, depth, columns), np.float32)
+        for start in range(0, len(out), _CHUNK):
+            out[start : start + _CHUNK] = running_summary(windows[start : start + _CHUNK])
+        return out.reshape(-1, columns)
+
+    @cached_property
+    def drafts(self) -> FloatArray:
+        """Shape [P, gamma_max + 1, features]: `summarise_draft` for each position a draft may start at and each depth.
+
+        Behind a rejected token these are the draft's own proposals, and zeros behind the recording's end, where nothing
+        is ever drafted. About 540 bytes a position, computed at first use.
+        """
+        out = np.empty((len(self.accepted_length), self.gamma_max + 1, len(DRAFT_FEATURES)), np.float32)
+        for sequence, start in zip(self.traces.sequences, self.offset, strict=True):
+            out[start : start + len(sequence.tokens)] = summarise_draft(_draft_signals(sequence, self.gamma_max))
+        out[-1] = summarise_draft(np.zeros((1, self.gamma_max, NUM_SIGNALS)))
+        return out
+
+    def redraw(self, sequence: int, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
+        """Draws anew which drafted tokens rejection sampling accepts; the text stays.
+
+        Past the first rejection the draft reads a token of its own that was never recorded, so no end of text stops it
+        there. A deterministic draft, such as a lookup, is accepted exactly where it is right, as recorded.
+
+        Returns:
+            New `accepted_length` and `eos_stop`, one row a position of the sequence.
+        """
+        start, length = self.offset[sequence], int(self.length[sequence])
+        recorded = self.traces.sequences[sequence]
+        if np.array_equal(recorded.accept_prob, recorded.draft_tokens == recorded.tokens):
+            everything = slice(start, start + length)
+            return self.accepted_length[everything], self.eos_stop[everything]
+        drawn = rng.random(length) < self.accept_prob[start : start + length]
+        accepted = accepted_lengths(drawn, self.gamma_max).astype(np.int64)
+        to_the_end = np.arange(length, 0, -1)
+        drafts_the_end = self.ends_text[sequence] & (accepted == to_the_end)
+        return accepted, np.where(drafts_the_end, to_the_end, self.gamma_max)
+
+
+def _draft_signals(sequence: TraceSequence, gamma_max: int) -> FloatArray:
+    """Shape [n, gamma_max, 3]: the draft's signals at every depth of a step from every position."""
+    length = len(sequence.tokens)
+    place = np.arange(length)[:, None] + np.arange(gamma_max)
+    last_read = np.arange(length) + sequence.accepted_length  # up to here the draft reads the emitted text
+    depth_behind = place - last_read[:, None] - 1
+    on_path = np.concatenate([sequence.draft_signals, np.zeros((gamma_max, NUM_SIGNALS), np.float32)])
+    out: FloatArray = on_path[place]
+    mismatch = np.minimum(last_read, length - 1)
+    proposed = sequence.draft_tokens[mismatch]
+    missed = (last_read < length) & (proposed != sequence.tokens[mismatch]) & (proposed != NO_TOKEN)
+    rows, depths = np.nonzero((depth_behind >= 0) & missed[:, None])
+    if len(rows):
+        roll_out = np.searchsorted(sequence.rollout_start, mismatch[rows])
+        out[rows, depths] = sequence.rollout_signals[roll_out, depth_behind[rows, depths]]
+    return out
+
+
+def _require_consistent(sequence: TraceSequence, gamma_max: int) -> None:
+    to_the_end = np.arange(len(sequence.tokens), 0, -1)
+    accepted, stop = sequence.accepted_length, sequence.eos_stop
+    silent = sequence.draft_tokens == NO_TOKEN
+    faults = {
+        f"accepted lengths from 0 to {gamma_max}, none past the end": (accepted < 0)
+        | (accepted > np.minimum(gamma_max, to_the_end)),
+        f"stops from 0 to {gamma_max}, none before the accepted length": (stop < accepted) | (stop > gamma_max),
+        "a draft to stop at once where it proposes nothing, and nowhere else": (stop < 1) != silent,
+        "a draft to stop at the end of text that it got right": (sequence.finish == "eos")
+        & (accepted == to_the_end)
+        & (stop > to_the_end),
+    }
+    for expected, fault in faults.items():
+        if np.any(fault):
+            place = int(np.argmax(fault))
+            raise TraceError(
+                f"Sequence {sequence.key}: expected {expected}, got accepted length {accepted[place]} and stop "
+                f"{stop[place]} at position {place} of {len(sequence.tokens)}. Record it again."
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayStep:
-    """What one decode step of each slot did; arrays of shape [N], zero in slots that sat it out.
+    """What one decode step of each slot did; arrays of shape [N], zero in slots that made none.
 
     Attributes:
         num_drafted: Tokens really drafted: gamma cut by budget, by a drafted end of text, and where the draft has
             nothing to propose.
         num_accepted: Drafted tokens kept, bonus excluded.
-        num_tested: Drafted tokens the target judged: the accepted ones and the first rejected one.
-        num_emitted: Tokens added to the output.
+        num_tested: The accepted tokens and the first rejected one.
         seconds: Time of the whole step.
         context: Prompt tokens plus tokens emitted before the step.
         terminated: Whether the output ended with an end of text.
@@ -49,16 +201,27 @@ class ReplayBatch:
 
     A slot is idle until `assign` gives it a sequence, and again when that sequence has ended.
 
-    Attributes:
+    Args:
         compiled: The recordings.
-        cost: The times.
-        budget: Token budget, the prefill's token included.
-        acceptance: "recorded", or "rejection" where it was asked for and the text was sampled.
+        cost: Must cover the recordings' compressions and speculation lengths.
+        num_slots: N.
+        budget: Token budget, the prefill's token included; at most the recording's, which is the default.
+        acceptance: "recorded", or "rejection" to draw acceptances anew for each episode from rejection sampling's
+            probabilities, if the text was sampled.
+        controller_s: Seconds charged for each decision.
+        rng: Source of "rejection"'s draws; spawned into one generator a slot, so that no slot affects another.
+
+    Raises:
+        ConfigError: if a setting is out of range.
+        CostTableError: if a compression has no times.
+
+    Attributes:
         sequence: Shape [N]; what each slot replays or replayed last, -1 at first.
         history: The past of each slot, position and draft lag included.
         comp_index: Shape [N]; compression of each slot's sequence, as an index into the costs.
         prompt_len: Shape [N]; prompt tokens of each slot's sequence.
         length: Shape [N]; output tokens of each slot's sequence within the budget; 1 in an idle slot.
+        ends_text: Shape [N]; whether each slot's sequence ends with an end of text rather than at the budget.
     """
 
     def __init__(
@@ -72,22 +235,6 @@ class ReplayBatch:
         controller_s: float = 0.0,
         rng: np.random.Generator | None = None,
     ) -> None:
-        """Makes idle slots.
-
-        Args:
-            compiled: The recordings.
-            cost: The times; must cover the recordings' compressions and speculation lengths.
-            num_slots: Number of slots, N.
-            budget: Token budget, at most the recording's, which is the default.
-            acceptance: "recorded" replays the recorded acceptances; "rejection" draws them anew for each episode from
-                rejection sampling's probabilities, if the text was sampled.
-            controller_s: Seconds charged at every step for deciding.
-            rng: Source of "rejection"'s draws; spawned into one generator a slot, so that no slot affects another.
-
-        Raises:
-            ConfigError: if a setting is out of range.
-            CostTableError: if a compression has no times.
-        """
         if acceptance not in ACCEPTANCES:
             raise ConfigError(
                 f"Expected acceptance to be one of {list(ACCEPTANCES)}, got {acceptance!r}."
@@ -141,13 +288,13 @@ class ReplayBatch:
         # Length 1 is the prefill's token alone: such a slot is idle.
         self.length = np.ones(n, np.int64)
         self._limit = np.ones(n, np.int64)
-        self._ends = np.zeros(n, np.bool_)
+        self.ends_text = np.zeros(n, np.bool_)
         self._static = StaticContext(
             cost_ratio=np.zeros(n), bits_per_weight=np.zeros(n), budget=np.full(n, self.budget, np.int64)
         )
         self.history = History.start(n, 0.0, 1.0)
         self._accepted, self._stop = compiled.accepted_length, compiled.eos_stop
-        # The recording's own tables are laid out by the sequences' offsets: one array, two names.
+        # The recording's own tables are laid out by the sequences' offsets, so both names share one array.
         self._table_offset = self._offset
         if self.acceptance == "rejection":
             # Each slot owns a row of redrawn acceptances in place of the recording's.
@@ -162,13 +309,8 @@ class ReplayBatch:
         return self.history.emitted < self.length
 
     @property
-    def ends_text(self) -> BoolArray:
-        """Shape [N]; slots whose sequence ends with an end of text, not by the budget."""
-        return self._ends
-
-    @property
     def playable(self) -> IntArray:
-        """Indices of the sequences that have a decode step at all: more than the prefill's token."""
+        """Indices of the sequences that are longer than the prefill's token."""
         return np.flatnonzero(self._length_of > 1)
 
     def assign(
@@ -190,7 +332,7 @@ class ReplayBatch:
         self._offset[rows] = offset = compiled.offset[chosen]
         self.length[rows] = self._length_of[chosen]
         self._limit[rows] = self._limit_of[chosen]
-        self._ends[rows] = self._ends_of[chosen]
+        self.ends_text[rows] = self._ends_of[chosen]
         self._static.cost_ratio[rows] = self.cost.cost_ratio[comp]
         self._static.bits_per_weight[rows] = self._bits_of[chosen]
         self.history.restart(rows, compiled.target[offset])
@@ -219,12 +361,7 @@ class ReplayBatch:
     def set_state(
         self, arrays: Mapping[str, NDArray[Any]], generators: Sequence[np.random.Generator] | None = None
     ) -> None:
-        """Puts a copied state back into as many slots on the same recordings.
-
-        Args:
-            arrays: From `get_state`, every slot assigned.
-            generators: As for `assign`.
-        """
+        """Puts a copied state, with every slot assigned, back into as many slots on the same recordings."""
         self.assign(np.arange(self.num_slots), arrays["sequence"], generators)
         self.history = History(**{f.name: np.array(arrays[f"history.{f.name}"]) for f in fields(History)})
         if self.acceptance == "rejection":
@@ -232,12 +369,12 @@ class ReplayBatch:
             self._stop[:] = arrays["stop"]
 
     def observe(self) -> FloatArray:
-        """Shape [N, features]; what a controller sees before the next step, meaningless in idle slots."""
+        """Shape [N, features]; observations before the next step, meaningless in idle slots."""
         return observe(self.history, self._static)
 
     @cached_property
     def first_observations(self) -> FloatArray:
-        """Shape [S, features]; what a controller sees before the first step of each sequence."""
+        """Shape [S, features]; observations before the first step of each sequence."""
         target = self.compiled.target[self.compiled.offset]
         static = StaticContext(
             cost_ratio=self.cost.cost_ratio[self._comp_of],
@@ -247,17 +384,14 @@ class ReplayBatch:
         return observe(History.start(len(target), target[:, 0], target[:, 1]), static)
 
     def observe_draft(self, observations: FloatArray, depth: IntArray) -> FloatArray:
-        """What a stopping controller sees inside the present step.
+        """Observations inside the present step, as `STOPPING_SCHEMA` lists; meaningless in idle slots.
 
         Args:
             observations: Shape [N, features]; from `observe`, before the step.
             depth: Shape [N]; tokens drafted so far in it.
 
-        Returns:
-            Shape [N, features + 8], as `STOPPING_SCHEMA` lists; meaningless in idle slots.
-
         Raises:
-            ConfigError: under "rejection": what the draft says behind a redrawn rejection was never recorded.
+            ConfigError: under "rejection": signals behind a redrawn rejection were never recorded.
         """
         if self.acceptance == "rejection":
             raise ConfigError(
@@ -267,7 +401,7 @@ class ReplayBatch:
         return observe_draft(observations, self.compiled.drafts[self.places(self.history.emitted), depth])
 
     def draft_signals(self, position: IntArray) -> FloatArray:
-        """Shape [N, gamma_max, 3]: what the draft says at every depth of a step from `position` in each slot."""
+        """Shape [N, gamma_max, 3]: the draft's signals at every depth of a step from `position` in each slot."""
         signals: FloatArray = self.compiled.drafts[self.places(position), 1:, DRAFT_SIGNALS]
         return signals
 
@@ -277,23 +411,12 @@ class ReplayBatch:
         return places
 
     def draft_limits(self, position: IntArray) -> tuple[IntArray, IntArray]:
-        """What a draft from `position` can come to in each slot.
-
-        Args:
-            position: Shape [N]; output positions, at most the sequences' lengths.
-
-        Returns:
-            Most tokens that would be drafted, below 1 where none fits; and how many of them the target would accept.
-        """
+        """Most tokens of a draft from `position` in each slot, below 1 where none fits, and its accepted length."""
         place = self._table_offset + position
         return np.minimum(self._limit - 1 - position, self._stop[place]), self._accepted[place]
 
     def step_seconds(self, num_drafted: IntArray) -> NDArray[np.float64]:
-        """Shape [N]; seconds, without the controller's, of a step from where each slot stands.
-
-        Args:
-            num_drafted: Shape [N]; tokens that it drafts.
-        """
+        """Shape [N]; seconds of each slot's next step if it drafts that many tokens, decisions left out."""
         context = self.prompt_len + self.history.emitted
         seconds = self.cost.step_seconds(self.comp_index, num_drafted, self.history.draft_lag, context)
         if self.cost.reads_prompt_late:
@@ -301,11 +424,7 @@ class ReplayBatch:
         return seconds
 
     def draft_pass_seconds(self, depth: IntArray) -> NDArray[np.float64]:
-        """Shape [N]; seconds of a draft pass behind the tokens drafted in the present step.
-
-        Args:
-            depth: Shape [N]; how many those are.
-        """
+        """Shape [N]; seconds of the draft pass that follows `depth` tokens drafted in the present step."""
         first = depth == 0
         lag = np.where(first, self.history.draft_lag, 0)
         seconds = self.cost.first_pass_seconds(self.comp_index, lag, self.prompt_len + self.history.emitted)
@@ -325,7 +444,7 @@ class ReplayBatch:
         Args:
             gammas: Shape [N]; speculation lengths, 0 to the recording's gamma_max.
             where: Shape [N]; slots that step, all if None.
-            num_decisions: How often a controller decided in this step: each time costs `controller_s`.
+            num_decisions: Decisions taken in this step, `controller_s` each.
 
         Raises:
             ConfigError: if a gamma is out of range or a slot that steps is idle.
@@ -355,8 +474,8 @@ class ReplayBatch:
             num_emitted=num_emitted,
             seconds=seconds,
             context=context,
-            terminated=ended & self._ends,
-            truncated=ended & ~self._ends,
+            terminated=ended & self.ends_text,
+            truncated=ended & ~self.ends_text,
         )
 
     def _advance(
@@ -367,7 +486,7 @@ class ReplayBatch:
         num_emitted: IntArray,
         where: BoolArray | None,
     ) -> BoolArray:
-        """Takes the step into the history and returns which sequences have ended."""
+        """Adds the step to the history and returns which sequences have ended."""
         compiled = self.compiled
         place = self._offset + self.history.emitted
         outcome = StepBatch(

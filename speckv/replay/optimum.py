@@ -20,10 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speckv.cost import CompiledCost
-from speckv.replay.batch import ReplayBatch
-from speckv.replay.compiled import CompiledTraces
-from speckv.replay.record import ReplayRecord
-from speckv.replay.runs import Choice, run_to_end
+from speckv.replay.batch import CompiledTraces, ReplayBatch
+from speckv.replay.runs import Choice, ReplayRecord, run_to_end
 from speckv.types import IntArray
 
 _STATES_AT_ONCE = 2**25
@@ -33,15 +31,9 @@ _STATES_AT_ONCE = 2**25
 def clairvoyant(
     compiled: CompiledTraces, cost: CompiledCost, *, budget: int | None = None, log: bool = False
 ) -> ReplayRecord:
-    """Decodes every sequence in the least possible time, knowing all of it beforehand; deciding is free.
+    """Decodes every sequence in the least possible time, with full knowledge of it; decisions are free.
 
-    Between equally fast choices the smaller speculation length wins.
-
-    Args:
-        compiled: The recordings.
-        cost: The times.
-        budget: Token budget, at most the recording's, which is the default.
-        log: Whether to keep every step.
+    Between equally fast choices the smaller speculation length wins. Arguments as for `replay_fixed`.
     """
     size = sequences_at_once(compiled)
     records = []
@@ -68,7 +60,7 @@ class OptimalPlan:
     depth: IntArray
 
     def choice(self, batch: ReplayBatch) -> Choice:
-        """The fastest way on from where each slot stands, however it came there; meaningless in idle slots."""
+        """The fastest continuation of each slot, whatever its past; meaningless in idle slots."""
         rows = np.arange(batch.num_slots)
         position = np.minimum(batch.history.emitted, len(self.depth) - 1)
         plain = self.plain[position, rows, np.minimum(batch.history.draft_lag, self.plain.shape[2] - 1)]
@@ -76,11 +68,7 @@ class OptimalPlan:
 
 
 def plan_optimum(batch: ReplayBatch) -> OptimalPlan:
-    """Solves the recursion backwards, position by position, for all rows and lags at once.
-
-    Args:
-        batch: Slots with a sequence each.
-    """
+    """Solves the recursion backwards, position by position, for all slots and lags at once; each has a sequence."""
     number, cost, comp = batch.num_slots, batch.cost, batch.comp_index
     end = int(batch.length.max())
     plain = np.ones((end + 1, number, end + 1), np.bool_)

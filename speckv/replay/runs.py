@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole sequences under one policy."""
+"""Replays of whole sequences under one controller, and what they add up to."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -9,10 +9,129 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from speckv.cost import CompiledCost
-from speckv.replay.batch import ReplayBatch, ReplayStep
-from speckv.replay.compiled import CompiledTraces
-from speckv.replay.record import ReplayRecord, StepLog
-from speckv.types import BoolArray, DecodedSteps, FloatArray, IntArray
+from speckv.replay.batch import CompiledTraces, ReplayBatch, ReplayStep
+from speckv.types import (
+    BatchMemory,
+    BoolArray,
+    Controller,
+    DecodedSteps,
+    FloatArray,
+    IntArray,
+    StepOutcome,
+    StoppingController,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepLog:
+    """Every decode step of a replay, in order; arrays of one row a step.
+
+    Attributes:
+        sequence: Row of the record that made the step.
+        position: Tokens emitted before it.
+        gamma: Speculation length asked for.
+    """
+
+    sequence: IntArray
+    position: IntArray
+    gamma: IntArray
+    num_drafted: IntArray
+    num_accepted: IntArray
+    num_emitted: IntArray
+    seconds: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayRecord:
+    """Sums over each sequence; prefill is in none of them.
+
+    Rates over several sequences are sums divided by sums, never means of rates.
+
+    Attributes:
+        num_tokens: Shape [S]; tokens emitted by decode steps: all but the prefill's.
+        num_steps: Shape [S]; decode steps, so target passes.
+        gamma_counts: Shape [S, gamma_max + 1]; how often each speculation length was asked for.
+        log: Every step, if wanted.
+    """
+
+    prompt_ids: tuple[str, ...]
+    tasks: tuple[str, ...]
+    compressions: tuple[str, ...]
+    num_tokens: IntArray
+    seconds: NDArray[np.float64]
+    num_steps: IntArray
+    num_drafted: IntArray
+    num_accepted: IntArray
+    num_tested: IntArray
+    gamma_counts: IntArray
+    log: StepLog | None = None
+
+    @property
+    def throughput(self) -> float:
+        """Tokens a second, over all sequences."""
+        return _ratio(self.num_tokens.sum(), self.seconds.sum())
+
+    @property
+    def block_efficiency(self) -> float:
+        """Tokens emitted a target pass."""
+        return _ratio(self.num_tokens.sum(), self.num_steps.sum())
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Accepted over tested tokens."""
+        return _ratio(self.num_accepted.sum(), self.num_tested.sum())
+
+    @property
+    def draft_efficiency(self) -> float:
+        """Accepted over drafted tokens."""
+        return _ratio(self.num_accepted.sum(), self.num_drafted.sum())
+
+    def take(self, rows: Sequence[int]) -> "ReplayRecord":
+        """Some sequences in another order, without the log."""
+        taken: dict[str, Any] = {}
+        for f in fields(ReplayRecord):
+            value = getattr(self, f.name)
+            if f.name == "log":
+                taken[f.name] = None
+            else:
+                taken[f.name] = tuple(value[r] for r in rows) if isinstance(value, tuple) else value[list(rows)]
+        return ReplayRecord(**taken)
+
+    @staticmethod
+    def concatenate(parts: Sequence["ReplayRecord"]) -> "ReplayRecord":
+        """Joins records of different sequences; logs are joined if all have one."""
+        joined: dict[str, Any] = {}
+        for f in fields(ReplayRecord):
+            values = [getattr(part, f.name) for part in parts]
+            if f.name == "log":
+                joined[f.name] = _concatenate_logs(parts)
+            elif isinstance(values[0], tuple):
+                joined[f.name] = tuple(item for value in values for item in value)
+            else:
+                joined[f.name] = np.concatenate(values)
+        return ReplayRecord(**joined)
+
+
+def _ratio(numerator: float | np.int64, denominator: float | np.int64) -> float:
+    return float(numerator) / float(denominator) if denominator else float("nan")
+
+
+def _concatenate_logs(parts: Sequence[ReplayRecord]) -> StepLog | None:
+    logs = [part.log for part in parts if part.log is not None]
+    if len(logs) < len(parts):
+        return None
+    starts = np.cumsum([0, *(len(part.num_steps) for part in parts[:-1])])
+    columns = {f.name: np.concatenate([getattr(log, f.name) for log in logs]) for f in fields(StepLog)}
+    columns["sequence"] = np.concatenate([log.sequence + start for log, start in zip(logs, starts, strict=True)])
+    return StepLog(**columns)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """The decision for the next step of each slot: tokens to draft, shape [N], and decisions that it took."""
+
+    gammas: IntArray
+    num_decisions: IntArray | int = 1
 
 
 def replay_policy(
@@ -20,60 +139,189 @@ def replay_policy(
     cost: CompiledCost,
     policy: Callable[[FloatArray], ArrayLike],
     *,
-    controller_s: float = 0.0,
-    budget: int | None = None,
-    acceptance: str = "recorded",
-    rng: np.random.Generator | None = None,
     log: bool = False,
+    **settings: Any,
 ) -> ReplayRecord:
-    """Lets one policy decode every sequence, all of them side by side.
+    """Decodes every sequence, all of them side by side, with a function of the observations.
 
     Args:
         compiled: The recordings.
         cost: The times.
         policy: Maps observations of shape [S, features] to S speculation lengths. Row k is sequence k at every call;
             once a sequence has ended its row is stale and the answer is ignored.
-        controller_s: Seconds charged at every step for deciding.
-        budget: Token budget, at most the recording's, which is the default.
-        acceptance: As for `ReplayBatch`.
-        rng: As for `ReplayBatch`.
         log: Whether to keep every step.
+        settings: Of `ReplayBatch`.
     """
-    batch = ReplayBatch(
-        compiled, cost, len(compiled), budget=budget, acceptance=acceptance, controller_s=controller_s, rng=rng
-    )
-    batch.assign(np.arange(len(compiled)), np.arange(len(compiled)))
+    batch = _all_at_once(compiled, cost, **settings)
     return run_to_end(batch, lambda running: Choice(gammas=np.asarray(policy(running.observe()))), log=log)
 
 
 def replay_fixed(
     compiled: CompiledTraces, cost: CompiledCost, gamma: int, *, budget: int | None = None, log: bool = False
 ) -> ReplayRecord:
-    """Decodes every sequence with one speculation length, which costs no decision."""
-    batch = ReplayBatch(compiled, cost, len(compiled), budget=budget)
-    batch.assign(np.arange(len(compiled)), np.arange(len(compiled)))
+    """Decodes every sequence with one speculation length, which costs no decision; 0 is plain decoding.
+
+    Args:
+        compiled: The recordings.
+        cost: The times.
+        gamma: Tokens to draft.
+        budget: Token budget, at most the recording's, which is the default.
+        log: Whether to keep every step.
+    """
     choice = Choice(gammas=np.full(len(compiled), gamma, np.int64))
-    return run_to_end(batch, lambda _: choice, log=log)
+    return run_to_end(_all_at_once(compiled, cost, budget=budget), lambda _: choice, log=log)
 
 
-def autoregressive(
-    compiled: CompiledTraces, cost: CompiledCost, *, budget: int | None = None, log: bool = False
+def replay_controller(
+    controller: Controller,
+    compiled: CompiledTraces,
+    cost: CompiledCost,
+    *,
+    controller_s: float | None = None,
+    budget: int | None = None,
+    log: bool = False,
 ) -> ReplayRecord:
-    """Decodes every sequence with the target alone."""
-    return replay_fixed(compiled, cost, 0, budget=budget, log=log)
+    """Lets a controller decode every sequence, all of them side by side; each is a request of its own.
+
+    Args:
+        controller: Decides once a step, or also inside steps (`StoppingController`); if it remembers anything about a
+            request besides the observation, it is a `BatchMemory`.
+        compiled: The recordings.
+        cost: The times.
+        controller_s: Seconds charged for each decision; by default the cost table's where the controller charges any.
+        budget: Token budget, at most the recording's, which is the default.
+        log: Whether to keep every step.
+    """
+    batch = _all_at_once(compiled, cost, budget=budget, controller_s=_decision_s(controller, cost, controller_s))
+    remember = _begin_requests(controller, len(compiled))
+    return run_to_end(batch, lambda running: decide(running, controller), log=log, remember=remember)
+
+
+def replay_stream(
+    controller: Controller,
+    compiled: CompiledTraces,
+    cost: CompiledCost,
+    *,
+    order: Sequence[int] | None = None,
+    controller_s: float | None = None,
+    log: bool = False,
+) -> ReplayRecord:
+    """Lets a controller decode one sequence after the other and learn from the outcome of every step.
+
+    Args:
+        controller: As for `replay_controller`; it may learn from step to step and from request to request.
+        compiled: The recordings.
+        cost: The times.
+        order: Sequence indices in the order in which they come; as recorded by default.
+        controller_s: As for `replay_controller`.
+        log: Whether to keep every step.
+
+    Returns:
+        One row a sequence, in the order given.
+    """
+    batch = ReplayBatch(compiled, cost, 1, controller_s=_decision_s(controller, cost, controller_s))
+
+    def learn(step: DecodedSteps, where: BoolArray) -> None:
+        del where  # the only slot always makes the step
+        controller.learn(outcome_of(step, batch))
+
+    records = []
+    for sequence in range(len(compiled)) if order is None else order:
+        controller.reset()
+        batch.assign([0], [sequence])
+        records.append(run_to_end(batch, lambda batch: decide(batch, controller), log=log, remember=learn))
+    return ReplayRecord.concatenate(records)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """What was decided for the next step of each slot.
+class VisitedStates:
+    """States in which decode steps began, and the outcome of any draft from there.
 
     Attributes:
-        gammas: Shape [N]; tokens to draft.
-        num_decisions: Decisions that it took.
+        observations: Shape [M, features]; before the step.
+        places: Shape [M]; where the step began, as a row of the recordings' flat arrays.
+        limits: Shape [M]; most tokens that could be drafted, 0 where none could.
+        accepted: Shape [M]; how many of the deepest draft are accepted.
     """
 
-    gammas: IntArray
-    num_decisions: IntArray | int = 1
+    observations: FloatArray
+    places: IntArray
+    limits: IntArray
+    accepted: IntArray
+
+
+def visit(compiled: CompiledTraces, cost: CompiledCost, controller: Controller) -> VisitedStates:
+    """Collects every state that a controller reaches while it decodes the recordings."""
+    found: list[tuple[FloatArray, IntArray, IntArray, IntArray]] = []
+    batch = _all_at_once(compiled, cost)
+    remember = _begin_requests(controller, len(compiled))
+
+    def choose(batch: ReplayBatch) -> Choice:
+        rows = np.flatnonzero(batch.running)
+        limits, accepted = batch.draft_limits(np.minimum(batch.history.emitted, batch.length))
+        limits = np.maximum(limits, 0)
+        places = batch.places(batch.history.emitted)
+        found.append((batch.observe()[rows], places[rows], limits[rows], np.minimum(accepted, limits)[rows]))
+        return decide(batch, controller)
+
+    run_to_end(batch, choose, remember=remember)
+    observations, places, limits, accepted = (np.concatenate(part) for part in zip(*found, strict=True))
+    return VisitedStates(observations=observations, places=places, limits=limits, accepted=accepted)
+
+
+def _all_at_once(compiled: CompiledTraces, cost: CompiledCost, **settings: Any) -> ReplayBatch:
+    """Slots that each begin one of the sequences."""
+    batch = ReplayBatch(compiled, cost, len(compiled), **settings)
+    batch.assign(np.arange(len(compiled)), np.arange(len(compiled)))
+    return batch
+
+
+def _decision_s(controller: Controller, cost: CompiledCost, given: float | None) -> float:
+    if given is not None:
+        return given
+    return cost.controller_s if controller.charges_decision else 0.0
+
+
+def _begin_requests(controller: Controller, number: int) -> "Remember | None":
+    controller.reset()
+    if not isinstance(controller, BatchMemory):
+        return None
+    controller.start(number)
+    return controller.remember
+
+
+def decide(batch: ReplayBatch, controller: Controller) -> Choice:
+    """A controller's decision in every slot: the gamma of the next step, or where it stops drafting."""
+    observations = batch.observe()
+    gammas = np.asarray(controller.act_batch(observations), np.int64)
+    if not isinstance(controller, StoppingController):
+        return Choice(gammas=gammas)
+    return _draft_token_by_token(batch, controller, observations, gammas)
+
+
+def _draft_token_by_token(
+    batch: ReplayBatch, controller: StoppingController, observations: FloatArray, most: IntArray
+) -> Choice:
+    limit, _ = batch.draft_limits(np.minimum(batch.history.emitted, batch.length))
+    # No decision is taken where nothing more can be drafted; the gamma asked for is then the cap, as live.
+    reachable = np.minimum(most, np.maximum(limit, 0))
+    drafting: BoolArray = (reachable > 0) & batch.running
+    depth = drafting.astype(np.int64)
+    stopped = np.zeros(len(depth), np.bool_)
+    num_decisions = np.ones(len(depth), np.int64)
+    drafting &= depth < reachable
+    while drafting.any():
+        goes_on = np.asarray(controller.go_on_batch(batch.observe_draft(observations, depth)), np.bool_)
+        num_decisions += drafting
+        stopped |= drafting & ~goes_on
+        drafting &= goes_on
+        depth += drafting
+        drafting &= depth < reachable
+    return Choice(gammas=np.where(stopped, depth, most), num_decisions=num_decisions)
+
+
+Remember = Callable[[DecodedSteps, BoolArray], None]
+"""Called after every step with what it did and a mask of the slots that made one."""
 
 
 def run_to_end(
@@ -81,16 +329,9 @@ def run_to_end(
     choose: Callable[[ReplayBatch], Choice],
     *,
     log: bool = False,
-    remember: Callable[[DecodedSteps, BoolArray], None] | None = None,
+    remember: Remember | None = None,
 ) -> ReplayRecord:
-    """Steps a batch until every slot's sequence has ended.
-
-    Args:
-        batch: Slots with a sequence each.
-        choose: Decides for every slot.
-        log: Whether to keep every step.
-        remember: Told what every step did, and which slots made one.
-    """
+    """Steps a batch, with a sequence in every slot, until all have ended."""
     number, compiled = batch.num_slots, batch.compiled
     sums = {name: np.zeros(number, np.int64) for name in ("num_drafted", "num_accepted", "num_tested", "num_emitted")}
     num_steps, seconds = np.zeros(number, np.int64), np.zeros(number)
@@ -142,3 +383,22 @@ def _as_log(steps: Sequence[Mapping[str, NDArray[Any]]]) -> StepLog:
         f.name: np.concatenate([np.zeros(0, np.int64), *(step[f.name] for step in steps)]) for f in fields(StepLog)
     }
     return StepLog(**columns)
+
+
+def outcome_of(step: DecodedSteps, batch: ReplayBatch) -> StepOutcome:
+    """The outcome of a step of the only slot, as a controller learns from it."""
+    drafted, accepted = int(step.num_drafted[0]), int(step.num_accepted[0])
+    entropy, confidence = batch.history.target[0].tolist()
+    return StepOutcome(
+        gamma=int(step.gamma[0]),
+        num_drafted=drafted,
+        num_accepted=accepted,
+        num_tested=min(accepted + 1, drafted),
+        num_emitted=int(step.num_emitted[0]),
+        draft_signals=step.draft_signals[0, :drafted],
+        target_entropy=entropy,
+        target_confidence=confidence,
+        # As live: the decision before a step is not part of the step's time, decisions inside it are.
+        seconds=float(step.seconds[0]) - batch.controller_s,
+        finish=None if batch.running[0] else "eos" if batch.ends_text[0] else "length",
+    )

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from speckv.cost import CompiledCost, CostEntry, CostTable
 from speckv.replay import CompiledTraces, clairvoyant, replay_fixed, replay_policy
-from speckv.traces import GAMMA_MAX, TraceSequence
+from speckv.traces import TraceSequence
+from speckv.types import GAMMA_MAX
 from tests.fakes_traces import make_cost_table, make_sequence, make_traces, random_sequence, random_traces
 
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from speckv.cost import CostTable
 from speckv.observation import History, StaticContext, StepBatch, observe, update_history
-from speckv.replay import ReplayBatch, ReplayRecord, autoregressive, replay_fixed, replay_policy
-from speckv.traces import GAMMA_MAX, TraceSequence
-from speckv.types import BITS_PER_WEIGHT, FloatArray, StepOutcome
+from speckv.replay import ReplayBatch, ReplayRecord, replay_fixed, replay_policy
+from speckv.traces import TraceSequence
+from speckv.types import BITS_PER_WEIGHT, GAMMA_MAX, FloatArray, StepOutcome
 from tests.fakes_traces import EOS, compile_both, make_cost_table, make_sequence, make_traces, one_slot, random_traces
 
 SLOPE = 2.0**-10
@@ -112,7 +112,7 @@ def test_one_token_output_has_no_step() -> None:
     traces = make_traces([make_sequence([1], finish="eos"), make_sequence([1, 1, 1], prompt_id="p1")], max_new_tokens=3)
     compiled, cost = compile_both(traces)
     assert ReplayBatch(compiled, cost, 1).playable.tolist() == [1]
-    record = autoregressive(compiled, cost)
+    record = replay_fixed(compiled, cost, 0)
     assert record.num_steps.tolist() == [0, 2]
     assert record.seconds[0] == 0.0
 
@@ -270,7 +270,7 @@ def test_policy_sees_the_same_row_for_the_same_sequence() -> None:
 
 def test_fixed_policies() -> None:
     compiled, cost = compile_both(random_traces())
-    plain = autoregressive(compiled, cost)
+    plain = replay_fixed(compiled, cost, 0)
     assert plain.block_efficiency == 1.0
     assert plain.num_drafted.sum() == 0
     assert np.isnan(plain.acceptance_rate)

@@ -10,16 +10,11 @@ import pytest
 from speckv.cost import CompiledCost
 from speckv.errors import ConfigError, CostTableError, TraceError
 from speckv.replay import CompiledTraces, ReplayBatch
-from speckv.replay.compiled import run_lengths
-from speckv.traces import GAMMA_MAX, NO_TOKEN, TraceSequence
+from speckv.traces import NO_TOKEN, TraceSequence
+from speckv.types import GAMMA_MAX
 from tests.fakes_traces import compile_both, make_cost_table, make_sequence, make_traces, one_slot, random_traces
 
 # --- Rejection sampling ----------------------------------------------------------------------------------------------
-
-
-def test_run_lengths() -> None:
-    assert run_lengths(np.array([False, True, True, True]), 16).tolist() == [0, 3, 2, 1]
-    assert run_lengths(np.ones(4, np.bool_), 2).tolist() == [2, 2, 2, 1]
 
 
 def test_redrawn_draft_stops_at_the_end_of_text_it_gets_right() -> None:

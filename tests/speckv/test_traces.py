@@ -198,6 +198,7 @@ def test_merge_refuses_other_dates_and_contexts(traces: TraceSet) -> None:
 def test_accepted_lengths_are_capped() -> None:
     assert accepted_lengths(np.ones(20, bool)).tolist() == [16] * 5 + list(range(15, 0, -1))
     assert accepted_lengths(np.array([False, True]), gamma_max=1).tolist() == [0, 1]
+    assert accepted_lengths(np.array([False, True, True, True])).tolist() == [0, 3, 2, 1]
 
 
 def test_rounding_keeps_thirteen_bits() -> None:

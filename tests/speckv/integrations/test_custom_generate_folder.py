@@ -192,7 +192,7 @@ def test_requirements_are_the_projects_own() -> None:
 
 
 def test_a_kind_that_needs_more_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hf, "EMBEDDED", "speckv.traces.parquet")
+    monkeypatch.setattr(hf, "EMBEDDED", "speckv.traces")
     with pytest.raises(ConfigError, match=r"imports \['pyarrow'\]"):
         write_custom_generate(policy(ConstantGamma(3)), tmp_path)
 

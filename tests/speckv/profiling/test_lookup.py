@@ -16,8 +16,8 @@ from speckv.profiling.prompts import Prompt
 from speckv.profiling.record import Recorder
 from speckv.replay import CompiledTraces, ReplayBatch, clairvoyant, replay_controller, replay_fixed
 from speckv.runtime.constant import ConstantGamma
-from speckv.traces import GAMMA_MAX, NO_TOKEN, ROLLOUT_LENGTH, TraceSequence, TraceSet
-from speckv.types import FloatArray
+from speckv.traces import NO_TOKEN, ROLLOUT_LENGTH, TraceSequence, TraceSet
+from speckv.types import GAMMA_MAX, FloatArray
 from tests.fakes import VOCAB, as_causal, tiny_qwen
 from tests.fakes_traces import EOS, make_cost_table, make_sequence, make_traces
 

@@ -22,8 +22,8 @@ from speckv.report.content import verdict
 from speckv.report.page import embedded_json, render_page
 from speckv.report.texts import TokenTexts
 from speckv.report.vocabulary import ASSETS, Vocabulary, shipped_vocabulary, tokens_of
+from speckv.traces import ASSETS as TRACES
 from speckv.traces import TraceSet
-from speckv.traces.collection import ASSETS as TRACES
 from tests.fakes_report import HOSTILE, PIECES, compared, made, splits, toy_content
 
 
