@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every test stands on: no network, one torch thread, reproducible hypothesis, and weights or a skip."""
 
+import base64
 import os
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -11,6 +13,10 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import hypothesis
 import pytest
 
+try:
+    from matplotlib.figure import Figure
+except ModuleNotFoundError:
+    Figure = None  # type: ignore[assignment, misc]
 try:
     import torch
 except ModuleNotFoundError:  # a decoding library's own environment need not have it
@@ -21,6 +27,11 @@ WEIGHT_FILES = (
     "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
     "smollm2-135m-instruct-q4_1.gguf",
 )
+
+PIXEL = base64.b64decode(
+    b"iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAAC0lEQVR42mNgAAIAAAUAAen63NgAAAAASUVORK5CYII="
+)
+"""A PNG of one transparent pixel."""
 
 if torch is not None:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -36,6 +47,24 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     named = config.args_source is not pytest.Config.ArgsSource.TESTPATHS
     if not named and config.getoption("numprocesses", 0) is None and not hasattr(config, "workerinput"):
         config.option.numprocesses, config.option.dist = "auto", "worksteal"
+
+
+_save_picture = None if Figure is None else Figure.savefig
+
+
+def _save_pixel(figure: Any, file: Any, **_: Any) -> None:  # noqa: ARG001
+    if isinstance(file, str | Path):
+        Path(file).write_bytes(PIXEL)
+    else:
+        file.write(PIXEL)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Pictures, which take longer than most runs, are drawn in tests marked `figures` alone."""
+    if Figure is not None:
+        drawn = item.get_closest_marker("figures") is not None
+        Figure.savefig = _save_picture if drawn else _save_pixel  # type: ignore[method-assign, assignment]
 
 
 def _weights_folder() -> Path:

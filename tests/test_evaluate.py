@@ -19,20 +19,13 @@ from agents.runs.settings import CostSettings, DataSettings, EvaluateSettings, P
 from benchmarks.paper.report import reproduce
 from speckv.commands.app import compose_checked, prepare
 from speckv.errors import CheckpointError, CostTableError, DataError, SchemaError, SpecKVError, TraceError
-from speckv.evaluation import report
 from speckv.runtime.stored import save_rule
 from tests.fakes_paper import write_paper
 from tests.fakes_runs import CapturedConsole, save_toy, toy_settings
 from tests.speckv.test_evaluation_seeds import make_run
 from tests.speckv.test_runtime_policy import random_policy
 
-save_figure = report.save_figure
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(autouse=True)
-def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "save_figure", lambda *_: None)
 
 
 @pytest.fixture
@@ -109,12 +102,10 @@ def test_runs_that_differ_by_seed_are_one_controller(settings: EvaluateSettings,
     assert "interquartile mean" in text
 
 
+@pytest.mark.figures
 @pytest.mark.slow
-def test_the_same_seed_leaves_the_same_bytes(
-    settings: EvaluateSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_same_seed_leaves_the_same_bytes(settings: EvaluateSettings, tmp_path: Path) -> None:
     """Every file that is promised: all but the decision times, and their lines at the end of the text."""
-    monkeypatch.setattr(report, "save_figure", save_figure)
     random_policy().save(tmp_path / "learned" / "policy")
     runs = [str(make_run(tmp_path / f"rule-seed{seed}", seed=seed)) for seed in (0, 1)]
     saved = []

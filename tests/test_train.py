@@ -21,7 +21,6 @@ from agents.runs.session import train
 from agents.runs.settings import EnvSettings, RewardSettings, TrainSettings
 from agents.runs.tensorboard import HYPERPARAMETERS
 from speckv.errors import CheckpointError, ConfigError, CostTableError, SpecKVError, TraceError
-from speckv.evaluation import report
 from speckv.runtime import PolicyController
 from speckv.runtime.stored import load_controller
 from speckv.traces import TraceSet
@@ -68,12 +67,6 @@ def assert_same(first: object, second: object) -> None:
             assert_same(a, b)
     else:
         assert first == second
-
-
-@pytest.fixture(autouse=True)
-def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures take longer than the runs here; `finished`, which is made before, has them."""
-    monkeypatch.setattr(report, "save_figure", lambda *_: None)
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,6 @@ from agents.runs.settings import TrainSettings
 from agents.stored import load_controller
 from speckv.cost import CostTable
 from speckv.errors import CheckpointError, ConfigError, DataError, DeviceError, ProbabilityError, SpecKVError
-from speckv.evaluation import report
 from speckv.observation import SCHEMA
 from speckv.runtime.policy import PolicyController
 from speckv.types import StoppingController
@@ -45,12 +44,6 @@ from tests.fakes_live import (
 from tests.fakes_runs import TINY_PPO, CapturedConsole, toy_settings
 
 BANDITS = ("calibrated_stopping", "hazard_thompson", "linucb", "tapout", "thompson", "ucb1")
-
-
-@pytest.fixture(autouse=True)
-def _no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the runs in replay that live ones begin with: they take longer than the runs."""
-    monkeypatch.setattr(report, "save_figure", lambda *_: None)
 
 
 def interrupt() -> None:

@@ -68,6 +68,7 @@ def test_every_study_composes_and_every_arm_is_a_command_line(name: str) -> None
     assert len(seen) == len(settings.study.arms)
 
 
+@pytest.mark.figures
 def test_a_study_runs_every_arm_and_seed_and_says_what_came_of_it(tmp_path: Path) -> None:
     settings, overrides = toy_study(tmp_path, {"one": [], "three": ["agent.gamma=3"]}, seeds=(0, 4))
     console = CapturedConsole()

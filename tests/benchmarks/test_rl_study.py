@@ -76,6 +76,7 @@ def test_a_store_goes_on_with_what_is_missing(tmp_path: Path) -> None:
         Store(path, benchmark="toy", setting={"steps": 2})
 
 
+@pytest.mark.figures
 def test_curves_are_drawn_one_panel_a_granularity(tmp_path: Path) -> None:
     points = [{"step": step, "vs_best_fixed": 0.9 + step / 1e4} for step in (0, 100, 1000)]
     records = {

@@ -98,6 +98,7 @@ def test_a_compression_recorded_on_fewer_prompts_is_compared_on_those() -> None:
     assert {r.result.group.compression for r in comparison.lengths} == {"fp16", "nf4", "all"}
 
 
+@pytest.mark.figures
 def test_names_in_any_script_are_drawn_without_a_warning(tmp_path: Path) -> None:
     figure = Figure()
     names = ["提示", "$x_{$", "_hidden", "عربى", "a\nb\u0007", "$\\frac{$"]
