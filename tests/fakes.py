@@ -154,13 +154,13 @@ def as_causal(model: Qwen2ForCausalLM, name: str = "tiny") -> CausalModel:
 
 def fixed(model: CausalModel) -> CausalModel:
     """The same model with sequences in buffers of their own that do not move."""
-    return replace(model, static=True, spare_rooms=[], graph_faults=[])
+    return replace(model, static=True, spare_buffers=[], graph_faults=[])
 
 
 def on_device(model: CausalModel, device: torch.device) -> CausalModel:
     """The model moved to a device, where it begins with no buffers."""
     model.hf.to(device)  # type: ignore[arg-type]
-    return replace(model, device=device, spare_rooms=[], graph_faults=[])
+    return replace(model, device=device, spare_buffers=[], graph_faults=[])
 
 
 LETTERS = "abcdefghijklmnopqrstuvwx"

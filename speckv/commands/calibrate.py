@@ -12,7 +12,7 @@ from speckv.commands.models import pair_config
 from speckv.cost import CostEntry, CostTable
 from speckv.decoding import PromptLookup
 from speckv.errors import ConfigError, CostTableError
-from speckv.models.threads import use_threads
+from speckv.models.device import use_threads
 from speckv.observation import SCHEMA
 from speckv.profiling.calibrate import CalibrationPlan, calibrate, with_lookup_times
 from speckv.profiling.check import CheckPlan

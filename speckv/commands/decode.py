@@ -25,7 +25,7 @@ from speckv.commands.models import pair_config
 from speckv.cost import CostTable, require_single_request
 from speckv.decoding import DecodeStep, Engine, GenerationResult, RequestContext, SamplingConfig, draft_source, generate
 from speckv.models import ModelPair, load_pair
-from speckv.models.threads import use_threads
+from speckv.models.device import use_threads
 from speckv.runtime.constant import ConstantGamma
 from speckv.runtime.policy import SHIPPED
 from speckv.runtime.stored import load_controller

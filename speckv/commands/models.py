@@ -5,7 +5,7 @@ from omegaconf import DictConfig
 
 from speckv.commands.app import plain
 from speckv.models import PairConfig
-from speckv.models.choosing import choose_pair
+from speckv.models.pair import choose_pair
 
 
 def pair_config(model: DictConfig) -> PairConfig:

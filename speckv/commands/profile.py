@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from speckv.commands.models import pair_config
 from speckv.decoding import SamplingConfig
-from speckv.models.threads import use_threads
+from speckv.models.device import use_threads
 from speckv.profiling.lookup import record_lookup, save_new
 from speckv.profiling.prompts import Prompt, read_prompts
 from speckv.profiling.run import ProfilePlan, record_traces

@@ -7,8 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from speckv.errors import TraceError
-from speckv.models.pieces import token_bytes
-from speckv.models.tokenizer import load_tokenizer, vocabulary_hash
+from speckv.models.tokenizer import load_tokenizer, token_bytes, vocabulary_hash
 from speckv.report.vocabulary import Vocabulary, tokens_of
 from speckv.traces import ASSETS, TraceSet, find_traces
 

@@ -16,11 +16,7 @@ from speckv.decoding.protocols import Clock
 
 @dataclass(frozen=True, slots=True)
 class CudaInstant:
-    """A recorded event.
-
-    Attributes:
-        event: In the stream that was current when the clock was read.
-    """
+    """An event recorded in the stream that was current when the clock was read."""
 
     event: Any
 

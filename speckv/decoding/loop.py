@@ -18,8 +18,8 @@ from speckv.decoding.protocols import CachedRows, CachedTokens, Clock, Drafter, 
 from speckv.decoding.request import DecodeStep, Draft, RequestState, signal_rows, to_host
 from speckv.decoding.sampling import check_finite
 from speckv.errors import BudgetError, ConfigError
+from speckv.models.device import to_device, token_tensor
 from speckv.models.signals import Scores
-from speckv.models.transfer import to_device, token_tensor
 from speckv.types import NUM_SIGNALS, BoolArray, FloatArray, IntArray
 
 P = ParamSpec("P")
@@ -37,19 +37,16 @@ class OneRow:
     def __init__(self, sequence: CachedTokens) -> None:
         self.sequence = sequence
 
-    def length(self, place: int) -> int:
+    def length(self, _: int) -> int:
         """Tokens of the sequence."""
-        del place
         return self.sequence.length
 
-    def truncate(self, place: int, length: int) -> None:
+    def truncate(self, _: int, length: int) -> None:
         """Removes every token past `length`."""
-        del place
         self.sequence.truncate(length)
 
-    def score(self, places: Sequence[int], pieces: Sequence[Tokens], *, last_only: bool = False) -> Scores:
+    def score(self, _: Sequence[int], pieces: Sequence[Tokens], *, last_only: bool = False) -> Scores:
         """See `PaddedRows.score`."""
-        del places
         return self.sequence.score(pieces[0], num_logits=1 if last_only else None)
 
 
@@ -86,13 +83,7 @@ class PaddedRows:
 
 
 class ModelDrafter:
-    """A language model that drafts for all requests of a loop, one pass a token.
-
-    Args:
-        rows: The texts as far as the model has read them, and its own proposals.
-    """
-
-    on_host = False
+    """A language model that drafts for all requests of a loop, one pass a token."""
 
     def __init__(self, rows: OneRow | PaddedRows) -> None:
         self.rows = rows
@@ -101,11 +92,6 @@ class ModelDrafter:
     def read(self, places: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
         """Reads prompts."""
         self.rows.score(places, prompts, last_only=True)
-
-    def can_propose(self, place: int, request: RequestState) -> bool:
-        """A model always has a token to propose."""
-        del place, request
-        return True
 
     def propose(self, places: Sequence[int], requests: Sequence[RequestState]) -> list[Proposal]:
         """Reads what is unread, and proposes the next token of each request."""
@@ -126,29 +112,24 @@ class SourceDrafter:
     def __init__(self, drafter: Drafter, *, on_host: bool) -> None:
         self._drafter, self.on_host = drafter, on_host
 
-    def length(self, place: int) -> int:
+    def length(self, _: int) -> int:
         """Tokens read, proposals included."""
-        del place
         return self._drafter.length
 
-    def truncate(self, place: int, length: int) -> None:
+    def truncate(self, _: int, length: int) -> None:
         """Removes every token past `length`."""
-        del place
         self._drafter.truncate(length)
 
-    def read(self, places: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
+    def read(self, _: Sequence[int], prompts: Sequence[Sequence[int]]) -> None:
         """Reads the prompt."""
-        del places
         self._drafter.read(prompts[0])
 
-    def can_propose(self, place: int, request: RequestState) -> bool:
-        """Whether the source has a token to propose behind the text and the draft."""
-        del place
+    def can_propose(self, request: RequestState) -> bool:
+        """Whether the source has a token to propose behind the text and the draft; a model always has."""
         return self._drafter.can_propose(request.unread(self._drafter.length))
 
-    def propose(self, places: Sequence[int], requests: Sequence[RequestState]) -> list[Proposal]:
+    def propose(self, _: Sequence[int], requests: Sequence[RequestState]) -> list[Proposal]:
         """Reads what is unread, and proposes the next token."""
-        del places
         (request,) = requests
         proposals = request.open_draft.proposals
         on_device = proposals and not self.on_host
@@ -250,10 +231,10 @@ class DecodeLoop:
             return True
         if draft.tokens and draft.tokens[-1] in self._eos:
             return False
-        if not self.drafter.on_host:
-            return self.drafter.can_propose(place, request)
+        if isinstance(self.drafter, ModelDrafter):
+            return True
         started = self._clock()
-        can_propose = self.drafter.can_propose(place, request)
+        can_propose = self.drafter.can_propose(request)
         self._draft_spans.append((started, self._clock()))  # the search is part of a lookup's time
         return can_propose
 

@@ -23,9 +23,9 @@ from speckv.decoding.sampling import (
     warp_logits,
 )
 from speckv.errors import BudgetError
+from speckv.models.device import to_device, token_tensor
 from speckv.models.processors import Processors
 from speckv.models.signals import Scores
-from speckv.models.transfer import to_device, token_tensor
 from speckv.types import NUM_SIGNALS, FloatArray, StepOutcome
 
 logger = logging.getLogger(__name__)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A key-value cache that appends in place and can be cut back: full attention to any length, windows by 256 tokens.
+"""Layers of key-value caches that append in place and can be cut back, and checks of a model's own cache.
 
 transformers' own cache copies all it holds at every pass, and its sliding windows cannot be cut back by more than was
 read since they were last cut.
 """
 
 import inspect
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,9 +14,10 @@ from transformers import DynamicCache
 from transformers.cache_utils import DummyLayer, DynamicIndexedLayer, DynamicLayer, DynamicSlidingWindowLayer
 
 from speckv.errors import ModelError
+from speckv.models.parts import unwrapped
 
 SPARE_TOKENS = 64
-"""Room that is added whenever a layer must grow."""
+"""Room that is added whenever a growing layer must grow."""
 
 ROLLBACK_TOKENS = 256
 """Tokens that a window layer keeps beyond its window, so that it can be cut back by as many."""
@@ -51,7 +53,7 @@ class GrowingWindowLayer(GrowingLayer):
 
     Attributes:
         sliding_window: Tokens that a token attends to, itself included.
-        num_dropped: Tokens that were read and are held no more.
+        num_dropped: Tokens that were read and are no longer held.
     """
 
     is_sliding = True
@@ -130,22 +132,72 @@ def _append(room: Tensor | None, held: Tensor, new: Tensor) -> tuple[Tensor, Ten
     return room, room[..., :needed, :]
 
 
-def unwrapped(model: nn.Module) -> Any:
-    """The transformers model inside a wrapper: PEFT adapters, `torch.compile`, distributed training.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slots:
+    """Where a pass writes in buffers and how far it reads, the same in every layer. A slot holds one token.
 
-    >>> unwrapped(nn.Linear(1, 1))
-    Linear(in_features=1, out_features=1, bias=True)
+    Attributes:
+        capacity: Slots that each row must have.
+        positions: Slots that are written: shape [batch, width], or [width] for a single row.
+        span: Slots that are read.
+        num_rows: Rows that the buffers must have.
+        rows: Shape [batch]; rows that take part. None for a single row.
+        leading: Whether the rows are the first ones in order, so that reading needs no copy.
     """
-    inner: Any = model
-    while True:
-        if hasattr(inner, "_orig_mod"):
-            inner = inner._orig_mod
-        elif hasattr(inner, "get_base_model"):
-            inner = inner.get_base_model()
-        elif isinstance(getattr(inner, "module", None), nn.Module):
-            inner = inner.module
-        else:
-            return inner
+
+    capacity: int
+    positions: Tensor
+    span: int
+    num_rows: int = 1
+    rows: Tensor | None = None
+    leading: bool = True
+
+
+class BufferLayer(DynamicLayer):
+    """Keys and values in buffers of shape [rows, heads, capacity, dim], written at the slots that a pass names.
+
+    Slots behind a text are hidden by the caller's mask.
+    """
+
+    slots: Slots
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Writes states of shape [batch, heads, width, dim] and returns the slots that the pass reads."""
+        del args, kwargs
+        self.is_initialized = True
+        self.keys, keys = self._write(self.keys, key_states)
+        self.values, values = self._write(self.values, value_states)
+        return keys, values
+
+    def _write(self, room: Tensor | None, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the buffer, a larger one if it was too small, and what is read of it."""
+        now = self.slots
+        if room is None or room.shape[0] < now.num_rows or room.shape[2] < now.capacity:
+            # Zeros, because weights of zero still multiply what is hidden, and memory may hold NaN.
+            larger = states.new_zeros(now.num_rows, states.shape[1], now.capacity, states.shape[3])
+            if room is not None:
+                larger[: room.shape[0], :, : room.shape[2]] = room
+            room = larger
+        if now.rows is None:
+            room.index_copy_(2, now.positions, states)
+            return room, room[:, :, : now.span]
+        room[now.rows[:, None], :, now.positions] = states.transpose(1, 2)
+        held = room[:, :, : now.span]
+        return room, held[: len(now.rows)] if now.leading else held.index_select(0, now.rows)
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Copies the first `length` slots of one row over another row's."""
+        for room in (self.keys, self.values):
+            if room is not None:
+                room[target, :, :length] = room[source, :, :length]
+
+    def blank(self) -> None:
+        """Overwrites everything in place, because captured graphs hold the buffers' addresses."""
+        for room in (self.keys, self.values):
+            if room is not None:
+                room.zero_()
 
 
 def cache_keyword(model: nn.Module) -> str:
@@ -164,11 +216,7 @@ def has_special_layers(model: nn.Module) -> bool:
 
 
 def require_rollback(model: nn.Module, name: str) -> None:
-    """Checks that a model's cache can forget rejected tokens, layer by layer.
-
-    Args:
-        model: As loaded.
-        name: For the error.
+    """Checks that a model's cache can be cut back by rejected tokens, layer by layer.
 
     Raises:
         ModelError: if it keeps a recurrent or convolution state, or a kind of cache that is not known here.

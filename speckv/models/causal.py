@@ -3,7 +3,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +13,16 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from speckv.errors import BudgetError
-from speckv.models.attention import without_plans
 from speckv.models.cache import cache_keyword, exported, growing_cache, require_rollback
 from speckv.models.defaults import GenerationDefaults
+from speckv.models.device import token_tensor, without_plans
 from speckv.models.processors import Processors
 from speckv.models.signals import ScoredTokens
 from speckv.models.static import StaticSequence
-from speckv.models.transfer import token_tensor
 
 
 class CachedSequence(ScoredTokens):
-    """A token sequence inside one model, with its key-value cache kept between calls.
-
-    The cache never holds more than what was extended and not truncated; `length` is the number of tokens in it.
-    """
+    """A token sequence inside one model, with its key-value cache of `length` tokens kept between calls."""
 
     def __init__(self, model: "CausalModel") -> None:
         require_rollback(model.hf, model.name)
@@ -37,11 +33,7 @@ class CachedSequence(ScoredTokens):
 
     @torch.inference_mode()
     def extend(self, tokens: Sequence[int] | Tensor, *, num_logits: int | None = None) -> Tensor:
-        """Appends tokens and returns the logits after the last `num_logits` of them.
-
-        Args:
-            tokens: At least one token id; a tensor of shape [tokens] is taken as it is.
-            num_logits: Rows wanted, at most len(tokens); all of them by default.
+        """Appends at least one token and returns the logits after the last `num_logits` of them, by default all.
 
         Returns:
             Shape [num_logits, vocab], in the model's dtype, on its device.
@@ -79,13 +71,12 @@ class CausalModel:
         hf: The transformers model, in evaluation mode.
         compression: "fp16" (unquantised), "int8", "nf4", or a registered further kind.
         dtype: Of its arithmetic.
-        device: Where it runs.
         vocab_size: Tokens it scores.
         context_limit: Longest sequence it takes, in tokens.
         source: Folder with its weights, if on disk.
-        static: Whether sequences live in fixed buffers (`speckv.models.static`), as CUDA graphs want it.
-        captures_graphs: Whether its kernels can be captured; only asked where it is static, on CUDA.
-        spare_rooms: Buffers of static sequences that are gone.
+        static: Whether sequences use fixed buffers (`speckv.models.static`), as CUDA graphs need.
+        captures_graphs: Whether its kernels can be captured; matters only where it is static, on CUDA.
+        spare_buffers: Buffers of static sequences that are gone.
         graph_faults: Why passes could not be captured after all; with any, they run kernel by kernel.
         defaults: Settings of the model's own `generation_config` that shape its scores; None where the caller applies
             them, as `generate` does.
@@ -101,7 +92,7 @@ class CausalModel:
     source: Path | None = None
     static: bool = False
     captures_graphs: bool = True
-    spare_rooms: list[Any] = field(default_factory=list, repr=False)
+    spare_buffers: list[Any] = field(default_factory=list, repr=False)
     graph_faults: list[str] = field(default_factory=list, repr=False)
     defaults: GenerationDefaults | None = None
     _digest: dict[str, str] = field(default_factory=dict)
@@ -118,8 +109,7 @@ class CausalModel:
     def captured(self, longest: int, widths: Sequence[int], *, all_logits: bool) -> StaticSequence | None:
         """An empty sequence whose passes are captured already, or None where passes are not captured.
 
-        Arguments are those of `StaticSequence.capture_ahead`. Hold it until one is needed: then let go of it, and the
-        next sequence has its buffers.
+        Arguments are those of `StaticSequence.capture_ahead`. When it is dropped, the next sequence uses its buffers.
         """
         if not self.replays_graphs:
             return None
@@ -127,16 +117,16 @@ class CausalModel:
         sequence.capture_ahead(longest, widths, all_logits=all_logits)
         return sequence
 
+    def sharing(self, hf: PreTrainedModel) -> "CausalModel":
+        """The same model around another module with the same weights; buffers and graphs are its own."""
+        return replace(self, hf=hf, spare_buffers=[], graph_faults=[], _digest={})
+
     def request_processors(self, prompt: Sequence[int], max_new_tokens: int) -> Processors | None:
         """Logits processors of one request by the model's own defaults; None where there are none."""
         return self.defaults.processors(prompt, max_new_tokens) if self.defaults else None
 
     def require_context(self, length: int) -> None:
-        """Passes if a sequence of that many tokens fits.
-
-        Raises:
-            BudgetError: if the context would overflow.
-        """
+        """Raises BudgetError if a sequence of that many tokens would overflow the context."""
         if length > self.context_limit:
             raise BudgetError(
                 f"{self.name}: expected at most {self.context_limit} tokens of context, got {length}. "
@@ -151,10 +141,7 @@ class CausalModel:
 
 
 def weights_sha256(folder: Path | None) -> str:
-    """Hash of a folder's weight files, in the order of their names; "" where there is none.
-
-    Of a folder in several formats the one that transformers loads counts.
-    """
+    """Hash of a folder's weight files in the format that transformers loads, in the order of names; "" for none."""
     for pattern in ("*.safetensors", "pytorch_model*.bin"):
         files = sorted(folder.glob(pattern)) if folder else []
         if files:

@@ -41,14 +41,10 @@ _SHAPING = (
 
 
 class GenerationDefaults:
-    """What a model's `generation_config` does to its scores.
-
-    Args:
-        model: As loaded.
-        name: For errors.
+    """The effect of a model's `generation_config` on its scores.
 
     Raises:
-        ConfigError: for settings that speculative decoding does not have, such as beams.
+        ConfigError: naming the model, for settings that speculative decoding does not have, such as beams.
     """
 
     def __init__(self, model: PreTrainedModel, name: str) -> None:
@@ -72,12 +68,7 @@ class GenerationDefaults:
         return token_ids(self._model.generation_config.eos_token_id)
 
     def processors(self, prompt: Sequence[int], max_new_tokens: int) -> Processors | None:
-        """Processors of one request, those of `generate`; None where the settings leave scores as they are.
-
-        Args:
-            prompt: Token ids; some settings depend on them or on their number.
-            max_new_tokens: Token budget.
-        """
+        """Processors of one request, those of `generate`; None where the settings leave scores as they are."""
         if not self.settings:
             return None
         device = self._model.device

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""GGUF files: dequantised once into a folder that loads in seconds."""
+"""GGUF files, dequantised once into a folder that loads in seconds; and a check that no weight is missing."""
 
 import copy
 import hashlib
@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from speckv.errors import ModelError
-from speckv.models.loading import refuse_incomplete
 
 logger = logging.getLogger(__name__)
 DONE = "speckv-converted"
@@ -24,16 +24,15 @@ MERGE = "Merge the shards into one file: llama-gguf-split --merge FIRST_SHARD ME
 
 
 def cache_folder() -> Path:
-    """Where converted models live: `SPECKV_CACHE`, else `~/.cache/speckv`."""
+    """Where converted models are stored: `SPECKV_CACHE`, else `~/.cache/speckv`."""
     return Path(os.environ.get("SPECKV_CACHE", Path.home() / ".cache" / "speckv"))
 
 
 def converted_folder(gguf: Path) -> Path:
-    """Returns the folder of a GGUF file's dequantised copy, converting it first if need be.
+    """Returns the folder of a GGUF file's dequantised copy in bfloat16, converting it first if need be.
 
-    The folder belongs to the content of the whole file, which is hashed at every call: size and time of modification
-    can be the same after a rewrite. Weights are stored in bfloat16. The conversion shows transformers' progress bars
-    and appears whole or not at all.
+    The folder is named by a hash of the whole file, computed at every call: size and time of modification can be the
+    same after a rewrite. The conversion appears whole or not at all.
 
     Raises:
         ModelError: if the file cannot be converted, is one shard of several, lacks weights or changes during the
@@ -110,3 +109,35 @@ def _split_count(gguf: Path) -> int:
 
     field = GGUFReader(gguf).fields.get("split.count")
     return int(field.contents()) if field else 0
+
+
+_NAMED = 3
+
+
+def refuse_incomplete(source: str, loading_info: Mapping[str, Any], *, advice: str = "") -> None:
+    """Checks that transformers initialised no weight at random.
+
+    Tied weights, such as a head that shares the embedding, are not among the missing keys.
+
+    Args:
+        source: Hub id, folder or file, for the message.
+        loading_info: The second value of `from_pretrained(..., output_loading_info=True)`.
+        advice: For the message; by default, to fetch the model again.
+
+    Raises:
+        ModelError: naming the first keys that are missing, or stored in another shape.
+    """
+    missing = sorted(loading_info.get("missing_keys") or ())
+    mismatched = sorted(str(key[0]) for key in loading_info.get("mismatched_keys") or ())
+    problems = [f"lacks {len(missing)} ({_first(missing)})"] if missing else []
+    if mismatched:
+        problems.append(f"holds {len(mismatched)} in another shape ({_first(mismatched)})")
+    if problems:
+        raise ModelError(
+            f"Expected {source} to hold every weight that its configuration describes, but it {' and '.join(problems)}."
+            f" {advice or 'Fetch the whole model again, with all of its shards.'}"
+        )
+
+
+def _first(keys: Sequence[str]) -> str:
+    return ", ".join(keys[:_NAMED]) + (", ..." if len(keys) > _NAMED else "")

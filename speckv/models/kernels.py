@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which product a compressed model's layers really run, said in words: a slow path is easily taken for a slow model.
+"""Descriptions of the matrix product that a compressed model's layers run: a slow path looks like a slow model.
 
-What bitsandbytes does is read off its own source, release 0.50, `backends/cpu/ops.py`, `backends/cuda/ops.py`,
-`backends/default/ops.py` and `nn/modules.py`; of a release that decides elsewhere we say what we can see.
+The choices of bitsandbytes are those of its source, release 0.50: `backends/cpu/ops.py`, `backends/cuda/ops.py`,
+`backends/default/ops.py` and `nn/modules.py`.
 """
 
 import functools
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from speckv.models.dtypes import dtype_name
+from speckv.models.linear import dtype_name
 
 logger = logging.getLogger(__name__)
 _NATIVE = {
@@ -25,25 +25,14 @@ _NATIVE = {
 
 
 class Kernel(NamedTuple):
-    """What runs.
-
-    Attributes:
-        text: For a reader, one line.
-        remedy: What would be faster; empty where the path is the fast one.
-    """
+    """One line about a product, and a faster alternative, which is empty where the path is the fast one."""
 
     text: str
     remedy: str = ""
 
 
 def describe_kernel(compression: str, dtype: torch.dtype, device: torch.device) -> str:
-    """What multiplies the weights of a model under a compression, in one line; a slow path begins with "slow: ".
-
-    Args:
-        compression: "fp16", "int8", "nf4", or a registered further kind, of which only the name is known.
-        dtype: Of the arithmetic.
-        device: Where it runs.
-    """
+    """The product of a model's weights under a compression, in one line; a slow path begins with "slow: "."""
     kernel = find_kernel(compression, dtype, device)
     return f"slow: {kernel.text}" if kernel.remedy else kernel.text
 
@@ -68,7 +57,7 @@ def _warn_once(compression: str, dtype: torch.dtype, device_type: str) -> None:
 
 
 def find_kernel(compression: str, dtype: torch.dtype, device: torch.device) -> Kernel:
-    """The same as `describe_kernel`, with what would be faster."""
+    """The product under a compression; of a registered further kind only the name is known."""
     finders = {
         ("fp16", "cpu"): _plain_cpu,
         ("int8", "cpu"): _int8_cpu,
@@ -132,7 +121,7 @@ def _with_emulation(text: str, dtype: torch.dtype) -> Kernel:
 
 
 def emulated_on_cpu(dtype: torch.dtype) -> bool:
-    """Whether an x86 CPU lacks instructions for a 16-bit dtype; False where torch cannot tell."""
+    """Whether an x86 CPU lacks instructions for a 16-bit dtype; False where torch has no such list."""
     features = _cpu_features()
     if dtype not in _NATIVE or not features or platform.machine() not in ("x86_64", "AMD64"):
         return False
@@ -140,7 +129,7 @@ def emulated_on_cpu(dtype: torch.dtype) -> bool:
 
 
 def _cpu_features() -> Mapping[str, Any]:
-    """What torch knows of the CPU, by feature; empty in releases that do not say."""
+    """Features of the CPU by torch's names; empty in releases without them."""
     read = getattr(torch.cpu, "get_capabilities", None)
     return dict(read()) if read is not None else {}
 

@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from speckv.errors import ConfigError, nearest
+
 PROBED_ROWS = (5, 17, 64, 128)
 """Row counts at which the two orders of float32 are timed."""
 
@@ -65,11 +67,7 @@ class WideningLinear(nn.Linear):
 
 
 def use_fast_linear(model: nn.Module) -> int:
-    """Switches the `nn.Linear` layers of a model on a CPU to whichever class is faster for their dtype here.
-
-    Returns:
-        Number of layers switched.
-    """
+    """Switches `nn.Linear` layers on a CPU to whichever class is faster for their dtype; returns their number."""
     layers = [m for m in model.modules() if type(m) is nn.Linear and m.weight.device.type == "cpu"]
     switched = 0
     for layer in layers:
@@ -163,3 +161,67 @@ def median_seconds(
             product(x, weight)
             seconds.append(time.perf_counter() - start)
     return sorted(seconds[3:])[repeats // 2]
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+VERIFY_ROWS = 5
+"""Rows of a typical verify pass (gamma 4)."""
+
+DRAFTING, EMITTED = 4 / 3, 3.3
+"""A step of gamma 4 with a draft of a third of the target's size: target passes of one row that drafting takes, and
+tokens that come of it, as on the shipped recordings."""
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Turns "auto" or a dtype's name into a dtype.
+
+    On CUDA, "auto" is bfloat16 where the GPU has it, else float16. On a CPU it is the one of bfloat16 and float32
+    whose better way to decode, plain or speculative, takes less time a token, by products that are timed once per
+    process. CPUs without instructions for bfloat16 multiply one row fast, because half as many bytes are read, and the
+    rows of a verify pass slowly: there plain decoding is fastest in bfloat16, and speculation pays most in float32.
+
+    Raises:
+        ConfigError: for an unknown name.
+    """
+    if name == "auto":
+        if device.type == "cuda":
+            with torch.cuda.device(device):  # the check is of the current device
+                native = torch.cuda.is_bf16_supported(including_emulation=False)
+            return torch.bfloat16 if native else torch.float16
+        return fastest_cpu_dtype()
+    if name not in DTYPES:
+        raise ConfigError(f"Expected dtype auto or one of {sorted(DTYPES)}, got {name!r}." + nearest(name, [*DTYPES]))
+    return DTYPES[name]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Returns "float32" for torch.float32."""
+    return str(dtype).removeprefix("torch.")
+
+
+@functools.cache
+def fastest_cpu_dtype() -> torch.dtype:
+    """The one of float32 and bfloat16 whose better way to decode, plain or with gamma 4, is faster on this CPU."""
+    return min(
+        (torch.float32, torch.bfloat16),
+        key=lambda dtype: seconds_a_token(_product_s(dtype, 1), _product_s(dtype, VERIFY_ROWS)),
+    )
+
+
+def seconds_a_token(one_row: float, verify_rows: float) -> float:
+    """Time a token of plain decoding or of speculation, whichever is less, by the times of two products.
+
+    >>> round(seconds_a_token(4.3, 6.7), 2), seconds_a_token(2.0, 7.5)  # float32 and emulated bfloat16
+    (3.77, 2.0)
+    """
+    return min(one_row, (DRAFTING * one_row + verify_rows) / EMITTED)
+
+
+def _product_s(dtype: torch.dtype, rows: int) -> float:
+    weights = [torch.randn(6144, 1536).to(dtype) for _ in range(3)]
+    product: Callable[[Tensor, Tensor], Tensor] = F.linear
+    if dtype == torch.float32 and 2 <= rows <= widest_narrow_product():
+        product = transposed_product
+    if dtype == torch.bfloat16 and rows >= (fewest_widened_rows() or rows + 1):
+        product = widened_product
+    return median_seconds(product, weights, torch.randn(rows, 1536).to(dtype))

@@ -3,29 +3,27 @@
 
 import copy
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from speckv.errors import ConfigError, ModelError, device_error, device_errors_explained
+from speckv.errors import ConfigError, ModelError, device_error, device_errors_explained, nearest
 from speckv.models.cache import has_special_layers, require_rollback
 from speckv.models.causal import CausalModel
 from speckv.models.compression import get_compression, silence_int8_cast_notice
-from speckv.models.context import context_limit
 from speckv.models.defaults import GenerationDefaults
-from speckv.models.dtypes import resolve_dtype
+from speckv.models.gguf import refuse_incomplete
 from speckv.models.kernels import warn_if_slow
-from speckv.models.linear import use_fast_linear
-from speckv.models.loading import refuse_incomplete
-from speckv.models.parts import decoder_of, with_modules
+from speckv.models.linear import resolve_dtype, use_fast_linear
+from speckv.models.parts import context_limit, decoder_of, with_modules
 from speckv.models.tokenizer import encode_prompt, load_error, load_tokenizer, locate, vocabulary_hash
-from speckv.models.vocabulary import with_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -39,13 +37,9 @@ class PairConfig:
         draft: The same, "self" for the target's own first `draft_layers` layers (all of them at 0), or "lookup" for
             no model at all: what followed the newest tokens earlier in the text.
         name: Shown in tables; the target's by default.
-        compression: Of the target.
-        draft_compression: Of the draft.
         dtype: "auto" or a name such as "float32".
         device: "auto", "cpu", "cuda", "cuda:1".
-        draft_layers: Layers of a "self" draft.
-        lookup_longest: Most tokens that a "lookup" draft matches.
-        lookup_shortest: Fewest.
+        lookup_longest: Most tokens that a "lookup" draft matches; `lookup_shortest` is the fewest.
         chat_template: Whether prompts are wrapped as a user's turn.
         static_cache: Whether caches stay in fixed buffers, and on CUDA whole passes are captured as graphs; None
             means on CUDA, where the model's attention allows it.
@@ -67,13 +61,10 @@ class PairConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelPair:
-    """A target, and a draft model that speaks the same tokens or none.
+    """A target, and a draft model with the same tokenizer or none.
 
     Attributes:
-        config: What was asked for.
-        target: The model whose text is kept.
-        draft_model: The model that proposes; None where the config's draft is "lookup".
-        tokenizer: Shared by both.
+        draft_model: None where the config's draft is "lookup".
         eos_token_ids: Tokens that end a text, those of the target's `generation_config`, as in `generate`.
     """
 
@@ -85,11 +76,7 @@ class ModelPair:
 
     @property
     def draft(self) -> CausalModel:
-        """The model that proposes.
-
-        Raises:
-            ModelError: if there is none.
-        """
+        """The draft model, or ModelError if there is none."""
         if self.draft_model is None:
             raise ModelError(
                 f"Expected a pair with a draft model, got model.draft={self.config.draft}, which has none. Choose a "
@@ -112,7 +99,7 @@ class ModelPair:
 
 @device_errors_explained()
 def load_pair(config: PairConfig) -> ModelPair:
-    """Loads both models, or the target alone for a "lookup", and checks that they fit.
+    """Loads both models, or the target alone for a "lookup", and checks that their vocabularies fit.
 
     Raises:
         ModelError: if one is missing, gated or damaged, or their vocabularies differ.
@@ -203,20 +190,11 @@ def causal_model(
     static_cache: bool | None = None,
     source: Path | None = None,
 ) -> CausalModel:
-    """Makes a transformers model ready to decode, in place.
-
-    Args:
-        model: However it was made.
-        name: Shown in tables.
-        compression: That it was made with.
-        dtype: Of its arithmetic.
-        device: Where it is.
-        static_cache: See `PairConfig`.
-        source: Folder with its weights, if on disk.
+    """Makes a transformers model ready to decode, in place; arguments as of `CausalModel` and `PairConfig`.
 
     Raises:
         ConfigError: if a static cache is wanted that the model's attention does not allow.
-        ModelError: if its cache cannot forget rejected tokens, as with recurrent layers.
+        ModelError: if its cache cannot be cut back, as with recurrent layers.
     """
     require_rollback(model, name)
     return CausalModel(
@@ -229,16 +207,12 @@ def causal_model(
         context_limit=context_limit(model),
         source=source,
         static=_is_static(model, static_cache, device),
-        captures_graphs=get_compression(compression, device).captures_graphs and not _looks_at_its_data(model),
+        captures_graphs=get_compression(compression, device).captures_graphs and not _waits_for_device(model),
     )
 
 
 def first_layers(target: CausalModel, layers: int) -> CausalModel:
-    """A draft made of the target's own first layers and head; no weights are copied.
-
-    Args:
-        target: Any loaded decoder.
-        layers: How many layers to keep; 0 keeps all, so that every draft is accepted.
+    """A draft made of the target's own first layers and head, sharing its weights; 0 layers means all of them.
 
     Raises:
         ConfigError: if the target has fewer.
@@ -256,18 +230,7 @@ def first_layers(target: CausalModel, layers: int) -> CausalModel:
     shallow = with_modules(target.hf, {stack: nn.ModuleList(list(stack)[:keep])})
     for part in (shallow, decoder_of(shallow)):
         part.config = config
-    return CausalModel(
-        name=f"{target.name}[:{keep}]",
-        hf=shallow,
-        compression=target.compression,
-        dtype=target.dtype,
-        device=target.device,
-        vocab_size=target.vocab_size,
-        context_limit=target.context_limit,
-        source=target.source,
-        static=target.static,
-        captures_graphs=target.captures_graphs,
-    )
+    return replace(target.sharing(shallow), name=f"{target.name}[:{keep}]", defaults=None)
 
 
 def _layer_list(decoder: nn.Module, total: int) -> nn.ModuleList:
@@ -278,8 +241,8 @@ def _layer_list(decoder: nn.Module, total: int) -> nn.ModuleList:
     raise ConfigError(f"Expected a decoder with one list of layers for model.draft=self, got {type(decoder).__name__}.")
 
 
-def _looks_at_its_data(model: nn.Module) -> bool:
-    """Whether a model has INT8 layers, whatever it was said to be: they look for outliers on the host."""
+def _waits_for_device(model: nn.Module) -> bool:
+    """Whether a model has INT8 layers, whatever its compression is called: they search for outliers on the host."""
     return any(type(module).__name__ == "Linear8bitLt" for module in model.modules())
 
 
@@ -326,3 +289,87 @@ def _check_same_tokenizer(
             f"Expected target and draft to share one tokenizer; those of {target.name} and {draft.name} map words to "
             "different ids. Choose a draft of the target's family."
         )
+
+
+_BESIDE = ("folder", "target_gguf", "draft_gguf")
+
+
+def choose_pair(model: Mapping[str, Any]) -> PairConfig:
+    """Builds a `PairConfig` from its fields, and `folder`, `target_gguf`, `draft_gguf`.
+
+    With `folder`, target and draft are the GGUF files of the pair's usual names inside that folder; a draft that is
+    "self" or "lookup" stays what it is.
+
+    Raises:
+        ConfigError: if a field is unknown, or `folder` is given and the pair has no usual GGUF names.
+    """
+    known = [*PairConfig.__dataclass_fields__, *_BESIDE]
+    for key in model:
+        if key not in known:
+            raise ConfigError(f"Unknown setting 'model.{key}'; known here: {known}.{nearest(str(key), known)}")
+    fields = {name: value for name, value in model.items() if name not in _BESIDE}
+    folder = model.get("folder")
+    if folder is not None:
+        if not model.get("target_gguf"):
+            raise ConfigError(
+                f"Expected model.target and model.draft for {model.get('name')}: it has no usual GGUF names."
+            )
+        fields["target"] = str(Path(folder) / model["target_gguf"])
+        if model.get("draft_gguf") and model.get("draft") not in ("self", "lookup"):
+            fields["draft"] = str(Path(folder) / model["draft_gguf"])
+    return PairConfig(**fields)
+
+
+def with_vocabulary(draft: CausalModel, vocab_size: int) -> CausalModel:
+    """A draft of the target's tokenizer that scores `vocab_size` rows, as the target does, sharing the draft's weights.
+
+    Models of one family pad their vocabularies differently: Qwen2.5 7B scores 152,064 rows, 0.5B 151,936, and the
+    tokenizer of both has 151,665 tokens. Rows that only the target has score minus infinity, so they are never
+    proposed. Rows that only the draft has are left out. A token that the draft has no embedding for is read as its last
+    one, which costs at most acceptance.
+    """
+    if draft.vocab_size == vocab_size:
+        return draft
+    hf: Any = draft.hf
+    inner, head = hf.get_input_embeddings(), hf.get_output_embeddings()
+    replacements: dict[nn.Module, nn.Module] = {head: _FittedHead(head, vocab_size)}
+    if inner.weight.shape[0] < vocab_size:
+        replacements[inner] = _ClampedEmbedding(inner)
+    return replace(draft.sharing(with_modules(hf, replacements)), vocab_size=vocab_size)
+
+
+class _ClampedEmbedding(nn.Module):
+    """An embedding that reads ids past its end as its last one."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    @property
+    def weight(self) -> Tensor:
+        weight: Any = self.inner.weight
+        return weight  # type: ignore[no-any-return]
+
+    def forward(self, ids: Tensor) -> Tensor:
+        embedded: Tensor = self.inner(ids.clamp(max=self.weight.shape[0] - 1))
+        return embedded
+
+
+class _FittedHead(nn.Module):
+    """A scoring layer cut or padded to a number of rows."""
+
+    def __init__(self, inner: nn.Module, vocab_size: int) -> None:
+        super().__init__()
+        self.inner, self._vocab_size = inner, vocab_size
+
+    @property
+    def weight(self) -> Tensor:
+        weight: Any = self.inner.weight
+        return weight  # type: ignore[no-any-return]
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        scores: Tensor = self.inner(hidden)[..., : self._vocab_size]
+        missing = self._vocab_size - scores.shape[-1]
+        if missing > 0:
+            scores = torch.cat([scores, scores.new_full((*scores.shape[:-1], missing), -torch.inf)], dim=-1)
+        return scores

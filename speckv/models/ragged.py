@@ -2,8 +2,8 @@
 """Many sequences in one model, each of its own length: for decoding batches and for recording.
 
 Every row has a slot for each position in one buffer a layer, so the slot of a token is its position. Cutting a row back
-changes its length and moves nothing: the mask hides what lies past the end until it is written over. Sliding windows
-are masks over the same buffers.
+changes its length and moves nothing: the mask hides what is past the end until it is overwritten. Sliding windows are
+masks over the same buffers.
 """
 
 import copy
@@ -17,77 +17,23 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from speckv.errors import ModelError
-from speckv.models.attention import without_plans
-from speckv.models.cache import cache_keyword, require_rollback, window_sizes
+from speckv.models.cache import BufferLayer, Slots, cache_keyword, require_rollback, window_sizes
 from speckv.models.causal import CausalModel
+from speckv.models.device import to_device, token_tensor, without_plans
 from speckv.models.parts import decoder_of, scoring_of
 from speckv.models.processors import Processors
-from speckv.models.transfer import token_tensor
 
 SPARE_TOKENS = 64
 """Least room that is added whenever the buffers must grow."""
 
 ALIGNMENT = 8
-"""Passes read a multiple of this many places: CUDA's attention kernels copy masks of other widths first."""
+"""Passes read a multiple of this many slots: CUDA's attention kernels copy masks of other widths first."""
 
 TOKENS_AT_ONCE = 4096
 """Tokens, padding included, of one pass; rows beyond that are read by another one."""
 
-
-@dataclass(slots=True)
-class _Pass:
-    """Where the pass at hand writes and reads, the same in every layer.
-
-    Attributes:
-        num_rows: Rows that the buffers must have.
-        capacity: Places that each row must have.
-        rows: Shape [batch]; rows that take part.
-        positions: Shape [batch, width]; where their tokens go.
-        span: Places that are read.
-        leading: Whether the rows are the first ones in order, so that a view shows them.
-    """
-
-    num_rows: int
-    capacity: int
-    rows: Tensor
-    positions: Tensor
-    span: int
-    leading: bool
-
-
-class RaggedLayer(DynamicLayer):
-    """Keys and values of one layer: buffers of shape [rows, heads, capacity, dim], written at any row and place."""
-
-    current: _Pass
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        """Writes states of shape [batch, heads, width, dim] and returns all places that the pass reads."""
-        del args, kwargs
-        self.is_initialized = True
-        self.keys, keys = self._write(self.keys, key_states)
-        self.values, values = self._write(self.values, value_states)
-        return keys, values
-
-    def _write(self, room: Tensor | None, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the buffer, a larger one if it was too small, and what is read of it."""
-        now = self.current
-        if room is None or room.shape[0] < now.num_rows or room.shape[2] < now.capacity:
-            # Zeros, because weights of zero still multiply what is hidden, and memory may hold NaN.
-            larger = states.new_zeros(now.num_rows, states.shape[1], now.capacity, states.shape[3])
-            if room is not None:
-                larger[: room.shape[0], :, : room.shape[2]] = room
-            room = larger
-        room[now.rows[:, None], :, now.positions] = states.transpose(1, 2)
-        held = room[:, :, : now.span]
-        return room, held[: len(now.rows)] if now.leading else held.index_select(0, now.rows)
-
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copies the first `length` places of one row over another row's."""
-        for room in (self.keys, self.values):
-            if room is not None:
-                room[target, :, :length] = room[source, :, :length]
+LOGITS_ROWS = 128
+"""Most hidden states to score at once when recording; 128 x 152k float32 logits are 78 MB."""
 
 
 class RaggedRows:
@@ -99,7 +45,7 @@ class RaggedRows:
 
     def __init__(self, model: CausalModel) -> None:
         require_batches(model)
-        self._model = model
+        self.model = model
         self._decoder = decoder_of(model.hf)
         self._scores = scoring_of(model.hf)
         self._windows = window_sizes(model.hf)
@@ -107,10 +53,10 @@ class RaggedRows:
 
     def _begin(self) -> None:
         """Starts with no rows and empty buffers."""
-        cache = DynamicCache(config=self._model.hf.config)
-        layers: list[Any] = [RaggedLayer() if _holds_tokens(layer) else layer for layer in cache.layers]  # type: ignore[no-untyped-call]
+        cache = DynamicCache(config=self.model.hf.config)
+        layers: list[Any] = [BufferLayer() if _holds_tokens(layer) else layer for layer in cache.layers]  # type: ignore[no-untyped-call]
         cache.layers = layers
-        self._layers: list[RaggedLayer] = [layer for layer in layers if isinstance(layer, RaggedLayer)]
+        self._layers: list[BufferLayer] = [layer for layer in layers if isinstance(layer, BufferLayer)]
         self._cache: dict[str, Any] = {cache_keyword(self._decoder): cache}
         self._lengths: list[int] = []
         self._num_rows = self._capacity = 0
@@ -127,46 +73,25 @@ class RaggedRows:
 
     @torch.inference_mode()
     def remove(self, row: int) -> None:
-        """Forgets a row; the last one takes its place."""
+        """Removes a row; the last one takes its place."""
         last = len(self._lengths) - 1
-        if row != last and self._lengths[last]:  # an empty row may have no place in the buffers yet
+        if row != last and self._lengths[last]:  # an empty row may have no slots in the buffers yet
             for layer in self._layers:
                 layer.move(last, row, self._lengths[last])
         self._lengths[row] = self._lengths[last]
         self._lengths.pop()
 
     def truncate(self, row: int, length: int) -> None:
-        """Forgets every token of a row past `length`; a no-op if there is none."""
+        """Removes every token of a row past `length`; a no-op if there is none."""
         self._lengths[row] = min(self._lengths[row], length)
-
-    @torch.inference_mode()
-    def copy_of(self, rows: Sequence[int], lengths: Sequence[int]) -> "RaggedRows":
-        """Copies rows, each cut to a length; a row may be copied many times.
-
-        Args:
-            rows: Which.
-            lengths: Tokens that each copy keeps, at least 1.
-        """
-        copied = copy.copy(self)  # of the same model, which is not checked and taken apart again
-        copied._begin()
-        copied.add(len(rows))
-        copied._lengths, copied._capacity = list(lengths), max(lengths)
-        picked = token_tensor(rows, self._model.device)
-        for source, target in zip(self._layers, copied._layers, strict=True):
-            target.is_initialized = True
-            assert source.keys is not None
-            assert source.values is not None
-            target.keys = source.keys[:, :, : copied._capacity].index_select(0, picked)
-            target.values = source.values[:, :, : copied._capacity].index_select(0, picked)
-        return copied
 
     @torch.inference_mode()
     def extend(self, rows: Sequence[int], tokens: Tensor, counts: Sequence[int], *, last_only: bool = False) -> Tensor:
         """Appends tokens to some rows in one pass, padded to the longest piece, and scores what comes after them.
 
         Args:
-            rows: Which, each at most once; quickest if they are the first ones in order.
-            tokens: Shape [rows, width], ids on the model's device; what stands behind a row's count is padding.
+            rows: Each at most once; fastest if they are the first ones in order.
+            tokens: Shape [rows, width], ids on the model's device; what is behind a row's count is padding.
             counts: Tokens of each row, 1 to width.
             last_only: Whether only the last token of each row is scored.
 
@@ -183,22 +108,58 @@ class RaggedRows:
         ]
         return scored[0] if len(scored) == 1 else torch.cat(scored)
 
+    # -- recording: all rows advance together, and hidden states are scored as far as they are needed ---------------
+
     @torch.inference_mode()
-    def read(self, rows: Sequence[int], tokens: Tensor, counts: Sequence[int]) -> Tensor:
-        """Appends tokens as `extend` does; returns hidden states of shape [rows, width, hidden], unscored."""
-        return torch.cat([self._pass(rows[p], tokens[p], counts[p]) for p in _parts(len(rows), tokens.shape[1])])
+    def read(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        """Adds rows and reads their whole texts.
+
+        Returns:
+            Hidden states of shape [texts, longest, hidden]; those past the end of a text are undefined.
+        """
+        first, counts = len(self._lengths), [len(text) for text in texts]
+        self.add(len(texts))
+        ids = torch.tensor([[*text, *[0] * (max(counts) - len(text))] for text in texts])
+        return self._read(range(first, first + len(texts)), to_device(ids, self.model.device), counts)
+
+    @torch.inference_mode()
+    def advance(self, tokens: Tensor) -> Tensor:
+        """Appends one token to every row, ids of shape [rows]; returns hidden states of shape [rows, hidden]."""
+        return self._read(range(len(tokens)), tokens[:, None], [1] * len(tokens))[:, 0]
 
     @torch.inference_mode()
     def score(self, hidden: Tensor) -> Tensor:
-        """Logits of hidden states of shape [states, hidden], in the model's dtype."""
-        return self._scores(hidden)
+        """Float32 logits of hidden states of shape [states, hidden]; at most `LOGITS_ROWS` states keep memory small."""
+        return self._scores(hidden).float()
+
+    @torch.inference_mode()
+    def copy_of(self, rows: Sequence[int], lengths: Sequence[int] | None = None) -> "RaggedRows":
+        """Copies rows, each cut to a length of at least 1, by default whole; a row may be copied many times."""
+        lengths = [self._lengths[row] for row in rows] if lengths is None else list(lengths)
+        copied = copy.copy(self)  # of the same model, which is not checked and taken apart again
+        copied._begin()
+        copied.add(len(rows))
+        copied._lengths, copied._capacity = lengths, max(lengths)
+        picked = token_tensor(rows, self.model.device)
+        for source, target in zip(self._layers, copied._layers, strict=True):
+            target.is_initialized = True
+            assert source.keys is not None
+            assert source.values is not None
+            target.keys = source.keys[:, :, : copied._capacity].index_select(0, picked)
+            target.values = source.values[:, :, : copied._capacity].index_select(0, picked)
+        return copied
+
+    def _read(self, rows: Sequence[int], tokens: Tensor, counts: Sequence[int]) -> Tensor:
+        return torch.cat([self._pass(rows[p], tokens[p], counts[p]) for p in _parts(len(rows), tokens.shape[1])])
+
+    # -- a pass -----------------------------------------------------------------------------------------------------
 
     def _pass(self, rows: Sequence[int], tokens: Tensor, counts: Sequence[int]) -> Tensor:
-        device, width = self._model.device, tokens.shape[1]
+        device, width = self.model.device, tokens.shape[1]
         starts = [self._lengths[row] for row in rows]
         self._reserve(starts, counts, width)
         positions = token_tensor(starts, device)[:, None] + torch.arange(width, device=device)
-        now = _Pass(
+        slots = Slots(
             num_rows=self._num_rows,
             capacity=self._capacity,
             rows=token_tensor(rows, device),
@@ -207,12 +168,12 @@ class RaggedRows:
             leading=list(rows) == list(range(len(rows))),
         )
         for layer in self._layers:
-            layer.current = now
+            layer.slots = slots
         with without_plans(device):
             output = self._decoder(
                 input_ids=tokens,
-                attention_mask=self._masks(positions, now.span),
-                position_ids=positions.clamp(max=self._model.context_limit - 1),  # of padding alone
+                attention_mask=self._masks(positions, slots.span),
+                position_ids=positions.clamp(max=self.model.context_limit - 1),  # of padding alone
                 use_cache=True,
                 **self._cache,
             )
@@ -223,13 +184,13 @@ class RaggedRows:
 
     def _reserve(self, starts: Sequence[int], counts: Sequence[int], width: int) -> None:
         longest = max(start + count for start, count in zip(starts, counts, strict=True))
-        self._model.require_context(longest)
+        self.model.require_context(longest)
         end = max(starts) + width
         if end > self._capacity:
             self._capacity = _aligned(end + max(SPARE_TOKENS, end // 4))
 
     def _masks(self, positions: Tensor, span: int) -> Tensor | dict[str, Tensor]:
-        """What is added to attention scores, of shape [batch, 1, width, span]; by kind of layer where there are two.
+        """Added to attention scores, of shape [batch, 1, width, span]; by kind of layer where there are two.
 
         transformers takes a mask of four axes as it is, and models with two kinds of layers take one of each by name.
         """
@@ -240,12 +201,46 @@ class RaggedRows:
         return {"sliding_attention" if window else "full_attention": mask for window, mask in by_window.items()}
 
     def _mask(self, positions: Tensor, span: int, window: int | None) -> Tensor:
-        dtype = self._model.dtype
+        dtype = self.model.dtype
         slots, places = torch.arange(span, device=positions.device), positions[:, None, :, None]
         hidden = slots > places
         if window is not None:
             hidden |= slots <= places - window
         return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, torch.finfo(dtype).min)
+
+
+@dataclass(frozen=True, slots=True)
+class RaggedModel:
+    """A loaded model as `BatchEngine` drives it; see `require_batches`."""
+
+    model: CausalModel
+
+    @property
+    def context_limit(self) -> int:
+        """Longest sequence it takes, in tokens."""
+        return self.model.context_limit
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens it scores."""
+        return self.model.vocab_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.model.device
+
+    def request_processors(self, prompt: Sequence[int], max_new_tokens: int) -> Processors | None:
+        """See `CausalModel.request_processors`."""
+        return self.model.request_processors(prompt, max_new_tokens)
+
+    def rows(self) -> RaggedRows:
+        """Starts with no rows.
+
+        Raises:
+            ModelError: if the model keeps another kind of cache.
+        """
+        return RaggedRows(self.model)
 
 
 def require_batches(model: CausalModel) -> None:
@@ -279,44 +274,6 @@ def _parts(num_rows: int, width: int) -> list[slice]:
     """Rows of each pass: at most `TOKENS_AT_ONCE` tokens, padding included."""
     share = max(1, TOKENS_AT_ONCE // width)
     return [slice(begin, begin + share) for begin in range(0, num_rows, share)]
-
-
-@dataclass(frozen=True, slots=True)
-class RaggedModel:
-    """A loaded model as a batch drives it.
-
-    Attributes:
-        model: The model; see `require_batches`.
-    """
-
-    model: CausalModel
-
-    @property
-    def context_limit(self) -> int:
-        """Longest sequence it takes, in tokens."""
-        return self.model.context_limit
-
-    @property
-    def vocab_size(self) -> int:
-        """Tokens it scores."""
-        return self.model.vocab_size
-
-    @property
-    def device(self) -> torch.device:
-        """Where it runs."""
-        return self.model.device
-
-    def request_processors(self, prompt: Sequence[int], max_new_tokens: int) -> Processors | None:
-        """See `CausalModel.request_processors`."""
-        return self.model.request_processors(prompt, max_new_tokens)
-
-    def rows(self) -> RaggedRows:
-        """Starts with no rows.
-
-        Raises:
-            ModelError: if the model keeps another kind of cache.
-        """
-        return RaggedRows(self.model)
 
 
 def _aligned(count: int) -> int:

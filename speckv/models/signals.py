@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a distribution says about its own next token: entropy, confidence, margin, and the likeliest token."""
+"""Signals of a next-token distribution: entropy, confidence, margin, and the likeliest token."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from speckv.types import NUM_SIGNALS
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What a pass says about the tokens that may follow, on the model's device; nothing in it waits for the device.
+    """Logits of a pass and their summary, on the model's device; nothing in it waits for the device.
 
     Attributes:
         logits: Shape [rows, vocab].
@@ -32,7 +32,7 @@ class Scores:
 
     @staticmethod
     def of(logits: Tensor) -> "Scores":
-        """Sums logits of shape [rows, vocab] up."""
+        """Summarises logits of shape [rows, vocab]."""
         return Scores(logits, signals(logits), logits.argmax(-1))
 
 
@@ -49,15 +49,9 @@ class ScoredTokens:
 
 
 def signals(logits: Tensor) -> Tensor:
-    """Entropy (nats), top-1 probability and top-1 minus top-2 probability, at temperature 1.
+    """Entropy (nats), top-1 probability and top-1 minus top-2 probability, float32 of shape [rows, 3].
 
-    Unwarped logits go in at every temperature: a greedy draft is judged by what it believes, not by its argmax.
-
-    Args:
-        logits: Shape [rows, vocab].
-
-    Returns:
-        Float32 of shape [rows, 3]; NaN logits give NaN.
+    They are taken at temperature 1 of unwarped logits of shape [rows, vocab], whatever the sampling. NaN gives NaN.
 
     >>> signals(torch.zeros(1, 4)).round(decimals=4).tolist()
     [[1.3863, 0.25, 0.0]]

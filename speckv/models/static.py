@@ -2,37 +2,41 @@
 """A sequence in buffers that never move, so that CUDA graphs can replay whole passes.
 
 A pass of a few tokens through a small model is hundreds of kernels, each shorter than its launch. Captured once per
-width (`speckv.models.graphs`), it is one launch: the model, the signals and the likeliest token. Where the tokens go
-and what they may see is computed on the device from one number, the position; that is all that changes between replays
-beside the ids.
+width, it is one launch: the model, the signals and the likeliest token. Slots and mask are computed on the device from
+one number, the position; beside the ids, that is all that changes between replays.
 
 Everything but the capture runs on a CPU too, where the tests compare it with the growing cache.
 """
 
+import functools
+import gc
+import logging
+import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
-from speckv.models.attention import without_plans
-from speckv.models.cache import cache_keyword, exported
-from speckv.models.graphs import PassGraphs
+from speckv.models.cache import BufferLayer, Slots, cache_keyword, exported
+from speckv.models.device import token_tensor, without_plans
 from speckv.models.signals import Scores
-from speckv.models.transfer import token_tensor
 
 if TYPE_CHECKING:
     from speckv.models.causal import CausalModel
+
+logger = logging.getLogger(__name__)
+Pass = Callable[[Tensor], Scores]
+"""Ids of shape [tokens] -> scores; all else that it reads or writes stays where it is."""
 
 WIDEST_GRAPH = 20
 """Widest pass that is captured: a draft of 16, the newest token, and some to catch up; prompts are wider."""
 
 WIDEST_PASS = 2048
-"""Tokens of a prompt that are read at once: each sees its own line of the mask, which a long prompt would make huge."""
+"""Tokens of a prompt that are read at once: each has a line of the mask, which a long prompt would make huge."""
 
 FIRST_CAPACITY = 4096
 """Tokens that buffers hold at first, where the model's context allows it; they double when they must."""
@@ -41,59 +45,98 @@ LEAST_VISIBLE = 256
 """Attention runs over a power of two of slots, at least these; the ones behind the text are masked."""
 
 
-class _FixedLayer(DynamicLayer):
-    """Keys and values of one layer, written at the slots that the room names."""
+class StaticSequence:
+    """A token sequence in fixed buffers; drop-in for `CachedSequence`.
 
-    def __init__(self, room: "_Room") -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._room: _Room = weakref.proxy(room)  # which holds this: no cycle, so that memory is free at once
+    The buffers belong to the model and are reused once a sequence is gone, with the graphs captured on them.
+    """
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        """Writes states of shape [1, heads, tokens, dim] and returns the visible slots."""
-        del args, kwargs
-        self.keys = _written(self.keys, key_states, self._room)
-        self.values = _written(self.values, value_states, self._room)
-        self.is_initialized = True
-        visible = self._room.visible
-        return self.keys[:, :, :visible], self.values[:, :, :visible]
+    def __init__(self, model: "CausalModel") -> None:
+        self._model = model
+        try:
+            self._buffers: _StaticBuffers = model.spare_buffers.pop()
+        except IndexError:  # none, or another thread took the last one
+            self._buffers = _StaticBuffers(model)
+        else:
+            self._buffers.blank()
+        weakref.finalize(self, _give_back, self._buffers, model.spare_buffers)
+        self.length = 0
 
-    def blank(self) -> None:
-        """Overwrites everything, where it is: graphs point there."""
-        for held in (self.keys, self.values):
-            if held is not None:
-                held.zero_()
+    def extend(self, tokens: Sequence[int] | Tensor, *, num_logits: int | None = None) -> Tensor:
+        """Appends tokens and returns logits, the caller's own; see `CachedSequence.extend`."""
+        return self.score(tokens, num_logits=num_logits).logits.clone()
+
+    def score(self, tokens: Sequence[int] | Tensor, *, num_logits: int | None = None) -> Scores:
+        """Appends tokens and scores what follows the last `num_logits` of them, all of them by default.
+
+        The logits are valid until the sequence's next pass; signals and best tokens for good.
+
+        Raises:
+            BudgetError: if the model's context would overflow.
+        """
+        ids = token_tensor(tokens, self._model.device)
+        wanted = len(ids) if num_logits is None else num_logits
+        self._model.require_context(self.length + len(ids))
+        prompt = self.length == 0
+        with self._failures_noted():
+            while len(ids) > max(wanted, WIDEST_PASS):
+                piece = ids[: min(WIDEST_PASS, len(ids) - wanted)]
+                self._buffers.run(piece, self.length, 1, once=True)
+                self.length += len(piece)
+                ids = ids[len(piece) :]
+            scores = self._buffers.run(ids, self.length, wanted, once=prompt)
+        self.length += len(ids)
+        return scores
+
+    def exported(self) -> DynamicCache:
+        """A copy of the cache in transformers' own layers, for a caller that goes on from it."""
+        return exported(self._model.hf, self._buffers.cache, self.length)
+
+    def capture_ahead(self, longest: int, widths: Sequence[int], *, all_logits: bool) -> None:
+        """Captures the passes that texts of up to `longest` tokens need; only on CUDA, and with an empty sequence.
+
+        Args:
+            longest: In tokens.
+            widths: Of passes, in tokens.
+            all_logits: Whether passes score every token, as verification does, or the last one, as drafting does.
+        """
+        with self._failures_noted():
+            self._buffers.capture_ahead(longest, widths, all_logits=all_logits)
+
+    @contextmanager
+    def _failures_noted(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._buffers.failed = True
+            raise
+
+    def truncate(self, length: int) -> None:
+        """Removes every token past `length`: its slots are masked, and overwritten later."""
+        self.length = min(self.length, length)
 
 
-def _written(held: Tensor | None, states: Tensor, room: "_Room") -> Tensor:
-    if held is None or held.shape[2] < room.capacity:
-        # Zeros, not whatever was in memory: a masked slot's value is still multiplied by zero.
-        grown = states.new_zeros((1, states.shape[1], room.capacity, states.shape[3]))
-        if held is not None:
-            grown[:, :, : held.shape[2]] = held
-        held = grown
-    return held.index_copy_(2, room.slots, states)
+def _give_back(buffers: "_StaticBuffers", spare: list[Any]) -> None:
+    if not buffers.failed:
+        spare.append(buffers)
 
 
-class _Room:
+class _StaticBuffers:
     """The buffers of one sequence at a time, and the passes captured on them.
 
     Attributes:
-        failed: Whether a pass raised: the buffers may be of several sizes then, and are not taken again.
+        failed: Whether a pass raised: the buffers may be of several sizes then, and are not used again.
     """
 
     def __init__(self, model: "CausalModel") -> None:
         self._hf, self._device = model.hf, model.device
         self._limit = model.context_limit
         self.failed = False
-        self.capacity = min(FIRST_CAPACITY, model.context_limit)
-        self.visible = 0
-        self.slots = torch.zeros(0, dtype=torch.long, device=self._device)
+        self._capacity = min(FIRST_CAPACITY, model.context_limit)
         self._position = torch.zeros(1, dtype=torch.long, device=self._device)
-        self._columns = torch.arange(self.capacity, device=self._device)
+        self._columns = torch.arange(self._capacity, device=self._device)
         cache = DynamicCache(config=model.hf.config)
-        self._layers = [_FixedLayer(self) for _ in cache.layers]
+        self._layers = [BufferLayer() for _ in cache.layers]  # type: ignore[no-untyped-call]
         layers: list[Any] = [*self._layers]
         cache.layers = layers
         self.cache = cache
@@ -108,18 +151,18 @@ class _Room:
 
     @torch.inference_mode()
     def run(self, ids: Tensor, position: int, num_logits: int, *, once: bool = False) -> Scores:
-        """One pass of ids of shape [tokens], the first of which stands at `position`; not captured if run `once`."""
+        """One pass of ids of shape [tokens], the first of which is at `position`; not captured if run `once`."""
         visible = self._visible(position + len(ids))
-        if visible > self.capacity:
-            self.capacity = visible
+        if visible > self._capacity:
+            self._capacity = visible
             self._columns = torch.arange(visible, device=self._device)
             if self._graphs is not None:
                 self._graphs.clear()  # they write to the buffers that are left behind
-        self.visible = visible
         self._position.fill_(position)
         if self._graphs is None or once or len(ids) > WIDEST_GRAPH:
-            return self._pass(ids, num_logits)
-        return self._graphs.run((len(ids), num_logits, visible), lambda static: self._pass(static, num_logits), ids)
+            return self._pass(ids, num_logits, visible)
+        key = (len(ids), num_logits, visible)
+        return self._graphs.run(key, lambda static: self._pass(static, num_logits, visible), ids)
 
     def capture_ahead(self, longest: int, widths: Sequence[int], *, all_logits: bool) -> None:
         """Captures passes; see `StaticSequence.capture_ahead`."""
@@ -142,13 +185,16 @@ class _Room:
             size = self._visible((size + 1) // 2)
             yield size
 
-    def _pass(self, ids: Tensor, num_logits: int) -> Scores:
-        self.slots = self._position + self._columns[: len(ids)]
-        mask = self._columns[None, : self.visible] <= self.slots[:, None]
+    def _pass(self, ids: Tensor, num_logits: int, visible: int) -> Scores:
+        positions = self._position + self._columns[: len(ids)]
+        mask = self._columns[None, :visible] <= positions[:, None]
+        slots = Slots(capacity=self._capacity, positions=positions, span=visible)
+        for layer in self._layers:
+            layer.slots = slots
         with without_plans(self._device):
             output = self._hf(
                 input_ids=ids[None],
-                position_ids=self.slots[None],
+                position_ids=positions[None],
                 attention_mask=mask[None, None],
                 use_cache=True,
                 logits_to_keep=num_logits,
@@ -157,79 +203,129 @@ class _Room:
         return Scores.of(output.logits[0])
 
 
-class StaticSequence:
-    """A token sequence in fixed buffers; drop-in for `CachedSequence`.
+class PassGraphs:
+    """The captured passes on one set of buffers, by key; they share one memory pool, and run one after the other.
 
-    The buffers belong to the model and are taken again once a sequence is gone, with the graphs captured on them.
+    Memory that one frees within itself may hold the result of another: logits are valid until the next replay of any.
+
+    Args:
+        faults: Why passes of this model could not be captured. New reasons are added; with any, nothing is captured,
+            and passes run kernel by kernel.
     """
 
-    def __init__(self, model: "CausalModel") -> None:
-        self._model = model
-        try:
-            self._room: _Room = model.spare_rooms.pop()
-        except IndexError:  # none, or another thread took the last one
-            self._room = _Room(model)
-        else:
-            self._room.blank()
-        weakref.finalize(self, _give_back, self._room, model.spare_rooms)
-        self.length = 0
+    def __init__(self, faults: list[str]) -> None:
+        self._faults = faults
+        self._held: dict[Hashable, _Graph] = {}
+        self._pool: Any = None
 
-    def extend(self, tokens: Sequence[int] | Tensor, *, num_logits: int | None = None) -> Tensor:
-        """Appends tokens and returns logits, the caller's own; see `CachedSequence.extend`."""
-        return self.score(tokens, num_logits=num_logits).logits.clone()
+    @property
+    def faulty(self) -> bool:
+        """Whether captures have been given up."""
+        return bool(self._faults)
 
-    def score(self, tokens: Sequence[int] | Tensor, *, num_logits: int | None = None) -> Scores:
-        """Appends tokens and scores what follows the last `num_logits` of them, all of them by default.
+    def clear(self) -> None:
+        """Drops all of them: the buffers have moved."""
+        self._held.clear()
+        self._pool = None  # a pool that no graph holds any more cannot be shared again
 
-        The logits are valid until the sequence's next pass; signals and best tokens for good.
-
-        Raises:
-            BudgetError: if the model's context would overflow.
-        """
-        ids = token_tensor(tokens, self._model.device)
-        wanted = len(ids) if num_logits is None else num_logits
-        self._model.require_context(self.length + len(ids))
-        prompt = self.length == 0
-        with self._or_failed():
-            while len(ids) > max(wanted, WIDEST_PASS):
-                piece = ids[: min(WIDEST_PASS, len(ids) - wanted)]
-                self._room.run(piece, self.length, 1, once=True)
-                self.length += len(piece)
-                ids = ids[len(piece) :]
-            scores = self._room.run(ids, self.length, wanted, once=prompt)
-        self.length += len(ids)
-        return scores
-
-    def exported(self) -> DynamicCache:
-        """A copy of the cache in transformers' own layers, for a caller that goes on from it."""
-        return exported(self._model.hf, self._room.cache, self.length)
-
-    def capture_ahead(self, longest: int, widths: Sequence[int], *, all_logits: bool) -> None:
-        """Captures the passes of some widths that texts up to a length can ask for; only on CUDA.
-
-        The sequence must be empty.
+    def run(self, key: Hashable, run: Pass, ids: Tensor) -> Scores:
+        """Replays a pass on ids of shape [tokens], captured first where it has not been.
 
         Args:
-            longest: Text in tokens.
-            widths: Of passes, in tokens.
-            all_logits: Whether passes score every token, as verification does, or the last one, as drafting does.
+            key: Of everything that shapes the pass.
+            run: The pass.
+            ids: On the device.
+
+        Raises:
+            torch.OutOfMemoryError: which does not mean that the pass cannot be captured.
         """
-        with self._or_failed():
-            self._room.capture_ahead(longest, widths, all_logits=all_logits)
+        if key not in self._held and not self._capture(key, run, ids):
+            return run(ids)
+        return self._held[key].replay(ids)
 
-    @contextmanager
-    def _or_failed(self) -> Iterator[None]:
+    def _capture(self, key: Hashable, run: Pass, ids: Tensor) -> bool:
+        if self._faults:
+            return False
+        pool = self._pool if self._held else torch.cuda.graph_pool_handle()
         try:
-            yield
-        except BaseException:
-            self._room.failed = True
+            self._held[key] = _Graph(run, ids, pool)
+        except torch.OutOfMemoryError:
             raise
+        except RuntimeError as error:
+            self._faults.append(" ".join(str(error).split())[:300])
+            logger.warning("CUDA graphs are off for this model, passes run kernel by kernel: %s", self._faults[-1])
+            return False
+        self._pool = pool
+        return True
 
-    def truncate(self, length: int) -> None:
-        """Forgets every token past `length`: its slots are masked, and written over later."""
-        self.length = min(self.length, length)
+
+class _Graph:
+    """A captured pass."""
+
+    def __init__(self, run: Pass, ids: Tensor, pool: Any) -> None:
+        self._ids = ids.clone()
+        side, current = _side_stream(ids.device), torch.cuda.current_stream(ids.device)
+        side.wait_stream(current)
+        # Both contexts: a stream is captured on the current device, which need not be the model's.
+        try:
+            with torch.cuda.device(ids.device), torch.cuda.stream(side):
+                run(self._ids)  # libraries choose kernels on first calls
+                with _waiting_refused():
+                    run(self._ids)
+                self._graph = torch.cuda.CUDAGraph()
+                with _own_workspaces(), _no_collection(), torch.cuda.graph(self._graph, pool=pool, stream=side):
+                    self._scores = run(self._ids)
+        finally:
+            current.wait_stream(side)  # what failed half-way may still be writing
+
+    def replay(self, ids: Tensor) -> Scores:
+        """Runs the pass on other ids; logits are valid until the pool's next replay, signals and tokens for good."""
+        self._ids.copy_(ids)
+        self._graph.replay()
+        return Scores(self._scores.logits, self._scores.signals.clone(), self._scores.best.clone())
 
 
-def _give_back(room: _Room, spare: list[Any]) -> None:
-    if not room.failed:
-        spare.append(room)
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The one stream of a device that passes are captured on."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _waiting_refused() -> Iterator[None]:
+    """Makes a wait for the device raise: a capture would raise too, but leave the allocator unusable."""
+    before = torch.cuda.get_sync_debug_mode()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Synchronization debug mode")  # that it is a prototype
+            torch.cuda.set_sync_debug_mode("error")
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+@contextmanager
+def _own_workspaces() -> Iterator[None]:
+    """Makes cuBLAS take its workspaces from the memory that is captured into.
+
+    A graph holds their addresses. cuBLAS would keep one a stream for all graphs captured there, and PyTorch frees it
+    with the first of them that goes (pytorch/pytorch#193402). Inductor's graphs are captured in the same way.
+    """
+    clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)
+    clear()
+    try:
+        yield
+    finally:
+        clear()
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Turns the garbage collector off: a graph that it destroyed meanwhile would break the capture."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a model lies, and its tokenizer, which needs no weights."""
+"""Where a model is stored, and its tokenizer, which needs no weights."""
 
 import hashlib
 import json
+import re
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -42,13 +44,9 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
 def encode_prompt(
     tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat_template: bool, date: datetime | None = None
 ) -> list[int]:
-    """Token ids of a prompt, as a user's turn where that is wanted and the tokenizer has a chat template.
+    """Token ids of a prompt, as a user's turn if `chat_template` is set and the tokenizer has one.
 
-    Args:
-        tokenizer: Of the model that reads the prompt.
-        prompt: Text of the user.
-        chat_template: Whether to apply the tokenizer's template.
-        date: Local date and time for templates that print it; None for now.
+    `date` is the local date and time for templates that print it; None means now.
     """
     if chat_template and tokenizer.chat_template:
         text = _render(tokenizer, prompt, date)
@@ -85,11 +83,7 @@ def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def locate(source: str) -> str:
-    """Where a model is to be loaded from: a folder, into which a GGUF file is converted once, or a hub id.
-
-    Raises:
-        ModelError: if there is no such file or folder.
-    """
+    """The folder of a model, into which a GGUF file is converted once, or its hub id; ModelError for a missing path."""
     path = Path(source).expanduser()
     if source.endswith(".gguf"):
         if not path.is_file():
@@ -105,7 +99,7 @@ def locate(source: str) -> str:
 
 
 def load_error(source: str, error: Exception) -> ModelError:
-    """What to tell where transformers could not load a model or tokenizer."""
+    """The error for a model or tokenizer that transformers could not load."""
     text = " ".join(str(error).split())
     if "gated" in text or "401" in text or "403" in text:
         return ModelError(
@@ -115,3 +109,55 @@ def load_error(source: str, error: Exception) -> ModelError:
         f"{source} could not be loaded ({text[:240]}). Expected a hub id that this machine can reach, a local folder "
         "or a .gguf file. Offline? Give files: model.target=PATH model.draft=PATH"
     )
+
+
+_RAW_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_SPACE = "\u2581"
+
+
+def token_bytes(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[int]) -> dict[int, bytes]:
+    """Id -> the bytes of a token, which may hold half a character; ids that the vocabulary lacks are left out.
+
+    Byte-level vocabularies and those with single bytes as a fallback are supported; with any other, each token is
+    decoded alone. The bytes of a special token are its name.
+    """
+    ids = sorted(set(tokens) & set(tokenizer.get_vocab().values()))
+    added = {number: str(token).encode() for number, token in tokenizer.added_tokens_decoder.items()}
+    names = dict(zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True))
+    steps = _decoding_steps(tokenizer)
+    found = {}
+    for number, name in names.items():
+        if number in added:
+            found[number] = added[number]
+        elif "ByteLevel" in steps:
+            found[number] = bytes(BYTE_OF[letter] for letter in name)
+        elif "ByteFallback" in steps:
+            raw = _RAW_BYTE.fullmatch(name)
+            found[number] = bytes.fromhex(raw[1]) if raw else name.replace(_SPACE, " ").encode()
+        else:
+            found[number] = str(tokenizer.decode([number])).encode()
+    return found
+
+
+def _decoding_steps(tokenizer: PreTrainedTokenizerBase) -> set[str]:
+    """Names of the tokenizer's decoders, nested ones included."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or backend.decoder is None:
+        return set()
+    whole = json.loads(backend.decoder.__getstate__())
+    return {step["type"] for step in (whole, *whole.get("decoders", ()))}
+
+
+def _byte_letters() -> dict[str, int]:
+    """The alphabet of byte-level vocabularies: printable bytes stand for themselves, the others for letters from 256.
+
+    Source:
+        GPT-2's `bytes_to_unicode`, which all of them took over.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + k): byte for k, byte in enumerate(others)}
+
+
+BYTE_OF = _byte_letters()
+"""Letter of a byte-level vocabulary -> byte."""

@@ -18,8 +18,8 @@ from speckv.cost import CostEntry, CostFit, CostTable, describe_fit
 from speckv.decoding import PromptLookup, RequestContext, draft_source
 from speckv.errors import ConfigError, CostTableError
 from speckv.models.causal import CausalModel
-from speckv.models.dtypes import dtype_name
 from speckv.models.kernels import describe_kernel
+from speckv.models.linear import dtype_name
 from speckv.models.pair import ModelPair, PairConfig, load_pair
 from speckv.observation import SCHEMA, History, StaticContext, StepBatch, observe, update_history
 from speckv.profiling.check import CheckPlan, check_pair, encode_prompts

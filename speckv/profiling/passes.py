@@ -17,9 +17,9 @@ from speckv.decoding.protocols import Clock
 from speckv.decoding.request import signal_rows, to_host
 from speckv.decoding.sampling import check_finite
 from speckv.errors import ConfigError
-from speckv.models.attention import without_plans
 from speckv.models.cache import cache_keyword, growing_cache
 from speckv.models.causal import CausalModel
+from speckv.models.device import without_plans
 from speckv.models.ragged import TOKENS_AT_ONCE
 from speckv.models.signals import Scores
 from speckv.profiling.pass_times import PassTimes, TimingPlan, summarise

@@ -16,9 +16,9 @@ from torch import Tensor
 from speckv.decoding.prompt_lookup import PromptLookup
 from speckv.decoding.request import token_budget
 from speckv.decoding.sampling import SamplingConfig, check_finite, choose, gumbel_noise, request_seed, warp_logits
-from speckv.models.batch import LOGITS_ROWS, RecordedBatch
 from speckv.models.causal import CausalModel
 from speckv.models.processors import Processors
+from speckv.models.ragged import LOGITS_ROWS, RaggedRows
 from speckv.models.signals import signals
 from speckv.profiling.lookup import with_lookup
 from speckv.profiling.prompts import Prompt
@@ -137,8 +137,8 @@ class Recorder:
     # -- pass 1: the target writes --------------------------------------------------------------------------------
 
     def _write(self, rows: list[_Row]) -> None:
-        batch = RecordedBatch(self.target)
-        hidden = batch.start([row.prompt_tokens for row in rows])
+        batch = RaggedRows(self.target)
+        hidden = batch.read([row.prompt_tokens for row in rows])
         hidden = hidden[torch.arange(len(rows)), torch.tensor(batch.lengths) - 1]
         active = list(rows)
         while True:
@@ -147,11 +147,11 @@ class Recorder:
             if not running:
                 return
             if len(running) < COMPACT_BELOW * len(active):
-                batch.keep(running)
+                batch = batch.copy_of(running)
                 active, tokens = [active[i] for i in running], tokens[running]
             hidden = batch.advance(tokens)
 
-    def _emit(self, rows: list[_Row], batch: RecordedBatch, hidden: Tensor) -> Tensor:
+    def _emit(self, rows: list[_Row], batch: RaggedRows, hidden: Tensor) -> Tensor:
         """Chooses each row's next token, and appends it where the row still runs."""
         texts = _Texts(rows, lambda i: rows[i].prompt_tokens + rows[i].tokens)
         chosen, found, probs = self._choose(batch, hidden, [(row.seed, len(row.tokens)) for row in rows], texts)
@@ -170,9 +170,9 @@ class Recorder:
 
     # -- pass 2: the draft reads ----------------------------------------------------------------------------------
 
-    def _read(self, rows: list[_Row], draft: CausalModel) -> RecordedBatch:
-        batch = RecordedBatch(draft)
-        hidden = batch.start([(row.prompt_tokens + row.tokens[:-1])[: draft.context_limit] for row in rows])
+    def _read(self, rows: list[_Row], draft: CausalModel) -> RaggedRows:
+        batch = RaggedRows(draft)
+        hidden = batch.read([(row.prompt_tokens + row.tokens[:-1])[: draft.context_limit] for row in rows])
         for i, row in enumerate(rows):
             first = len(row.prompt_tokens) - 1
             count = batch.lengths[i] - first
@@ -188,7 +188,7 @@ class Recorder:
 
     # -- pass 3: the draft goes on alone --------------------------------------------------------------------------
 
-    def _roll_out(self, rows: list[_Row], batch: RecordedBatch, limit: int) -> None:
+    def _roll_out(self, rows: list[_Row], batch: RaggedRows, limit: int) -> None:
         starts = [(i, int(m), len(row.prompt_tokens) + int(m)) for i, row in enumerate(rows) for m in row.rollout_start]
         results: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
         for i, m, _ in starts:
@@ -207,12 +207,12 @@ class Recorder:
                 row.rollout_signals = np.stack([results[i, int(m)][1] for m in row.rollout_start])
 
     def _roll_out_chunk(
-        self, rows: list[_Row], batch: RecordedBatch, chunk: list[tuple[int, int, int]], limit: int
+        self, rows: list[_Row], batch: RaggedRows, chunk: list[tuple[int, int, int]], limit: int
     ) -> tuple[np.ndarray, np.ndarray]:
         tokens = np.full((len(chunk), ROLLOUT_LENGTH), NO_TOKEN, np.int32)
         found = np.zeros((len(chunk), ROLLOUT_LENGTH, 3), np.float32)
         running = len(chunk)  # the shortest texts come first, so that those whose context ends are the last ones
-        fork = batch.fork([i for i, _, _ in chunk], [n for _, _, n in chunk])
+        fork = batch.copy_of([i for i, _, _ in chunk], [n for _, _, n in chunk])
         token = torch.tensor([int(rows[i].draft_tokens[m]) for i, m, _ in chunk], device=batch.model.device)
         for depth in range(ROLLOUT_LENGTH):
             fitting = sum(n + depth + 1 <= limit for _, _, n in chunk[:running])
@@ -220,7 +220,7 @@ class Recorder:
                 break
             if fitting < running:
                 running, token = fitting, token[:fitting]
-                fork.keep(range(running))
+                fork = fork.copy_of(range(running))
             hidden = fork.advance(token)
             texts = _Texts(
                 [rows[i] for i, _, _ in chunk[:running]],
@@ -235,7 +235,7 @@ class Recorder:
 
     def _choose(
         self,
-        batch: RecordedBatch,
+        batch: RaggedRows,
         hidden: Tensor,
         keys: list[tuple[int, int]],
         texts: "_Texts",
@@ -244,7 +244,7 @@ class Recorder:
         """Chooses a token a row; its signals, and the probability of the emitted token (by default the chosen one)."""
         chosen, found, probs = [], [], []
         for begin in range(0, len(hidden), LOGITS_ROWS):
-            logits = batch.logits(hidden[begin : begin + LOGITS_ROWS])
+            logits = batch.score(hidden[begin : begin + LOGITS_ROWS])
             part = signals(logits)
             check_finite(part, "model")
             warped = warp_logits(texts.processed(begin, logits), self.sampling)

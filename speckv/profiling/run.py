@@ -20,8 +20,8 @@ import numpy as np
 from speckv.decoding import SamplingConfig, draft_source
 from speckv.errors import DataError, TraceError
 from speckv.models.causal import CausalModel
-from speckv.models.dtypes import dtype_name
-from speckv.models.expand import expand_compressed
+from speckv.models.compression import expand_compressed
+from speckv.models.linear import dtype_name
 from speckv.models.pair import ModelPair, PairConfig, load_pair
 from speckv.models.tokenizer import encode_prompt, template_reads_date
 from speckv.profiling.machine import describe_machine

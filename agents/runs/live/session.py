@@ -22,7 +22,7 @@ from agents.runs.settings import TrainSettings
 from agents.runs.task import load_splits
 from agents.stored import save_controller
 from speckv.errors import ConfigError, nearest
-from speckv.models.threads import use_threads
+from speckv.models.device import use_threads
 
 
 def train_live(

@@ -28,7 +28,7 @@ from speckv.integrations.transformers.models import (
     require_plain_adapters,
     vocabulary,
 )
-from speckv.models.cache import unwrapped
+from speckv.models.parts import unwrapped
 from speckv.runtime.exported import Policy
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from speckv.errors import ConfigError, SpecKVError
 from speckv.integrations.transformers.control import control
-from speckv.models.cache import unwrapped
+from speckv.models.parts import unwrapped
 from speckv.runtime.exported import Policy
 from speckv.runtime.kinds import offer
 

@@ -20,10 +20,9 @@ from speckv.errors import ConfigError
 from speckv.integrations.transformers.candidates import exclusive
 from speckv.integrations.transformers.models import as_draft, as_is, require_pair, scored_by_both, vocabulary
 from speckv.integrations.transformers.request import Request
-from speckv.models.cache import unwrapped
 from speckv.models.causal import CausalModel
-from speckv.models.context import hard_context_limit
 from speckv.models.pair import causal_model
+from speckv.models.parts import hard_context_limit, unwrapped
 from speckv.runtime.exported import Policy
 from speckv.runtime.session import Session
 from speckv.types import FloatArray

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models
 
 from speckv.commands.detokenizing import REPLACEMENT, Detokenizer
-from speckv.models.pieces import BYTE_OF
+from speckv.models.tokenizer import BYTE_OF
 
 Decode = Callable[[list[int]], str]
 LETTER_OF = {byte: letter for letter, byte in BYTE_OF.items()}

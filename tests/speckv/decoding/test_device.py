@@ -107,7 +107,7 @@ def test_cuda_writes_what_the_cpu_writes_and_waits_once_a_step(sampling: Samplin
         device = torch.device(name)
         for model in (target, draft):
             model.to(device)  # type: ignore[arg-type]
-        pair = [replace(as_causal(m), device=device, static=static, spare_rooms=[]) for m in (target, draft)]
+        pair = [replace(as_causal(m), device=device, static=static, spare_buffers=[]) for m in (target, draft)]
         engine = Engine(*pair, sampling=sampling)
         engine.start([1, 2, 3], max_new_tokens=100, request="r")
         while engine.finish is None:

@@ -237,7 +237,7 @@ def test_what_prepare_made_lives_as_long_as_its_model_and_belongs_to_it_alone() 
     whole = copy.deepcopy(model)  # or stored: without buffers and graphs, which cannot be copied
     assert not engine._causal(whole).static
     prepare(whole, static_cache=True)
-    assert engine._causal(whole).spare_rooms == []
+    assert engine._causal(whole).spare_buffers == []
     assert pickle.loads(pickle.dumps(model.__dict__[engine._PREPARED])).causal is None
     gone = weakref.ref(model)
     del model, first, other

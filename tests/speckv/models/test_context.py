@@ -16,7 +16,7 @@ from speckv.decoding import BatchEngine, Engine, SamplingConfig
 from speckv.errors import BudgetError
 from speckv.integrations.transformers.models import as_is
 from speckv.models import CausalModel, RaggedModel
-from speckv.models.context import context_limit, hard_context_limit
+from speckv.models.parts import context_limit, hard_context_limit
 from speckv.profiling.prompts import Prompt
 from speckv.profiling.record import Recorder
 from speckv.traces import NO_TOKEN

@@ -10,7 +10,7 @@ import torch
 from transformers import Qwen2Tokenizer
 
 from speckv.errors import ConfigError
-from speckv.models.copies import Copier
+from speckv.models.processors import Copier
 from tests.fakes import LETTERS
 
 

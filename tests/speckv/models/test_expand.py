@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from speckv.models.expand import ROWS_AT_ONCE, RowwiseInt8Linear, expand_compressed
+from speckv.models.compression import ROWS_AT_ONCE, RowwiseInt8Linear, expand_compressed
 
 INPUTS, OUTPUTS = 64, 48
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Qwen2ForCausalLM
 
 from speckv.errors import ModelError
-from speckv.models.loading import refuse_incomplete
+from speckv.models.gguf import refuse_incomplete
 from tests.fakes import save_tiny, tiny_qwen
 
 COMPRESSIONS = [

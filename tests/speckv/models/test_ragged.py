@@ -118,3 +118,38 @@ def test_windows_of_several_sizes_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(ragged, "window_sizes", lambda _: [16, 8])
     with pytest.raises(ModelError, match=r"windows of several sizes.*one request at a time"):
         RaggedModel(as_causal(tiny_qwen(0))).rows()
+
+
+@pytest.mark.parametrize("at_once", [1, 9, 20, 1000])
+def test_reading_in_parts_changes_nothing(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = as_causal(tiny_qwen(0))
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randint(VOCAB, (n,), generator=generator).tolist() for n in (3, 9, 1, 5, 7)]
+    steps = [torch.randint(VOCAB, (5,), generator=generator) for _ in range(3)]
+    monkeypatch.setattr(ragged, "TOKENS_AT_ONCE", at_once)
+    batch = RaggedRows(model)
+    states = batch.read(rows)
+    assert states.shape == (5, 9, 32)
+    ahead = torch.stack([batch.advance(tokens) for tokens in steps])
+    for i, row in enumerate(rows):
+        text = torch.tensor([[*row, *(int(tokens[i]) for tokens in steps)]])
+        alone = model.hf.base_model(text).last_hidden_state[0]
+        torch.testing.assert_close(states[i, : len(row)], alone[: len(row)])
+        torch.testing.assert_close(ahead[:, i], alone[len(row) :])
+    assert list(batch.copy_of([4, 1]).lengths) == [10, 12]
+
+
+def test_copied_rows_go_on_from_prefixes_and_leave_the_others_as_they_were() -> None:
+    model = as_causal(tiny_qwen(0))
+    rows = [[3, 1, 4, 1, 5], [9, 2, 6]]
+    batch = RaggedRows(model)
+    batch.read(rows)
+    copied = batch.copy_of([1, 0, 0], [2, 4, 1])
+    ahead = copied.advance(torch.tensor([7, 8, 9]))
+    for states, text in zip(ahead, ([9, 2, 7], [3, 1, 4, 1, 8], [3, 9]), strict=True):
+        torch.testing.assert_close(states, model.hf.base_model(torch.tensor([text])).last_hidden_state[0, -1])
+    assert list(batch.lengths) == [5, 3]
+    torch.testing.assert_close(
+        batch.advance(torch.tensor([2, 2]))[1],
+        model.hf.base_model(torch.tensor([[9, 2, 6, 2]])).last_hidden_state[0, -1],
+    )

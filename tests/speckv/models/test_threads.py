@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from speckv.models import threads
+from speckv.models import device
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +21,6 @@ def _four_threads() -> Iterator[None]:
 def test_the_default_is_at_most_the_usable_cores(
     asked: int | None, cores: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(threads, "usable_cores", lambda: cores)
-    threads.use_threads(asked)
+    monkeypatch.setattr(device, "usable_cores", lambda: cores)
+    device.use_threads(asked)
     assert torch.get_num_threads() == expected

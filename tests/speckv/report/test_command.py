@@ -16,8 +16,7 @@ from agents.runs.settings import CostSettings, DataSettings, EvaluateSettings
 from speckv.commands import report
 from speckv.commands.main import main
 from speckv.cost import CostTable
-from speckv.models.pieces import token_bytes
-from speckv.models.tokenizer import load_tokenizer, vocabulary_hash
+from speckv.models.tokenizer import load_tokenizer, token_bytes, vocabulary_hash
 from speckv.report.vocabulary import Vocabulary
 from speckv.runtime.stored import save_rule
 from speckv.traces import TraceSet

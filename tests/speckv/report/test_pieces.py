@@ -5,7 +5,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from speckv.models.pieces import BYTE_OF, token_bytes
+from speckv.models.tokenizer import BYTE_OF, token_bytes
 
 LETTER_OF = {byte: letter for letter, byte in BYTE_OF.items()}
 TEXT = "né 你好 🙂\n\ttab </s> \x00 end"
