@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time as a measured object: what a draft pass, a verify pass and a decode step cost on one machine.
+"""Measured time: seconds of a draft pass, a verify pass and a decode step on one machine.
 
 A cost table holds medians at a few widths (tokens scored in one pass) and one context length, and the slope over the
 context, for one sequence and perhaps for batches of several. Everything else is interpolation. A decode step that
@@ -11,12 +11,17 @@ where `draft_lag` counts the emitted tokens that the draft's cache has not read 
 `verify(1)`, plain decoding. Prefill is in no number here.
 """
 
-from speckv.cost.compiled import CompiledCost
-from speckv.cost.entry import CostEntry
-from speckv.cost.fit import MOST_ERROR, CostFit, describe_clock, describe_fit, summarise_checks
-from speckv.cost.load import require_single_request
-from speckv.cost.reading import SCHEMA_VERSION
-from speckv.cost.table import ASSETS, KINDS, CostTable, find_cost_table
+from speckv.cost.entry import (
+    MOST_ERROR,
+    SCHEMA_VERSION,
+    CostEntry,
+    CostFit,
+    describe_clock,
+    describe_fit,
+    require_single_request,
+    summarise_checks,
+)
+from speckv.cost.table import ASSETS, KINDS, CompiledCost, CostTable, find_cost_table
 
 __all__ = [
     "ASSETS",

@@ -1,18 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pass times of one compression, and the checks that every number in a cost table must pass."""
+"""The parts of a cost table: pass times of one compression, how well they predict live runs, and their JSON form."""
 
 import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from speckv.errors import CostTableError
+from speckv.errors import ConfigError, CostTableError, nearest
 
 Seconds = NDArray[np.float64]
+Built = TypeVar("Built")
+
+MOST_ERROR = 0.10
+"""Above this relative error of total time a table's numbers are not fit to be published."""
+
+SAME = ("compression", "dtype", "reference_context", "draft_widths", "verify_widths")
+"""What entries of one compression at several batches must share."""
+
+SCHEMA_VERSION = 3
+READABLE = (1, 2, 3)
+NEW_IN_TABLES: dict[str, Any] = {"loads": [], "fit": {}}
+NEW_IN_ENTRIES: dict[str, Any] = {"batch": 1, "contexts": [], "kernel": "", "draft_kernel": ""}
+"""Fields that version 1 lacked, with neutral values."""
+NEWEST_IN_ENTRIES: dict[str, Any] = {"draft_prompt_s": 0.0}
+"""Fields that versions 1 and 2 lacked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,8 +35,7 @@ class CostEntry:
     """Pass times of one compression of the target, and of the draft that serves it.
 
     Attributes:
-        compression: "fp16", "int8" or "nf4".
-        dtype: What the target's arithmetic ran in.
+        dtype: Of the target's arithmetic.
         reference_context: Context length, in tokens, at which the times were taken.
         draft_widths: Tokens scored in one draft pass, ascending, the first 1.
         draft_s: Seconds of a draft pass at each width.
@@ -33,11 +47,11 @@ class CostEntry:
         spread: Interquartile range over median of each verify time, or empty.
         batch: Sequences that one pass scores together; widths and seconds are those of the whole pass, `batch` times
             `width` tokens.
-        contexts: Context lengths, in tokens, that the times and slopes rest on; empty where nobody said.
-        kernel: What multiplies the target's weights, in words, a slow path named as such; empty where nobody said.
+        contexts: Context lengths, in tokens, that were measured; empty if unknown.
+        kernel: Kernel that multiplies the target's weights, in words, a slow path named as such; empty if unknown.
         draft_kernel: The same of the draft.
-        draft_prompt_s: Seconds for each token of the prompt that a request's first draft takes besides, where the
-            draft model reads the prompt only when it is first asked; 0 where it has read it before decoding begins.
+        draft_prompt_s: Seconds a prompt token that a request's first draft takes in addition, where the draft model
+            reads the prompt at its first draft; 0 where it has read it before decoding begins.
 
     Raises:
         CostTableError: naming the field that cannot be right.
@@ -134,11 +148,7 @@ def _checked_widths(values: object, name: str) -> tuple[int, ...]:
 
 
 def checked_numbers(values: object, name: str, *, count: int, positive: bool = False) -> tuple[float, ...]:
-    """Returns `values` as floats if they are `count` finite numbers, none below zero (or all above it).
-
-    Raises:
-        CostTableError: naming the field otherwise.
-    """
+    """Returns `values` as floats; a CostTableError unless they are `count` finite numbers of at least (or above) 0."""
     least = "above 0" if positive else "of at least 0"
     numbers = _as_tuple(values)
     if (
@@ -148,3 +158,244 @@ def checked_numbers(values: object, name: str, *, count: int, positive: bool = F
     ):
         raise CostTableError(f"{name}: expected {count} finite numbers {least}, got {values!r}.")
     return tuple(float(v) for v in numbers)
+
+
+def check_loads(base: CostEntry, others: Sequence[CostEntry]) -> None:
+    """Refuses entries of one compression that differ in more than batch and times, or share a batch."""
+    for entry in others:
+        for name in SAME:
+            if getattr(entry, name) != getattr(base, name):
+                raise CostTableError(
+                    f"{name}: expected {getattr(base, name)!r} at batch {entry.batch}, as at batch {base.batch}, "
+                    f"got {getattr(entry, name)!r}."
+                )
+    batches = [entry.batch for entry in (base, *others)]
+    twice = sorted({b for b in batches if batches.count(b) > 1})
+    if twice:
+        raise CostTableError(f"batch: expected every batch once, got {base.compression} at batch {twice[0]} again.")
+
+
+def at_batch(entries: Iterable[CostEntry], batch: int, table: str) -> CostEntry:
+    """The entry of one compression at a batch.
+
+    Between two measured batches times are linear in the batch. That is exact where a pass reads its weights once and
+    then works row by row, seconds = a + b * batch, and exact where it is flat; around the knee between the two the
+    interpolated time is an upper bound. Measure more batches there.
+
+    Args:
+        entries: Of one compression, each at another batch.
+        batch: Sequences that decode together, at least 1; a CostTableError outside the measured ones.
+        table: Name of the cost table, for the message.
+    """
+    known = sorted(entries, key=lambda entry: entry.batch)
+    batches = [entry.batch for entry in known]
+    if not batches[0] <= batch <= batches[-1]:
+        covered = f"batch {batches[0]}" if len(batches) == 1 else f"batches {batches[0]} to {batches[-1]}"
+        raise CostTableError(
+            f"Expected a batch that cost table {table!r} covers for {known[0].compression}, {covered}, got {batch}. "
+            f"Calibrate with it: batches=[1,{max(batch, 2)}]."
+        )
+    if batch in batches:
+        return known[batches.index(batch)]
+    low, high = next((a, b) for a, b in itertools.pairwise(known) if a.batch < batch < b.batch)
+    share = (batch - low.batch) / (high.batch - low.batch)
+
+    def between(name: str) -> tuple[float, ...]:
+        mixed = (1 - share) * np.asarray(getattr(low, name)) + share * np.asarray(getattr(high, name))
+        return tuple(mixed.tolist())
+
+    return replace(
+        low,
+        batch=batch,
+        spread=(),
+        draft_s=between("draft_s"),
+        draft_context_slope_s=between("draft_context_slope_s"),
+        verify_s=between("verify_s"),
+        verify_context_slope_s=between("verify_context_slope_s"),
+    )
+
+
+def require_single_request(who: str, batch: int) -> None:
+    """Refuses a cost table of another batch than 1 for `who`, a controller that decides token by token.
+
+    In a batch, drafting goes on until the last row has stopped. A replay of one request charges each row for its own
+    tokens alone, so it overstates what stopping early saves.
+    """
+    if batch > 1:
+        raise ConfigError(
+            f"Expected cost.batch 1 for {who}, which decides token by token, got {batch}: rows of a batch share their "
+            "draft passes until the last one stops, and a replay does not charge for that. Set cost.batch=1, or choose "
+            "a constant gamma (agent=best_fixed)."
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostFit:
+    """Predicted against measured time of live runs at one compression, batch 1.
+
+    Attributes:
+        prompts: Distinct prompts decoded.
+        runs: Prompts times schedules of gamma.
+        tokens: Tokens that decode steps emitted, all runs together.
+        predicted_s: The table's seconds for the steps that were taken, all runs together.
+        measured_s: The measured seconds of those steps.
+        error: Predicted over measured, minus 1: above 0 the table is too slow.
+        spread: Interquartile range of the runs' own errors.
+
+    Raises:
+        CostTableError: naming the field that cannot be right.
+    """
+
+    prompts: int
+    runs: int
+    tokens: int
+    predicted_s: float
+    measured_s: float
+    error: float
+    spread: float
+
+    def __post_init__(self) -> None:
+        """Checks every field and that the error agrees with the two times."""
+        for name in ("prompts", "runs", "tokens"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise CostTableError(f"{name}: expected a whole number of at least 1, got {value!r}.")
+        for name in ("predicted_s", "measured_s", "spread"):
+            value = getattr(self, name)
+            least = 0.0 if name == "spread" else math.ulp(0.0)
+            if not isinstance(value, int | float) or not math.isfinite(value) or value < least:
+                raise CostTableError(f"{name}: expected a finite number of at least {least:g}, got {value!r}.")
+        expected = self.predicted_s / self.measured_s - 1
+        if not isinstance(self.error, int | float) or not abs(self.error - expected) < 1e-6:
+            raise CostTableError(f"error: expected predicted_s / measured_s - 1 = {expected:.6f}, got {self.error!r}.")
+
+    @staticmethod
+    def of(*, prompts: int, tokens: int, predicted_s: list[float], measured_s: list[float], spread: float) -> "CostFit":
+        """Adds runs up; the error is that of the sums, never a mean of ratios."""
+        predicted, measured = math.fsum(predicted_s), math.fsum(measured_s)
+        return CostFit(
+            prompts=prompts,
+            runs=len(measured_s),
+            tokens=tokens,
+            predicted_s=predicted,
+            measured_s=measured,
+            error=predicted / measured - 1,
+            spread=spread,
+        )
+
+    @property
+    def good(self) -> bool:
+        """Whether the error is at most `MOST_ERROR` either way."""
+        return abs(self.error) <= MOST_ERROR
+
+
+def describe_fit(kind: str, fit: CostFit | None) -> str:
+    """How well a compression's times predict live runs, in a few words.
+
+    Args:
+        kind: Of the table: "measured" or "fitted".
+        fit: Of the compression, if it was checked.
+
+    >>> describe_fit("measured", None)
+    'not checked'
+    >>> fit = CostFit.of(prompts=1, tokens=9, predicted_s=[0.5, 0.36], measured_s=[0.6, 0.4], spread=0.02)
+    >>> describe_fit("measured", fit)
+    'off by 14 %'
+    >>> describe_fit("fitted", None)
+    'fitted'
+    """
+    if fit is not None:
+        return f"{'within' if fit.good else 'off by'} {100 * abs(fit.error):.0f} %"
+    return "fitted" if kind == "fitted" else "not checked"
+
+
+def describe_clock(kind: str, checks: Mapping[str, str]) -> str:
+    """A table's kind and how well its times predict live runs, in a few words.
+
+    >>> describe_clock("measured", {"fp16": "not checked"})
+    'measured, not checked against live runs'
+    >>> describe_clock("measured", {"fp16": "within 2 %", "nf4": "off by 14 %"})
+    'measured, fp16 within 2 %, nf4 off by 14 % of live runs'
+    >>> describe_clock("fitted", {"fp16": "fitted"})
+    'fitted'
+    """
+    summary = summarise_checks(checks)
+    if summary == kind:
+        return kind
+    return f"{kind}, {summary} {'against' if summary == 'not checked' else 'of'} live runs"
+
+
+def summarise_checks(checks: Mapping[str, str]) -> str:
+    """One phrase for all compressions.
+
+    >>> summarise_checks({"fp16": "not checked", "nf4": "not checked"})
+    'not checked'
+    >>> summarise_checks({"fp16": "within 2 %", "nf4": "off by 14 %"})
+    'fp16 within 2 %, nf4 off by 14 %'
+    """
+    words = set(checks.values())
+    return words.pop() if len(words) == 1 else ", ".join(f"{name} {text}" for name, text in checks.items())
+
+
+def upgraded(content: object) -> dict[str, Any]:
+    """A table's JSON object in the present version, times unchanged; a CostTableError for an unknown version."""
+    data = record(content, None, "")
+    # First, because a file of another version differs in other fields as well.
+    version = data.get("schema_version")
+    if version not in READABLE or isinstance(version, bool):
+        raise CostTableError(_version_message(version))
+    if version < SCHEMA_VERSION:
+        new = NEWEST_IN_ENTRIES | (NEW_IN_ENTRIES if version == 1 else {})
+        entries = record(data.get("entries"), None, "entries")
+        entries = {name: new | record(entry, None, f"entries.{name}") for name, entry in entries.items()}
+        data = (NEW_IN_TABLES if version == 1 else {}) | data | {"entries": entries, "schema_version": SCHEMA_VERSION}
+        if isinstance(data.get("loads"), list):
+            data["loads"] = [new | record(entry, None, f"loads[{k}]") for k, entry in enumerate(data["loads"])]
+    return data
+
+
+def require_version(version: object) -> None:
+    """Refuses a table in memory of another version than the present one."""
+    if version != SCHEMA_VERSION:
+        raise CostTableError(_version_message(version))
+
+
+def _version_message(version: object) -> str:
+    return (
+        f"schema_version: expected {' or '.join(map(str, READABLE))}, got {version!r}. "
+        "Calibrate again with this version of SpecKV, or install the version that wrote it."
+    )
+
+
+def built(kind: type[Built], content: object, where: str) -> Built:
+    """Builds a part of a table, a dataclass that checks its own fields, from decoded JSON at a place in the file."""
+    values = record(content, kind, where)
+    try:
+        return kind(**values)
+    except CostTableError as error:
+        raise CostTableError(f"{where}.{error}") from error
+
+
+def record(content: object, kind: type[Any] | None, where: str) -> dict[str, Any]:
+    """Returns a JSON object whose keys must be exactly the fields of `kind`; any keys if it is None.
+
+    A CostTableError names the place and the field that is missing, unknown or not text.
+    """
+    at = where or "the file"
+    if not isinstance(content, Mapping):
+        raise CostTableError(f"{at}: expected a JSON object, got {type(content).__name__}.")
+    if kind is None:
+        return dict(content)
+    known = [f.name for f in fields(kind)]
+    unknown = sorted(set(content) - set(known))
+    if unknown:
+        raise CostTableError(
+            f"{at}: expected only the fields {known}, got {unknown[0]!r}. Remove it.{nearest(unknown[0], known)}"
+        )
+    missing = [name for name in known if name not in content]
+    if missing:
+        raise CostTableError(f"{at}: expected the field {missing[0]!r}, got none. Add it.")
+    texts = [f.name for f in fields(kind) if f.type is str and not isinstance(content.get(f.name, ""), str)]
+    if texts:
+        raise CostTableError(f"{where}{'.' if where else ''}{texts[0]}: expected text, got {content[texts[0]]!r}.")
+    return dict(content)

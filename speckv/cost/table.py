@@ -1,25 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cost table of one machine: lookups, and its JSON file."""
+"""The cost table of one machine, its JSON file, and the table as arrays for many sequences at once."""
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from speckv.cost.entry import CostEntry, Seconds, checked_numbers
-from speckv.cost.fit import MOST_ERROR, CostFit, describe_fit, summarise_checks
-from speckv.cost.load import at_batch, check_loads
-from speckv.cost.reading import SCHEMA_VERSION, built, record, require_version, upgraded
+from speckv.cost.entry import (
+    MOST_ERROR,
+    SCHEMA_VERSION,
+    CostEntry,
+    CostFit,
+    Seconds,
+    at_batch,
+    built,
+    check_loads,
+    checked_numbers,
+    describe_fit,
+    record,
+    require_version,
+    summarise_checks,
+    upgraded,
+)
 from speckv.errors import CostTableError
 from speckv.files import canonical_json, find_shipped, write_atomically
+from speckv.types import GAMMA_MAX, IntArray
 
 ASSETS = Path(__file__).parents[1] / "assets" / "costs"
 KINDS = ("measured", "fitted")
+
+_LEAST_TABULATED = 512
+"""Draft widths that `CompiledCost` tabulates at least; wider passes are extrapolated."""
+
+_FAR_CONTEXT = 1024.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,14 +46,13 @@ class CostTable:
     """Pass times of one machine, by compression.
 
     Attributes:
-        name: Shown beside every number that rests on it.
-        kind: "measured" on this machine, or "fitted" to figures that someone published.
-        machine: What it ran on: processor, threads, versions.
+        name: Shown beside every number that is computed from it.
+        kind: "measured" on this machine, or "fitted" to published figures.
+        machine: Processor, threads, versions.
         entries: Compression -> its times, all at one batch.
-        controller_s: Seconds of one decision of a learned controller; `step_seconds` leaves it out, whoever drives
-            the steps adds it for controllers that charge it.
-        notes: Anything a reader must know.
-        source: Where the figures come from: the command, or a citation.
+        controller_s: Seconds of one decision of a learned controller. `step_seconds` leaves it out: the replay adds it
+            for controllers that charge it.
+        source: Origin of the figures: the command, or a citation.
         loads: Times of the same compressions at other batches, each named by its entry's `batch`.
         fit: Compression -> predicted against measured time of whole live runs, for those that were checked.
 
@@ -76,11 +94,7 @@ class CostTable:
 
     @staticmethod
     def load(name_or_path: str | Path) -> "CostTable":
-        """Reads a shipped table by name, or a file by path.
-
-        Raises:
-            CostTableError: if there is none, or naming the file and the field that is wrong.
-        """
+        """Reads a shipped table by name, or a file by path; a CostTableError names the file and the wrong field."""
         path = find_cost_table(name_or_path)
         try:
             content = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -119,10 +133,7 @@ class CostTable:
 
     @property
     def sha256(self) -> str:
-        """Hash of the times and of what they were measured on; checking a table or describing it changes nothing.
-
-        A table of an earlier schema version keeps the hash that it had.
-        """
+        """Hash of the times and the machine; neither `fit` nor descriptions nor an upgraded schema change it."""
         content = self.to_dict() | {"schema_version": 1}
         del content["fit"]
         for entry in (*content["entries"].values(), *content["loads"]):
@@ -156,7 +167,7 @@ class CostTable:
 
     @property
     def covers(self) -> str:
-        """What the times rest on, one line: compressions with dtype, batches, widths and contexts."""
+        """Measured range in one line: compressions with dtype, batches, widths and contexts."""
         parts = []
         for name, entry in self.entries.items():
             contexts = entry.contexts or (entry.reference_context,)
@@ -169,16 +180,13 @@ class CostTable:
     def at_batch(self, batch: int) -> "CostTable":
         """The same machine under load: a table whose entries are the times at a batch.
 
-        All that reads a table works on it unchanged: a step's seconds are then those of one request in a batch, which
-        takes as long as the whole batch, and `cost_ratio` reflects the load. A decision takes the same time: one call
-        decides for all rows of a batch. How well the times add up was checked at batch 1 alone, so the result is "not
+        A step's seconds are then those of the whole batch, which is how long each of its requests takes. A decision
+        takes the same time: one call decides for all rows. `fit` was measured at batch 1, so the result is "not
         checked". Replay on it is exact where all rows draft alike; see `require_single_request`.
 
         Args:
-            batch: Sequences that decode together, at least 1; between measured batches times are linear in it.
-
-        Raises:
-            CostTableError: if some compression was not measured at batches on both sides of it.
+            batch: Sequences that decode together, at least 1; between measured batches times are linear in it. A
+                CostTableError if some compression was not measured at batches on both sides of it.
         """
         if batch == self.batch:
             return self
@@ -190,15 +198,11 @@ class CostTable:
 
     @property
     def checks(self) -> dict[str, str]:
-        """Compression -> in a few words how well its times add up to live runs; see `describe_fit`."""
+        """Compression -> `describe_fit` of its times."""
         return {name: describe_fit(self.kind, self.fit.get(name)) for name in self.entries}
 
     def require_publishable(self) -> None:
-        """Passes if the times of every compression were checked against live runs and found good, or are fitted ones.
-
-        Raises:
-            CostTableError: naming each compression that was not checked, or is off by more than `MOST_ERROR`.
-        """
+        """Refuses measured times that were not checked against live runs or are off by more than `MOST_ERROR`."""
         bad = {
             name: text
             for name, text in self.checks.items()
@@ -211,11 +215,7 @@ class CostTable:
             )
 
     def require(self, compressions: Iterable[str]) -> None:
-        """Passes if all of these compressions are covered.
-
-        Raises:
-            CostTableError: naming the missing ones.
-        """
+        """Refuses compressions that the table does not cover with a CostTableError."""
         missing = sorted(set(compressions) - set(self.entries))
         if missing:
             raise CostTableError(
@@ -237,7 +237,7 @@ class CostTable:
         """Seconds of one draft pass; arguments broadcast.
 
         Args:
-            compression: Of the target that the draft serves.
+            compression: Of the target.
             width: Tokens scored in the pass, at least 1: interpolated between measured widths, and beyond the last one
                 extended with the slope of the last two, never downwards.
             context: Tokens before the pass.
@@ -253,7 +253,7 @@ class CostTable:
         return self.verify_pass_s(compression, 1, context)
 
     def plain_s(self, compression: str) -> float:
-        """Seconds a token of plain decoding at the reference context: the unit of a live reward."""
+        """Seconds a token of plain decoding at the reference context."""
         return float(self.autoregressive_s(compression, self.entry(compression).reference_context))
 
     def draft_seconds(
@@ -289,10 +289,105 @@ class CostTable:
 
 
 def find_cost_table(name_or_path: str | Path) -> Path:
-    """Resolves a shipped table's name or a path.
-
-    Raises:
-        CostTableError: listing the shipped tables if it is neither.
-    """
+    """Resolves a shipped table's name or a path; a CostTableError lists the shipped ones if it is neither."""
     otherwise = "Measure one with `python -m speckv calibrate`."
     return find_shipped(name_or_path, ASSETS, ".json", CostTableError, kind="cost table", otherwise=otherwise)
+
+
+class CompiledCost:
+    """A cost table as arrays, for steps of many sequences at once.
+
+    Args:
+        table: The times.
+        compressions: In the order that compression indices refer to; a CostTableError if the table lacks one.
+        gamma_max: Most tokens that a step may draft.
+
+    Attributes:
+        cost_ratio: Shape [compressions].
+        reference_autoregressive_s: Shape [compressions]; plain decoding at the reference context, seconds a token.
+        reference_draft_s: Shape [compressions]; a draft pass of width 1 at the reference context.
+        reads_prompt_late: Whether the draft model reads the prompt at its first draft for some compression.
+    """
+
+    def __init__(self, table: CostTable, compressions: Sequence[str], *, gamma_max: int = GAMMA_MAX) -> None:
+        table.require(compressions)
+        self.name = table.name
+        self.compressions = tuple(compressions)
+        self.gamma_max = gamma_max
+        self.controller_s = table.controller_s
+        entries = [table.entries[name] for name in self.compressions]
+        self.cost_ratio = np.array([table.cost_ratio(name) for name in self.compressions])
+        self.reference_autoregressive_s = np.array([e.verify_s[0] for e in entries])
+        self.reference_draft_s = np.array([e.draft_s[0] for e in entries])
+        # Times are linear in the context: seconds = at_zero + slope * context. Column k of `_rest` holds everything of
+        # a step with k drafts but its first draft pass; column w of `_first` that pass at width w, nothing at w = 0.
+        rest = [_linear(partial(_rest_of_step, e, gamma_max)) for e in entries]
+        self._width_limit = max(_LEAST_TABULATED, *(e.draft_widths[-1] + 1 for e in entries))
+        widths = np.arange(1, self._width_limit + 1)
+        first = [_linear(partial(e.draft_pass_s, widths)) for e in entries]
+        self._rest_at_zero, self._rest_slope = (np.stack(part).ravel() for part in zip(*rest, strict=True))
+        self._first_at_zero, self._first_slope = (
+            np.pad(np.stack(part), ((0, 0), (1, 0))).ravel() for part in zip(*first, strict=True)
+        )
+        # The last two tabulated widths lie at or beyond every last measured one, where times are linear in the width.
+        self._prompt = np.array([e.draft_prompt_s for e in entries])
+        self.reads_prompt_late = bool(self._prompt.any())
+        self._tail = np.array([float(np.diff(e.draft_pass_s(widths[-2:], 0.0))[0]) for e in entries])
+
+    def step_seconds(self, comp_index: IntArray, num_drafted: IntArray, lag: IntArray, context: IntArray) -> Seconds:
+        """Seconds of one decode step for each row, the controller's left out.
+
+        Args:
+            comp_index: Shape [N]; index into `compressions`.
+            num_drafted: Shape [N]; 0 to gamma_max.
+            lag: Shape [N]; emitted tokens missing from the draft's cache, the newest one not counted.
+            context: Shape [N]; prompt tokens plus tokens emitted before the step.
+        """
+        seconds = self.rest_seconds(comp_index, num_drafted, context)
+        seconds += self._first(comp_index, (lag + 1) * (num_drafted > 0), context)
+        return seconds
+
+    def rest_seconds(self, comp_index: IntArray, num_drafted: IntArray, context: IntArray) -> Seconds:
+        """Seconds of a decode step without its first draft pass; they do not depend on the draft's lag."""
+        column = comp_index * (self.gamma_max + 1) + num_drafted
+        seconds: Seconds = self._rest_slope[column]
+        seconds *= context
+        seconds += self._rest_at_zero[column]
+        return seconds
+
+    def first_pass_seconds(self, comp_index: IntArray, lag: IntArray, context: IntArray) -> Seconds:
+        """Seconds of a step's first draft pass, which reads the newest token and those the draft lags behind."""
+        return self._first(comp_index, lag + 1, context)
+
+    def prompt_seconds(self, comp_index: IntArray, prompt_len: IntArray) -> Seconds:
+        """Seconds that a request's first draft pass needs in addition to read the prompt; 0 where it was read."""
+        seconds: Seconds = self._prompt[comp_index] * prompt_len
+        return seconds
+
+    def _first(self, comp_index: IntArray, width: IntArray, context: IntArray) -> Seconds:
+        beyond = None
+        if width.max(initial=0) > self._width_limit:
+            beyond = np.maximum(width - self._width_limit, 0)
+            width = width - beyond
+        column = comp_index * (self._width_limit + 1) + width
+        seconds: Seconds = self._first_slope[column]
+        seconds *= context
+        seconds += self._first_at_zero[column]
+        if beyond is not None:
+            seconds += self._tail[comp_index] * beyond
+        return seconds
+
+    def autoregressive_s(self, comp_index: IntArray, context: IntArray) -> Seconds:
+        """Seconds that plain decoding takes for one token, for each row."""
+        return self.rest_seconds(comp_index, np.zeros_like(comp_index), context)
+
+
+def _rest_of_step(entry: CostEntry, gamma_max: int, context: float) -> Seconds:
+    drafted = np.arange(gamma_max + 1)
+    further = np.maximum(drafted - 1, 0) * entry.draft_pass_s(1, context)
+    return np.asarray(further + entry.verify_pass_s(drafted + 1, context), np.float64)
+
+
+def _linear(time: Callable[[float], Seconds]) -> tuple[Seconds, Seconds]:
+    at_zero = time(0.0)
+    return at_zero, (time(_FAR_CONTEXT) - at_zero) / _FAR_CONTEXT

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A cost table as a controller carries it: what a step takes at the reference context, and what one token more adds."""
+"""Step times that a controller stores: a cost table at its reference context."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from speckv.observation import SCHEMA
-from speckv.types import BITS_PER_WEIGHT, FloatArray, IntArray
+from speckv.observation import BITS_SCALE, LAG_HORIZON, SCHEMA
+from speckv.types import BITS_PER_WEIGHT, GAMMA_MAX, FloatArray, IntArray
 
 if TYPE_CHECKING:
     from speckv.cost.table import CostTable
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 Float64 = NDArray[np.float64]
 
 _BITS, _LAG = SCHEMA.index("bits_per_weight"), SCHEMA.index("draft_lag")
-_FULL_WIDTH = BITS_PER_WEIGHT["fp16"]
-_LAG_HORIZON = 16.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +26,7 @@ class StepTimes:
     Attributes:
         compressions: Names, one a row.
         draft_s: Shape [compressions]; a draft pass of one token.
-        lag_s: Shape [compressions]; what each token that the draft lags behind adds to a step's first draft pass.
+        lag_s: Shape [compressions]; added to a step's first draft pass for each token of the draft's lag.
         verify_s: Shape [compressions, gamma_max + 1]; verifying that many drafted tokens, as replay charges it.
         controller_s: One decision.
     """
@@ -41,24 +39,15 @@ class StepTimes:
     _unlagged_s: Float64 = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Adds up what does not change: shape [compressions, gamma_max + 1], steps without a lag."""
+        """Computes the steps without a lag once: shape [compressions, gamma_max + 1]."""
         drafted = np.arange(self.verify_s.shape[1])
         unlagged = self.verify_s + drafted * self.draft_s[:, None] + self.controller_s
         unlagged.setflags(write=False)
         object.__setattr__(self, "_unlagged_s", unlagged)
 
     @staticmethod
-    def of(table: "CostTable", compressions: Sequence[str] | None = None, *, gamma_max: int = 16) -> "StepTimes":
-        """Reads a table as it stands: where a verify pass is faster than a narrower one, a controller may use that.
-
-        Args:
-            table: The times.
-            compressions: Which; all of the table by default.
-            gamma_max: Deepest draft.
-
-        Raises:
-            CostTableError: if the table lacks one of them.
-        """
+    def of(table: "CostTable", compressions: Sequence[str] | None = None, *, gamma_max: int = GAMMA_MAX) -> "StepTimes":
+        """Reads a table as it is, also where a wider verify pass is faster; all compressions by default."""
         names = tuple(compressions if compressions is not None else table.compressions)
         entries = [table.entry(name) for name in names]
         widths = np.arange(1, gamma_max + 2)
@@ -73,11 +62,11 @@ class StepTimes:
         )
 
     def which(self, observations: FloatArray) -> IntArray:
-        """Shape [N]; row of the compression that each observation tells of, by its bits per weight."""
+        """Shape [N]; row of each observation's compression, by its bits per weight."""
         return self._nearest(observations[:, _BITS])
 
     def rows_of(self, compressions: Sequence[str]) -> IntArray:
-        """Shape [compressions]; the row of each, or of what is nearest to it in bits per weight."""
+        """Shape [compressions]; the row of each, or the nearest one in bits per weight."""
         return self._nearest(_widths(compressions))
 
     def _nearest(self, bits: FloatArray) -> IntArray:
@@ -85,21 +74,17 @@ class StepTimes:
         return rows
 
     def step_s(self, observations: FloatArray) -> Float64:
-        """Shape [N, gamma_max + 1]; seconds of a step that drafts each number of tokens, one decision included.
-
-        Args:
-            observations: Shape [N, features]; compression and draft lag are read off them.
-        """
+        """Shape [N, gamma_max + 1]; seconds of a step that drafts each number of tokens, one decision included."""
         which = self.which(observations)
         seconds = self._unlagged_s[which]
-        lag = observations[:, _LAG].astype(np.float64) * _LAG_HORIZON
+        lag = observations[:, _LAG].astype(np.float64) * LAG_HORIZON
         seconds[:, 1:] += (lag * self.lag_s[which])[:, None]
         return seconds
 
     def one_step_s(self, which: int, observation: FloatArray) -> Float64:
         """Shape [gamma_max + 1]; the same for one observation of shape [features], of row `which`'s compression."""
         seconds: Float64 = self._unlagged_s[which]
-        lag = float(observation[_LAG]) * _LAG_HORIZON
+        lag = float(observation[_LAG]) * LAG_HORIZON
         if not lag:
             return seconds
         seconds = seconds.copy()
@@ -109,4 +94,4 @@ class StepTimes:
 
 def _widths(compressions: Sequence[str]) -> FloatArray:
     """Bits per weight as observations hold them."""
-    return np.array([BITS_PER_WEIGHT[name] / _FULL_WIDTH for name in compressions], np.float32)
+    return np.array([BITS_PER_WEIGHT[name] / BITS_SCALE for name in compressions], np.float32)

@@ -11,9 +11,11 @@ step. Inside a step `observe_draft` adds the tokens drafted so far. All of them 
 """
 
 from speckv.observation.features import (
+    BITS_SCALE,
     DRAFT_FEATURES,
     DRAFT_SIGNALS,
     GROUPS,
+    LAG_HORIZON,
     PRIOR_ACCEPTANCE,
     PRIOR_TOKENS,
     SCHEMA,
@@ -40,10 +42,12 @@ from speckv.observation.history import (
 from speckv.observation.schema import ObservationField, ObservationSchema
 
 __all__ = [
+    "BITS_SCALE",
     "DECAY",
     "DRAFT_FEATURES",
     "DRAFT_SIGNALS",
     "GROUPS",
+    "LAG_HORIZON",
     "PRIOR_ACCEPTANCE",
     "PRIOR_TOKENS",
     "SCHEMA",
