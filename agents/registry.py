@@ -3,9 +3,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from agents.bandits import making
 from agents.bandits.base import Bandit
@@ -25,6 +28,8 @@ from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError, nearest
 from speckv.traces import TraceSet
 from speckv.types import Controller
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "agent"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,6 +252,26 @@ def agent_settings(options: Mapping[str, object]) -> tuple[str, Any]:
     require_agent(name)
     rest = {key: value for key, value in options.items() if key != "name"}
     return name, build_settings(AGENTS[name].settings, rest, "agent")
+
+
+@cache
+def default_options(name: str) -> Mapping[str, object]:
+    """An agent's name and default settings: the content of `configs/agent/NAME.yaml`."""
+    require_agent(name)
+    content: dict[str, object] = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
+    return content
+
+
+def default_settings(name: str, **changes: object) -> Any:
+    """An agent's default settings with some changes, checked.
+
+    Raises:
+        ConfigError: if there is no such agent, or a change is unknown or wrong.
+
+    >>> default_settings("fixed", gamma=2)
+    FixedSettings(gamma=2)
+    """
+    return agent_settings({**default_options(name), **changes})[1]
 
 
 def decides_token_by_token(name: str, settings: Any, decides: str = "per_step") -> bool:

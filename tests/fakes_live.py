@@ -15,6 +15,7 @@ from agents.runs.settings import EnvSettings, LiveSettings, RewardSettings, Trai
 from speckv.decoding import Engine, SamplingConfig
 from tests.fakes import TableModel, TableSequence
 from tests.fakes_runs import CapturedConsole, toy_settings
+from tests.fakes_settings import shipped
 
 BUDGET = 12
 TINY_LIVE_PPO: dict[str, object] = {
@@ -114,9 +115,9 @@ def live_settings(
     prompts.write_text("\n".join(map(json.dumps, records)))
     return replace(
         toy_settings(folder, folder / name, agent=agent),
-        env=EnvSettings(budget=BUDGET, decides=decides),
-        reward=RewardSettings(name="lambda_throughput" if decides == "per_token" else "throughput"),
-        live=LiveSettings(prompts=(str(prompts),), requests=requests, heldout=heldout, fixed_gammas=(1, 2)),
+        env=shipped(EnvSettings, budget=BUDGET, decides=decides),
+        reward=shipped(RewardSettings, name="lambda_throughput" if decides == "per_token" else "throughput"),
+        live=shipped(LiveSettings, prompts=(str(prompts),), requests=requests, heldout=heldout, fixed_gammas=(1, 2)),
         model={"compression": "fp16"},
     )
 

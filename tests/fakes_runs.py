@@ -13,6 +13,7 @@ import numpy as np
 from agents.runs.console import Console, ProgressBar
 from agents.runs.settings import CostSettings, DataSettings, EvalSettings, TrainSettings
 from speckv.traces import TraceSequence, TraceSet
+from tests.fakes_settings import shipped
 from tests.fakes_traces import make_cost_table, make_sequence, make_traces
 
 TINY_PPO: dict[str, object] = {
@@ -79,11 +80,12 @@ def save_toy(folder: Path, *, sampled: bool = False) -> tuple[str, str]:
 def toy_settings(folder: Path, output: Path, *, agent: Mapping[str, object] = TINY_PPO) -> TrainSettings:
     """Settings of a run of a second or two."""
     traces, cost = save_toy(folder)
-    return TrainSettings(
+    return shipped(
+        TrainSettings,
         agent=agent,
-        data=DataSettings(traces=traces, validation_fraction=0.3),
-        cost=CostSettings(table=cost),
-        eval=EvalSettings(every_steps=400, num_resamples=50),
+        data=shipped(DataSettings, traces=traces, validation_fraction=0.3),
+        cost=shipped(CostSettings, table=cost),
+        eval=shipped(EvalSettings, every_steps=400, num_resamples=50),
         output=str(output),
     )
 

@@ -22,6 +22,7 @@ from speckv.errors import CheckpointError, CostTableError, DataError, SchemaErro
 from speckv.runtime.stored import save_rule
 from tests.fakes_paper import write_paper
 from tests.fakes_runs import CapturedConsole, save_toy, toy_settings
+from tests.fakes_settings import shipped
 from tests.speckv.test_evaluation_seeds import make_run
 from tests.speckv.test_runtime_policy import random_policy
 
@@ -31,9 +32,10 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture
 def settings(tmp_path: Path) -> EvaluateSettings:
     traces, cost = save_toy(tmp_path)
-    return EvaluateSettings(
-        data=DataSettings(traces=traces),
-        cost=CostSettings(table=cost),
+    return shipped(
+        EvaluateSettings,
+        data=shipped(DataSettings, traces=traces),
+        cost=shipped(CostSettings, table=cost),
         num_resamples=50,
         runs_dir=str(tmp_path / "runs"),
     )
@@ -242,7 +244,7 @@ def test_the_program_ends_with_one_line_of_json(settings: EvaluateSettings, tmp_
 
 
 def test_the_papers_study_takes_the_place_of_a_comparison(settings: EvaluateSettings, tmp_path: Path) -> None:
-    paper = PaperSettings(folder=str(write_paper(tmp_path / "paper")), num_seeds=1)
+    paper = shipped(PaperSettings, folder=str(write_paper(tmp_path / "paper")), num_seeds=1)
     console = CapturedConsole()
     reproduce(paper, settings, console)
     last = json.loads(console.text.splitlines()[-1])
@@ -250,8 +252,8 @@ def test_the_papers_study_takes_the_place_of_a_comparison(settings: EvaluateSett
     saved = json.loads((tmp_path / "runs" / "speckv-paper" / "results.json").read_text())
     assert [c["split"] for c in saved["conditions"]] == ["none", "steps", "prompts", "prompts"]
     with pytest.raises(DataError, match=r"name yours with paper\.folder"):
-        reproduce(PaperSettings(folder=str(tmp_path / "nothing")), replace(settings, output="x"), console)
+        reproduce(shipped(PaperSettings, folder=str(tmp_path / "nothing")), replace(settings, output="x"), console)
     composed = program.settings_from(
         compose_checked(program.NAME, ["experiment=speckv_paper", "paper.folder=elsewhere"])
     )
-    assert composed.paper == PaperSettings(folder="elsewhere")
+    assert composed.paper == shipped(PaperSettings, folder="elsewhere")

@@ -26,8 +26,9 @@ from speckv.runtime.stored import load_controller
 from speckv.traces import TraceSet
 from speckv.types import StoppingController
 from tests.fakes_runs import TINY_LEARNERS, TINY_PPO, CapturedConsole, save_toy, toy_settings
+from tests.fakes_settings import shipped
 
-TIME = RewardSettings(name="time")
+TIME = shipped(RewardSettings, name="time")
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -196,10 +197,13 @@ def test_tensorboard_holds_the_evaluation_and_puts_the_best_fixed_gamma_first(fi
     ("change", "sampled"),
     [
         ({}, False),
-        ({"reward": RewardSettings(name="lambda_throughput"), "agent": {**TINY_PPO, "total_steps": 640}}, False),
+        (
+            {"reward": shipped(RewardSettings, name="lambda_throughput"), "agent": {**TINY_PPO, "total_steps": 640}},
+            False,
+        ),
         (
             {
-                "env": EnvSettings(acceptance="rejection", budget=30),
+                "env": shipped(EnvSettings, acceptance="rejection", budget=30),
                 "agent": {**TINY_PPO, "total_steps": 640, "discount": 0.9},
             },
             True,
@@ -227,7 +231,7 @@ def test_every_learner_resumes_as_if_it_had_not_stopped(tmp_path: Path, name: st
     """With truncated episodes and a discount, so that the values behind them matter; with the memory half full."""
     agent = {**TINY_LEARNERS[name], "total_steps": 640, "discount": 0.9}
     straight, stopped = (
-        replace(toy_settings(tmp_path, tmp_path / n, agent=agent), env=EnvSettings(budget=30))
+        replace(toy_settings(tmp_path, tmp_path / n, agent=agent), env=shipped(EnvSettings, budget=30))
         for n in ("straight", "stopped")
     )
     run(straight)
@@ -243,8 +247,8 @@ def test_every_learner_without_a_memory_trains_token_by_token(tmp_path: Path, na
     agent = {**TINY_LEARNERS[name], "total_steps": 384, "discount": 0.97}
     settings = replace(
         toy_settings(tmp_path, tmp_path / "run", agent=agent),
-        env=EnvSettings(decides="per_token"),
-        reward=RewardSettings(name="lambda_throughput"),
+        env=shipped(EnvSettings, decides="per_token"),
+        reward=shipped(RewardSettings, name="lambda_throughput"),
     )
     run(settings)
     controller = load_controller(tmp_path / "run")
@@ -330,10 +334,10 @@ def test_an_existing_folder_is_never_written_over(tmp_path: Path) -> None:
     ("change", "kind", "message"),
     [
         ({"agent": {"name": "pop"}}, ConfigError, "Did you mean 'ppo'"),
-        ({"reward": RewardSettings(name="speed")}, ConfigError, "reward"),
-        ({"env": EnvSettings(budget=1)}, ConfigError, "budget"),
+        ({"reward": shipped(RewardSettings, name="speed")}, ConfigError, "reward"),
+        ({"env": shipped(EnvSettings, budget=1)}, ConfigError, "budget"),
         (
-            {"agent": TINY_LEARNERS["recurrent_ppo"], "env": EnvSettings(decides="per_token"), "reward": TIME},
+            {"agent": TINY_LEARNERS["recurrent_ppo"], "env": shipped(EnvSettings, decides="per_token"), "reward": TIME},
             ConfigError,
             "per_step for a policy with a memory",
         ),

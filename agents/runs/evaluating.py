@@ -9,7 +9,7 @@ from typing import Any
 
 from agents.controllers import latest_run, load_named, shipped_policy
 from agents.depth import within_depth
-from agents.registry import AGENTS, TrainingData, agent_settings, make_controller, require_agent, require_batch
+from agents.registry import AGENTS, TrainingData, default_settings, make_controller, require_agent, require_batch
 from agents.runs.console import Console
 from agents.runs.run_folder import EVALUATION
 from agents.runs.settings import EvaluateSettings
@@ -171,7 +171,7 @@ def _agents(settings: EvaluateSettings, train: TraceSet, cost: CostTable) -> dic
         if names == EVERY_AGENT and (AGENTS[name].make is None or name in CONSTANTS):
             continue
         try:
-            options = agent_settings({"name": name})[1]
+            options = default_settings(name)
             require_batch(name, options, cost.batch)
             found[name] = within_depth(name, options, depth)
         except ConfigError as error:

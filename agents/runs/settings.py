@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings as typed, checked dataclasses: what a composed config becomes before any work begins."""
+"""Settings of `train.py` and `evaluate.py` as typed, checked dataclasses.
+
+Defaults stand in `configs/`, with an explanation of every setting. A field has a default here only where configs leave
+the setting out.
+"""
 
 import dataclasses
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from speckv.errors import ConfigError
@@ -20,21 +24,19 @@ _FIXED_IN_A_SEARCH = (
 """Settings that all trials of a search share."""
 
 
+def _require(valid: bool, key: str, expected: str, got: object) -> None:
+    if not valid:
+        raise ConfigError(f"Expected {key} {expected}, got {got!r}.")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSettings:
-    """Which recordings.
-
-    Attributes:
-        traces: Name of a shipped trace or path of a trace file.
-        compressions: Which to keep; None keeps all.
-        tasks: Which to keep; None keeps all.
-        validation_fraction: Share of train prompts held out to choose the best checkpoint, in (0, 1).
-    """
+    """Recordings: a shipped name or a path, and which of its prompts; see configs/data."""
 
     traces: str
-    compressions: tuple[str, ...] | None = None
-    tasks: tuple[str, ...] | None = None
-    validation_fraction: float = 0.2
+    compressions: tuple[str, ...] | None
+    tasks: tuple[str, ...] | None
+    validation_fraction: float
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -45,16 +47,13 @@ class DataSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostSettings:
-    """Which clock, at which load.
+    """The clock: a cost table and the number of sequences that decode together; see configs/cost.
 
-    Attributes:
-        table: Name of a shipped cost table or path of one.
-        batch: Sequences that decode together; the table must cover it. Above 1, agents that decide token by token are
-            refused: times of a batch hold where all rows draft alike.
+    With `batch` above 1, agents that decide token by token are refused: its times hold where all rows draft alike.
     """
 
     table: str
-    batch: int = 1
+    batch: int
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -63,21 +62,20 @@ class CostSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvSettings:
-    """How recordings become an environment.
+    """The environment; see configs/env.
 
     Attributes:
-        gamma_max: Largest gamma on offer; at most that of the recordings is used.
-        budget: Token budget of an episode; None takes the recording's.
-        acceptance: "recorded", or "rejection" to draw acceptance anew each episode.
         decides: "per_step" for `SpecKV/GammaSelection-v0`, "per_token" for `SpecKV/DraftStopping-v0`.
-        hide: Features, or groups of them, that networks are not to see.
+        gamma_max: Largest gamma on offer; at most that of the recordings is used.
+        acceptance: "recorded" or "rejection".
+        hide: Features, or groups of them, that networks do not use.
     """
 
-    gamma_max: int = 16
-    budget: int | None = None
-    acceptance: str = "recorded"
-    decides: str = "per_step"
-    hide: tuple[str, ...] = ()
+    gamma_max: int
+    budget: int | None
+    acceptance: str
+    decides: str
+    hide: tuple[str, ...]
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -88,38 +86,26 @@ class EnvSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardSettings:
-    """What a step is worth.
+    """The reward of a step; see configs/reward. `token_cost` is for `tokens_minus_cost` alone."""
 
-    Attributes:
-        name: One of the environment's rewards.
-        token_cost: `tokens_minus_cost` alone: what one drafted token costs, in tokens, or "auto".
-        lambda_decay: `lambda_throughput` alone: share of lambda that survives one rollout, in [0, 1).
-    """
-
-    name: str = "throughput"
-    token_cost: float | str = "auto"
-    lambda_decay: float = 0.9
+    name: str
+    token_cost: float | str | None = None
+    lambda_decay: float
 
     def __post_init__(self) -> None:
         """Checks ranges."""
         _require(0 <= self.lambda_decay < 1, "reward.lambda_decay", "in [0, 1)", self.lambda_decay)
-        valid = self.token_cost == "auto" if isinstance(self.token_cost, str) else self.token_cost >= 0
+        valid = self.token_cost in (None, "auto") or (not isinstance(self.token_cost, str) and self.token_cost >= 0)
         _require(valid, "reward.token_cost", 'a number from 0 up, or "auto"', self.token_cost)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalSettings:
-    """When and how to evaluate.
+    """When and how to evaluate; see configs/train.yaml."""
 
-    Attributes:
-        every_steps: Environment steps, over all environments together, between evaluations on validation prompts.
-        num_resamples: Bootstrap resamples of the final table.
-        on_test: Whether a run ends with the comparison on test prompts; a search looks at validation prompts alone.
-    """
-
-    every_steps: int = 50_000
-    num_resamples: int = 10_000
-    on_test: bool = True
+    every_steps: int
+    num_resamples: int
+    on_test: bool
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -187,7 +173,7 @@ class SearchSettings:
 
     name: str
     space: Mapping[str, object]
-    trials: int = 40
+    trials: int
     warm_up: int = 8
     top: int = 3
     final_seeds: tuple[int, ...] = (101, 102, 103)
@@ -242,12 +228,12 @@ class LearnSettings:
             too.
     """
 
-    traces: str | None = None
-    compressions: tuple[str, ...] | None = None
-    tasks: tuple[str, ...] | None = None
-    prompts: int | None = None
-    cost: str | None = None
-    reclock: bool = False
+    traces: str | None
+    compressions: tuple[str, ...] | None
+    tasks: tuple[str, ...] | None
+    prompts: int | None
+    cost: str | None
+    reclock: bool
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -256,32 +242,25 @@ class LearnSettings:
     @property
     def changes(self) -> bool:
         """Whether there is any difference."""
-        return self != LearnSettings()
+        return self != AS_TESTED
+
+
+AS_TESTED = LearnSettings(traces=None, compressions=None, tasks=None, prompts=None, cost=None, reclock=False)
+"""No difference."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveSettings:
-    """How live requests are decoded and compared.
+    """How live requests are decoded and compared; see configs/env/live.yaml."""
 
-    Attributes:
-        prompts: JSON Lines files or folders; None takes the shipped examples.
-        max_prompt_tokens: Longer prompts are left out.
-        requests: Number that an online learner learns from.
-        sampling: Fields of `SamplingConfig`; greedy by default.
-        heldout: Test prompts of the comparison at the end; 0 leaves it out.
-        fixed_gammas: Arms of the comparison beside plain decoding and the learned controller.
-        recent: Requests behind the figure "the last requests".
-        threads: PyTorch threads; None keeps torch's own number, at most the usable cores.
-    """
-
-    prompts: tuple[str, ...] | None = None
-    max_prompt_tokens: int = 1024
-    requests: int = 40
-    sampling: Mapping[str, object] = field(default_factory=dict)
-    heldout: int = 3
-    fixed_gammas: tuple[int, ...] = (1, 2, 3, 4, 6, 8)
-    recent: int = 10
-    threads: int | None = None
+    prompts: tuple[str, ...] | None
+    max_prompt_tokens: int
+    requests: int
+    sampling: Mapping[str, object]
+    heldout: int
+    fixed_gammas: tuple[int, ...]
+    recent: int
+    threads: int | None
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -295,52 +274,38 @@ class LiveSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSettings:
-    """Everything that decides a training run.
+    """Everything that decides a training run; see configs/train.yaml.
 
     Attributes:
-        agent: Name and hyper-parameters, checked by the agent's own constructor.
-        data: Recordings.
-        cost: Clock.
-        env: Environment.
-        reward: Reward.
-        eval: Evaluation.
-        seed: Of everything random.
-        threads: PyTorch threads; more than one is slower on small networks, and far slower on a busy machine.
-        runs_dir: Where run folders go.
-        output: The run folder itself; None names one after agent, cost table, date and seed.
-        resume: Run folder to continue.
-        live: Given, real models decode in place of recordings.
+        agent: Name and hyper-parameters, checked by `agents.registry.agent_settings`.
+        live: With it, real models decode in place of recordings.
         model: The pair that decodes live; checked where it is loaded.
-        init_from: Run folder, or name of a shipped policy, that live learning begins with.
-        learn: What learning meets, where that is other than what is tested.
-        study: Asks for many runs that are compared.
-        search: Asks for a search for hyper-parameters.
-        seeds: Asks for a run a seed: a number of them, counted from 0, or a list.
-        processes: Runs at once of a study or of several seeds, one thread each; None takes one a core.
+        seeds: A number of seeds, counted from 0, or a list; a run for each.
+        processes: Runs at once of a study, a search or several seeds; None takes one per core.
     """
 
     agent: Mapping[str, object]
     data: DataSettings
     cost: CostSettings
-    env: EnvSettings = field(default_factory=EnvSettings)
-    reward: RewardSettings = field(default_factory=RewardSettings)
-    eval: EvalSettings = field(default_factory=EvalSettings)
-    seed: int = 0
-    threads: int = 1
-    runs_dir: str = "runs"
-    output: str | None = None
-    resume: str | None = None
+    env: EnvSettings
+    reward: RewardSettings
+    eval: EvalSettings
+    seed: int
+    threads: int
+    runs_dir: str
+    output: str | None
+    resume: str | None
     live: LiveSettings | None = None
     model: Mapping[str, object] | None = None
-    init_from: str | None = None
-    learn: LearnSettings = field(default_factory=LearnSettings)
-    study: StudySettings | None = None
-    search: SearchSettings | None = None
-    seeds: tuple[int, ...] | int | None = None
-    processes: int | None = None
+    init_from: str | None
+    learn: LearnSettings
+    study: StudySettings | None
+    search: SearchSettings | None
+    seeds: tuple[int, ...] | int | None
+    processes: int | None
 
     def __post_init__(self) -> None:
-        """Checks ranges, and that nothing is asked of a replay that live decoding alone can do."""
+        """Checks ranges, and that settings of live decoding and of replay are not mixed."""
         _require(self.seed >= 0, "seed", "0 or more", self.seed)
         _require(self.threads >= 1, "threads", "1 or more", self.threads)
         if self.live is None:
@@ -350,6 +315,8 @@ class TrainSettings:
             _require(self.model is not None, "model", "to name a pair with env=live", self.model)
             _require((self.env.budget or 0) >= 2, "env.budget", "2 tokens or more with env=live", self.env.budget)
             _require(not self.env.hide, "env.hide", "empty with env=live", self.env.hide)
+            recorded = self.env.acceptance == "recorded"
+            _require(recorded, "env.acceptance", "recorded with env=live", self.env.acceptance)
             _require(not self.learn.changes, "learn", "to change nothing with env=live", self.learn)
             _require(not self.is_study, "seeds and study", "null with env=live", self.seeds or self.study)
             _require(self.search is None, "search", "null with env=live", self.search)
@@ -364,13 +331,13 @@ class TrainSettings:
             self.resume,
         )
         listed = self.all_seeds
-        said = listed if self.seeds is None else self.seeds  # a study may bring its own
-        _require(bool(listed) and min(listed) >= 0, "seeds", "at least one, 0 or more", said)
-        _require(len(set(listed)) == len(listed), "seeds", "each once", said)
+        got = listed if self.seeds is None else self.seeds  # a study may have its own
+        _require(bool(listed) and min(listed) >= 0, "seeds", "at least one, 0 or more", got)
+        _require(len(set(listed)) == len(listed), "seeds", "each once", got)
 
     @property
     def is_study(self) -> bool:
-        """Whether many runs are asked for."""
+        """Whether there are several runs to compare."""
         return self.study is not None or self.seeds is not None
 
     @property
@@ -383,15 +350,10 @@ class TrainSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaperSettings:
-    """Of the SpecKV paper's study.
-
-    Attributes:
-        folder: Holds the paper's result files.
-        num_seeds: Splits and networks to average over.
-    """
+    """The SpecKV paper's study; see configs/experiment/speckv_paper.yaml."""
 
     folder: str
-    num_seeds: int = 5
+    num_seeds: int
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -400,32 +362,18 @@ class PaperSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateSettings:
-    """Everything that decides an evaluation.
-
-    Attributes:
-        data: Recordings.
-        cost: Clock.
-        controllers: Run folders or exported policies; runs that differ by their seed alone count as one controller.
-            None takes the latest run on this cost table.
-        agents: Agents to make on the train prompts and add, with their default settings; "all" for every one.
-        tuned: Whether agents that have a grid are added tuned on the train prompts as well.
-        seed: Of the bootstrap and the tests.
-        num_resamples: Of the bootstrap.
-        runs_dir: Where run folders are looked for.
-        output: Where results go; None means the run folder, or `runs_dir/evaluate-<cost>` without one.
-        paper: Asks for the SpecKV paper's study in place of a comparison.
-    """
+    """Everything that decides an evaluation; see configs/evaluate.yaml."""
 
     data: DataSettings
     cost: CostSettings
-    controllers: tuple[str, ...] | None = None
-    agents: tuple[str, ...] | str = ()
-    tuned: bool = False
-    seed: int = 0
-    num_resamples: int = 10_000
-    runs_dir: str = "runs"
-    output: str | None = None
-    paper: PaperSettings | None = None
+    controllers: tuple[str, ...] | None
+    agents: tuple[str, ...] | str
+    tuned: bool
+    seed: int
+    num_resamples: int
+    runs_dir: str
+    output: str | None
+    paper: PaperSettings | None
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -436,14 +384,9 @@ class EvaluateSettings:
 def hyperparameters(settings: object) -> dict[str, str | int | float]:
     """An agent's settings for TensorBoard: numbers as they are, lists of them as text.
 
-    >>> hyperparameters(CostSettings(table="cpu-2core"))
+    >>> hyperparameters(CostSettings(table="cpu-2core", batch=1))
     {'table': 'cpu-2core', 'batch': 1}
     """
     assert dataclasses.is_dataclass(settings)
     values = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
     return {k: "x".join(map(str, v)) if isinstance(v, tuple) else v for k, v in values.items()}
-
-
-def _require(valid: bool, key: str, expected: str, got: object) -> None:
-    if not valid:
-        raise ConfigError(f"Expected {key} {expected}, got {got!r}.")

@@ -6,7 +6,7 @@ import logging
 from collections import defaultdict
 from dataclasses import dataclass, replace
 
-from agents.runs.settings import CostSettings, DataSettings, LearnSettings
+from agents.runs.settings import AS_TESTED, CostSettings, DataSettings, LearnSettings
 from speckv.cost import CostTable, describe_clock
 from speckv.errors import ConfigError, TraceError
 from speckv.evaluation.compare import require_comparable, require_decode_steps, with_decode_steps
@@ -96,7 +96,7 @@ def load_task(data: DataSettings, cost: CostSettings, learn: LearnSettings | Non
         ConfigError: if no prompt is left for learning or for validation, or a test prompt is among them, or the
             recordings to learn from are deeper than those to test on.
     """
-    learn = learn or LearnSettings()
+    learn = learn or AS_TESTED
     train, test = load_splits(data)
     require_comparable(train, test)
     table = load_cost(cost)

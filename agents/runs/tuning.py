@@ -7,7 +7,7 @@ from typing import Any
 
 from agents.depth import within_depth
 from agents.per_compression import PerCompression, StoppingPerCompression
-from agents.registry import TrainingData, agent_settings, decides_token_by_token, make_controller
+from agents.registry import TrainingData, decides_token_by_token, default_settings, make_controller
 from speckv.cost import require_single_request
 from speckv.errors import ConfigError, nearest
 from speckv.evaluation.replays import compile_pair
@@ -64,7 +64,7 @@ def tune(name: str, data: TrainingData) -> PerCompression:
 def _candidates(name: str, data: TrainingData) -> list[Any]:
     """Settings of the grid that fit the recordings' depth and the cost table's batch."""
     depth, batch = data.train.metadata.gamma_max, data.cost.batch
-    grid = [agent_settings({"name": name, **options})[1] for options in _combinations(GRIDS[name])]
+    grid = [default_settings(name, **options) for options in _combinations(GRIDS[name])]
     kept = [s for s in grid if batch == 1 or not decides_token_by_token(name, s)]
     if not kept:
         require_single_request(f"agent {name}", batch)

@@ -30,6 +30,7 @@ from speckv.evaluation.compare import compare
 from speckv.export.compiled import compile_batches
 from speckv.runtime.constant import ConstantGamma
 from tests.fakes_runs import TINY_PPO, CapturedConsole, toy_settings, toy_traces
+from tests.fakes_settings import shipped
 from tests.fakes_traces import make_cost_table
 
 STOPPING = (
@@ -72,7 +73,10 @@ def test_they_are_refused_before_a_run_folder_exists(tmp_path: Path, name: str) 
 
 
 def test_so_are_learners_that_decide_token_by_token(tmp_path: Path) -> None:
-    per_token = {"env": EnvSettings(decides="per_token"), "reward": RewardSettings(name="lambda_throughput")}
+    per_token = {
+        "env": shipped(EnvSettings, decides="per_token"),
+        "reward": shipped(RewardSettings, name="lambda_throughput"),
+    }
     with pytest.raises(ConfigError, match=r"cost\.batch 1 for agent ppo"):
         train(settings(tmp_path, TINY_PPO, **per_token), CapturedConsole(), config="", overrides=[])
     assert not (tmp_path / "run").exists()
@@ -98,9 +102,10 @@ def test_the_environment_inside_a_step_is_refused() -> None:
 
 def asked(tmp_path: Path, **changes: object) -> EvaluateSettings:
     settings(tmp_path, {"name": "fixed", "gamma": 2})
-    made = EvaluateSettings(
-        data=DataSettings(traces=str(tmp_path / "toy.parquet")),
-        cost=CostSettings(table=str(tmp_path / "toy.json"), batch=8),
+    made = shipped(
+        EvaluateSettings,
+        data=shipped(DataSettings, traces=str(tmp_path / "toy.parquet")),
+        cost=shipped(CostSettings, table=str(tmp_path / "toy.json"), batch=8),
         controllers=(),
         num_resamples=20,
         output=str(tmp_path / "out"),

@@ -21,6 +21,7 @@ from speckv.runtime.stored import load_controller
 from speckv.traces import TraceSequence, TraceSet
 from speckv.types import StoppingController
 from tests.fakes_runs import TINY_PPO, CapturedConsole, toy_settings, toy_traces
+from tests.fakes_settings import shipped
 from tests.fakes_traces import make_cost_table
 
 DEPTH = 3
@@ -117,9 +118,10 @@ def test_a_deeper_controller_is_refused_before_agents_are_made(tmp_path: Path) -
         overrides=[],
     )
     shallow(number=24).save(tmp_path / "toy.parquet")
-    asked = EvaluateSettings(
-        data=DataSettings(traces=str(tmp_path / "toy.parquet")),
-        cost=CostSettings(table=str(tmp_path / "toy.json")),
+    asked = shipped(
+        EvaluateSettings,
+        data=shipped(DataSettings, traces=str(tmp_path / "toy.parquet")),
+        cost=shipped(CostSettings, table=str(tmp_path / "toy.json")),
         controllers=(str(tmp_path / "deep"),),
         num_resamples=20,
         output=str(tmp_path / "out"),

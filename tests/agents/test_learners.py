@@ -24,6 +24,7 @@ from speckv.runtime.recurrent import LstmController, LstmPolicy
 from speckv.runtime.stored import controller_of
 from speckv.traces import TraceSet
 from speckv.types import FloatArray, StoppingController
+from tests.fakes_settings import shipped
 from tests.fakes_traces import compile_both, make_cost_table, make_sequence, make_traces
 
 LENGTH, GAMMA_MAX = 160, 6
@@ -65,8 +66,10 @@ def quick(name: str, **changes: object) -> LearnerSettings:
 
 def learner(settings: LearnerSettings, *, decides: str = "per_step", seed: int = 0) -> BaseAlgorithm:
     reward = "throughput" if decides == "per_step" else "lambda_throughput"
-    how = EnvSettings(decides=decides, gamma_max=GAMMA_MAX)
-    env = make_environment(all_or_nothing(), times(decides), how, RewardSettings(name=reward), settings.num_envs)
+    how = shipped(EnvSettings, decides=decides, gamma_max=GAMMA_MAX)
+    env = make_environment(
+        all_or_nothing(), times(decides), how, shipped(RewardSettings, name=reward), settings.num_envs
+    )
     if decides == "per_token":
         env.envs.set_lambda({compression: bound(compression, decides) for compression in ("fp16", "nf4")})
     return build_learner(settings, env, seed)

@@ -12,6 +12,7 @@ from agents.stored import load_controller
 from speckv.runtime.policy import SHIPPED
 from tests.fakes_live import TINY_LIVE_PPO, lines, live_settings, run_live
 from tests.fakes_runs import CapturedConsole
+from tests.fakes_settings import shipped
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 
@@ -20,9 +21,9 @@ def real(settings: TrainSettings, weights_dir: Path) -> TrainSettings:
     assert settings.live is not None
     return replace(
         settings,
-        cost=CostSettings(table="cpu-2core"),
-        data=DataSettings(traces="qwen2.5-coder-greedy"),
-        env=EnvSettings(budget=8),
+        cost=shipped(CostSettings, table="cpu-2core"),
+        data=shipped(DataSettings, traces="qwen2.5-coder-greedy"),
+        env=shipped(EnvSettings, budget=8),
         live=replace(settings.live, prompts=None, threads=1),
         model={
             "name": "smollm2",

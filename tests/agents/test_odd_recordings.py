@@ -14,6 +14,7 @@ from agents.runs.settings import CostSettings, DataSettings, EvaluateSettings, L
 from speckv.errors import SpecKVError
 from speckv.traces import TraceSequence
 from tests.fakes_runs import CapturedConsole, easy_or_hard, toy_settings
+from tests.fakes_settings import shipped
 from tests.fakes_traces import make_traces
 
 FIXED: dict[str, object] = {"name": "fixed", "gamma": 2}
@@ -61,7 +62,7 @@ def refuse_nan(constant: str) -> None:
     ids=["fewer", "long prompts", "no test", "test of one token", "one token", "two tokens", "two everywhere", "names"],
 )
 def test_a_result_is_right(tmp_path: Path, sequences: list[TraceSequence], compressions: list[str]) -> None:
-    folder = run(tmp_path, sequences, FIXED, LearnSettings())  # a warning is an error
+    folder = run(tmp_path, sequences, FIXED, shipped(LearnSettings))  # a warning is an error
     texts = [path.read_text(encoding="utf-8") for path in folder.rglob("*.json")]
     found = [json.loads(text, parse_constant=refuse_nan) for text in texts]
     (result,) = (content for content in found if "gamma_histograms" in content)
@@ -87,7 +88,7 @@ def test_a_refusal_comes_before_the_run_folder(
     tmp_path: Path, sequences: list[TraceSequence], agent: dict[str, object], message: str
 ) -> None:
     with pytest.raises(SpecKVError, match=message):
-        run(tmp_path, sequences, agent, LearnSettings())
+        run(tmp_path, sequences, agent, shipped(LearnSettings))
     assert not (tmp_path / "run").exists()
 
 
@@ -95,16 +96,17 @@ def test_recordings_to_learn_from_are_checked_as_well(tmp_path: Path) -> None:
     few = recordings(lambda s: s.compression == "fp16" or s.split == "test" or s.prompt_id == "p0")
     make_traces(few, max_new_tokens=40).save(tmp_path / "few.parquet")
     with pytest.raises(SpecKVError, match=r"none at \['nf4'\]"):
-        run(tmp_path, recordings(), FIXED, LearnSettings(traces=str(tmp_path / "few.parquet")))
+        run(tmp_path, recordings(), FIXED, shipped(LearnSettings, traces=str(tmp_path / "few.parquet")))
     assert not (tmp_path / "run").exists()
 
 
 def test_an_evaluation_is_refused_before_agents_are_made(tmp_path: Path) -> None:
     toy_settings(tmp_path, tmp_path / "run", agent=FIXED)
     make_traces(recordings(nf4_train=1), max_new_tokens=40).save(tmp_path / "toy.parquet")
-    asked = EvaluateSettings(
-        data=DataSettings(traces=str(tmp_path / "toy.parquet")),
-        cost=CostSettings(table=str(tmp_path / "toy.json")),
+    asked = shipped(
+        EvaluateSettings,
+        data=shipped(DataSettings, traces=str(tmp_path / "toy.parquet")),
+        cost=shipped(CostSettings, table=str(tmp_path / "toy.json")),
         controllers=(),
         agents=("survival_stopping",),
         output=str(tmp_path / "out"),

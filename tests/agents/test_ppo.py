@@ -25,6 +25,7 @@ from speckv.runtime import MlpPolicy, PolicyController
 from speckv.runtime.stored import controller_of
 from speckv.types import StoppingController
 from tests.fakes_runs import toy_traces
+from tests.fakes_settings import shipped
 from tests.fakes_traces import make_cost_table
 
 TINY = PPOSettings(num_envs=8, num_steps=16, batch_size=64, hidden=(16, 16), normalisation_steps=256)
@@ -32,7 +33,9 @@ TINY = PPOSettings(num_envs=8, num_steps=16, batch_size=64, hidden=(16, 16), nor
 
 def toy_env(num_envs: int = 8, reward: str = "throughput") -> SB3VecEnv:
     traces = toy_traces().select(split="train")
-    return make_environment(traces, make_cost_table(), EnvSettings(), RewardSettings(name=reward), num_envs)
+    return make_environment(
+        traces, make_cost_table(), shipped(EnvSettings), shipped(RewardSettings, name=reward), num_envs
+    )
 
 
 @pytest.mark.slow
@@ -41,7 +44,7 @@ def test_ppo_beats_the_best_constant_where_signals_tell_easy_from_hard() -> None
     traces, cost = toy_traces(), make_cost_table()
     train, test = traces.select(split="train"), traces.select(split="test")
     settings = PPOSettings(num_envs=64, num_steps=16, batch_size=512, hidden=(32, 32), normalisation_steps=2000)
-    env = make_environment(train, cost, EnvSettings(), RewardSettings(), settings.num_envs)
+    env = make_environment(train, cost, shipped(EnvSettings), shipped(RewardSettings), settings.num_envs)
     model = build_learner(settings, env, seed=0)
     validator = Validator(test, cost, tune_fixed(train, cost).best())
     before = validator.score(controller_of(export_policy(model, provenance={})))
@@ -58,8 +61,10 @@ def test_ppo_learns_to_stop_token_by_token() -> None:
     settings = PPOSettings(
         num_envs=64, num_steps=32, batch_size=512, hidden=(32, 32), discount=0.97, normalisation_steps=2000
     )
-    token_by_token = EnvSettings(decides="per_token")
-    env = make_environment(train, cost, token_by_token, RewardSettings(name="lambda_throughput"), settings.num_envs)
+    token_by_token = shipped(EnvSettings, decides="per_token")
+    env = make_environment(
+        train, cost, token_by_token, shipped(RewardSettings, name="lambda_throughput"), settings.num_envs
+    )
     model = build_learner(settings, env, seed=0)
     validator = Validator(test, cost, tune_fixed(train, cost).best())
     # Tokens a second, near what is achieved: a lambda twice as high makes time so dear that drafting never pays.
@@ -76,8 +81,8 @@ def test_a_stopping_policy_survives_the_disk_and_answers_alone_as_among_others(t
     env = make_environment(
         toy_traces().select(split="train"),
         make_cost_table(),
-        EnvSettings(decides="per_token", gamma_max=9),
-        RewardSettings(name="time"),
+        shipped(EnvSettings, decides="per_token", gamma_max=9),
+        shipped(RewardSettings, name="time"),
         8,
     )
     policy = export_policy(build_learner(TINY, env, seed=2), provenance={}, gamma_max=9)
@@ -129,7 +134,7 @@ def test_constant_features_are_not_blown_up() -> None:
     assert (std > 0).all()
     assert std[SCHEMA.index("bits_per_weight")] < 1.0
     one = make_environment(
-        toy_traces().select(compressions=["nf4"]), make_cost_table(), EnvSettings(), RewardSettings(), 8
+        toy_traces().select(compressions=["nf4"]), make_cost_table(), shipped(EnvSettings), shipped(RewardSettings), 8
     )
     mean, std = measure_normalisation(one, 500, seed=0)
     ratio = SCHEMA.index("cost_ratio")

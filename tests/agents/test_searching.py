@@ -68,22 +68,22 @@ def test_values_are_drawn_from_ranges_and_choices() -> None:
 )
 def test_a_space_that_makes_no_sense_is_refused(values: Any) -> None:
     with pytest.raises(ConfigError, match=r"search\.space\.agent\.gamma"):
-        build_settings(SearchSettings, {"name": "toy", "space": {"agent.gamma": values}})
+        build_settings(SearchSettings, {"name": "toy", "trials": 1, "space": {"agent.gamma": values}})
 
 
 @pytest.mark.parametrize("key", ["cost", "data.tasks", "learn.prompts", "seed", "eval.every_steps"])
 def test_what_trials_are_judged_on_is_not_searched(key: str) -> None:
     with pytest.raises(ConfigError, match="leave alone what trials are judged on"):
-        SearchSettings(name="toy", space={key: {"choices": [1]}})
+        SearchSettings(name="toy", space={key: {"choices": [1]}}, trials=1)
 
 
 def test_final_seeds_are_fresh_and_each_once(tmp_path: Path) -> None:
     space = {"agent.gamma": {"low": 0, "high": 16}}
     with pytest.raises(ConfigError, match="each once"):
-        SearchSettings(name="toy", space=space, final_seeds=(5, 5))
+        SearchSettings(name="toy", space=space, trials=1, final_seeds=(5, 5))
     settings = replace(toy_settings(tmp_path, tmp_path / "out"), seed=5)
     with pytest.raises(ConfigError, match="seeds that the search has not seen"):
-        replace(settings, search=SearchSettings(name="toy", space=space, final_seeds=(4, 5)))
+        replace(settings, search=SearchSettings(name="toy", space=space, trials=1, final_seeds=(4, 5)))
 
 
 class Drawn:

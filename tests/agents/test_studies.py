@@ -25,6 +25,7 @@ from speckv.errors import ConfigError, SpecKVError
 from speckv.evaluation.entrants import References
 from speckv.evaluation.metrics import Grid, Sums
 from tests.fakes_runs import CapturedConsole, save_toy, toy_settings, toy_traces
+from tests.fakes_settings import shipped
 
 STUDIES = sorted(
     str(p.relative_to(CONFIGS / "experiment").with_suffix(""))
@@ -265,7 +266,7 @@ def test_learning_may_meet_something_else_than_the_test(tmp_path: Path) -> None:
     plain = load_task(settings.data, settings.cost)
     assert plain.learning_cost == plain.cost
     assert plain.validation_gammas == plain.best_fixed_gammas
-    other = LearnSettings(compressions=("nf4",), tasks=("code", "chat"), prompts=1)
+    other = shipped(LearnSettings, compressions=("nf4",), tasks=("code", "chat"), prompts=1)
     task = load_task(settings.data, settings.cost, other)
     assert task.learning.compressions == ("nf4",)
     assert task.learning.tasks == ("chat", "code")
@@ -289,7 +290,7 @@ def test_test_prompts_are_not_learned_from(tmp_path: Path) -> None:
     other = tmp_path / "swapped.parquet"
     replace(traces, sequences=tuple(replace(s, split=swapped[s.split]) for s in traces.sequences)).save(other)
     with pytest.raises(ConfigError, match="no test prompt"):
-        load_task(settings.data, settings.cost, LearnSettings(traces=str(other)))
+        load_task(settings.data, settings.cost, shipped(LearnSettings, traces=str(other)))
 
 
 @pytest.mark.parametrize("length", [8, 150])

@@ -18,6 +18,7 @@ from speckv.errors import ConfigError, CostTableError
 from speckv.evaluation.replays import tune_fixed
 from speckv.replay import replay_controller
 from tests.fakes_runs import toy_traces
+from tests.fakes_settings import shipped
 from tests.fakes_traces import compile_both, make_cost_table
 
 NAMES = ("fp16", "nf4")
@@ -94,9 +95,9 @@ def test_file_round_trip(table: CostTable, tmp_path: Path) -> None:
     told.save(path)
     assert json.loads(path.read_text())["schema_version"] == 3
     assert CostTable.load(path) == told
-    assert load_cost(CostSettings(table=str(path), batch=5)).name == "fake@batch5"
+    assert load_cost(shipped(CostSettings, table=str(path), batch=5)).name == "fake@batch5"
     with pytest.raises(ConfigError, match=r"cost.batch 1 or more, got 0"):
-        CostSettings(table=str(path), batch=0)
+        shipped(CostSettings, table=str(path), batch=0)
 
 
 def version_1(table: CostTable) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from speckv.traces import TraceSet
 from tests.fakes import LETTERS, save_tiny, tiny_qwen
 from tests.fakes_report import toy_run
 from tests.fakes_runs import TINY_PPO, CapturedConsole
+from tests.fakes_settings import shipped
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +77,10 @@ def test_runs_that_differ_by_their_seed_are_judged_as_evaluate_judges_them(
     facts = json.loads((tmp_path / "other-seed" / "run.json").read_text(encoding="utf-8"))
     (tmp_path / "other-seed" / "run.json").write_text(json.dumps({**facts, "seed": 1}), encoding="utf-8")
     names.append(str(runs[1]))
-    settings = EvaluateSettings(
-        data=DataSettings(traces=str(home / "toy.parquet")),
-        cost=CostSettings(table=str(home / "toy.json")),
+    settings = shipped(
+        EvaluateSettings,
+        data=shipped(DataSettings, traces=str(home / "toy.parquet")),
+        cost=shipped(CostSettings, table=str(home / "toy.json")),
         controllers=tuple(names),
         output=str(tmp_path / "evaluation"),
     )
