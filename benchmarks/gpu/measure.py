@@ -36,7 +36,7 @@ from speckv.decoding import Engine, RequestContext, SamplingConfig, generate
 from speckv.models import ModelPair, PairConfig
 from speckv.models.linear import dtype_name
 from speckv.profiling.calibrate import CalibrationPlan, calibrate
-from speckv.profiling.pass_times import TimingPlan
+from speckv.profiling.timing import TimingPlan
 from speckv.runtime.constant import ConstantGamma
 from speckv.runtime.policy import PolicyController
 

@@ -25,8 +25,8 @@ from benchmarks.llamacpp.models import Setting, add_arguments, encode, machine
 from benchmarks.llamacpp.passes import time_pair, time_prompt
 from speckv.cost import CostEntry, CostTable, describe_fit
 from speckv.integrations.llama_cpp import draft_model
-from speckv.profiling.pass_times import PassTimes, TimingPlan, entry_of
 from speckv.profiling.prompts import EXAMPLES, first_of_each, read_prompts
+from speckv.profiling.timing import PassTimes, TimingPlan, entry_of
 from speckv.runtime import Policy
 from speckv.runtime.constant import ConstantGamma
 from speckv.runtime.policy import SHIPPED

@@ -8,8 +8,7 @@ from typing import Any
 from benchmarks.llamacpp.models import ends
 from speckv.cost import CostFit, CostTable
 from speckv.integrations.llama_cpp import draft_model
-from speckv.profiling.pass_times import fit_of_runs
-from speckv.profiling.random_gamma import RandomGamma
+from speckv.profiling.timing import RandomGamma, fit_of_runs
 from speckv.runtime import Policy
 from speckv.runtime.constant import ConstantGamma
 from speckv.types import Controller

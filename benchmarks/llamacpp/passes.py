@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from speckv.errors import ConfigError
 from speckv.integrations.llama_cpp import LlamaDraft
-from speckv.profiling.pass_times import PassTimes, TimingPlan, summarise
+from speckv.profiling.timing import PassTimes, TimingPlan, summarise
 from speckv.runtime.signals import signals_of_logits
 
 Job = tuple[str, int, int]

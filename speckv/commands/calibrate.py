@@ -14,10 +14,9 @@ from speckv.decoding import PromptLookup
 from speckv.errors import ConfigError, CostTableError
 from speckv.models.device import use_threads
 from speckv.observation import SCHEMA
-from speckv.profiling.calibrate import CalibrationPlan, calibrate, with_lookup_times
-from speckv.profiling.check import CheckPlan
-from speckv.profiling.pass_times import WIDTHS, TimingPlan
+from speckv.profiling.calibrate import CalibrationPlan, CheckPlan, calibrate, with_lookup_times
 from speckv.profiling.prompts import first_of_each, read_prompts
+from speckv.profiling.timing import WIDTHS, TimingPlan
 from speckv.runtime.policy import MlpPolicy, PolicyController
 from speckv.types import GAMMA_MAX
 

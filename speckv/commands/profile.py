@@ -14,8 +14,7 @@ from speckv.decoding import SamplingConfig
 from speckv.models.device import use_threads
 from speckv.profiling.lookup import record_lookup, save_new
 from speckv.profiling.prompts import Prompt, read_prompts
-from speckv.profiling.run import ProfilePlan, record_traces
-from speckv.profiling.run import Progress as Standing
+from speckv.profiling.shards import ProfilePlan, RecordingProgress, record_traces
 from speckv.traces import TraceSet, find_traces
 
 logger = logging.getLogger(__name__)
@@ -27,7 +26,7 @@ def run(config: DictConfig) -> None:
     prompts = read_prompts(config.prompts)
     if config["from"] is not None:
         recorded = TraceSet.load(find_traces(config["from"]))
-        _tell(Path(config.out), save_new(_of_lookup(recorded, prompts, config), Path(config.out)))
+        _log_result(Path(config.out), save_new(_of_lookup(recorded, prompts, config), Path(config.out)))
         return
     plan = ProfilePlan(
         pair=pair_config(config.model),
@@ -43,7 +42,7 @@ def run(config: DictConfig) -> None:
     )
     with _Bar() as bar:
         traces = record_traces(plan, prompts, Path(config.out), on_progress=bar.show)
-    _tell(Path(config.out), traces)
+    _log_result(Path(config.out), traces)
 
 
 def _of_lookup(recorded: TraceSet, prompts: list[Prompt], config: DictConfig) -> TraceSet:
@@ -51,7 +50,7 @@ def _of_lookup(recorded: TraceSet, prompts: list[Prompt], config: DictConfig) ->
     return record_lookup(kept, prompts, pair_config(config.model), notes=config.notes)
 
 
-def _tell(out: Path, traces: TraceSet) -> None:
+def _log_result(out: Path, traces: TraceSet) -> None:
     tokens = sum(len(s.tokens) for s in traces.sequences)
     logger.info("%s: %d sequences, %d tokens, sha256 %s", out, len(traces.sequences), tokens, traces.sha256[:12])
 
@@ -72,9 +71,9 @@ class _Bar:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def show(self, standing: Standing) -> None:
-        left = f"{standing.seconds_left:.0f} s left" if standing.tokens_per_s else "first batch"
-        text = f"{standing.label}: {standing.tokens_per_s:.1f} tokens/s, {left}"
-        self._progress.update(self._task, description=text, completed=standing.done, total=standing.total)
+    def show(self, recorded: RecordingProgress) -> None:
+        left = f"{recorded.seconds_left:.0f} s left" if recorded.tokens_per_s else "first batch"
+        text = f"{recorded.label}: {recorded.tokens_per_s:.1f} tokens/s, {left}"
+        self._progress.update(self._task, description=text, completed=recorded.done, total=recorded.total)
         if not sys.stderr.isatty():
-            logger.info("%s, %d/%d", text, standing.done, standing.total)
+            logger.info("%s, %d/%d", text, recorded.done, recorded.total)

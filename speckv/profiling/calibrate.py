@@ -1,37 +1,63 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures what a draft pass, a verify pass and a decision cost on this machine, and writes a cost table.
+"""Measures the times of draft passes, verify passes and decisions on this machine as a cost table, and checks it.
 
-Passes are timed at each batch and width (`passes`), a decision by itself, and the whole is then held to the wall clock
-of live runs (`check`).
+The check decodes live and predicts the time of each run from the steps that it took. Its error is what the table leaves
+out: moving caches, attention that is not linear, a machine whose speed has changed.
 """
 
 import gc
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 
 import numpy as np
 
 from speckv.cost import CostEntry, CostFit, CostTable, describe_fit
-from speckv.decoding import PromptLookup, RequestContext, draft_source
+from speckv.decoding import (
+    DecodeStep,
+    Engine,
+    GenerationResult,
+    PromptLookup,
+    RequestContext,
+    draft_source,
+    generate,
+)
+from speckv.decoding.clock import device_clock
 from speckv.errors import ConfigError, CostTableError
 from speckv.models.causal import CausalModel
 from speckv.models.kernels import describe_kernel
 from speckv.models.linear import dtype_name
 from speckv.models.pair import ModelPair, PairConfig, load_pair
 from speckv.observation import SCHEMA, History, StaticContext, StepBatch, observe, update_history
-from speckv.profiling.check import CheckPlan, check_pair, encode_prompts
-from speckv.profiling.lookup_times import time_lookup
 from speckv.profiling.machine import describe_machine
-from speckv.profiling.pass_times import PassTimes, TimingPlan, entry_of
-from speckv.profiling.passes import time_passes
-from speckv.types import Controller
+from speckv.profiling.passes import time_lookup, time_passes
+from speckv.profiling.timing import PassTimes, RandomGamma, TimingPlan, entry_of, fit_of_runs
+from speckv.runtime.constant import ConstantGamma
+from speckv.types import GAMMA_MAX, Controller, IntArray, StoppingController
 
 logger = logging.getLogger(__name__)
 PACKAGES = ("torch", "transformers", "bitsandbytes", "numpy")
 Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckPlan:
+    """What is decoded live: each prompt with each constant gamma and with a random schedule."""
+
+    prompts: tuple[str, ...]
+    gammas: tuple[int, ...] = (0, 2, 5)
+    max_new_tokens: int = 32
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        if not self.prompts:
+            raise ConfigError("Expected at least one prompt to check a cost table on, got none.")
+        if self.max_new_tokens < 2:
+            raise ConfigError(f"Expected check_tokens of at least 2, got {self.max_new_tokens}.")
+        if not all(0 <= gamma <= GAMMA_MAX for gamma in self.gammas):
+            raise ConfigError(f"Expected check_gammas from 0 to {GAMMA_MAX}, got {list(self.gammas)}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +66,12 @@ class CalibrationPlan:
 
     Attributes:
         name: Of the table.
-        pair: The models; its compression is replaced by each of `compressions`.
+        pair: Its compression is replaced by each of `compressions`.
         compressions: Of the target.
         timing: Contexts and rounds.
-        batches: Sequences that decode together; batch 1 is always among them.
-        check: Live runs that the table is held to, or None to leave it unchecked.
-        notes: Free text for the table's readers.
+        batches: Different ones, with 1.
+        check: Live runs to check the table on; None for no check.
+        notes: Free text in the table.
     """
 
     name: str
@@ -57,7 +83,7 @@ class CalibrationPlan:
     notes: str = ""
 
     def __post_init__(self) -> None:
-        """Checks the batches."""
+        """Checks ranges."""
         if 1 not in self.batches or min(self.batches) < 1 or len(set(self.batches)) < len(self.batches):
             raise ConfigError(f"Expected different batches of at least 1, 1 among them, got {list(self.batches)}.")
 
@@ -70,15 +96,14 @@ def calibrate(
     load: Callable[[PairConfig], ModelPair] = load_pair,
     keep: Callable[[CostTable], None] = lambda _: None,
 ) -> CostTable:
-    """Measures every compression and returns a table; run it alone on the machine.
+    """Measures every compression; nothing else should run on the machine.
 
     Args:
         plan: What to measure.
-        controller: Whose decision is timed, with observing and remembering.
+        controller: Its decision is timed, with observation and update of the history.
         on_progress: Called with a line of text before each measurement.
         load: Makes the pair of a config, for models that are not on disk.
-        keep: Given what has been measured so far, after each compression and each check: hours of a slow machine are
-            not lost to a signal.
+        keep: Called with the table so far after each compression and each check.
     """
     say = on_progress or (lambda _: None)
     entries: dict[str, CostEntry] = {}
@@ -129,7 +154,7 @@ def calibrate(
 
 
 def _time_draft(draft: CausalModel | PromptLookup, plan: CalibrationPlan, say: Say) -> dict[int, PassTimes]:
-    """Times of what drafts at every batch; a lookup is one request's own, whatever runs beside it."""
+    """Times of the draft at every batch; those of a lookup do not depend on the batch."""
     if not isinstance(draft, PromptLookup):
         return _time_model(draft, plan, "draft", say, drafting=True)
     say(f"draft, {draft.name}")
@@ -139,7 +164,6 @@ def _time_draft(draft: CausalModel | PromptLookup, plan: CalibrationPlan, say: S
 def _time_model(
     model: CausalModel, plan: CalibrationPlan, name: str, say: Say, *, drafting: bool
 ) -> dict[int, PassTimes]:
-    """Times of one model at every batch."""
     found = {}
     for batch in sorted(plan.batches):
         say(f"{name}, {dtype_name(model.dtype)}, batch {batch}: widths 1 to {plan.timing.widths[-1]}")
@@ -169,15 +193,10 @@ def _check(plan: CheckPlan, pair: ModelPair, entry: CostEntry) -> CostFit:
 
 
 def with_lookup_times(table: CostTable, lookup: PromptLookup, plan: CalibrationPlan) -> CostTable:
-    """A table with a lookup in place of its draft; the target's times stay, and no model runs.
-
-    Args:
-        table: Measured with any draft, on this machine.
-        lookup: Its lengths of a match.
-        plan: Name, timing and notes.
+    """A table of this machine with its draft replaced by a lookup; no model runs.
 
     Raises:
-        CostTableError: if the table was not taken at the plan's reference context.
+        CostTableError: if the table was measured at another reference context than the plan's.
     """
     reference, far = plan.timing.reference_context, plan.timing.far_context
     others = sorted({entry.reference_context for entry in table.entries.values()} - {reference})
@@ -209,7 +228,7 @@ def with_lookup_times(table: CostTable, lookup: PromptLookup, plan: CalibrationP
 
 
 def time_decision(controller: Controller, repeats: int = 500) -> float:
-    """Median seconds of one observation, decision and update of the memory."""
+    """Median seconds of one observation, decision and update of the history."""
     context = RequestContext(compression="fp16", cost_ratio=0.3)
     static = StaticContext.of([context.compression], {context.compression: context.cost_ratio}, [128])
     history = History.start(1, 0.5, 0.9)
@@ -228,3 +247,86 @@ def time_decision(controller: Controller, repeats: int = 500) -> float:
         history = update_history(history, step)
         seconds.append(time.perf_counter() - start)
     return float(np.median(seconds))
+
+
+def check_pair(table: CostTable, pair: ModelPair, plan: CheckPlan) -> CostFit:
+    """Decodes live with a pair on the table's machine, and compares times at batch 1."""
+    clock = device_clock(pair.target.device)
+    engine = Engine(pair.target, pair.draft, eos_token_ids=pair.eos_token_ids, clock=clock)
+    return check_engine(table, pair.config.compression, engine, encode_prompts(pair, plan), plan)
+
+
+def encode_prompts(pair: ModelPair, plan: CheckPlan) -> list[list[int]]:
+    """Token ids of the prompts; called before anything is measured, so that a bad prompt fails early.
+
+    Raises:
+        ConfigError: if a prompt and its output do not fit the models.
+    """
+    limit = min(pair.target.context_limit, pair.draft.context_limit) - plan.max_new_tokens
+    prompts = [pair.encode(text) for text in plan.prompts]
+    for text, prompt in zip(plan.prompts, prompts, strict=True):
+        if not 1 <= len(prompt) <= limit:
+            raise ConfigError(
+                f"Expected check prompts of 1 to {limit} tokens, got {len(prompt)} in {text[:40]!r}. "
+                "Name other prompts in check_prompts, or set check=false."
+            )
+    return prompts
+
+
+def check_engine(
+    table: CostTable, compression: str, engine: Engine, prompts: Sequence[Sequence[int]], plan: CheckPlan
+) -> CostFit:
+    """Decodes every prompt with every schedule, in an order that rotates; `plan.prompts` is ignored.
+
+    Raises:
+        ConfigError: if no run took a decode step.
+    """
+    context = RequestContext(compression=compression, cost_ratio=table.cost_ratio(compression))
+    arms: list[Controller] = [ConstantGamma(gamma) for gamma in plan.gammas]
+    arms.append(RandomGamma(max((*plan.gammas, 1))))
+    predicted: list[float] = []
+    measured: list[float] = []
+    tokens = 0
+    engine.capture_ahead(max(map(len, prompts), default=0) + plan.max_new_tokens)
+    for arm in arms:  # warm up: first calls of each width allocate and choose kernels
+        generate(engine, prompts[0], arm, context=context, max_new_tokens=min(8, plan.max_new_tokens))
+    for number, prompt in enumerate(prompts):
+        first = number % len(arms)
+        for arm in arms[first:] + arms[:first]:
+            run = generate(engine, prompt, arm, context=context, max_new_tokens=plan.max_new_tokens)
+            if run.steps:
+                predicted.append(predicted_seconds(table, compression, len(prompt), run, arm))
+                measured.append(measured_seconds(run, arm))
+                tokens += sum(step.outcome.num_emitted for step in run.steps)
+    return fit_of_runs(predicted, measured, prompts=len(prompts), tokens=tokens)
+
+
+def predicted_seconds(
+    table: CostTable, compression: str, prompt_len: int, run: GenerationResult, controller: Controller
+) -> float:
+    """The table's time for the steps of a run, with decisions where the controller charges them.
+
+    A controller that decides inside steps is charged a decision for each drafted token.
+    """
+    drafted, lags, contexts = step_counts(prompt_len, run.steps)
+    seconds = float(table.step_seconds(compression, drafted, lags, contexts).sum())
+    if not controller.charges_decision:
+        return seconds
+    decisions = np.maximum(drafted, 1) if isinstance(controller, StoppingController) else np.ones_like(drafted)
+    return seconds + table.controller_s * int(decisions.sum())
+
+
+def measured_seconds(run: GenerationResult, controller: Controller) -> float:
+    """Seconds of a run, without decisions where the controller does not charge them."""
+    return run.decode_s if controller.charges_decision else sum(step.outcome.seconds for step in run.steps)
+
+
+def step_counts(prompt_len: int, steps: Sequence[DecodeStep]) -> tuple[IntArray, IntArray, IntArray]:
+    """Arguments of `CostTable.step_seconds` for each step of a run: tokens drafted, the draft's lag, context."""
+    history = History.start(1, 0.0, 0.0)
+    rows = []
+    for step in steps:
+        rows.append((step.outcome.num_drafted, int(history.draft_lag[0]), prompt_len + int(history.emitted[0])))
+        history = update_history(history, StepBatch.from_outcome(step.outcome))
+    drafted, lags, contexts = np.array(rows, np.int64).reshape(-1, 3).T
+    return drafted, lags, contexts

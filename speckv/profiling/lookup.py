@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recordings of a lookup, which need no model: what it proposes depends on the text alone, and that is on file.
+"""Recordings with a lookup as the draft, computed without a model from a recording with any draft.
 
-So a recording with any draft gives the recording with a lookup, once the prompt's tokens are known.
+A lookup's proposals depend on the text only, which the recording holds.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from speckv.decoding.prompt_lookup import LookupDrafter, PromptLookup
 from speckv.errors import ConfigError, DataError, TraceError
@@ -16,26 +17,24 @@ from speckv.models import PairConfig, encode_prompt, load_tokenizer, vocabulary_
 from speckv.models.tokenizer import template_reads_date
 from speckv.ngrams import Guess
 from speckv.profiling.prompts import Prompt
-from speckv.profiling.stops import draft_stops
 from speckv.traces import NO_TOKEN, ROLLOUT_LENGTH, TraceMetadata, TraceSequence, TraceSet, accepted_lengths
-from speckv.types import NUM_SIGNALS
+from speckv.types import GAMMA_MAX, NUM_SIGNALS
 
 Run = tuple[list[int], list[tuple[float, float, float]]]
-"""Tokens that were proposed one after the other, and their signals."""
+"""Proposed tokens in order, and their signals."""
 
 
 def with_lookup(
     sequence: TraceSequence, prompt_tokens: Sequence[int], lookup: PromptLookup, eos_token_ids: Iterable[int]
 ) -> TraceSequence:
-    """Puts what a lookup proposes along a recorded text in place of what the recorded draft did.
+    """Replaces the recorded draft's proposals by those of a lookup.
 
-    Rejection sampling accepts a proposal that is certain just where the emitted token equals it, so `accept_prob` is
-    1 there and 0 elsewhere. Signals are kept to the last bit.
+    A lookup proposes with probability 1, so `accept_prob` is 1 where the emitted token equals the proposal, else 0.
 
     Args:
         sequence: A recording with any draft.
-        prompt_tokens: Of its prompt, chat template included.
-        lookup: Its lengths of a match.
+        prompt_tokens: Chat template included.
+        lookup: What proposes.
         eos_token_ids: Tokens that end a text.
 
     Raises:
@@ -73,15 +72,13 @@ def with_lookup(
 
 
 def record_lookup(recorded: TraceSet, prompts: Sequence[Prompt], pair: PairConfig, *, notes: str = "") -> TraceSet:
-    """Turns a whole recording into one with a lookup; of the pair it needs the tokenizer alone.
-
-    Prompts are encoded with the recording's date.
+    """Replaces the draft of a whole recording by a lookup; needs the target's tokenizer, but no model.
 
     Args:
         recorded: With any draft.
-        prompts: Those that it names, and perhaps others.
-        pair: The target, for its tokenizer; draft "lookup".
-        notes: Free text for the file's readers.
+        prompts: Those of the recording, and perhaps others.
+        pair: With draft "lookup".
+        notes: Free text in the file.
 
     Raises:
         ConfigError: if the draft is no lookup.
@@ -122,17 +119,17 @@ def record_lookup(recorded: TraceSet, prompts: Sequence[Prompt], pair: PairConfi
 
 
 def lookup_metadata(metadata: TraceMetadata, lookup: PromptLookup, notes: str) -> TraceMetadata:
-    """How a recording with a lookup came to be, from that of its texts."""
+    """Metadata of a recording with a lookup, from those of the recording that it is computed from."""
     dtype = metadata.dtype | {"draft": "none"}
     limits = {name: limit for name, limit in metadata.context_limits.items() if name != "draft"}
     return replace(metadata, draft_id=lookup.name, draft_sha256="", dtype=dtype, notes=notes, context_limits=limits)
 
 
 def save_new(traces: TraceSet, out: Path) -> TraceSet:
-    """Writes a trace file where there is none, and reads it again.
+    """Writes a new trace file and reads it again.
 
     Raises:
-        TraceError: if there is one.
+        TraceError: if the file exists.
     """
     if out.exists():
         raise TraceError(
@@ -143,7 +140,7 @@ def save_new(traces: TraceSet, out: Path) -> TraceSet:
 
 
 def _require_date(recorded: TraceSet, *, reads_date: bool) -> None:
-    """Refuses texts whose prompts held a date that the file lacks; lengths alone would not show another date."""
+    """Refuses a recording whose chat template printed a date that the file lacks."""
     known = recorded.metadata.template_date or all(len(s.prompt_tokens) for s in recorded.sequences)
     if reads_date and not known:
         raise TraceError(
@@ -158,7 +155,7 @@ def _origin(recorded: TraceSet) -> str:
 
 
 def _roll_out(drafter: LookupDrafter, wrong: int, eos: frozenset[int]) -> Run:
-    """What is proposed after a wrong token, until nothing is or the text would end."""
+    """Proposals after a wrong token, until there are none or the text would end."""
     run: Run = ([], [])
     kept, token = drafter.length, wrong
     while len(run[0]) < ROLLOUT_LENGTH and token not in eos:
@@ -178,10 +175,41 @@ def _note(run: Run, guess: Guess | None) -> None:
 
 
 def _arrays(runs: list[Run], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of shape [runs, length] and signals of shape [runs, length, 3], padded behind each run's end."""
+    """Tokens of shape [runs, length] and signals of shape [runs, length, 3], padded after each run's end."""
     tokens = np.full((len(runs), length), NO_TOKEN, np.int32)
     signals = np.zeros((len(runs), length, NUM_SIGNALS), np.float32)
     for row, (proposed, found) in enumerate(runs):
         tokens[row, : len(proposed)] = proposed
         signals[row, : len(proposed)] = np.reshape(np.array(found, np.float32), (-1, NUM_SIGNALS))
     return tokens, signals
+
+
+def draft_stops(
+    tokens: NDArray[np.int32],
+    draft_tokens: NDArray[np.int32],
+    rollout_start: NDArray[np.int16],
+    rollout_tokens: NDArray[np.int32],
+    eos_token_ids: Iterable[int],
+) -> NDArray[np.int8]:
+    """Tokens drafted from each position up to and including the first end of text, or until nothing is proposed.
+
+    The arguments are columns of `TraceSequence`. The value is gamma_max where neither occurs in the recording.
+    """
+    ends = np.array([*eos_token_ids, NO_TOKEN])
+    on_path = np.isin(draft_tokens, ends)
+    row_of = {int(start): row for row, start in enumerate(rollout_start)}
+    off_path = np.isin(rollout_tokens, ends)
+    stops = np.full(len(tokens), GAMMA_MAX, np.int8)
+    for start in range(len(tokens)):
+        for depth in range(min(GAMMA_MAX, len(tokens) - start)):
+            position = start + depth
+            if on_path[position]:
+                stops[start] = depth + (draft_tokens[position] != NO_TOKEN)
+                break
+            if draft_tokens[position] != tokens[position]:
+                row = row_of[position]
+                later = np.flatnonzero(off_path[row, : GAMMA_MAX - depth - 1])
+                if len(later):
+                    stops[start] = depth + 1 + later[0] + (rollout_tokens[row, later[0]] != NO_TOKEN)
+                break
+    return stops

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a measurement was made on."""
+"""Describes the machine of a measurement."""
 
 import platform
 from pathlib import Path
@@ -12,12 +12,8 @@ if TYPE_CHECKING:
 
 
 def describe_machine(device: "torch.device | None" = None) -> dict[str, str]:
-    """Processor, cores that may be used, threads in use, system and accelerator, as text.
-
-    Args:
-        device: The accelerator, where it is not the current one.
-    """
-    import torch  # here, because a processor has a name where there is no torch, too
+    """Processor, usable cores, threads, system and accelerator (by default the current one), as text."""
+    import torch  # late: `processor` needs no torch
 
     cuda = device if device is not None and device.type == "cuda" else None
 
@@ -34,7 +30,7 @@ def describe_machine(device: "torch.device | None" = None) -> dict[str, str]:
 
 
 def processor() -> str:
-    """Its name, as the system tells it."""
+    """Name of the processor."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text(encoding="utf-8").splitlines():

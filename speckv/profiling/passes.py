@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times single passes of one model, of one sequence or of several together.
+"""Times single passes of a model, for one sequence or a batch, and single proposals of a lookup.
 
-A pass is timed as the engine runs it: the model, the choice of tokens, the signals, and their way to the host. Every
-width and both contexts take turns within a round, so that a slow moment of the machine, or a slow hour, falls on all of
-them alike; medians are kept, and their spread.
+A pass is timed as the engine runs it: the model, the choice of tokens, the signals, and their transfer to the host.
+Widths and contexts are interleaved, which cancels drift of the machine.
 """
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from speckv.decoding.clock import device_clock
+from speckv.decoding.prompt_lookup import LookupDrafter, PromptLookup
 from speckv.decoding.protocols import Clock
 from speckv.decoding.request import signal_rows, to_host
 from speckv.decoding.sampling import check_finite
@@ -22,7 +24,14 @@ from speckv.models.causal import CausalModel
 from speckv.models.device import without_plans
 from speckv.models.ragged import TOKENS_AT_ONCE
 from speckv.models.signals import Scores
-from speckv.profiling.pass_times import PassTimes, TimingPlan, summarise
+from speckv.profiling.timing import PassTimes, TimingPlan, summarise
+
+LOOKUPS = 50
+"""Proposals of a lookup that make one timing, as one takes microseconds."""
+PHRASE = 64
+"""Period of the repetitive text that is looked up in, in tokens."""
+CHANGED = 0.1
+"""Share of its tokens that are random."""
 
 
 class Rows(Protocol):
@@ -32,11 +41,11 @@ class Rows(Protocol):
         """Appends ids of shape [batch, width]; scores batch * num_logits rows."""
 
     def truncate(self, length: int) -> None:
-        """Forgets every token past `length`."""
+        """Drops every token past `length`."""
 
 
 class _OneRow:
-    """The sequence that the engine itself decodes with."""
+    """The engine's own sequence."""
 
     def __init__(self, model: CausalModel) -> None:
         self._sequence = model.sequence()
@@ -73,7 +82,7 @@ class _EqualRows:
 
 
 def open_rows(model: CausalModel, batch: int) -> Rows:
-    """Starts empty sequences: the engine's own for one, a batched cache for more."""
+    """Empty sequences: the engine's own for a batch of 1, else a batched cache."""
     return _OneRow(model) if batch == 1 else _EqualRows(model)
 
 
@@ -89,11 +98,9 @@ def time_passes(
     """Times one model at every width.
 
     Args:
-        model: Draft or target.
-        plan: Contexts and rounds.
-        batch: Sequences that pass together.
-        drafting: Whether a pass scores its last token alone, as drafting does, or all, as verification does, which
-            also cuts the cache back afterwards.
+        batch: Sequences in a pass.
+        drafting: Whether a pass scores its last token only, as drafting does; verification scores all and then
+            truncates the cache.
         clock: The device's by default.
         rows: Starts the sequences.
 
@@ -122,7 +129,7 @@ def _time_rounds(
     generator = torch.Generator().manual_seed(0)
     longest = plan.far_context + plan.widths[-1]
     tokens = torch.randint(0, min(model.vocab_size, 50_000), (batch, longest), generator=generator)
-    piece = max(1, TOKENS_AT_ONCE // batch)  # so that what a layer holds in between stays small
+    piece = max(1, TOKENS_AT_ONCE // batch)
     held = {}
     for context in (plan.reference_context, plan.far_context):
         held[context] = rows(model, batch)
@@ -147,10 +154,49 @@ def _time_rounds(
 
 
 def _use(scores: Scores) -> None:
-    """Does with a pass's scores what the engine does: tokens and signals go to the host in one transfer."""
+    """Copies tokens and signals to the host in one transfer, as the engine does."""
     check_finite(to_host([signal_rows(scores.signals, scores.best)]), "model")
 
 
 def _synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def time_lookup(lookup: PromptLookup, plan: TimingPlan) -> PassTimes:
+    """Times a proposal by the number of tokens read before it: reading, lookup, tensors for the engine, truncation."""
+    near = _time_lookup_rounds(lookup, plan, plan.widths, plan.reference_context)
+    far = _time_lookup_rounds(lookup, plan, plan.anchors, plan.far_context)
+    return summarise(near, far, plan)
+
+
+def _time_lookup_rounds(
+    lookup: PromptLookup, plan: TimingPlan, widths: Sequence[int], context: int
+) -> dict[int, list[float]]:
+    """Median seconds of one proposal in each round, by width."""
+    text = _repetitive(context + max(widths), lookup.vocab_size)
+    drafter = LookupDrafter(lookup)
+    drafter.read(text[:context])
+    seconds: dict[int, list[float]] = {width: [] for width in widths}
+    for number in range(plan.warmups + plan.repeats):
+        for width in widths:
+            unread = text[context : context + width]
+            rounds = [_propose(drafter, unread, context) for _ in range(LOOKUPS)]
+            if number >= plan.warmups:
+                seconds[width].append(float(np.median(rounds)))
+    return seconds
+
+
+def _propose(drafter: LookupDrafter, unread: list[int], context: int) -> float:
+    started = time.perf_counter()
+    if drafter.can_propose(unread):
+        drafter.propose((), 0)
+    drafter.truncate(context)  # as after every step
+    return time.perf_counter() - started
+
+
+def _repetitive(length: int, vocab_size: int) -> list[int]:
+    rng = np.random.default_rng(0)
+    text = np.resize(rng.integers(0, vocab_size, PHRASE), length)
+    changed = rng.random(length) < CHANGED
+    return [int(token) for token in np.where(changed, rng.integers(0, vocab_size, length), text)]

@@ -10,20 +10,13 @@ from pathlib import Path
 from speckv.errors import DataError
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "assets" / "prompts" / "examples.jsonl"
-"""Eight prompts of our own, two of each task, three of them test prompts."""
+"""Eight prompts, two of each task, three of them test prompts."""
 REQUIRED = ("id", "task", "prompt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """One prompt.
-
-    Attributes:
-        prompt_id: Unique in its file set.
-        task: Any word; results are grouped by it.
-        text: The user's message.
-        split: "train" or "test".
-    """
+    """One prompt; results are grouped by its task, and its split is "train" or "test"."""
 
     prompt_id: str
     task: str
@@ -38,7 +31,7 @@ def read_prompts(paths: Iterable[Path | str]) -> list[Prompt]:
         paths: JSON Lines files, or folders whose *.jsonl are read in name order.
 
     Raises:
-        DataError: naming file, line, what was expected and what came.
+        DataError: naming file and line.
     """
     prompts: list[Prompt] = []
     seen: dict[str, Path] = {}
@@ -84,7 +77,7 @@ def _expand(paths: Iterable[Path | str]) -> list[Path]:
 
 
 def _lines(file: Path) -> list[str]:
-    """The lines of a file, which end at LF, CRLF or CR alone: `str.splitlines` would also cut a prompt at U+2028."""
+    """Lines that end at LF, CRLF or CR; `str.splitlines` would also cut a prompt at U+2028."""
     try:
         text = file.read_text(encoding="utf-8")  # every line end becomes LF
     except UnicodeDecodeError as error:
@@ -127,5 +120,5 @@ def _require_unicode(text: str, where: str) -> None:
 
 
 def _split_of(prompt_id: str) -> str:
-    """The default split, by the id alone: two thirds train, one third test."""
+    """The default split, by a hash of the id: two thirds train, one third test."""
     return "test" if int(hashlib.sha256(f"split:{prompt_id}".encode()).hexdigest()[:8], 16) % 3 == 0 else "train"

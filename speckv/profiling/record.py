@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records a batch of prompts: the target's output, then everything the draft would have proposed along it.
+"""Records a batch of prompts: the target's output, and everything that the draft would have proposed along it.
 
 Three passes. The target writes its text, batched over prompts. The draft reads prompt and text in one teacher-forced
-pass, which gives its proposal and signals at every position. Where the proposal is wrong, the draft goes on alone from
-its own token, all such positions batched together. Past the end of a draft's context nothing is proposed.
+pass, which gives its proposal and signals at every position. From each wrong proposal the draft continues by itself (a
+roll-out), all such positions batched together. Past the end of a draft's context nothing is proposed.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -20,9 +20,8 @@ from speckv.models.causal import CausalModel
 from speckv.models.processors import Processors
 from speckv.models.ragged import LOGITS_ROWS, RaggedRows
 from speckv.models.signals import signals
-from speckv.profiling.lookup import with_lookup
+from speckv.profiling.lookup import draft_stops, with_lookup
 from speckv.profiling.prompts import Prompt
-from speckv.profiling.stops import draft_stops
 from speckv.traces import NO_TOKEN, ROLLOUT_LENGTH, TraceSequence, accepted_lengths, round_mantissa
 
 COMPACT_BELOW = 0.8
@@ -33,7 +32,7 @@ ROLLOUT_ROWS = 192
 
 @dataclass(slots=True, kw_only=True)
 class _Row:
-    """One prompt on its way through the three passes."""
+    """What the three passes have recorded of a prompt."""
 
     prompt: Prompt
     prompt_tokens: list[int]
@@ -53,7 +52,17 @@ class _Row:
 
 
 class Recorder:
-    """Records prompts with one target and draft; see the module's docstring for the method."""
+    """Records prompts with one target and draft.
+
+    Args:
+        target: Writes the texts.
+        draft: Proposes along them.
+        eos_token_ids: Tokens that end a text.
+        sampling: How tokens are chosen.
+        max_new_tokens: Token budget of a prompt; a text also ends with the target's context.
+        known: Recordings with the same draft and sampling at other compressions. Proposals depend on the text only, so
+            roll-outs from a shared text are copied.
+    """
 
     def __init__(
         self,
@@ -65,17 +74,6 @@ class Recorder:
         max_new_tokens: int,
         known: Iterable[TraceSequence] = (),
     ) -> None:
-        """Takes the models.
-
-        Args:
-            target: Writes the texts.
-            draft: Proposes along them; a lookup reads what was written, and needs no pass of its own.
-            eos_token_ids: Tokens that end a text.
-            sampling: How tokens are chosen.
-            max_new_tokens: Token budget of every prompt; a text ends earlier where the target's context does.
-            known: Recordings with the same draft and sampling, at other compressions. What the draft says depends on
-                the text alone, so roll-outs from a text that both share are taken over.
-        """
         self.target, self.draft = target, draft
         self.eos_token_ids = eos_token_ids
         self.sampling = sampling
@@ -85,14 +83,7 @@ class Recorder:
             self._known.setdefault(sequence.prompt_id, []).append(sequence)
 
     def record(self, prompts: Sequence[Prompt], token_ids: Sequence[Sequence[int]]) -> list[TraceSequence]:
-        """Records one batch.
-
-        Args:
-            prompts: Whose ids also name the requests, and so fix Gumbel noise.
-            token_ids: Their tokens, at least one each.
-
-        Returns:
-            One sequence a prompt, in order.
+        """Records one batch; a prompt's id also seeds its Gumbel noise.
 
         Raises:
             BudgetError: if a prompt does not fit the target's context.
@@ -152,7 +143,7 @@ class Recorder:
             hidden = batch.advance(tokens)
 
     def _emit(self, rows: list[_Row], batch: RaggedRows, hidden: Tensor) -> Tensor:
-        """Chooses each row's next token, and appends it where the row still runs."""
+        """Chooses each row's next token, and appends it to unfinished rows."""
         texts = _Texts(rows, lambda i: rows[i].prompt_tokens + rows[i].tokens)
         chosen, found, probs = self._choose(batch, hidden, [(row.seed, len(row.tokens)) for row in rows], texts)
         for i, row in enumerate(rows):
@@ -186,7 +177,7 @@ class Recorder:
             row.rollout_start = np.flatnonzero(wrong).astype(np.int16)
         return batch
 
-    # -- pass 3: the draft goes on alone --------------------------------------------------------------------------
+    # -- pass 3: roll-outs ----------------------------------------------------------------------------------------
 
     def _roll_out(self, rows: list[_Row], batch: RaggedRows, limit: int) -> None:
         starts = [(i, int(m), len(row.prompt_tokens) + int(m)) for i, row in enumerate(rows) for m in row.rollout_start]
@@ -196,7 +187,7 @@ class Recorder:
             if known is not None:
                 results[i, m] = known
         starts = [start for start in starts if start[:2] not in results]
-        starts.sort(key=lambda start: start[2])  # alike lengths together: less padding
+        starts.sort(key=lambda start: start[2])  # similar lengths need less padding
         for begin in range(0, len(starts), ROLLOUT_ROWS):
             chunk = starts[begin : begin + ROLLOUT_ROWS]
             tokens, found = self._roll_out_chunk(rows, batch, chunk, limit)
@@ -211,7 +202,7 @@ class Recorder:
     ) -> tuple[np.ndarray, np.ndarray]:
         tokens = np.full((len(chunk), ROLLOUT_LENGTH), NO_TOKEN, np.int32)
         found = np.zeros((len(chunk), ROLLOUT_LENGTH, 3), np.float32)
-        running = len(chunk)  # the shortest texts come first, so that those whose context ends are the last ones
+        running = len(chunk)  # texts are sorted by length, so those whose context ends are the last ones
         fork = batch.copy_of([i for i, _, _ in chunk], [n for _, _, n in chunk])
         token = torch.tensor([int(rows[i].draft_tokens[m]) for i, m, _ in chunk], device=batch.model.device)
         for depth in range(ROLLOUT_LENGTH):
@@ -241,7 +232,7 @@ class Recorder:
         texts: "_Texts",
         emitted: Sequence[int] | None = None,
     ) -> tuple[Tensor, np.ndarray, np.ndarray]:
-        """Chooses a token a row; its signals, and the probability of the emitted token (by default the chosen one)."""
+        """A token a row, its signals, and the probability of the emitted token (by default the chosen one)."""
         chosen, found, probs = [], [], []
         for begin in range(0, len(hidden), LOGITS_ROWS):
             logits = batch.score(hidden[begin : begin + LOGITS_ROWS])
@@ -289,18 +280,13 @@ class Recorder:
 
 @dataclass(frozen=True, slots=True)
 class _Texts:
-    """The texts that rows of scores follow, for processors that read them.
-
-    Attributes:
-        rows: One a row of scores.
-        of: Index of a row of scores -> its token ids.
-    """
+    """Texts before each row of scores, for processors; `of` returns the token ids of a row."""
 
     rows: Sequence[_Row]
     of: Callable[[int], list[int]]
 
     def processed(self, begin: int, logits: Tensor) -> Tensor:
-        """Scores from row `begin` on as the processors of each row leave them."""
+        """Scores of the rows from `begin` on after their processors."""
         if all(row.processors is None for row in self.rows):
             return logits
         lines = []
@@ -312,14 +298,14 @@ class _Texts:
 
 
 def _rolled_out(rows: list[_Row], start: tuple[int, int, int], drafted: np.ndarray) -> list[int]:
-    """Token ids of a text, the wrong proposal that a roll-out starts from, and what the roll-out drafted since."""
+    """Token ids of a text up to a mismatch, the wrong proposal, and the roll-out so far."""
     i, mismatch, _ = start
     row = rows[i]
     return [*row.prompt_tokens, *row.tokens[:mismatch], int(row.draft_tokens[mismatch]), *drafted.tolist()]
 
 
 def _known_roll_out(known: Iterable[TraceSequence], row: _Row, mismatch: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Roll-out past a mismatch from a recording whose text is the same up to it, or None."""
+    """Roll-out after a mismatch, from a recording whose text is the same up to it; or None."""
     for sequence in known:
         if not np.array_equal(sequence.tokens[:mismatch], row.tokens[:mismatch]):
             continue
@@ -331,7 +317,7 @@ def _known_roll_out(known: Iterable[TraceSequence], row: _Row, mismatch: int) ->
 
 
 def _probability(warped: Tensor, tokens: Tensor, sampling: SamplingConfig) -> Tensor:
-    """Probability of one token a row; greedy decoding asks for none."""
+    """Probability of one token a row; 1 in greedy decoding, which does not use it."""
     if sampling.mode == "greedy":
         return torch.ones(len(tokens))
     return warped.log_softmax(-1).gather(-1, tokens[:, None])[:, 0].exp()

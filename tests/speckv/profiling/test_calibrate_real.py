@@ -7,9 +7,8 @@ import pytest
 
 from speckv.cost import CostTable
 from speckv.models import PairConfig
-from speckv.profiling.calibrate import CalibrationPlan, calibrate
-from speckv.profiling.check import CheckPlan
-from speckv.profiling.pass_times import TimingPlan
+from speckv.profiling.calibrate import CalibrationPlan, CheckPlan, calibrate
+from speckv.profiling.timing import TimingPlan
 from speckv.runtime.constant import ConstantGamma
 
 

@@ -10,7 +10,7 @@ import pytest
 from speckv.cost import CostEntry, CostFit, CostTable
 from speckv.decoding import Engine, RequestContext, generate
 from speckv.errors import ConfigError, CostTableError
-from speckv.profiling.check import (
+from speckv.profiling.calibrate import (
     CheckPlan,
     check_engine,
     encode_prompts,
@@ -18,7 +18,7 @@ from speckv.profiling.check import (
     predicted_seconds,
     step_counts,
 )
-from speckv.profiling.random_gamma import RandomGamma
+from speckv.profiling.timing import RandomGamma
 from speckv.runtime.constant import ConstantGamma
 from tests.fakes import TableModel
 from tests.fakes_clock import FakeClock, TimedModel

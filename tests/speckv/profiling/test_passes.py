@@ -10,8 +10,8 @@ import torch
 
 from speckv.errors import ConfigError
 from speckv.models import CausalModel
-from speckv.profiling.pass_times import WIDTHS, TimingPlan
 from speckv.profiling.passes import open_rows, time_passes
+from speckv.profiling.timing import WIDTHS, TimingPlan
 from tests.fakes import as_causal, tiny_qwen
 from tests.fakes_clock import FakeClock, PassTime, TimedRows
 

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Records a whole trace file, shard by shard, so that a kill at any moment loses one batch at most.
+"""Records a whole trace file, shard by shard; a run that is killed loses one batch at most.
 
-Shards lie in `<out>.parts/`, each written whole and named by a hash of its prompts' token ids. A rerun with the same
-plan skips those that exist; at the end they are merged into `<out>` and the folder is removed.
+Shards lie in `<out>.parts/`, each written whole and named by a hash of its prompts' token ids, beside `plan.json`. A
+rerun with the same plan skips those that exist. At the end they are merged into `<out>` and the folder is removed.
 """
 
 import gc
+import hashlib
+import json
 import logging
 import shutil
 import time
@@ -14,11 +16,13 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from speckv.decoding import SamplingConfig, draft_source
-from speckv.errors import DataError, TraceError
+from speckv.errors import ConfigError, DataError, TraceError
+from speckv.files import write_atomically
 from speckv.models.causal import CausalModel
 from speckv.models.compression import expand_compressed
 from speckv.models.linear import dtype_name
@@ -27,7 +31,6 @@ from speckv.models.tokenizer import encode_prompt, template_reads_date
 from speckv.profiling.machine import describe_machine
 from speckv.profiling.prompts import Prompt
 from speckv.profiling.record import Recorder
-from speckv.profiling.resume import Tokenised, check_resumed, digest, prompt_digest, recording_date
 from speckv.traces import TraceMetadata, TraceSequence, TraceSet, merge, recording_identity
 from speckv.types import GAMMA_MAX
 
@@ -36,24 +39,26 @@ PADDED_TOKENS = 24_000
 """Prompt tokens of a batch, padding included."""
 PACKAGES = ("torch", "transformers", "bitsandbytes", "numpy", "pyarrow")
 
+Tokenised = tuple[Prompt, list[int]]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfilePlan:
     """What to record.
 
     Attributes:
-        pair: The models; its compression is replaced by each of `compressions` in turn.
-        compressions: Of the target, in the order they are recorded.
+        pair: Its compression is replaced by each of `compressions`.
+        compressions: Of the target, in order.
         sampling: "greedy" or "gumbel"; a Gumbel recording also holds the acceptance probabilities that replay of
             rejection sampling needs.
         max_new_tokens: Token budget of every prompt.
         max_prompt_tokens: Longer prompts are left out, before `per_task` counts.
-        per_task: First so many prompts of every (split, task), by split; all where a split is absent.
-        skip: So many prompts of every (split, task) are passed over first, by split: the next part of a long recording.
+        per_task: Prompts of every (split, task), by split; all where a split is absent.
+        skip: Prompts of every (split, task) that are passed over first, by split: for a recording in parts.
         batch_size: Prompts a shard.
-        notes: Free text for the file's readers.
-        date: Local date and time in ISO format that chat templates are rendered with; "" for when the recording begins.
-            Parts that are merged later need the same one, if the template prints it.
+        notes: Free text in the file.
+        date: Local date and time in ISO format for chat templates; "" for the start of the recording. Parts that are
+            merged later need the same one if the template prints it.
     """
 
     pair: PairConfig
@@ -69,11 +74,11 @@ class ProfilePlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """Where a recording stands, handed to `on_progress` after each shard.
+class RecordingProgress:
+    """Progress of a recording, in sequences; those of an earlier run count as done.
 
     Attributes:
-        done: Sequences recorded, those found from an earlier run included.
+        done: Sequences recorded.
         total: Sequences in the plan.
         tokens_per_s: Output tokens a second in this run; 0 before the first shard.
         seconds_left: Estimate; infinite before the first shard.
@@ -88,7 +93,11 @@ class Progress:
 
 
 def record_traces(
-    plan: ProfilePlan, prompts: Sequence[Prompt], out: Path, *, on_progress: Callable[[Progress], None] | None = None
+    plan: ProfilePlan,
+    prompts: Sequence[Prompt],
+    out: Path,
+    *,
+    on_progress: Callable[[RecordingProgress], None] | None = None,
 ) -> TraceSet:
     """Records every prompt at every compression into one file.
 
@@ -99,9 +108,9 @@ def record_traces(
         on_progress: Called before the first and after every shard.
 
     Raises:
-        TraceError: if `out` exists, or its parts belong to another plan, other models or other prompts.
+        TraceError: if `out` exists, or its shards belong to another plan, other models or other prompts.
         DataError: if no prompt is short enough.
-        ConfigError: if the plan's date is none.
+        ConfigError: if the plan's date is invalid.
     """
     if out.exists():
         raise TraceError(
@@ -109,7 +118,7 @@ def record_traces(
         )
     parts = out.with_name(out.name + ".parts")
     date = recording_date(parts, plan.date)
-    book = _Progress(on_progress)
+    meter = _ProgressMeter(on_progress)
     pair: ModelPair | None = None
     shards: list[Path] = []
     for compression in plan.compressions:
@@ -121,7 +130,7 @@ def record_traces(
         metadata = _metadata(pair, plan, date)
         check_resumed(parts, asdict(plan), date, recording_identity(metadata), chosen)
         batches = make_batches(chosen, plan.batch_size)
-        book.total = len(chosen) * len(plan.compressions)
+        meter.total = len(chosen) * len(plan.compressions)
         recorder = Recorder(
             pair.target,
             draft_source(pair),
@@ -134,13 +143,13 @@ def record_traces(
             shard = parts / f"{compression}-{digest([prompt_digest(*item) for item in batch])[:16]}.parquet"
             shards.append(shard)
             if not shard.is_file():
-                book.report(compression)
+                meter.report(compression)
                 started = time.perf_counter()
                 sequences = _record(recorder, batch)
                 TraceSet(metadata=metadata, sequences=sequences).save(shard)
-                book.add(sum(len(s.tokens) for s in sequences), len(batch), time.perf_counter() - started)
-            book.done += len(batch)
-            book.report(compression)
+                meter.add(sum(len(s.tokens) for s in sequences), len(batch), time.perf_counter() - started)
+            meter.done += len(batch)
+            meter.report(compression)
     merge([TraceSet.load(shard) for shard in shards]).save(out)
     shutil.rmtree(parts)
     return TraceSet.load(out)
@@ -156,12 +165,6 @@ def _record(recorder: Recorder, batch: list[Tokenised]) -> tuple[TraceSequence, 
 
 def select_prompts(prompts: Sequence[Prompt], pair: ModelPair, plan: ProfilePlan, date: datetime) -> list[Tokenised]:
     """Tokenises, leaves out what is too long, and keeps the first of every (split, task).
-
-    Args:
-        prompts: Candidates, in order of preference.
-        pair: With the tokenizer.
-        plan: With the limits.
-        date: For chat templates that print it.
 
     Raises:
         DataError: if nothing is left.
@@ -185,9 +188,9 @@ def select_prompts(prompts: Sequence[Prompt], pair: ModelPair, plan: ProfilePlan
 
 
 def make_batches(chosen: list[Tokenised], batch_size: int) -> list[list[Tokenised]]:
-    """Cuts prompts into batches of alike length, inside windows of four batches that mix every task and split.
+    """Batches of similar lengths, inside windows of four batches that mix every task and split.
 
-    A batch is padded to its longest prompt, so long prompts come in smaller batches: at most `PADDED_TOKENS` each.
+    A batch is padded to its longest prompt and has at most `PADDED_TOKENS`, so batches of long prompts are smaller.
     """
     by_group: dict[tuple[str, str], list[Tokenised]] = {}
     for item in chosen:
@@ -213,10 +216,8 @@ def make_batches(chosen: list[Tokenised], batch_size: int) -> list[list[Tokenise
     return batches
 
 
-class _Progress:
-    """Counts what this run did, and reports."""
-
-    def __init__(self, callback: Callable[[Progress], None] | None) -> None:
+class _ProgressMeter:
+    def __init__(self, callback: Callable[[RecordingProgress], None] | None) -> None:
         self._callback = callback
         self.total = self.done = 0
         self._tokens = self._sequences = 0
@@ -232,7 +233,9 @@ class _Progress:
             return
         rate = self._tokens / self._seconds if self._seconds else 0.0
         left = (self.total - self.done) * self._seconds / self._sequences if self._sequences else float("inf")
-        self._callback(Progress(done=self.done, total=self.total, tokens_per_s=rate, seconds_left=left, label=label))
+        self._callback(
+            RecordingProgress(done=self.done, total=self.total, tokens_per_s=rate, seconds_left=left, label=label)
+        )
 
 
 def _load(config: PairConfig) -> ModelPair:
@@ -242,7 +245,7 @@ def _load(config: PairConfig) -> ModelPair:
 
 
 def _plain(settings: Mapping[str, object]) -> dict[str, str | float | int]:
-    """Settings as a recording holds them: numbers as they are, everything else as text."""
+    """Settings as a recording stores them: numbers, and everything else as text."""
     return {name: value if isinstance(value, int | float) else str(value) for name, value in settings.items()}
 
 
@@ -277,3 +280,99 @@ def _metadata(pair: ModelPair, plan: ProfilePlan, date: datetime) -> TraceMetada
         template_date=date.isoformat() if chat_template and template_reads_date(pair.tokenizer) else "",
         context_limits=limits,
     )
+
+
+# -- resuming ----------------------------------------------------------------------------------------------------------
+
+
+def digest(words: Sequence[str]) -> str:
+    """SHA-256 of words in their order."""
+    return hashlib.sha256("\n".join(words).encode()).hexdigest()
+
+
+def prompt_digest(prompt: Prompt, ids: Sequence[int]) -> str:
+    """Hash of a prompt's id, task, split and token ids."""
+    return digest([json.dumps([prompt.prompt_id, prompt.task, prompt.split, list(ids)])])
+
+
+def recording_date(parts: Path, wanted: str) -> datetime:
+    """Date of a recording: that of its plan file, else the wanted one (ISO format), else now.
+
+    Raises:
+        ConfigError: if the wanted date is invalid.
+        TraceError: if the folder has shards but no plan file of this version.
+    """
+    try:
+        date = datetime.fromisoformat(wanted) if wanted else datetime.now().replace(microsecond=0)
+    except ValueError as error:
+        raise ConfigError(f"Expected date=YYYY-MM-DD or date=YYYY-MM-DDTHH:MM:SS, got {wanted!r}.") from error
+    noted = _read_plan(parts)
+    return datetime.fromisoformat(noted["date"]) if noted else date
+
+
+def check_resumed(
+    parts: Path, plan: Mapping[str, Any], date: datetime, identity: Mapping[str, Any], chosen: Sequence[Tokenised]
+) -> None:
+    """Writes the plan file, or compares with the one that is there.
+
+    Args:
+        parts: Folder of the shards.
+        plan: Settings.
+        date: Of the recording.
+        identity: Metadata that all shards share.
+        chosen: The prompts.
+
+    Raises:
+        TraceError: naming the first setting, metadata field or prompt that differs.
+    """
+    content = {
+        "plan": plan,
+        "date": date.isoformat(),
+        "recording": identity,
+        "prompts": {prompt.prompt_id: prompt_digest(prompt, ids) for prompt, ids in chosen},
+    }
+    content = json.loads(json.dumps(content))
+    noted = _read_plan(parts)
+    if noted is None:
+        write_atomically(parts / "plan.json", json.dumps(content, sort_keys=True, indent=1))
+        return
+    remedy = "delete the folder to record everything again, or choose another out="
+    for part, what in (("plan", "plan"), ("recording", "recording")):
+        name = _first_difference(noted[part], content[part])
+        if name is not None:
+            raise TraceError(
+                f"{parts} holds shards of another {what}: {name} was {noted[part].get(name)!r} and is "
+                f"{content[part].get(name)!r}. Restore it, {remedy}."
+            )
+    name = _first_difference(noted["prompts"], content["prompts"])
+    if name is not None:
+        change = "has another text, task, split or chat template"
+        if name not in content["prompts"]:
+            change = "is no longer among the prompts"
+        elif name not in noted["prompts"]:
+            change = "was not among the prompts"
+        raise TraceError(
+            f"Expected the prompts that {parts} began to record, but {name!r} {change}. Restore it, {remedy}."
+        )
+
+
+def _read_plan(parts: Path) -> dict[str, Any] | None:
+    note = parts / "plan.json"
+    try:
+        content: dict[str, Any] = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else {}
+    except ValueError:
+        content = {}
+    if {"plan", "date", "recording", "prompts"} <= set(content):
+        return content
+    if any(parts.glob("*.parquet")):
+        raise TraceError(
+            f"Expected a plan.json of this version beside the shards in {parts}, found none. Finish the recording with "
+            "the version that began it, delete the folder, or choose another out=."
+        )
+    return None
+
+
+def _first_difference(noted: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
+    names = dict.fromkeys((*found, *noted))
+    absent = object()
+    return next((name for name in names if noted.get(name, absent) != found.get(name, absent)), None)

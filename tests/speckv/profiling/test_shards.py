@@ -13,19 +13,17 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Qwen2ForCausalLM
 
-import speckv.profiling.run as run_module
+import speckv.profiling.shards as run_module
 from speckv.cost import CostTable
 from speckv.decoding import SamplingConfig
 from speckv.errors import ConfigError, DataError, TraceError
 from speckv.models import PairConfig
-from speckv.profiling import resume
-from speckv.profiling.calibrate import CalibrationPlan, calibrate
-from speckv.profiling.check import CheckPlan
+from speckv.profiling.calibrate import CalibrationPlan, CheckPlan, calibrate
 from speckv.profiling.lookup import record_lookup
-from speckv.profiling.pass_times import TimingPlan
 from speckv.profiling.prompts import Prompt
 from speckv.profiling.record import Recorder
-from speckv.profiling.run import ProfilePlan, Progress, record_traces
+from speckv.profiling.shards import ProfilePlan, RecordingProgress, record_traces
+from speckv.profiling.timing import TimingPlan
 from speckv.runtime.constant import ConstantGamma
 from speckv.traces import TraceSet
 from tests.fakes import LETTERS, save_tiny, tiny_qwen
@@ -87,7 +85,7 @@ def test_a_killed_recording_resumes(pair: PairConfig, tmp_path: Path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         record_traces(plan, PROMPTS, out)
     assert not out.exists()
-    standings: list[Progress] = []
+    standings: list[RecordingProgress] = []
     resumed = record_traces(plan, PROMPTS, out, on_progress=standings.append)
     assert len(calls) == 4  # two shards, the one that died, and that one again
     assert standings[-1].done == standings[-1].total == 6
@@ -137,8 +135,8 @@ class Midnight(datetime):
         return cls.moment
 
 
-def stop_after(count: int) -> Callable[[Progress], None]:
-    def stop(progress: Progress) -> None:
+def stop_after(count: int) -> Callable[[RecordingProgress], None]:
+    def stop(progress: RecordingProgress) -> None:
         if progress.done >= count:
             raise KeyboardInterrupt
 
@@ -146,7 +144,7 @@ def stop_after(count: int) -> Callable[[Progress], None]:
 
 
 def test_one_date_holds_for_a_recording(dated: PairConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resume, "datetime", Midnight)
+    monkeypatch.setattr(run_module, "datetime", Midnight)
     plan = replace(make_plan(dated), max_prompt_tokens=40)
     whole = record_traces(plan, PROMPTS, tmp_path / "whole.parquet")
     assert whole.metadata.template_date == "2021-01-30T23:59:59"

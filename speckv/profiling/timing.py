@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is timed of passes and of whole runs, and what a table makes of it, whatever runs them. Needs NumPy alone."""
+"""Timings of passes and of whole runs as entries of a cost table, for any decoding library. Needs NumPy only."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ import numpy as np
 
 from speckv.cost import CostEntry, CostFit
 from speckv.errors import ConfigError
-from speckv.types import GAMMA_MAX
+from speckv.types import GAMMA_MAX, FloatArray, IntArray, StepOutcome
 
 WIDTHS = tuple(range(1, GAMMA_MAX + 2))
-"""Plain decoding's to that of the deepest draft."""
+"""From plain decoding's width to that of the longest draft."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,11 +20,11 @@ class TimingPlan:
 
     Attributes:
         reference_context: Context length at which every width is timed, in tokens.
-        far_context: Context length that gives the slope, timed at a few widths. Two lengths are enough: what a context
-            adds is attention over a cache, bytes and products in proportion to its length.
-        widths: Tokens scored of each sequence in a pass, ascending, the first 1; what lies between is interpolated.
+        far_context: Context length that gives the slope, timed at the anchors. Two lengths are enough, as the cost of
+            attention is proportional to the context.
+        widths: Tokens scored of each sequence in a pass, ascending, the first 1; others are interpolated.
         repeats: Timed rounds; a round times every width once.
-        warmups: Rounds before them that are dropped: first calls allocate, choose kernels and wake a clock up.
+        warmups: Rounds before them that are dropped: first calls allocate and choose kernels.
     """
 
     reference_context: int = 256
@@ -47,7 +47,7 @@ class TimingPlan:
 
     @property
     def anchors(self) -> tuple[int, ...]:
-        """Widths whose slope over the context is measured; the others' lie on the lines between them."""
+        """Widths whose slope over the context is measured; the other slopes are interpolated."""
         return tuple(sorted({self.widths[0], self.widths[len(self.widths) // 4], self.widths[-1]}))
 
 
@@ -57,9 +57,9 @@ class PassTimes:
 
     Attributes:
         widths: Tokens scored of each sequence in a pass.
-        seconds: Median at the reference context, one a width.
-        slope_s: Seconds that a context token adds, one a width, at least 0.
-        spread: Interquartile range over median, one a width.
+        seconds: Median at the reference context, by width.
+        slope_s: Seconds that a context token adds, by width, at least 0.
+        spread: Interquartile range over median, by width.
     """
 
     widths: tuple[int, ...]
@@ -72,9 +72,8 @@ def summarise(near: Mapping[int, Sequence[float]], far: Mapping[int, Sequence[fl
     """Medians, slopes and spreads.
 
     Args:
-        near: Width -> seconds of its timings at the reference context; every width of the plan.
-        far: The same at the far context; the anchors.
-        plan: Contexts and widths.
+        near: Seconds of each timing at the reference context, by width.
+        far: The same at the far context, for the anchors.
     """
     medians = tuple(float(np.median(near[width])) for width in plan.widths)
     distance = plan.far_context - plan.reference_context
@@ -101,18 +100,7 @@ def entry_of(
     draft_kernel: str,
     batch: int = 1,
 ) -> CostEntry:
-    """A table's entry.
-
-    Args:
-        draft: Of the draft's passes.
-        verify: Of the target's.
-        plan: That they were timed by.
-        compression: Of the target.
-        dtype: Of its arithmetic.
-        kernel: What multiplies its weights, in words.
-        draft_kernel: The same of the draft.
-        batch: Sequences in a pass.
-    """
+    """A cost table's entry; kernels describe in words what multiplies the weights."""
     return CostEntry(
         compression=compression,
         dtype=dtype,
@@ -132,13 +120,13 @@ def entry_of(
 
 
 def fit_of_runs(predicted_s: list[float], measured_s: list[float], *, prompts: int, tokens: int) -> CostFit:
-    """How well times add up to whole runs; the spread is the quartiles' distance of the runs' own errors.
+    """How well a table predicts whole runs; the spread is the interquartile range of the relative errors.
 
     Args:
-        predicted_s: Of each run, from the steps that it took.
-        measured_s: What it took.
+        predicted_s: Of each run, from its steps.
+        measured_s: Of each run.
         prompts: Distinct prompts decoded.
-        tokens: That decode steps emitted, all runs together.
+        tokens: Emitted by decode steps in all runs.
 
     Raises:
         ConfigError: if no run took a decode step.
@@ -157,12 +145,37 @@ def slopes(
     rises: Sequence[float],
     reference_context: int,
 ) -> tuple[float, ...]:
-    """Slopes of every width from those at a few.
+    """Slopes of every width from those at the anchors.
 
-    An empty context must still take time, so a noisy slope is kept at or below half of what would use it all up.
+    A slope is capped so that an empty context takes at least half of the time at the reference context.
 
     >>> slopes((1.0, 1.0, 1.0), (1, 2, 3), (1, 3), (0.01, 0.09), 10)
     (0.01, 0.05, 0.05)
     """
     between = np.interp(widths, anchors, rises)
     return tuple(np.minimum(between, 0.5 * np.array(seconds) / reference_context).tolist())
+
+
+class RandomGamma:
+    """Draws gamma before every step, from 0 to a largest one: visits every lag and width when a table is checked."""
+
+    name = "random"
+    charges_decision = False
+
+    def __init__(self, largest: int, seed: int = 0) -> None:
+        self._largest, self._generator = largest, np.random.default_rng(seed)
+
+    def reset(self) -> None:
+        """Does nothing."""
+
+    def act(self, observation: FloatArray) -> int:
+        """A gamma."""
+        del observation
+        return int(self._generator.integers(0, self._largest + 1))
+
+    def act_batch(self, observations: FloatArray) -> IntArray:
+        """A gamma a row."""
+        return self._generator.integers(0, self._largest + 1, len(observations))
+
+    def learn(self, outcome: StepOutcome) -> None:
+        """Does nothing."""
