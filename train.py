@@ -14,7 +14,6 @@ from agents.registry import agent_settings, require_batch
 from agents.runs.child_runs import shared_overrides
 from agents.runs.console import Console, InterruptedTraining
 from agents.runs.search import run_search
-from agents.runs.session import train
 from agents.runs.settings import TrainSettings
 from agents.runs.study import run_study, runs_of
 from agents.runs.trials import first_values
@@ -118,12 +117,9 @@ def job(config: DictConfig) -> None:
         if settings.is_study:
             run_study(settings, Console(), overrides=overrides)
             return
-        if settings.live is None:
-            train(settings, Console(), config=text, overrides=overrides)
-            return
-        from agents.runs.live.session import train_live  # late, because PyTorch takes seconds to import
+        from agents.runs.training import train  # late, because PyTorch takes seconds to import
 
-        train_live(settings, Console(), config=text, overrides=overrides)
+        train(settings, Console(), config=text, overrides=overrides)
 
     try:
         run_explained(action)

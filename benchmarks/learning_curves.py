@@ -21,8 +21,7 @@ from agents.bandits.hazard import HazardThompson
 from agents.bandits.linear import LinThompson
 from agents.bandits.making import measure_scaling
 from agents.bandits.settings import HazardSettings, LinearSettings
-from agents.runs.task import Task, load_task
-from agents.runs.validation import Validator
+from agents.runs.task import Task, Validator, load_task
 from agents.survival.controllers import SurvivalGamma, SurvivalStopping
 from agents.survival.fit import fit_probabilities
 from agents.survival.samples import RandomGammaSampler, before_steps, collect, inside_steps

@@ -86,7 +86,7 @@ def facts(task: Task, steps: int) -> Record:
     """What must be the same for records to stand beside each other."""
     return {
         "cost": task.cost.name,
-        "cost_sha256": task.cost_sha256,
+        "cost_sha256": task.cost.sha256,
         "traces": Path(task.traces_name).name,
         "traces_sha256": task.train.sha256,
         "steps": steps,

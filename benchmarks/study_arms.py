@@ -4,16 +4,18 @@
 import io
 import tempfile
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import train as program
 from agents.registry import agent_settings
 from agents.runs.console import Console
-from agents.runs.learner_run import make_environment, train_learner
-from agents.runs.run_folder import RunFolder
+from agents.runs.run_folder import EVENTS, Run, RunFolder
 from agents.runs.task import Task, load_task
-from agents.runs.validation import Validator
+from agents.runs.tensorboard import RunWriter
+from agents.runs.training import train_on_recordings
+from agents.stored import load_controller
 from benchmarks.study_store import Record
 from speckv.commands.app import compose_checked
 from speckv.errors import SpecKVError
@@ -83,14 +85,19 @@ def run_arm(arm: Arm, *, cost: str, steps: int, seed: int, evaluations: int, num
     began = time.monotonic()
     try:
         settings = program.settings_from(compose_checked(program.NAME, overrides))
-        _, agent = agent_settings(settings.agent)
+        name, agent = agent_settings(settings.agent)
+        silent = Console(io.StringIO())
+        run = Run(name=name, agent=agent, settings=settings, console=silent, config="", overrides=overrides)
         task = load_task(settings.data, settings.cost)
-        env = make_environment(task.learning, task.cost, settings.env, settings.reward, agent.num_envs)
-        validator = Validator(task.validation, task.cost, task.best_fixed_gammas)
-        with tempfile.TemporaryDirectory() as folder:
-            run, silent = RunFolder(Path(folder)), Console(io.StringIO())
-            best = train_learner(agent, settings, env, run, validator, silent, provenance={}, resume=False)
-            curve = [validation(point) for point in validator.read_points(run / EVAL)]
+        validator = task.validator()
+        training = train_on_recordings(run, task, validator)
+        with tempfile.TemporaryDirectory() as path:
+            folder = RunFolder(Path(path))
+            training.begin(folder)
+            with closing(RunWriter(folder / EVENTS)) as writer:
+                training.learn(folder, writer)
+            best = load_controller(path)
+            curve = [validation(point) for point in validator.read_points(folder / EVAL)]
     except SpecKVError as error:
         return record | {"error": str(error)}
     record["train_s"] = round(time.monotonic() - began, 1)

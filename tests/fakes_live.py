@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from agents.runs.live.session import train_live
-from agents.runs.live.task import LoadedPair, Loader
+from agents.runs.requests import LoadedPair, Loader
 from agents.runs.settings import EnvSettings, LiveSettings, RewardSettings, TrainSettings
+from agents.runs.training import train
 from speckv.decoding import Engine, SamplingConfig
 from tests.fakes import TableModel, TableSequence
 from tests.fakes_runs import CapturedConsole, toy_settings
@@ -125,9 +125,11 @@ def live_settings(
 def run_live(
     settings: TrainSettings, console: CapturedConsole | None = None, load: Loader | None = None
 ) -> dict[str, object]:
-    return train_live(
-        settings, console or CapturedConsole(), config="seed: 0\n", overrides=["seed=0"], load=load or loader()
-    )
+    """Trains and returns the report."""
+    console = console or CapturedConsole()
+    folder = train(settings, console, config="seed: 0\n", overrides=["seed=0"], load=load or loader())
+    report: dict[str, object] = json.loads((folder / "evaluation" / "live.json").read_text())
+    return report
 
 
 def lines(settings: TrainSettings) -> list[dict[str, object]]:

@@ -14,8 +14,8 @@ import evaluate as program
 from agents import controllers
 from agents.fixed import FixedGamma
 from agents.runs.evaluating import evaluate
-from agents.runs.session import train
 from agents.runs.settings import CostSettings, DataSettings, EvaluateSettings, PaperSettings
+from agents.runs.training import train
 from benchmarks.paper.report import reproduce
 from speckv.commands.app import compose_checked, prepare
 from speckv.errors import CheckpointError, CostTableError, DataError, SchemaError, SpecKVError, TraceError

@@ -10,10 +10,9 @@ import io
 import json
 import pickle
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypedDict, cast
+from typing import TypedDict, cast
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import Tensor
 
 from agents.rl.state import get_arrays, get_counters, set_state
+from agents.runs.environments import Resumable
 from speckv.errors import CheckpointError
 from speckv.files import write_atomically
 
@@ -32,8 +32,6 @@ FORMAT_VERSION = 1
 
 
 class _Content(TypedDict):
-    """What a checkpoint file holds."""
-
     format: str
     format_version: int
     policy: dict[str, Tensor]
@@ -43,42 +41,30 @@ class _Content(TypedDict):
     state: str
 
 
-class Resumable(Protocol):
-    """Environments whose future a few arrays and generator states hold."""
-
-    def get_state(self) -> tuple[dict[str, NDArray[Any]], list[dict[str, Any]]]:
-        """Copies it out: arrays by name, and what JSON can hold."""
-
-    def set_state(self, arrays: Mapping[str, NDArray[Any]], generators: Sequence[Mapping[str, Any]]) -> None:
-        """Puts it back."""
-
-
 @dataclass(slots=True, kw_only=True)
-class Progress:
-    """What a run remembers beside the learner and its environments.
+class LearnerProgress:
+    """State of a run beside the learner and its environments.
 
     Attributes:
         next_evaluation: Environment step at or after which the next evaluation is due.
         best_score: Of the best checkpoint, on validation prompts; None before the first evaluation.
-        best_step: When it was reached.
+        best_step: Environment step of the best checkpoint.
         rates: Compression -> lambda, in tokens per second.
     """
 
-    next_evaluation: int
-    best_score: float | None
-    best_step: int
-    rates: dict[str, float]
+    next_evaluation: int = 0
+    best_score: float | None = None
+    best_step: int = 0
+    rates: dict[str, float] = field(default_factory=dict)
 
 
-def save(path: Path, model: BaseAlgorithm, env: Resumable, progress: Progress, *, with_replay: bool = True) -> None:
+def save(
+    path: Path, model: BaseAlgorithm, env: Resumable, progress: LearnerProgress, *, with_replay: bool = True
+) -> None:
     """Writes the whole state between two rollouts, or leaves the file as it was.
 
     Args:
-        path: Of the file.
-        model: The learner.
-        env: Its environments.
-        progress: Of the run.
-        with_replay: Whether a learner that replays saves its memory too; without it the file continues no run.
+        with_replay: Whether to save the memory of a learner that replays; without it the file continues no run.
     """
     arrays, generators = env.get_state()
     arrays |= get_arrays(model, with_replay=with_replay)
@@ -104,7 +90,7 @@ def save(path: Path, model: BaseAlgorithm, env: Resumable, progress: Progress, *
     write_atomically(path, buffer.getvalue())
 
 
-def load(path: Path, model: BaseAlgorithm, env: Resumable) -> Progress:
+def load(path: Path, model: BaseAlgorithm, env: Resumable) -> LearnerProgress:
     """Puts a saved state into a freshly built learner and its freshly built environments.
 
     The learner's settings, the recordings and the clock must be those it was saved with: the caller checks that.
@@ -120,7 +106,7 @@ def load(path: Path, model: BaseAlgorithm, env: Resumable) -> Progress:
         state = json.loads(content["state"])
         set_state(model, arrays, state)
         env.set_state(arrays, state["generators"])
-        progress = Progress(**state["progress"])
+        progress = LearnerProgress(**state["progress"])
         # Last, because building a learner and resetting environments draws from or reseeds these.
         name, keys, *rest = state["numpy"]
         np.random.set_state((name, np.array(keys, np.uint32), *rest))  # noqa: NPY002
@@ -136,7 +122,7 @@ def load(path: Path, model: BaseAlgorithm, env: Resumable) -> Progress:
 
 
 def load_policy(path: Path, model: BaseAlgorithm) -> None:
-    """Puts the network of a saved learner, normalisation included, into a freshly built one, and nothing else.
+    """Puts the saved network alone, normalisation included, into a freshly built learner.
 
     Raises:
         CheckpointError: if there is no checkpoint, or it is damaged or its network is another.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of one training run: its paths, its records, and where its results come from."""
+"""One training run: what decides it, its folder, and where its results come from."""
 
 import csv
 import datetime
@@ -7,9 +7,13 @@ import json
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
+from agents.runs.console import Console
+from agents.runs.settings import TrainSettings
 from speckv.cores import usable_cores
 from speckv.errors import CheckpointError, ConfigError
 from speckv.evaluation.curves import EVAL
@@ -140,10 +144,61 @@ class RunFolder:
         write_atomically(path, csv_text(kept))
 
 
-def default_name(agent: str, cost: str, seed: int) -> str:
-    """Names a run after its agent, clock, date and seed."""
-    now = datetime.datetime.now().astimezone()
-    return f"{agent}-{cost}-{now:%Y%m%d-%H%M%S}-seed{seed}"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What decides a training run, and where it prints.
+
+    Attributes:
+        name: Of the agent.
+        agent: Its settings.
+        config: The resolved config as YAML, stored with the run.
+        overrides: The command line, stored with the run.
+    """
+
+    name: str
+    agent: Any
+    settings: TrainSettings
+    console: Console
+    config: str
+    overrides: Sequence[str]
+
+    @property
+    def resumes(self) -> bool:
+        """Whether it continues an earlier run."""
+        return self.settings.resume is not None
+
+    def open_folder(
+        self, label: str, cost: str, facts: Mapping[str, object], others: Mapping[str, object]
+    ) -> RunFolder:
+        """Opens the folder of the run to resume, or makes a new one and records the start.
+
+        Args:
+            label: Begins the name of a new folder.
+            cost: Name of the cost table, which follows in that name.
+            facts: What decides the result besides the settings; a resumed run must have the same.
+            others: Further facts to record.
+
+        Raises:
+            CheckpointError: if the run to resume began with other facts.
+            ConfigError: if the new folder exists.
+        """
+        settings, now = self.settings, datetime.datetime.now(datetime.UTC)
+        record = {
+            "agent": self.name,
+            "seed": settings.seed,
+            "started": now.isoformat(timespec="microseconds"),
+            **facts,
+            **others,
+            **provenance(),
+        }
+        if settings.resume is not None:
+            folder = RunFolder(Path(settings.resume))
+            folder.require_same(record, ("agent", *facts, "seed"))
+            return folder
+        name = f"{label}-{cost}-{now.astimezone():%Y%m%d-%H%M%S}-seed{settings.seed}"
+        folder = RunFolder.create(settings.output, settings.runs_dir, name)
+        folder.record_start(self.config, self.overrides, record)
+        return folder
 
 
 def provenance() -> dict[str, object]:

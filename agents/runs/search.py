@@ -17,9 +17,8 @@ from agents.runs.console import Console
 from agents.runs.run_folder import provenance
 from agents.runs.settings import SearchSettings, StudySettings, TrainSettings
 from agents.runs.study import plan, run_study
-from agents.runs.task import load_task
+from agents.runs.task import Validator, load_task
 from agents.runs.trials import FINAL, TRIALS, num_tried, open_study, run_trials
-from agents.runs.validation import Validator
 from speckv.cores import usable_cores
 from speckv.errors import ConfigError
 from speckv.evaluation.curves import EVAL
@@ -78,7 +77,7 @@ def run_search(settings: TrainSettings, console: Console, *, overrides: Sequence
     again = replace(settings, search=None, study=final, seeds=None, output=str(folder / FINAL))
     run_study(again, console, overrides=[*shared, "search=null"], typed=overrides)
     record = _record(search, study, final, folder, validator)
-    record |= {"cost": {"name": task.cost.name, "sha256": task.cost_sha256}, "traces_sha256": task.train.sha256}
+    record |= {"cost": {"name": task.cost.name, "sha256": task.cost.sha256}, "traces_sha256": task.train.sha256}
     write_atomically(folder / RECORD, canonical_json(record))
     write_atomically(folder / WINNER, winner_config(search.name, record["winner"], record["winner_overrides"], shared))
     console.write(f"best on validation prompts, fresh seeds: {record['winner']}; record in {folder / RECORD}")

@@ -48,7 +48,7 @@ def run_study(
         "command": " ".join(["python train.py", *_lasting(overrides if typed is None else typed)]),
         "arms": {arm: list(study.overrides(arm)) for arm in study.arms},
         "seeds": list(settings.all_seeds),
-        "cost": {"name": task.cost.name, "sha256": task.cost_sha256, "clock": _clock(task)},
+        "cost": {"name": task.cost.name, "sha256": task.cost.sha256, "clock": _clock(task)},
         "traces": {"name": Path(task.traces_name).name, "sha256": task.test.sha256},
         "test_prompts": len(task.test.prompt_ids),
         "best_fixed_gammas": task.best_fixed_gammas,

@@ -1,19 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run controls: recordings by split, a clock, and the number to beat."""
+"""What a run learns on: recordings by split, a clock, the number to beat, and scores on validation prompts."""
 
 import hashlib
 import logging
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
 
 from agents.runs.settings import AS_TESTED, CostSettings, DataSettings, LearnSettings
 from speckv.cost import CostTable, describe_clock
 from speckv.errors import ConfigError, TraceError
+from speckv.evaluation.bootstrap import geometric_mean
 from speckv.evaluation.compare import require_comparable, require_decode_steps, with_decode_steps
-from speckv.evaluation.replays import FixedSweep, tune_fixed
+from speckv.evaluation.curves import Point, read_curve
+from speckv.evaluation.metrics import Sums
+from speckv.evaluation.replays import FixedSweep, compile_pair, controller_sums, sweep_fixed, tune_fixed
 from speckv.evaluation.text import format_rate, render_table
 from speckv.traces import TraceSet, find_traces, split_validation
-from speckv.types import GAMMA_MAX
+from speckv.types import GAMMA_MAX, Controller
 
 logger = logging.getLogger(__name__)
 
@@ -24,14 +31,13 @@ class Task:
 
     Attributes:
         traces_name: Shipped name or path of the trace file that is tested on.
-        train: Train prompts, validation prompts included: where the best fixed gamma is tuned.
-        learning: Train prompts that the learner meets.
+        train: Train prompts, validation prompts included; the best fixed gamma is tuned on them.
+        learning: Train prompts without the validation prompts.
         validation: Train prompts that choose the best checkpoint.
-        test: Test prompts.
         cost: The clock.
         sweep: Every fixed gamma on `train`.
-        learning_cost: The clock while learning, `cost` unless a study says otherwise.
-        validation_gammas: Compression -> best fixed gamma where the learner learns.
+        learning_cost: The clock while learning and validating; `cost` unless `learn` names another.
+        validation_gammas: Compression -> best fixed gamma on the recordings and the clock of learning.
     """
 
     traces_name: str
@@ -49,10 +55,50 @@ class Task:
         """Compression -> best fixed gamma on train prompts."""
         return self.sweep.best()
 
-    @property
-    def cost_sha256(self) -> str:
-        """Hash of the cost table's times."""
-        return self.cost.sha256
+    def validator(self) -> "Validator":
+        """Makes the validator of this task."""
+        return Validator(self.validation, self.learning_cost, self.validation_gammas)
+
+    def describe(self) -> str:
+        """The first screen of a run: models, recordings, clock, and the number to beat."""
+        metadata, cost = self.train.metadata, self.cost
+        throughputs = self.sweep.throughputs()
+        rows = []
+        for column, (compression, gamma) in enumerate(self.best_fixed_gammas.items()):
+            best, plain = throughputs[gamma, column], throughputs[0, column]
+            rows.append(
+                (
+                    compression,
+                    metadata.dtype.get(compression, "?"),
+                    f"{cost.cost_ratio(compression):.3f}",
+                    format_rate(plain),
+                    str(gamma),
+                    format_rate(best),
+                    f"{best / plain:.3f}",
+                )
+            )
+        header = (
+            "compression",
+            "dtype",
+            "cost ratio",
+            "plain tok/s",
+            "best fixed gamma",
+            "tok/s to beat",
+            "x plain decoding",
+        )
+        learning, validation, test = (len(t.prompt_ids) for t in (self.learning, self.validation, self.test))
+        return (
+            f"target   {metadata.target_id}\n"
+            f"draft    {metadata.draft_id}\n"
+            f"traces   {self.traces_name}, sha256 {self.train.sha256[:16]}, {metadata.sampling['mode']}, "
+            f"up to {metadata.max_new_tokens} tokens\n"
+            f"prompts  {learning} to learn from, {validation} to validate on, {test} to test on; "
+            f"tasks: {', '.join(self.train.tasks)}\n"
+            f"cost     {cost.name} ({describe_clock(cost.kind, cost.checks)}), batch {cost.batch}, "
+            f"sha256 {self.cost.sha256[:16]}\n\n"
+            f"The number to beat: the best fixed gamma, tuned on the {len(self.train.prompt_ids)} train prompts\n"
+            f"{render_table(header, rows)}\n"
+        )
 
 
 def load_splits(settings: DataSettings) -> tuple[TraceSet, TraceSet]:
@@ -74,7 +120,7 @@ def load_splits(settings: DataSettings) -> tuple[TraceSet, TraceSet]:
 
 
 def load_cost(settings: CostSettings) -> CostTable:
-    """Reads the clock, at the load that the settings name.
+    """Reads the clock at the batch of the settings.
 
     Raises:
         CostTableError: if there is no such table, or it does not cover the batch.
@@ -83,12 +129,10 @@ def load_cost(settings: CostSettings) -> CostTable:
 
 
 def load_task(data: DataSettings, cost: CostSettings, learn: LearnSettings | None = None) -> Task:
-    """Reads everything that a run needs and finds the number to beat.
+    """Reads recordings and clock and finds the number to beat.
 
     Args:
-        data: Recordings.
-        cost: Clock.
-        learn: What learning meets, where that is other than what is tested.
+        learn: Differences between what is learned on and what is tested on.
 
     Raises:
         TraceError: if the recordings cannot be used.
@@ -139,12 +183,7 @@ def load_task(data: DataSettings, cost: CostSettings, learn: LearnSettings | Non
 
 
 def first_of_tasks(traces: TraceSet, count: int) -> TraceSet:
-    """Keeps some prompts of each task: the same ones every time, and all of a smaller number among those of a greater.
-
-    Args:
-        traces: Recordings.
-        count: Prompts of each task to keep; all, where there are fewer.
-    """
+    """Keeps at most `count` prompts of each task: always the same ones, a smaller choice within a greater one."""
     tasks: dict[str, set[str]] = defaultdict(set)
     for sequence in traces.sequences:
         tasks[sequence.task].add(sequence.prompt_id)
@@ -169,43 +208,84 @@ def _require_fitting(material: TraceSet, test: TraceSet) -> None:
         )
 
 
-def describe(task: Task) -> str:
-    """The first screen of a run: what is controlled, on what, and the number to beat."""
-    metadata, cost = task.train.metadata, task.cost
-    throughputs = task.sweep.throughputs()
-    rows = []
-    for column, (compression, gamma) in enumerate(task.best_fixed_gammas.items()):
-        best, plain = throughputs[gamma, column], throughputs[0, column]
-        rows.append(
-            (
-                compression,
-                metadata.dtype.get(compression, "?"),
-                f"{cost.cost_ratio(compression):.3f}",
-                format_rate(plain),
-                str(gamma),
-                format_rate(best),
-                f"{best / plain:.3f}",
-            )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """Score of a controller.
+
+    Attributes:
+        throughput: Tokens per second over all compressions, sums over sums.
+        best_fixed_throughput: The same of the best fixed gammas.
+        speedup_vs_ar: Geometric mean over compressions.
+        speedup_vs_best_fixed: Geometric mean over compressions; chooses the best checkpoint.
+        by_compression: Compression -> speed-up over the best fixed gamma.
+        tokens_per_step: Emitted tokens per target pass.
+        mean_gamma: Mean gamma chosen.
+        acceptance_rate: Accepted over tested tokens, 0 if nothing was drafted.
+        sums: The sums behind all of these.
+    """
+
+    throughput: float
+    best_fixed_throughput: float
+    speedup_vs_ar: float
+    speedup_vs_best_fixed: float
+    by_compression: Mapping[str, float]
+    tokens_per_step: float
+    mean_gamma: float
+    acceptance_rate: float
+    sums: Sums
+
+    def scalars(self) -> dict[str, float]:
+        """TensorBoard tag -> value."""
+        return {
+            "eval/throughput": self.throughput,
+            "eval/best_fixed_throughput": self.best_fixed_throughput,
+            "eval/speedup_vs_ar": self.speedup_vs_ar,
+            "eval/speedup_vs_best_fixed": self.speedup_vs_best_fixed,
+            "eval/tokens_per_step": self.tokens_per_step,
+            "eval/mean_gamma": self.mean_gamma,
+            "eval/acceptance_rate": self.acceptance_rate,
+            **{f"eval/speedup_vs_best_fixed_{name}": value for name, value in self.by_compression.items()},
+        }
+
+
+class Validator:
+    """Scores controllers on one trace set.
+
+    Args:
+        best_fixed_gammas: Compression -> gamma, tuned elsewhere on all train prompts.
+    """
+
+    def __init__(self, traces: TraceSet, cost: CostTable, best_fixed_gammas: Mapping[str, int]) -> None:
+        self._compiled, self._compiled_cost = compile_pair(traces, cost)
+        sweep = sweep_fixed(self._compiled, self._compiled_cost, gamma_max=traces.metadata.gamma_max)
+        self.grid = sweep.grid
+        self._plain = sweep.sums[0]
+        self.best_fixed = sweep.combine({c: best_fixed_gammas[c] for c in self.grid.compressions})
+
+    @property
+    def number_to_beat(self) -> float:
+        """Throughput of the best fixed gammas here, sums over sums."""
+        return float(self.best_fixed.tokens.sum() / self.best_fixed.seconds.sum())
+
+    def read_points(self, path: Path) -> tuple[Point, ...]:
+        """Reads the `eval.csv` of a run with these validation prompts; see `read_curve`."""
+        return read_curve(path, self.grid, self.best_fixed).points
+
+    def score(self, controller: Controller) -> Score:
+        """Replays every validation prompt once."""
+        sums = controller_sums(controller, self._compiled, self._compiled_cost)
+        seconds = sums.seconds.sum(axis=0)
+        over_fixed = self.best_fixed.seconds.sum(axis=0) / seconds
+        by_gamma = sums.gammas.sum(axis=(0, 1))
+        tested = sums.tested.sum()
+        return Score(
+            throughput=float(sums.tokens.sum() / seconds.sum()),
+            best_fixed_throughput=self.number_to_beat,
+            speedup_vs_ar=float(geometric_mean(self._plain.seconds.sum(axis=0) / seconds)),
+            speedup_vs_best_fixed=float(geometric_mean(over_fixed)),
+            by_compression=dict(zip(self.grid.compressions, over_fixed.tolist(), strict=True)),
+            tokens_per_step=float(sums.tokens.sum() / sums.steps.sum()),
+            mean_gamma=float(by_gamma @ np.arange(len(by_gamma)) / by_gamma.sum()),
+            acceptance_rate=float(sums.accepted.sum() / tested) if tested else 0.0,
+            sums=sums,
         )
-    header = (
-        "compression",
-        "dtype",
-        "cost ratio",
-        "plain tok/s",
-        "best fixed gamma",
-        "tok/s to beat",
-        "x plain decoding",
-    )
-    learning, validation, test = (len(t.prompt_ids) for t in (task.learning, task.validation, task.test))
-    return (
-        f"target   {metadata.target_id}\n"
-        f"draft    {metadata.draft_id}\n"
-        f"traces   {task.traces_name}, sha256 {task.train.sha256[:16]}, {metadata.sampling['mode']}, "
-        f"up to {metadata.max_new_tokens} tokens\n"
-        f"prompts  {learning} to learn from, {validation} to validate on, {test} to test on; "
-        f"tasks: {', '.join(task.train.tasks)}\n"
-        f"cost     {cost.name} ({describe_clock(cost.kind, cost.checks)}), batch {cost.batch}, "
-        f"sha256 {task.cost_sha256[:16]}\n\n"
-        f"The number to beat: the best fixed gamma, tuned on the {len(task.train.prompt_ids)} train prompts\n"
-        f"{render_table(header, rows)}\n"
-    )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TensorBoard events of one run, continued where a resumed run takes up."""
+"""TensorBoard events of one run."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,8 +40,8 @@ HYPERPARAMETERS: Mapping[str, str | int | float] = {
     "total_steps": -1,
     "traces": "",
 }
-"""Keys and what stands for "has none": the same keys in every run, whatever the agent, because TensorBoard hides a key
-that the first run of a folder lacks."""
+"""Key -> value of a run without it. Every run has all keys, because TensorBoard hides a key that the first run of a
+folder lacks."""
 
 LAYOUT: Mapping[str, Mapping[str, list[str]]] = {
     "Against the best fixed gamma": {
@@ -56,15 +56,16 @@ LAYOUT: Mapping[str, Mapping[str, list[str]]] = {
     },
     "Rollouts": {"throughput (tokens/s)": ["rollout/throughput"], "lambda (tokens/s)": ["rollout/lambda.*"]},
 }
-"""Charts of the tab of custom scalars: title -> name -> tags, as regular expressions."""
+"""Custom scalar charts, throughput beside that of the best fixed gamma first: title -> name -> regular expressions of
+tags."""
 
 
 class RunWriter(KVWriter):
-    """Takes Stable-Baselines3's records and our own.
+    """Writes Stable-Baselines3's records and our own.
 
     Args:
-        folder: Where the events go.
-        purge_step: Events from this environment step on, left by a run that was cut off, are hidden.
+        folder: Of the events.
+        purge_step: Hides events from this environment step on, which a run that was cut off may have left.
     """
 
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
@@ -82,7 +83,7 @@ class RunWriter(KVWriter):
             self._writer.add_scalar(key, value, step)
 
     def gamma_histogram(self, counts: NDArray[np.float64], step: int, tag: str = "eval/gamma") -> None:
-        """Writes how many decisions chose each gamma, without listing every decision."""
+        """Writes how many decisions chose each gamma."""
         gammas = np.arange(len(counts))
         self._writer.add_histogram_raw(
             tag,
@@ -105,19 +106,13 @@ class RunWriter(KVWriter):
         self.scalars(metrics, step)
 
     def layout(self) -> None:
-        """Says what the tab of custom scalars shows: first of all throughput beside that of the best fixed gamma."""
+        """Writes the charts of `LAYOUT`."""
         charts = {title: {name: ["Multiline", tags] for name, tags in rows.items()} for title, rows in LAYOUT.items()}
         self._writer.add_custom_scalars(charts)
 
     def evaluation(self, table: str, pictures: Mapping[str, Path], step: int) -> None:
-        """Writes the final comparison as it was printed, and its pictures.
-
-        Args:
-            table: Text.
-            pictures: Tag -> PNG file.
-            step: Environment steps learned from.
-        """
-        indented = "".join(f"    {line}\n" for line in table.splitlines())  # Markdown for "as it stands"
+        """Writes the printed comparison and its pictures, tag -> PNG file."""
+        indented = "".join(f"    {line}\n" for line in table.splitlines())  # preformatted text in Markdown
         self._writer.add_text("evaluation", indented, step)
         for tag, path in pictures.items():
             self._writer.add_image(f"evaluation/{tag}", imread(path), step, dataformats="HWC")

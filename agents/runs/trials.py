@@ -13,7 +13,7 @@ import numpy as np
 from agents.runs.child_runs import POLL_S, ChildRun, raise_if_stopped, terminated_on_exit
 from agents.runs.console import Console, catch_signals
 from agents.runs.settings import SearchSettings
-from agents.runs.validation import Validator
+from agents.runs.task import Validator
 from speckv.errors import ConfigError
 from speckv.evaluation.curves import EVAL
 

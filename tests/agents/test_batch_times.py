@@ -12,7 +12,6 @@ import envs  # noqa: F401 - registers the environments
 import train as script
 from agents.registry import AGENTS, TrainingData, agent_settings, make_controller, require_batch
 from agents.runs.evaluating import evaluate
-from agents.runs.session import train
 from agents.runs.settings import (
     CostSettings,
     DataSettings,
@@ -21,6 +20,7 @@ from agents.runs.settings import (
     RewardSettings,
     TrainSettings,
 )
+from agents.runs.training import train
 from agents.runs.tuning import GRIDS, tune
 from speckv.commands.app import compose_checked
 from speckv.commands.main import main

@@ -11,8 +11,8 @@ import pytest
 from agents.depth import UNBOUNDED, within_depth
 from agents.registry import AGENTS, TrainingData, agent_settings, make_controller
 from agents.runs.evaluating import evaluate
-from agents.runs.session import train
 from agents.runs.settings import CostSettings, DataSettings, EvaluateSettings, TrainSettings
+from agents.runs.training import train
 from agents.runs.tuning import GRIDS, tune
 from speckv.errors import ConfigError, SpecKVError
 from speckv.evaluation.replays import compile_pair, controller_sums

@@ -13,7 +13,7 @@ from agents.rl.exploration import explore
 from agents.rl.export import export_policy
 from agents.rl.hyperparameters import LearnerSettings
 from agents.rl.learners import build_learner, falling
-from agents.runs.learner_run import make_environment
+from agents.runs.environments import make_environment
 from agents.runs.settings import EnvSettings, RewardSettings
 from speckv.cost import CompiledCost, CostTable
 from speckv.errors import ConfigError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.runs.live.task import load_models
+from agents.runs.requests import load_models
 from agents.runs.settings import CostSettings, DataSettings, EnvSettings, TrainSettings
 from agents.stored import load_controller
 from speckv.runtime.policy import SHIPPED

@@ -5,6 +5,7 @@ import json
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +16,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from agents.bandits.base import Bandit
 from agents.registry import agent_settings
 from agents.runs.console import InterruptedTraining
-from agents.runs.live.decoded import DecodedLog
-from agents.runs.live.learner import LiveLearner, make_live_environment
-from agents.runs.live.requests import warm_up
-from agents.runs.live.starting import find_source, start_bandit
-from agents.runs.live.stream import CHECKPOINT, load_stream
-from agents.runs.live.task import load_live_task
-from agents.runs.run_folder import LAST
-from agents.runs.session import train
+from agents.runs.environments import LiveEnvironment, make_live_environment
+from agents.runs.monitor import LiveMonitor
+from agents.runs.online import CHECKPOINT, load_online
+from agents.runs.requests import RequestLog, load_live_task, warm_up
+from agents.runs.run_folder import LAST, Run, RunFolder
 from agents.runs.settings import TrainSettings
+from agents.runs.training import LearnerTraining, train
+from agents.runs.warm_start import find_source, start_bandit
 from agents.stored import load_controller
 from speckv.cost import CostTable
 from speckv.errors import CheckpointError, ConfigError, DataError, DeviceError, ProbabilityError, SpecKVError
@@ -55,7 +55,7 @@ def test_what_requests_need_is_captured_before_the_first_one_teaches(
 ) -> None:
     settings = live_settings(tmp_path, "ucb1", {"name": "ucb1"})
     assert settings.live is not None
-    task = load_live_task(settings, settings.live, loader())
+    task = load_live_task(settings, loader())
     asked: list[int] = []
     monkeypatch.setattr(task.engine, "capture_ahead", asked.append)
     warm_up(task)
@@ -85,7 +85,7 @@ def test_a_bandit_learns_from_live_requests(tmp_path: Path, name: str) -> None:
     assert [line["request"] for line in learned] == [0, 1, 2, 3]
     assert len({line["prompt_id"] for line in learned[:3]}) == 3
     assert all(line["finish"] == "length" for line in learned)
-    before, _ = load_stream(folder / CHECKPOINT, name, agent_settings({"name": name})[1])
+    before, _ = load_online(folder / CHECKPOINT, name, agent_settings({"name": name})[1])
     stored = load_controller(folder)
     assert isinstance(stored, Bandit)
     seen = stored.get_arrays()
@@ -151,7 +151,7 @@ def test_a_resumed_bandit_equals_one_that_never_stopped(tmp_path: Path, name: st
     first, second = tmp_path / "straight", tmp_path / "stopped"
     assert (first / "agent.npz").read_bytes() == (second / "agent.npz").read_bytes()
     _, agent = agent_settings({"name": name})
-    generators = [load_stream(folder / CHECKPOINT, name, agent)[0].rng for folder in (first, second)]
+    generators = [load_online(folder / CHECKPOINT, name, agent)[0].rng for folder in (first, second)]
     assert generators[0].random() == generators[1].random()
 
 
@@ -240,12 +240,17 @@ def test_a_ppo_from_replay_begins_with_its_own_decisions(tmp_path: Path) -> None
     assert isinstance(given, PolicyController)
     settings = live_settings(tmp_path, "live", TINY_LIVE_PPO)
     assert settings.live is not None
-    task = load_live_task(settings, settings.live, loader())
+    task = load_live_task(settings, loader())
     _, agent = agent_settings(settings.agent)
-    env, log = make_live_environment(task, settings), DecodedLog(tmp_path / "log.jsonl")
-    warm = LiveLearner("ppo", agent, settings, env, log, source=tmp_path / "replay")
-    assert "actor, critic" in warm.begun_with
-    warm.begin(None)
+    env, log = make_live_environment(task, settings), RequestLog(tmp_path / "log.jsonl")
+    run = Run(name="ppo", agent=agent, settings=settings, console=CapturedConsole(), config="", overrides=())
+
+    def training(source: Path | None) -> LearnerTraining:
+        live = LiveEnvironment(env, log, "ppo", 1)
+        return LearnerTraining(run, live, partial(LiveMonitor, live), provenance={}, source=source)
+
+    warm = training(tmp_path / "replay")
+    assert "actor, critic" in warm.begin(RunFolder(tmp_path))
     assert log.read() == [], "nothing needs to be measured"
     for prompt in range(3):
         observation, _ = env.reset(seed=1, options={"prompt": prompt})
@@ -255,8 +260,8 @@ def test_a_ppo_from_replay_begins_with_its_own_decisions(tmp_path: Path) -> None
             assert int(action) == given.act(observation)
             observation, _, terminated, truncated, _ = env.step(np.int64(action))
             ended = terminated or truncated
-    untrained = LiveLearner("ppo", agent, settings, env, log, source=None)
-    untrained.begin(None)
+    untrained = training(None)
+    untrained.begin(RunFolder(tmp_path))
     rng = np.random.default_rng(0)
     seen = rng.random((200, len(observation))).astype(np.float32)
     wanted = given.act_batch(seen)

@@ -14,9 +14,9 @@ from agents.rl.export import export_policy
 from agents.rl.hyperparameters import PPOSettings
 from agents.rl.learners import WithoutBootstrap, build_learner, make_learner
 from agents.rl.normalisation import measure_normalisation
-from agents.runs.learner_run import make_environment
+from agents.runs.environments import make_environment
 from agents.runs.settings import EnvSettings, RewardSettings
-from agents.runs.validation import Validator
+from agents.runs.task import Validator
 from envs.sb3_bridge import SB3VecEnv
 from speckv.errors import SchemaError
 from speckv.evaluation.replays import tune_fixed

@@ -17,9 +17,8 @@ from agents.runs.child_runs import ChildRun
 from agents.runs.run_folder import EVAL_COLUMNS
 from agents.runs.search import SHIPPED, best_trials, run_search
 from agents.runs.settings import SearchSettings
-from agents.runs.task import load_task
+from agents.runs.task import Validator, load_task
 from agents.runs.trials import open_study, suggest
-from agents.runs.validation import Validator
 from speckv.commands.app import CONFIGS, compose_checked
 from speckv.errors import ConfigError
 from tests.fakes_runs import CapturedConsole, save_toy, toy_settings

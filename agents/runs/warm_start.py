@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where live learning begins: with a policy or a bandit that replay has trained, if one is named."""
+"""Live learning that begins with a stored controller: a policy or an online learner that recordings have trained."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from speckv.runtime.stored import Policy
 
 
 def find_source(init_from: str, cost: str) -> Path:
-    """Resolves a run folder, a policy folder, the name of a shipped policy, or "shipped": the one of the cost table.
+    """Resolves a run folder, a policy folder, the name of a shipped policy, or "shipped": that of the cost table.
 
     Raises:
         CheckpointError: if it is none of them.
@@ -45,19 +45,16 @@ def find_source(init_from: str, cost: str) -> Path:
 
 
 def start_bandit(name: str, settings: Any, source: Path, cost: CostTable, compression: str, seed: int) -> Bandit:
-    """Makes a bandit that knows what a stored one has learned, by this run's clock.
+    """Makes an online learner with the state of a stored one and this run's clock.
 
     Args:
-        name: Of the agent.
-        settings: Its settings; the stored one must have the same.
+        settings: The stored one must have the same.
         source: Run folder.
-        cost: The clock.
-        compression: Of the target.
         seed: Of its draws.
 
     Raises:
-        CheckpointError: if the folder holds no such bandit, or one that never met the compression.
-        CostTableError: if the clock lacks a compression that the bandit knows.
+        CheckpointError: if the folder holds no such learner, or one without the compression.
+        CostTableError: if the clock lacks a compression of the stored one.
     """
     kind, stored_settings, parts = read_agent(source)
     if kind != name:
@@ -85,19 +82,18 @@ def start_bandit(name: str, settings: Any, source: Path, cost: CostTable, compre
 def start_learner(model: BaseAlgorithm, source: Path, gamma_max: int) -> str:
     """Gives a fresh learner the parameters and the normalisation of a trained policy.
 
-    Whole checkpoints give actor and critic; a policy alone, as the shipped ones are, gives the actor, and the critic
+    A whole checkpoint gives actor and critic. A policy alone, such as the shipped ones, gives the actor, and the critic
     begins untrained. The optimiser begins anew in either case.
 
     Args:
-        model: Fresh.
         source: Run folder or policy folder.
         gamma_max: Most tokens of a draft.
 
     Returns:
-        What was taken over, for the user.
+        What was copied, for the user.
 
     Raises:
-        CheckpointError: if the folder holds no policy of a learner, or one that decides or is built otherwise.
+        CheckpointError: if the folder holds no policy of a learner, or one of another environment or architecture.
         SchemaError: if it reads another observation.
     """
     controller = load_controller(source)
@@ -111,7 +107,7 @@ def start_learner(model: BaseAlgorithm, source: Path, gamma_max: int) -> str:
     for file in (BEST, LAST):
         if (source / file).is_file():
             checkpoint.load_policy(source / file, model)
-            if _decides_as(model, policy, gamma_max):
+            if _same_actor(model, policy, gamma_max):
                 return f"actor, critic and normalisation of {source / file}"
     if isinstance(policy, LstmPolicy):
         raise CheckpointError(f"Expected a checkpoint of the policy in {source}, found none. Name its run folder.")
@@ -144,8 +140,8 @@ def _environment(policy: Policy) -> str:
     return policy.environment if isinstance(policy, MlpPolicy) else "SpecKV/GammaSelection-v0"
 
 
-def _decides_as(model: BaseAlgorithm, policy: Policy, gamma_max: int) -> bool:
-    """Whether a learner's actor is a stored policy, to the last bit."""
+def _same_actor(model: BaseAlgorithm, policy: Policy, gamma_max: int) -> bool:
+    """Whether a learner's actor equals a stored policy to the last bit."""
     ours = export_policy(model, provenance={}, gamma_max=gamma_max)
     pairs = zip(
         (ours.mean, ours.std, *ours.weights, *ours.biases),

@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was learned beside plain decoding and constants, live: the same prompts, all arms in turn, one process."""
+"""A learned controller beside plain decoding and fixed gammas, live: every prompt with every arm, in one process."""
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from agents.runs.console import InterruptedTraining, StopRequest
-from agents.runs.live.decoded import COMPARE, Decoded, DecodedLog, summarise
-from agents.runs.live.requests import decode_request, warm_up
-from agents.runs.live.task import LiveTask
+from agents.runs.console import StopRequest
+from agents.runs.requests import COMPARE, DecodedRequest, LiveTask, RequestLog, decode_request, summarise, warm_up
 from speckv.evaluation.text import render_table
 from speckv.runtime.constant import ConstantGamma
 from speckv.types import Controller
@@ -17,14 +15,14 @@ PLAIN = "plain"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Arm:
-    """One arm of the comparison, over all its prompts.
+class ArmRates:
+    """Rates of one arm over all prompts.
 
     Attributes:
         tokens_per_s: Emitted tokens over decode seconds; prefill left out, decisions included.
-        tokens_per_step: Emitted tokens a target pass.
-        mean_drafted: Drafted tokens a step.
-        other_texts: Prompts whose text is not plain decoding's.
+        tokens_per_step: Emitted tokens per target pass.
+        mean_drafted: Drafted tokens per step.
+        other_texts: Prompts with another text than plain decoding's.
     """
 
     tokens_per_s: float
@@ -38,25 +36,25 @@ class LiveComparison:
     """All arms.
 
     Attributes:
-        arms: Name -> figures, plain decoding first, what was learned last.
-        learned: Name of what was learned.
-        prompt_ids: What was decoded.
+        arms: Name -> rates, plain decoding first, the learned controller last.
+        learned: Name of the learned controller.
+        prompt_ids: Prompts that were decoded.
         max_new_tokens: Of each prompt.
     """
 
-    arms: dict[str, Arm]
+    arms: dict[str, ArmRates]
     learned: str
     prompt_ids: tuple[str, ...]
     max_new_tokens: int
 
     @property
     def best_fixed(self) -> str:
-        """The fixed gamma with the most tokens a second here; plain decoding is gamma 0."""
+        """The fixed gamma with the most tokens per second here; plain decoding is gamma 0."""
         fixed = {name: arm.tokens_per_s for name, arm in self.arms.items() if name != self.learned}
         return max(fixed, key=lambda name: fixed[name])
 
     def ratios(self) -> dict[str, float]:
-        """Of what was learned to plain decoding and to the best fixed gamma."""
+        """Speed-up of the learned controller over plain decoding and over the best fixed gamma."""
         rate = self.arms[self.learned].tokens_per_s
         return {
             "x_plain": rate / self.arms[PLAIN].tokens_per_s,
@@ -64,13 +62,9 @@ class LiveComparison:
         }
 
     def to_dict(self) -> dict[str, object]:
-        """As JSON holds it."""
-        figures = {
-            name: {key: getattr(arm, key) for key in ("tokens_per_s", "tokens_per_step", "mean_drafted", "other_texts")}
-            for name, arm in self.arms.items()
-        }
+        """Plain data for JSON."""
         return {
-            "arms": figures,
+            "arms": {name: asdict(arm) for name, arm in self.arms.items()},
             "best_fixed": self.best_fixed,
             "learned": self.learned,
             "max_new_tokens": self.max_new_tokens,
@@ -79,7 +73,7 @@ class LiveComparison:
         }
 
     def render(self) -> str:
-        """A table, and what it does and does not say."""
+        """A table and its limits."""
         plain, best = self.arms[PLAIN].tokens_per_s, self.arms[self.best_fixed].tokens_per_s
         rows = [
             (
@@ -105,41 +99,36 @@ class LiveComparison:
 
 
 def compare_live(
-    task: LiveTask, controller: Controller, fixed_gammas: Sequence[int], log: DecodedLog, request: StopRequest
+    task: LiveTask, controller: Controller, fixed_gammas: Sequence[int], log: RequestLog, request: StopRequest
 ) -> LiveComparison:
     """Decodes every held-out prompt with every arm, in an order that rotates.
 
     Args:
-        task: Models and held-out prompts, at least one.
-        controller: What was learned; a copy decodes, so that the stored one stays what learning made it. A copy of a
-            bandit goes on learning from its own requests, as it would in use.
-        fixed_gammas: Constants beside it.
-        log: Takes a line a request.
-        request: Set by a signal.
+        controller: A copy decodes, so that this one stays as it was stored. The copy of an online learner learns from
+            its own requests, as in use.
 
     Raises:
-        InterruptedTraining: after the request that a signal came in.
+        InterruptedTraining: after the request during which a signal came.
         SpecKVError: as `generate`.
     """
     arms: list[Controller] = [ConstantGamma(0, name=PLAIN)]
     arms += [ConstantGamma(gamma) for gamma in sorted(set(fixed_gammas))]
     arms.append(copy.deepcopy(controller))
     warm_up(task)
-    requests: dict[str, list[Decoded]] = {arm.name: [] for arm in arms}
+    requests: dict[str, list[DecodedRequest]] = {arm.name: [] for arm in arms}
     others = dict.fromkeys(requests, 0)
     for number, prompt in enumerate(task.heldout):
         texts: dict[str, tuple[int, ...]] = {}
         first = number % len(arms)
         for arm in arms[first:] + arms[:first]:
-            decoded = Decoded(number=number, prompt_id=prompt.prompt_id, phase=COMPARE, arm=arm.name)
+            decoded = DecodedRequest(number=number, prompt_id=prompt.prompt_id, phase=COMPARE, arm=arm.name)
             texts[arm.name] = decode_request(task, arm, prompt, decoded, log).tokens
             requests[arm.name].append(decoded)
-            if request.signum is not None:
-                raise InterruptedTraining(request.signum)
+            request.raise_if_set()
         for name, text in texts.items():
             others[name] += text != texts[PLAIN]
     return LiveComparison(
-        arms={name: Arm(**summarise(done), other_texts=others[name]) for name, done in requests.items()},
+        arms={name: ArmRates(**summarise(done), other_texts=others[name]) for name, done in requests.items()},
         learned=controller.name,
         prompt_ids=tuple(prompt.prompt_id for prompt in task.heldout),
         max_new_tokens=task.max_new_tokens,

@@ -1,0 +1,323 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Live requests: the models and prompts of a run, one decoded request, and the log of all of them."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from agents.building import build_settings
+from agents.runs.settings import TrainSettings
+from agents.runs.task import load_cost
+from envs.live import LivePrompt
+from speckv.cost import CostTable
+from speckv.decoding import DecodeStep, Engine, GenerationResult, RequestContext, SamplingConfig, generate
+from speckv.errors import DataError
+from speckv.files import write_atomically
+from speckv.profiling.prompts import EXAMPLES, read_prompts
+from speckv.runtime.constant import ConstantGamma
+from speckv.types import Controller, StepOutcome
+
+LEARN, MEASURE, COMPARE = "learn", "measure", "compare"
+"""Phases of a run: learning, random actions that measure the observations' scale, and the comparison at the end."""
+_WARM_UP_TOKENS = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedPair:
+    """Models ready to decode.
+
+    Attributes:
+        engine: Holds the models, the sampling and the device's clock.
+        encode: Text of a prompt -> token ids.
+        facts: Target, draft, compression, dtype and device, by name.
+    """
+
+    engine: Engine
+    encode: Callable[[str], list[int]]
+    facts: Mapping[str, str]
+
+
+Loader = Callable[[Mapping[str, object], SamplingConfig], LoadedPair]
+"""The config group `model` and how to sample -> models."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveTask:
+    """Models, prompts and clock of a live run.
+
+    Attributes:
+        learning: Train prompts.
+        heldout: Test prompts of the comparison at the end.
+        cost: Cost ratio of observations, unit of rewards; real seconds come from the engine's clock.
+        max_new_tokens: Of a request.
+        facts: What decides a run besides agent, cost and seed.
+    """
+
+    engine: Engine
+    learning: tuple[LivePrompt, ...]
+    heldout: tuple[LivePrompt, ...]
+    cost: CostTable
+    compression: str
+    max_new_tokens: int
+    facts: Mapping[str, object]
+
+    @property
+    def context(self) -> RequestContext:
+        """The static part of every request's observation."""
+        return RequestContext(compression=self.compression, cost_ratio=self.cost.cost_ratio(self.compression))
+
+    def describe(self) -> str:
+        """The first screen of a run."""
+        rows = [f"{name:<11}  {self.facts[name]}" for name in ("target", "draft", "compression", "dtype", "device")]
+        return "\n".join(
+            [
+                *rows,
+                f"{'prompts':<11}  {len(self.learning)} to learn from, {len(self.heldout)} held out; "
+                f"up to {self.max_new_tokens} tokens each",
+                f"{'cost':<11}  {self.cost.name} ({self.cost.kind}) for the observation and the rewards' unit; "
+                "seconds are this machine's\n",
+            ]
+        )
+
+
+def load_models(model: Mapping[str, object], sampling: SamplingConfig) -> LoadedPair:
+    """Loads a pair of real models; raises what `choose_pair` and `load_pair` raise."""
+    # Late, because transformers takes seconds to import and a wrong setting should not.
+    from speckv.decoding import draft_source
+    from speckv.models import load_pair
+    from speckv.models.linear import dtype_name
+    from speckv.models.pair import choose_pair
+
+    pair = load_pair(choose_pair(model))
+    draft = draft_source(pair)
+    engine = Engine(pair.target, draft, eos_token_ids=pair.eos_token_ids, sampling=sampling)
+    facts = {
+        "target": _without_folders(pair.target.name),
+        "draft": _without_folders(draft.name),
+        "compression": pair.target.compression,
+        "dtype": dtype_name(pair.target.dtype),
+        "device": str(pair.target.device),
+    }
+    return LoadedPair(engine=engine, encode=pair.encode, facts=facts)
+
+
+def _without_folders(name: str) -> str:
+    """A model's name without the folders of this machine; a hub's id as it is.
+
+    >>> _without_folders("~/weights/small.gguf[:10]"), _without_folders("owner/model")
+    ('small.gguf[:10]', 'owner/model')
+    """
+    return name.rsplit("/", 1)[-1] if name.startswith(("/", ".", "~")) else name
+
+
+def load_live_task(settings: TrainSettings, load: Loader) -> LiveTask:
+    """Reads prompts and clock, then loads the models.
+
+    Raises:
+        DataError: if no prompt is left to learn from, or none to compare on where that is asked for.
+        CostTableError: if the clock cannot be read or lacks the compression.
+        SpecKVError: as `load`.
+    """
+    live, budget = settings.live, settings.env.budget
+    assert live is not None
+    assert budget is not None
+    cost = load_cost(settings.cost)
+    compression = str((settings.model or {}).get("compression", "fp16"))
+    cost.require((compression,))
+    prompts = read_prompts(live.prompts if live.prompts is not None else [EXAMPLES])
+    pair = load(settings.model or {}, build_settings(SamplingConfig, live.sampling, "live.sampling"))
+
+    def encode(split: str) -> tuple[LivePrompt, ...]:
+        encoded = (
+            LivePrompt(prompt_id=p.prompt_id, tokens=tuple(pair.encode(p.text))) for p in prompts if p.split == split
+        )
+        return tuple(prompt for prompt in encoded if len(prompt.tokens) <= live.max_prompt_tokens)
+
+    learning, heldout = encode("train"), encode("test")[: live.heldout]
+    if not learning or (live.heldout and not heldout):
+        raise DataError(
+            "Expected train prompts to learn from and test prompts to compare on, of at most "
+            f"{live.max_prompt_tokens} tokens, got {len(learning)} and {len(heldout)}. Add some, say their split, or "
+            "leave the comparison out with live.heldout=0."
+        )
+    text = json.dumps([[p.prompt_id, list(p.tokens)] for p in (*learning, *heldout)])
+    return LiveTask(
+        engine=pair.engine,
+        learning=learning,
+        heldout=heldout,
+        cost=cost,
+        compression=compression,
+        max_new_tokens=budget,
+        facts={
+            **pair.facts,
+            "decides": settings.env.decides,
+            "max_new_tokens": budget,
+            "prompts_sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "sampling": dict(live.sampling),
+        },
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class DecodedRequest:
+    """One request as it is decoded; sums over decode steps, the prefill left out.
+
+    Attributes:
+        number: Of the request in its run, from 0.
+        phase: `LEARN`, `MEASURE` or `COMPARE`.
+        arm: Name of the controller.
+        num_steps: Decode steps.
+        seconds: Time of the steps; with the controller's time where `generate` drove them.
+        reward: Sum of rewards, where an environment gave any.
+    """
+
+    number: int
+    prompt_id: str
+    phase: str
+    arm: str
+    num_steps: int = 0
+    emitted: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    seconds: float = 0.0
+    reward: float = 0.0
+
+    def add(self, outcome: StepOutcome) -> None:
+        """Adds a decode step."""
+        self.num_steps += 1
+        self.emitted += outcome.num_emitted
+        self.drafted += outcome.num_drafted
+        self.accepted += outcome.num_accepted
+        self.seconds += outcome.seconds
+
+    def line(self, tokens: Sequence[int], finish: str | None) -> dict[str, object]:
+        """The request's record in the log.
+
+        Args:
+            tokens: The text so far, the prefill's token first.
+            finish: "eos", "length", or None for a request that was cut off.
+        """
+        return {
+            "request": self.number,
+            "prompt_id": self.prompt_id,
+            "phase": self.phase,
+            "arm": self.arm,
+            "finish": finish,
+            "num_steps": self.num_steps,
+            "num_emitted": self.emitted,
+            "num_drafted": self.drafted,
+            "num_accepted": self.accepted,
+            "seconds": round(self.seconds, 6),
+            "tokens": list(tokens),
+        }
+
+
+def summarise(requests: Sequence[DecodedRequest]) -> dict[str, float]:
+    """Rates over requests: sums first, then quotients.
+
+    >>> one = DecodedRequest(
+    ...     number=0, prompt_id="p", phase=LEARN, arm="a", num_steps=2, emitted=6, drafted=5, seconds=3.0
+    ... )
+    >>> summarise([one])
+    {'tokens_per_s': 2.0, 'tokens_per_step': 3.0, 'mean_drafted': 2.5}
+    """
+    steps, emitted = sum(r.num_steps for r in requests), sum(r.emitted for r in requests)
+    seconds, drafted = sum(r.seconds for r in requests), sum(r.drafted for r in requests)
+    return {
+        "tokens_per_s": emitted / seconds if seconds > 0 else 0.0,
+        "tokens_per_step": emitted / max(steps, 1),
+        "mean_drafted": drafted / max(steps, 1),
+    }
+
+
+class RequestLog:
+    """A JSON Lines file with a line a request, readable at any moment.
+
+    Args:
+        path: Of the file, made at the first line; None until the run folder is open.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+
+    def append(self, record: Mapping[str, object]) -> None:
+        """Adds a line in one write, so that no reader and no interruption finds half of it."""
+        assert self.path is not None
+        line = json.dumps(record, sort_keys=True, allow_nan=False) + "\n"
+        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            os.write(file, line.encode())
+        finally:
+            os.close(file)
+
+    def read(self) -> list[dict[str, object]]:
+        """Reads every whole line; a crash of the machine may leave a last one incomplete."""
+        if self.path is None or not self.path.is_file():
+            return []
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def drop_from(self, number: int) -> None:
+        """Drops what will be decoded again: requests from a number on, and any comparison."""
+        if self.path is None or not self.path.is_file():
+            return
+        kept = [r for r in self.read() if r["phase"] != COMPARE and int(str(r["request"])) < number]
+        write_atomically(self.path, "".join(json.dumps(r, sort_keys=True) + "\n" for r in kept))
+
+
+def warm_up(task: LiveTask) -> None:
+    """Decodes a few tokens with and without drafts and captures what all requests need.
+
+    First calls allocate memory and choose kernels; their times would mislead a learner.
+    """
+    longest = max(len(prompt.tokens) for prompt in (*task.learning, *task.heldout))
+    task.engine.capture_ahead(longest + task.max_new_tokens)
+    for gamma in (0, 2):
+        generate(
+            task.engine,
+            task.learning[0].tokens,
+            ConstantGamma(gamma),
+            context=task.context,
+            max_new_tokens=min(_WARM_UP_TOKENS, task.max_new_tokens),
+        )
+
+
+def decode_request(
+    task: LiveTask, controller: Controller, prompt: LivePrompt, decoded: DecodedRequest, log: RequestLog
+) -> GenerationResult:
+    """Decodes a prompt; an online controller learns from it.
+
+    Args:
+        decoded: Fresh; holds the request's sums afterwards, also where an error or a signal cuts it off.
+        log: Takes the request's line in both cases.
+
+    Raises:
+        SpecKVError: as `generate`, once the line is written.
+    """
+    prefilled = False
+
+    def add_step(step: DecodeStep) -> None:
+        nonlocal prefilled
+        if prefilled:
+            decoded.add(step.outcome)
+        prefilled = True
+
+    try:
+        result = generate(
+            task.engine,
+            prompt.tokens,
+            controller,
+            context=task.context,
+            max_new_tokens=task.max_new_tokens,
+            request=prompt.prompt_id,
+            on_step=add_step,
+        )
+    except BaseException:  # Ctrl-C too
+        log.append(decoded.line(task.engine.tokens if prefilled else (), None))
+        raise
+    decoded.seconds = result.decode_s
+    log.append(decoded.line(result.tokens, result.finish))
+    return result

@@ -1,0 +1,507 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One training run, from checked settings to a closed record: what `train.py` does.
+
+Runs on recordings and live runs take the same steps: load what is decoded, prepare the learning, open the run folder,
+learn, evaluate, close the record. A setup supplies what differs: the environment, what resuming must agree on, and the
+final evaluation.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+from agents.depth import within_depth
+from agents.registry import AGENTS, TrainingData, agent_settings, make_controller, require_batch, with_cost_table
+from agents.rl.hyperparameters import LearnerSettings, OnPolicySettings
+from agents.rl.learners import build_learner, make_learner
+from agents.runs import checkpoint
+from agents.runs.checkpoint import LearnerProgress
+from agents.runs.console import Console, catch_signals
+from agents.runs.environments import (
+    REWARDS_WITH_LAMBDA,
+    LearnerEnvironment,
+    LiveEnvironment,
+    ReplayEnvironment,
+    make_environment,
+    make_live_environment,
+)
+from agents.runs.evaluating import CONSTANTS, evaluate_controllers, warn_of_waiting
+from agents.runs.live_comparison import compare_live
+from agents.runs.monitor import LiveMonitor, Monitor, MonitorContext, ReplayMonitor
+from agents.runs.online import OnlineTraining
+from agents.runs.requests import DecodedRequest, Loader, RequestLog, load_live_task, load_models, summarise, warm_up
+from agents.runs.run_folder import EVALUATION, EVENTS, LAST, Run, RunFolder
+from agents.runs.settings import TrainSettings, hyperparameters
+from agents.runs.task import Score, Task, Validator, load_task
+from agents.runs.tensorboard import RunWriter
+from agents.runs.warm_start import find_source, start_learner
+from agents.stored import load_controller, save_controller
+from speckv.errors import ConfigError, SpecKVError, nearest
+from speckv.evaluation.metrics import ALL
+from speckv.evaluation.report import TEXT
+from speckv.evaluation.results import headline
+from speckv.files import canonical_json, write_atomically
+from speckv.models.device import use_threads
+from speckv.profiling.machine import describe_machine
+from speckv.types import FloatArray
+
+DECODED = "decoded.jsonl"
+LIVE_REPORT = Path(EVALUATION) / "live.json"
+_NEVER = 10**12
+"""More episodes than any run has."""
+
+Figures = Mapping[str, object]
+
+
+def train(
+    settings: TrainSettings,
+    console: Console,
+    *,
+    config: str,
+    overrides: Sequence[str],
+    load: Loader = load_models,
+) -> RunFolder:
+    """Runs one training.
+
+    Args:
+        config: The resolved config as YAML, stored with the run.
+        overrides: The command line, stored with the run.
+        load: Loads the models of a live run.
+
+    Raises:
+        SpecKVError: if anything does not fit, and no folder is made then; or if the models of a live run fail, after
+            the controller is saved.
+        InterruptedTraining: after saving, if a signal came.
+    """
+    name, agent = agent_settings(settings.agent)
+    run = Run(name=name, agent=agent, settings=settings, console=console, config=config, overrides=overrides)
+    setup = ReplaySetup(run) if settings.live is None else LiveSetup(run, load)
+    console.write(setup.task.describe())
+    training = setup.prepare()
+    folder = setup.open_folder()
+    summary = training.begin(folder)
+    if summary:
+        console.write(f"{name}: {summary}; run folder {folder.path}")
+    writer = RunWriter(folder / EVENTS, purge_step=training.done + 1 if run.resumes else None)
+    with closing(writer), setup.keeping(training, folder):
+        if setup.charts:
+            writer.layout()
+        training.learn(folder, writer)
+        final, printed = setup.evaluate(training, folder, writer)
+        if final:
+            shared: dict[str, str | int | float] = {
+                "agent": name,
+                "reward": settings.reward.name,
+                "seed": settings.seed,
+                **setup.names,
+            }
+            writer.hyperparameters({**shared, **hyperparameters(setup.run.agent)}, final, training.done)
+    console.write(json.dumps({**printed, "run": str(folder.path)}, sort_keys=True))
+    return folder
+
+
+class Training(Protocol):
+    """A way to learn."""
+
+    @property
+    def done(self) -> int:
+        """Steps so far."""
+
+    @property
+    def recent(self) -> Sequence[DecodedRequest]:
+        """The last live requests."""
+
+    def begin(self, folder: RunFolder) -> str:
+        """Starts or resumes; returns what will be done, for the user."""
+
+    def learn(self, folder: RunFolder, writer: RunWriter) -> None:
+        """Learns to the end and stores the controller."""
+
+    def keep(self, folder: RunFolder) -> None:
+        """Stores the controller after an error."""
+
+
+class Fitting:
+    """A controller that is made at once from the learning prompts.
+
+    Attributes:
+        controller: The controller.
+        score: On validation prompts, after `learn`.
+    """
+
+    done = 0
+    recent: Sequence[DecodedRequest] = ()
+
+    def __init__(self, run: Run, task: Task, validator: Validator) -> None:
+        settings = run.settings
+        data = TrainingData(train=task.learning, cost=task.learning_cost, seed=settings.seed, hide=settings.env.hide)
+        if run.name == "best_fixed":  # by definition tuned on all train prompts, validation prompts included
+            data = replace(data, train=task.train, cost=task.cost)
+        controller = make_controller(run.name, run.agent, data)
+        if settings.learn.reclock:
+            met = {*task.learning.compressions, *task.test.compressions}
+            known = [compression for compression in task.cost.compressions if compression in met]
+            controller = with_cost_table(run.name, run.agent, controller, task.cost, known)
+        self._run, self._validator, self.controller = run, validator, controller
+        self.score: Score | None = None
+
+    def begin(self, folder: RunFolder) -> str:  # noqa: ARG002
+        """Does nothing."""
+        return ""
+
+    def learn(self, folder: RunFolder, writer: RunWriter) -> None:  # noqa: ARG002
+        """Stores and scores the controller."""
+        self.keep(folder)
+        self.score = self._validator.score(self.controller)
+        folder.append_evaluation(0, self._validator.grid, self.score.sums)
+
+    def keep(self, folder: RunFolder) -> None:
+        """Stores the controller."""
+        save_controller(folder.path, self._run.name, self._run.agent, self.controller)
+
+
+class LearnerTraining:
+    """A Stable-Baselines3 learner in an environment: from its first step, a stored policy or a checkpoint.
+
+    Args:
+        make_monitor: Makes the callback that acts between updates.
+        provenance: Written into every exported policy.
+        place: Words for the user after the number of steps; None says what learning begins with.
+        source: Folder of a stored policy to begin with, or None.
+
+    Raises:
+        CheckpointError: if the stored policy does not fit.
+        SchemaError: if it reads another observation.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        env: LearnerEnvironment,
+        make_monitor: Callable[[MonitorContext], Monitor],
+        *,
+        provenance: Mapping[str, str | int | float],
+        place: str | None = None,
+        source: Path | None = None,
+    ) -> None:
+        self._run, self._env, self._make_monitor = run, env, make_monitor
+        self._provenance, self._place, self._begun_with = provenance, place, "nothing"
+        self._progress = LearnerProgress()
+        self._model: BaseAlgorithm | None = None
+        if source is not None:
+            self._model = self._unmeasured()
+            self._begun_with = start_learner(self._model, source, env.gamma_max)
+
+    @property
+    def model(self) -> BaseAlgorithm:
+        """The learner, after `begin`."""
+        assert self._model is not None, "begin comes first"
+        return self._model
+
+    @property
+    def done(self) -> int:
+        """Environment steps so far."""
+        return int(self.model.num_timesteps)
+
+    @property
+    def recent(self) -> Sequence[DecodedRequest]:
+        """The last live requests."""
+        return self._env.recent
+
+    def begin(self, folder: RunFolder) -> str:
+        """Loads the checkpoint of a resumed run, or measures the observations' scale with random actions.
+
+        Raises:
+            CheckpointError: if there is no checkpoint, or it does not fit.
+        """
+        run, env = self._run, self._env
+        settings = run.settings
+        if run.resumes:
+            self._model = self._unmeasured()
+            self._progress = checkpoint.load(folder / LAST, self._model, env.state)
+            folder.drop_evaluations_after(self.done)
+            self._begun_with = f"step {self.done:,}"
+        elif self._model is None:
+            self._model = build_learner(run.agent, env.vec, settings.seed, hide=settings.env.hide)
+        env.begin(self.model, resumed=run.resumes)
+        if settings.reward.name in REWARDS_WITH_LAMBDA:
+            env.state.set_lambda(self._progress.rates)
+        return f"{run.agent.total_steps:,} environment steps, {self._place or f'beginning with {self._begun_with}'}"
+
+    def _unmeasured(self) -> BaseAlgorithm:
+        """A learner whose parameters and normalisation come from a file."""
+        zeros: FloatArray = np.zeros(self._env.vec.observation_space.shape or (), np.float32)
+        return make_learner(self._run.agent, self._env.vec, seed=self._run.settings.seed, mean=zeros, std=zeros + 1)
+
+    def learn(self, folder: RunFolder, writer: RunWriter) -> None:
+        """Learns to the end, saving as it goes.
+
+        Raises:
+            InterruptedTraining: at the update after a signal, saved.
+            SpecKVError: as the environment; the state after the last update is saved.
+        """
+        model, total = self.model, self._run.agent.total_steps
+        if self.done >= total:
+            return
+        model.set_logger(Logger(None, [writer]))
+        with catch_signals() as request, self._run.console.progress(total, self.done) as bar:
+            context = MonitorContext(
+                settings=self._run.settings,
+                folder=folder,
+                writer=writer,
+                bar=bar,
+                request=request,
+                progress=self._progress,
+                provenance=self._provenance,
+            )
+            # The monitor writes the log of a learner that counts episodes for it, not rollouts.
+            every = _NEVER if isinstance(model, OffPolicyAlgorithm) else 1
+            try:
+                model.learn(
+                    total - self.done,
+                    callback=self._make_monitor(context),
+                    log_interval=every,
+                    reset_num_timesteps=not self._run.resumes,
+                )
+            finally:
+                self._env.end()
+            request.raise_if_set()
+
+    def keep(self, folder: RunFolder) -> None:
+        """Does nothing: the monitor has saved the state after the last update."""
+
+
+def train_on_recordings(run: Run, task: Task, validator: Validator) -> LearnerTraining:
+    """A learner on the learning prompts of a task.
+
+    Raises:
+        ConfigError: if a setting of the environment is unknown or out of range.
+    """
+    settings = run.settings
+    vec = make_environment(task.learning, task.learning_cost, settings.env, settings.reward, run.agent.num_envs)
+    torch.set_num_threads(settings.threads)
+    env, threads = ReplayEnvironment(vec), f"{settings.threads} thread{'s' if settings.threads > 1 else ''}"
+    provenance: dict[str, str | int | float] = {
+        "agent": run.name,
+        "cost": task.learning_cost.name,
+        "cost_sha256": task.learning_cost.sha256,
+        "seed": settings.seed,
+        "traces": Path(settings.learn.traces or task.traces_name).name,
+        "traces_sha256": task.learning.sha256,
+    }
+    place = f"{run.agent.num_envs} environments, on the CPU with {threads}"
+    return LearnerTraining(run, env, partial(ReplayMonitor, env, validator), provenance=provenance, place=place)
+
+
+class ReplaySetup:
+    """A run on recordings."""
+
+    charts = True
+
+    def __init__(self, run: Run) -> None:
+        settings = run.settings
+        require_batch(run.name, run.agent, settings.cost.batch, settings.env.decides)
+        self.task = load_task(settings.data, settings.cost, settings.learn)
+        if run.name not in CONSTANTS:
+            warn_of_waiting(settings.cost.batch)
+        if isinstance(run.agent, LearnerSettings):
+            run.agent.check_environment(settings.env.decides)
+        else:
+            run = replace(run, agent=within_depth(run.name, run.agent, self.task.learning.metadata.gamma_max))
+        self.run = run
+        self._validator = self.task.validator()
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """Names of clock and recordings."""
+        return {"cost": self.task.cost.name, "traces": Path(self.task.traces_name).name}
+
+    def prepare(self) -> Training:
+        """Makes the learner, or the controller itself."""
+        if isinstance(self.run.agent, LearnerSettings):
+            return train_on_recordings(self.run, self.task, self._validator)
+        return Fitting(self.run, self.task, self._validator)
+
+    def open_folder(self) -> RunFolder:
+        """Opens the run folder."""
+        task, settings = self.task, self.run.settings
+        facts = {
+            "cost": {"name": task.cost.name, "sha256": task.cost.sha256, "table": settings.cost.table},
+            "traces": {"name": task.traces_name, "sha256": task.train.sha256},
+        }
+        return self.run.open_folder(self.run.name, task.cost.name, facts, {"threads": settings.threads})
+
+    @contextmanager
+    def keeping(self, training: Training, folder: RunFolder) -> Iterator[None]:  # noqa: ARG002
+        """Does nothing: a replay that fails has nothing to keep."""
+        yield
+
+    def evaluate(self, training: Training, folder: RunFolder, writer: RunWriter) -> tuple[dict[str, float], Figures]:
+        """Compares on the test prompts, unless a search leaves that out.
+
+        Returns:
+            The final figures for TensorBoard, and those to print.
+        """
+        task, settings = self.task, self.run.settings
+        if isinstance(training, Fitting):
+            controller, score = training.controller, training.score
+        else:
+            controller = load_controller(folder.path)
+            score = self._validator.score(controller)
+        assert score is not None
+        final = {f"final/{key.removeprefix('eval/')}": value for key, value in score.scalars().items()}
+        if not settings.eval.on_test:
+            return final, final
+        comparison = evaluate_controllers(
+            [controller],
+            train=task.train,
+            test=task.test,
+            cost=task.cost,
+            output=folder / EVALUATION,
+            num_resamples=settings.eval.num_resamples,
+            seed=settings.seed,
+            console=self.run.console,
+            train_sweep=task.sweep,
+        )
+        row = comparison.group(ALL, ALL).row(controller.name)
+        final["final/test_throughput"] = row.throughput
+        final["final/test_speedup_vs_ar"] = row.geomean_vs_ar.estimate
+        final["final/test_speedup_vs_best_fixed"] = row.geomean_vs_best_fixed.estimate
+        pictures = {path.stem: path for path in sorted((folder / EVALUATION).glob("*.png"))}
+        writer.evaluation((folder / EVALUATION / TEXT).read_text(encoding="utf-8"), pictures, training.done)
+        return final, headline(comparison)
+
+
+class LiveSetup:
+    """A run in which real models decode.
+
+    Args:
+        load: Loads the models.
+    """
+
+    charts = False
+
+    def __init__(self, run: Run, load: Loader) -> None:
+        settings = run.settings
+        assert settings.live is not None
+        _require_learns_live(run.name, run.agent, settings.env.decides)
+        self.run, self._live = run, settings.live
+        self._source: Path | None = None
+        if settings.init_from is not None and not run.resumes:
+            self._source = find_source(settings.init_from, settings.cost.table)
+        use_threads(self._live.threads)
+        self.task = load_live_task(settings, load)
+        self._log = RequestLog()
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """Name of the clock."""
+        return {"cost": self.task.cost.name}
+
+    def prepare(self) -> Training:
+        """Makes the learner and warms the models up."""
+        training = self._learner() if isinstance(self.run.agent, LearnerSettings) else self._online()
+        warm_up(self.task)
+        return training
+
+    def _online(self) -> Training:
+        return OnlineTraining(self.run, self.task, self._log, self._source)
+
+    def _learner(self) -> Training:
+        run, task, settings = self.run, self.task, self.run.settings
+        env = LiveEnvironment(make_live_environment(task, settings), self._log, run.name, self._live.recent)
+        provenance: dict[str, str | int | float] = {
+            "agent": run.name,
+            "cost": task.cost.name,
+            "cost_sha256": task.cost.sha256,
+            "init_from": settings.init_from or "",
+            "live": json.dumps(task.facts, sort_keys=True),
+            "seed": settings.seed,
+        }
+        return LearnerTraining(run, env, partial(LiveMonitor, env), provenance=provenance, source=self._source)
+
+    def open_folder(self) -> RunFolder:
+        """Opens the run folder and the log of requests in it."""
+        cost = self.task.cost
+        facts = {"cost": {"name": cost.name, "sha256": cost.sha256}, "live": self.task.facts}
+        others = {"init_from": self.run.settings.init_from}
+        folder = self.run.open_folder(f"{self.run.name}-live", cost.name, facts, others)
+        self._log.path = folder / DECODED
+        return folder
+
+    @contextmanager
+    def keeping(self, training: Training, folder: RunFolder) -> Iterator[None]:
+        """Stores the controller if the block fails, and tells the user where it is."""
+        try:
+            yield
+        except (SpecKVError, KeyboardInterrupt):
+            training.keep(folder)
+            self.run.console.write(
+                f"stopped; what was learned and decoded until then is in {folder.path}: decode with "
+                f"controller={folder.path}, or go on with resume={folder.path}"
+            )
+            raise
+
+    def evaluate(self, training: Training, folder: RunFolder, writer: RunWriter) -> tuple[dict[str, float], Figures]:  # noqa: ARG002
+        """Compares on the held-out prompts and writes the report.
+
+        Returns:
+            The final figures, twice: for TensorBoard and to print.
+
+        Raises:
+            InterruptedTraining: if a signal came.
+            SpecKVError: if models fail.
+        """
+        console, task = self.run.console, self.task
+        report: dict[str, object] = {
+            "agent": self.run.name,
+            "cost": task.cost.name,
+            "live": task.facts,
+            "machine": describe_machine(getattr(task.engine.target, "device", None)),
+            "run": str(folder.path),
+        }
+        final: dict[str, float] = {}
+        if recent := training.recent:
+            figures = summarise(recent)
+            final["final/tokens_per_s_recent"] = figures["tokens_per_s"]
+            report["last_requests"] = {"requests": len(recent), **figures}
+            console.write(
+                f"\nWhile learning, the last {len(recent)} requests: {figures['tokens_per_s']:.2f} tokens/s, "
+                "exploration included, on train prompts"
+            )
+        if self._live.heldout:
+            stored = load_controller(folder.path)
+            with catch_signals() as request:
+                comparison = compare_live(task, stored, self._live.fixed_gammas, self._log, request)
+            report["comparison"] = comparison.to_dict()
+            final["final/tokens_per_s"] = comparison.arms[stored.name].tokens_per_s
+            final |= {f"final/{name}": value for name, value in comparison.ratios().items()}
+            console.write(f"\n{comparison.render()}")
+        write_atomically(folder / LIVE_REPORT, canonical_json(report))
+        return final, final
+
+
+def _require_learns_live(name: str, agent: Any, decides: str) -> None:
+    known = sorted(n for n, a in AGENTS.items() if a.begin is not None or issubclass(a.settings, OnPolicySettings))
+    if name not in known:
+        raise ConfigError(
+            f"Expected an agent that learns from live requests, of {known}, got {name!r}.{nearest(name, known)} "
+            "Others are made by `train.py` without env=live, and decode live with `python -m speckv decode`."
+        )
+    if not isinstance(agent, LearnerSettings):
+        if decides != "per_step":
+            raise ConfigError(f"Expected env=live for {name}, which itself says when it decides, got {decides}.")
+        return
+    agent.check_environment(decides)
+    if agent.num_envs != 1:
+        raise ConfigError(f"Expected agent.num_envs=1 with env=live, got {agent.num_envs}: one request is decoded.")
