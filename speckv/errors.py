@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one family of errors that SpecKV raises on purpose.
+"""The errors that SpecKV raises on purpose.
 
-Every message says what was expected, what came, and what to do about it. Each class also inherits the builtin a
-caller would have expected, so `except ValueError` keeps working.
+Every message states what was expected, what came, and what to do. Each class also inherits a fitting builtin, so
+`except ValueError` works.
 """
 
 import difflib
@@ -23,11 +23,11 @@ class DataError(SpecKVError, ValueError):
 
 
 class TraceError(SpecKVError, ValueError):
-    """A trace file is damaged, from another schema version, or lacks what was asked of it."""
+    """A trace file is damaged, from another schema version, or lacks what is needed."""
 
 
 class CostTableError(SpecKVError, ValueError):
-    """A cost table is damaged or does not cover what was asked of it."""
+    """A cost table is damaged or lacks what is needed."""
 
 
 class SchemaError(SpecKVError, ValueError):
@@ -63,9 +63,9 @@ _LOST = ("CUDA error", "CUDA driver error", "HIP error")
 
 
 def device_error(error: BaseException) -> DeviceError | None:
-    """What an error of a device means and what to do about it, or None for any other error.
+    """Explains an error of a device; None for any other error.
 
-    It is told by its text, which is the same in all releases of PyTorch, so that no PyTorch is needed to tell.
+    The text decides, which is the same in all releases of PyTorch, so that PyTorch need not be imported.
 
     >>> str(device_error(RuntimeError("CUDA error: unspecified launch failure"))).partition(" It")[0]
     'The device failed (CUDA error: unspecified launch failure).'
@@ -89,11 +89,7 @@ def device_error(error: BaseException) -> DeviceError | None:
 
 @contextmanager
 def device_errors_explained() -> Iterator[None]:
-    """Around whatever runs models: what PyTorch raises where a device is out of memory or lost becomes a `DeviceError`.
-
-    Raises:
-        DeviceError: from the error that came.
-    """
+    """Turns errors that PyTorch raises where a device is out of memory or lost into a `DeviceError`."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files written whole or not at all, and shipped ones found by name."""
+"""Atomic writes, shipped files by name, and text formats."""
 
 import csv
 import io
@@ -15,11 +15,7 @@ from speckv.errors import SpecKVError, nearest
 
 @contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
-    """Gives a path to write to; what was written there takes the place of `path` when the block ends without an error.
-
-    Args:
-        path: Where it goes; missing folders are made.
-    """
+    """Yields a path to write to, which replaces `path` when the block ends without an error; makes missing folders."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -35,11 +31,7 @@ def replacing(path: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path | str) -> Iterator[Path]:
-    """Gives a new folder to fill; it takes the place of `path` when the block ends without an error.
-
-    Args:
-        path: Where it goes; what is there is replaced as a whole.
-    """
+    """Yields a new folder to fill, which replaces `path` as a whole when the block ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -56,12 +48,7 @@ def replacing_folder(path: Path | str) -> Iterator[Path]:
 
 
 def write_atomically(path: Path | str, content: bytes | str) -> None:
-    """Writes a file so that a reader, or a crash, never sees half of it.
-
-    Args:
-        path: Where it goes; missing folders are made.
-        content: Bytes, or text that is stored as UTF-8.
-    """
+    """Writes a file, text as UTF-8, whole or not at all; makes missing folders."""
     with replacing(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
@@ -73,11 +60,11 @@ def find_shipped(
 
     Args:
         name_or_path: A path that exists wins over a name.
-        folder: Where the shipped ones lie.
+        folder: Of the shipped files.
         suffix: Of their file names, with the dot.
         error: Raised if it is neither.
-        kind: What is looked for, such as "trace file".
-        otherwise: What a user without one does; ends the message.
+        kind: Such as "trace file"; for the message.
+        otherwise: Advice that ends the message.
     """
     path = Path(name_or_path)
     if path.is_file():

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What most likely comes next in a text, told from the text alone: runs of tokens and what followed them before.
+"""Predicts the next token of a text from earlier runs of the same tokens.
 
-No array library is needed, so that a lookup can draft inside any decoding library.
+It needs no array library, so that a lookup can draft inside any decoding library.
 """
 
 import math
@@ -13,10 +13,9 @@ Key = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """What most likely comes next.
+    """The most likely next token.
 
     Attributes:
-        token: Its id.
         entropy: In nats, over what followed and over the escape, which stands for anything else.
         confidence: The token's share.
         margin: How far it is ahead of the second candidate's share, 0 where there is none.
@@ -49,7 +48,7 @@ class NgramIndex:
             self.tokens.append(token)
 
     def truncate(self, length: int) -> None:
-        """Forgets every token past `length`; the index is then that of the shorter text."""
+        """Removes every token past `length`; the index is then that of the shorter text."""
         while len(self.tokens) > length:
             token = self.tokens.pop()
             for key in self._keys():

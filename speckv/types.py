@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the rooms hand to one another: step outcomes and the controller protocol. NumPy only."""
+"""Types that packages share: step outcomes and the controller protocols. NumPy only."""
 
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -18,7 +18,7 @@ BITS_PER_WEIGHT = {"fp16": 16.0, "int8": 8.0, "nf4": 4.0}
 """Nominal bits stored per weight, quantisation constants left out; `speckv.models.register_compression` adds to it."""
 
 GAMMA_MAX = 16
-"""Most tokens of a draft that recordings, environments and controllers know of."""
+"""Most tokens of a draft in recordings, environments and controllers."""
 
 _LARGEST_PADDING = 1024
 _PADDED_TO = 8
@@ -49,11 +49,11 @@ class StepOutcome:
         gamma: Speculation length asked for, in tokens; the draft's own where a stopping controller ended it.
         num_drafted: Tokens really drafted: gamma cut by budget and by a drafted end of text.
         num_accepted: Drafted tokens kept, bonus excluded.
-        num_tested: Drafted tokens the target judged: the accepted ones and the first rejected one.
+        num_tested: The accepted tokens and the first rejected one.
         num_emitted: Tokens added to the output.
         draft_signals: Shape [num_drafted, 3]: entropy, confidence, margin of the draft at each drafted token.
-        target_entropy: The target's entropy (nats) at the newest emitted token.
-        target_confidence: The target's top-1 probability at the newest emitted token.
+        target_entropy: At the newest emitted token, in nats.
+        target_confidence: The target's top-1 probability there.
         seconds: Time of the whole step, on the clock in use.
         draft_s: Share of it spent drafting.
         verify_s: Share of it spent in the target's pass.
@@ -76,16 +76,9 @@ class StepOutcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodedSteps:
-    """What one step of each of many requests did, as far as a rule may remember it; arrays of shape [requests].
+    """What one step of each of many requests did; arrays of shape [requests], named as in `StepOutcome`.
 
-    Attributes:
-        gamma: Asked for, or where a stopping controller stopped.
-        num_drafted: Tokens really drafted.
-        num_accepted: Drafted tokens kept.
-        num_emitted: Tokens added to the output.
-        draft_signals: Shape [requests, depth, 3]: entropy, confidence, margin of the draft at each drafted token; what
-            stands behind the last drafted one means nothing.
-        seconds: Time of the step.
+    `draft_signals` has shape [requests, depth, 3]; values behind a request's last drafted token are meaningless.
     """
 
     gamma: IntArray
@@ -97,7 +90,7 @@ class DecodedSteps:
 
     @staticmethod
     def from_outcome(outcome: StepOutcome) -> "DecodedSteps":
-        """Wraps the step of one live request."""
+        """The step of one live request."""
         return DecodedSteps(
             gamma=np.array([outcome.gamma]),
             num_drafted=np.array([outcome.num_drafted]),
@@ -130,15 +123,15 @@ class Controller(Protocol):
         """Returns gamma for each row of observations of shape [requests, features]."""
 
     def learn(self, outcome: StepOutcome) -> None:
-        """Takes in what the last decision led to; controllers that do not learn ignore it."""
+        """Learns from the outcome of the last decision; controllers that do not learn ignore it."""
 
 
 @runtime_checkable
 class OnlineLearner(Controller, Protocol):
-    """Goes on learning from request to request, so that the order of requests matters.
+    """Learns across requests, so that their order matters.
 
     Attributes:
-        learns: Whether it does; set to False, it decides with what it has learned so far, and `learn` adds nothing.
+        learns: Set to False, it decides with what it has learned so far, and `learn` changes nothing.
     """
 
     learns: bool
@@ -146,32 +139,32 @@ class OnlineLearner(Controller, Protocol):
 
 @runtime_checkable
 class InterleavedLearner(OnlineLearner, Protocol):
-    """A learner that can serve requests whose steps interleave: what it knows of one can be put aside meanwhile."""
+    """A learner for requests whose steps interleave: the state of one request can be saved and loaded."""
 
     def save_request(self) -> object:
-        """Returns all that belongs to the request at hand and to no other; what was learned does not."""
+        """Returns the state of the current request, without what was learned."""
 
     def load_request(self, request: object) -> None:
-        """Goes on with a request that was put aside."""
+        """Continues a saved request."""
 
 
 @runtime_checkable
 class BatchMemory(Protocol):
-    """A controller that remembers more about a request than the observation tells, for many requests at once.
+    """A controller that remembers more about a request than the observation holds, for many requests at once.
 
-    `act_batch` then answers for the requests of the last `start`, row by row; alone, `reset` begins the only one.
+    `act_batch` then decides for the requests of the last `start`, row by row; for one request `reset` begins it.
     """
 
     def start(self, num_requests: int) -> None:
-        """Begins that many requests and forgets all others."""
+        """Begins that many requests in place of all others."""
 
     def remember(self, step: DecodedSteps, where: BoolArray) -> None:
-        """Takes in what a step of each request did, where it made one: a mask of shape [requests]."""
+        """Remembers a step of each request; `where`, of shape [requests], masks those that made one."""
 
 
 @runtime_checkable
 class Abstainer(Protocol):
-    """A controller that may know beforehand that it drafts nothing, so that nobody need load a draft model for it."""
+    """A controller that may never draft, so that no draft model need be loaded for it."""
 
     def never_drafts(self, compression: str) -> bool:
         """Whether every decision is 0 at a compression of the target."""
@@ -179,7 +172,7 @@ class Abstainer(Protocol):
 
 @runtime_checkable
 class StoppingController(Controller, Protocol):
-    """Also decides after each drafted token whether to draft another one; `act` then says how many at most."""
+    """Also decides after each drafted token whether to draft another one; `act` then returns the most tokens."""
 
     def go_on(self, observation: FloatArray) -> bool:
         """Returns whether to draft another token, for one observation of shape [features], as `observe_draft` gives."""
