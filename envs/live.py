@@ -15,18 +15,8 @@ from envs.draft_stopping import DRAFT
 from speckv.cost import CostTable
 from speckv.decoding import DecodeStep, Engine
 from speckv.errors import ConfigError, device_errors_explained
-from speckv.observation import (
-    SCHEMA,
-    STOPPING_SCHEMA,
-    History,
-    StaticContext,
-    StepBatch,
-    observe,
-    observe_draft,
-    summarise_draft,
-    update_history,
-)
-from speckv.types import GAMMA_MAX, NUM_SIGNALS, FloatArray
+from speckv.observation import SCHEMA, STOPPING_SCHEMA, RequestMemory
+from speckv.types import BITS_PER_WEIGHT, GAMMA_MAX, FloatArray
 
 REWARDS = {
     "per_step": ("throughput", "lambda_throughput", "time", "tokens"),
@@ -123,9 +113,11 @@ class LiveDecodingEnv(gym.Env[FloatArray, np.int64]):
         schema = STOPPING_SCHEMA if self.per_token else SCHEMA
         self.observation_space = spaces.Box(schema.low, schema.high, dtype=np.float32)
         self.action_space = spaces.Discrete(2 if self.per_token else gamma_max + 1)
-        ratios = {compression: cost.cost_ratio(compression)}
-        self._static = StaticContext.of([compression], ratios, [max_new_tokens])
-        self._before = np.zeros((1, SCHEMA.size), np.float32)
+        self._memory = RequestMemory(
+            cost_ratio=cost.cost_ratio(compression),
+            bits_per_weight=BITS_PER_WEIGHT[compression],
+            budget=max_new_tokens,
+        )
         self._running = False
         engine.capture_ahead(max(len(prompt.tokens) for prompt in prompts) + max_new_tokens)  # in no step's time
 
@@ -155,7 +147,7 @@ class LiveDecodingEnv(gym.Env[FloatArray, np.int64]):
                 break
         else:
             raise ConfigError("Expected a prompt whose output has more than one token, found none. Use other prompts.")
-        self._history = History.start(1, first.outcome.target_entropy, first.outcome.target_confidence)
+        self._memory.start(first.outcome.target_entropy, first.outcome.target_confidence)
         self._running = True
         return self._begin(), {"prompt_id": prompt.prompt_id}
 
@@ -171,6 +163,7 @@ class LiveDecodingEnv(gym.Env[FloatArray, np.int64]):
         already_s = self.engine.draft_seconds
         if action == DRAFT and self.engine.can_draft:
             self.engine.draft_token()
+            self._memory.add_draft(*self.engine.draft_signals[-1].tolist())
             if self.engine.can_draft:
                 seconds = self.engine.draft_seconds - already_s
                 info = {"num_drafted": 1, "num_accepted": 0, "num_emitted": 0, "seconds": seconds}
@@ -179,23 +172,28 @@ class LiveDecodingEnv(gym.Env[FloatArray, np.int64]):
 
     def _begin(self) -> FloatArray:
         """Begins a decode step, unless the text has ended, and returns its first observation."""
-        self._before = observe(self._history, self._static)
+        self._memory.render()
         if self.per_token and self._running:
             self.engine.begin_step(self.gamma_max)
         return self._observe()
 
     def _observe(self) -> FloatArray:
-        if not self.per_token:
-            return np.asarray(self._before[0], np.float32)
-        signals = self.engine.draft_signals if self._running else np.zeros(0, np.float32)
-        seen: FloatArray = observe_draft(self._before, summarise_draft(signals.reshape(1, -1, NUM_SIGNALS))[:, -1])[0]
-        return seen
+        return (self._memory.inside if self.per_token else self._memory.before).copy()
 
     def _verified(
         self, step: DecodeStep, already_s: float
     ) -> tuple[FloatArray, SupportsFloat, bool, bool, dict[str, Any]]:
         outcome = step.outcome
-        self._history = update_history(self._history, StepBatch.from_outcome(outcome))
+        if not self.per_token:
+            for signals in outcome.draft_signals.tolist():
+                self._memory.add_draft(*signals)
+        self._memory.end_step(
+            num_drafted=outcome.num_drafted,
+            num_accepted=outcome.num_accepted,
+            num_emitted=outcome.num_emitted,
+            target_entropy=outcome.target_entropy,
+            target_confidence=outcome.target_confidence,
+        )
         terminated, truncated = outcome.finish == "eos", outcome.finish == "length"
         self._running = outcome.finish is None
         seconds = outcome.seconds - already_s

@@ -15,7 +15,6 @@ turns that into one number a step, with a caveat:
 """
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -71,30 +70,38 @@ def tokens_minus_cost(num_emitted: ArrayLike, num_drafted: ArrayLike, token_cost
     return np.asarray(np.subtract(num_emitted, np.multiply(token_cost, num_drafted)), np.float64)
 
 
-class Reward(Protocol):
+class Reward:
     """Computes the reward of one decode step of each environment."""
+
+    def __init__(self, cost: CompiledCost) -> None:
+        self._cost = cost
 
     def __call__(self, step: ReplayStep, comp_index: IntArray) -> Rewards:
         """Returns shape [N], given the step and the compression index of each row."""
+        raise NotImplementedError
 
     def set_lambda(self, values: Mapping[str, float]) -> None:
         """Sets the throughput, in tokens a second, of some compressions; a ConfigError where the reward has none."""
-
-
-class _Stateless:
-    """A reward without state."""
-
-    def __init__(self, cost: CompiledCost, value: Callable[[CompiledCost, ReplayStep, IntArray], Rewards]) -> None:
-        self._cost, self._value = cost, value
-
-    def __call__(self, step: ReplayStep, comp_index: IntArray) -> Rewards:
-        return self._value(self._cost, step, comp_index)
-
-    def set_lambda(self, values: Mapping[str, float]) -> None:
         raise ConfigError(f"Expected a reward with a lambda, such as lambda_throughput, to take {dict(values)}.")
 
 
-class _WithLambda:
+class _Throughput(Reward):
+    def __call__(self, step: ReplayStep, comp_index: IntArray) -> Rewards:
+        plain_s = self._cost.autoregressive_s(comp_index, step.context)
+        return throughput(step.num_emitted, step.seconds, plain_s)
+
+
+class _Time(Reward):
+    def __call__(self, step: ReplayStep, comp_index: IntArray) -> Rewards:
+        return time(step.seconds, self._cost.reference_autoregressive_s[comp_index])
+
+
+class _Tokens(Reward):
+    def __call__(self, step: ReplayStep, comp_index: IntArray) -> Rewards:  # noqa: ARG002
+        return step.num_emitted.astype(np.float64)
+
+
+class _WithLambda(Reward):
     """A reward that compares with the throughput being achieved, one lambda a compression.
 
     Lambda starts at plain decoding's throughput. Either the caller moves it, or with `decay` it follows the steps that
@@ -104,7 +111,8 @@ class _WithLambda:
     def __init__(self, cost: CompiledCost, rate: Lambda = None, decay: float | None = None) -> None:
         if decay is not None and not 0.0 < decay < 1.0:
             raise ConfigError(f"Expected a decay above 0 and below 1, or none to keep lambda as set, got {decay}.")
-        self._cost, self._decay = cost, decay
+        super().__init__(cost)
+        self._decay = decay
         self.rates = 1.0 / cost.reference_autoregressive_s
         # Lambda counts as one second's worth of steps, so that the first ones move it a little and do not replace it.
         self._seconds = np.ones(len(self.rates))
@@ -160,24 +168,12 @@ class _TokensMinusCost(_WithLambda):
         return rewards
 
 
-def _throughput(cost: CompiledCost, step: ReplayStep, comp_index: IntArray) -> Rewards:
-    return throughput(step.num_emitted, step.seconds, cost.autoregressive_s(comp_index, step.context))
-
-
-def _time(cost: CompiledCost, step: ReplayStep, comp_index: IntArray) -> Rewards:
-    return time(step.seconds, cost.reference_autoregressive_s[comp_index])
-
-
-def _tokens(_cost: CompiledCost, step: ReplayStep, _comp_index: IntArray) -> Rewards:
-    return step.num_emitted.astype(np.float64)
-
-
 REWARDS: dict[str, Callable[..., Reward]] = {
-    "throughput": lambda cost: _Stateless(cost, _throughput),
-    "time": lambda cost: _Stateless(cost, _time),
+    "throughput": _Throughput,
+    "time": _Time,
     "lambda_throughput": _LambdaThroughput,
     "tokens_minus_cost": _TokensMinusCost,
-    "tokens": lambda cost: _Stateless(cost, _tokens),
+    "tokens": _Tokens,
 }
 """Name -> factory. Options: `rate` (lambda in tokens a second, one number or one a compression) and `decay` for
 `lambda_throughput`; these and `token_cost` (a number or "auto") for `tokens_minus_cost`; none for the others."""

@@ -35,7 +35,6 @@ from speckv.observation.history import (
     RequestMemory,
     StaticContext,
     StepBatch,
-    next_draft_lag,
     observe,
     update_history,
 )
@@ -62,7 +61,6 @@ __all__ = [
     "drafted_so_far",
     "hidden_columns",
     "hide_from",
-    "next_draft_lag",
     "observe",
     "observe_draft",
     "running_summary",

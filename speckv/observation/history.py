@@ -197,18 +197,6 @@ def observe(history: History, static: StaticContext) -> FloatArray:
     return np.minimum(np.maximum(out, _LOW[_BEFORE], out=out), _HIGH[_BEFORE], out=out)
 
 
-def next_draft_lag(draft_lag: IntArray, num_drafted: IntArray, num_accepted: IntArray) -> IntArray:
-    """Emitted tokens that the draft's cache misses after a step, the newest one not counted.
-
-    A fully accepted draft leaves its last token unread; a rejected one leaves nothing; without drafting the draft reads
-    nothing and falls one token further behind.
-
-    >>> next_draft_lag(np.array([0, 0, 5, 5]), np.array([0, 3, 3, 0]), np.array([0, 3, 1, 0])).tolist()
-    [1, 1, 0, 6]
-    """
-    return np.where(num_drafted > 0, num_accepted == num_drafted, draft_lag + 1)
-
-
 def update_history(history: History, outcome: StepBatch, where: BoolArray | None = None) -> History:
     """The past after one decode step of each request, in arrays of its own.
 
@@ -240,15 +228,14 @@ def update_history(history: History, outcome: StepBatch, where: BoolArray | None
         decayed_tested=decayed_tested,
         accepted_ema=history.accepted_ema + ((1.0 - DECAY) * drafting) * (accepted - history.accepted_ema),
         emitted=history.emitted + outcome.num_emitted,
-        draft_lag=next_draft_lag(history.draft_lag, drafted, accepted),
+        # A fully accepted draft leaves its last token unread; without drafting the lag grows by one token.
+        draft_lag=np.where(drafting, accepted == drafted, history.draft_lag + 1),
     )
-    return after if where is None else _choose(where, after, history)
-
-
-def _choose(where: BoolArray, after: History, before: History) -> History:
+    if where is None:
+        return after
     chosen = {}
     for f in fields(History):
-        new, old = getattr(after, f.name), getattr(before, f.name)
+        new, old = getattr(after, f.name), getattr(history, f.name)
         chosen[f.name] = np.where(where[:, None] if new.ndim == 2 else where, new, old)
     return History(**chosen)
 

@@ -19,7 +19,6 @@ from speckv.observation import (
     ObservationSchema,
     StaticContext,
     StepBatch,
-    next_draft_lag,
     observe,
     running_summary,
     summarise_tested,
@@ -133,11 +132,6 @@ def test_draft_lag() -> None:
     assert features_after(full, plain, plain)["draft_lag"] == pytest.approx(3 / 16)
     assert features_after(plain, plain, make_outcome(2, 0))["draft_lag"] == 0.0
     assert features_after(*[plain] * 20)["draft_lag"] == 1.0
-
-
-def test_next_draft_lag_by_case() -> None:
-    lag = next_draft_lag(np.array([4, 4, 4]), np.array([0, 2, 2]), np.array([0, 2, 1]))
-    assert lag.tolist() == [5, 1, 0]
 
 
 def test_end_of_text_emits_no_bonus() -> None:
