@@ -12,7 +12,7 @@ from agents.runs.settings import TrainSettings
 from agents.runs.training import train
 from speckv.evaluation.compare import Comparison, compare
 from speckv.evaluation.curves import Curve
-from speckv.report.content import Shown, Words, page_content
+from speckv.report.content import PageTexts, ShownController, page_content
 from speckv.traces import TraceSet
 from speckv.types import Controller
 from tests.fakes_runs import CapturedConsole, toy_settings, toy_traces
@@ -59,10 +59,10 @@ def toy_content(
     _, test_set = splits()
     return page_content(
         compared(controllers),
-        [Shown(controller=c, facts={"Folder": HOSTILE}, curve=curve) for c in controllers],
+        [ShownController(controller=c, facts={"Folder": HOSTILE}, curve=curve) for c in controllers],
         test=test_set,
         cost=COST,
-        words=Words(pieces=pieces, source="Made-up words.", prompts=dict.fromkeys(test_set.prompt_ids, prompt)),
+        texts=PageTexts(pieces=pieces, source="Made-up words.", prompts=dict.fromkeys(test_set.prompt_ids, prompt)),
         prompts_per_task=per_task,
     )
 

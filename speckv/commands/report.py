@@ -6,32 +6,34 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from speckv.commands.app import plain
 from speckv.commands.quoting import quoted
-from speckv.commands.run_folders import RunFolder, Terms, agreed
 from speckv.cost import CostTable
 from speckv.errors import CheckpointError, ConfigError, DataError
 from speckv.evaluation.compare import NUM_RESAMPLES, compare, with_decode_steps
 from speckv.evaluation.curves import EVAL, Curve, read_curve
 from speckv.evaluation.replays import FixedSweep, tune_fixed
-from speckv.evaluation.run_facts import controller_folder, find_seed_groups
+from speckv.evaluation.run_facts import CONFIG, controller_folder, find_seed_groups, read_fact, read_facts
 from speckv.files import write_atomically
 from speckv.profiling.prompts import read_prompts
-from speckv.report.content import Shown, Words, page_content
+from speckv.report.content import PageTexts, ShownController, page_content
 from speckv.report.page import render_page
-from speckv.report.vocabulary import Vocabulary, shipped_vocabulary
+from speckv.report.texts import Vocabulary, shipped_vocabulary
 from speckv.runtime.stored import load_controller, name_apart
 from speckv.traces import TraceSet, find_traces
 
 logger = logging.getLogger(__name__)
 PAGE = "report.html"
 MOST_BYTES = 3_000_000
-"""Of a page: what opens at once and travels by mail."""
+"""Limit of a page, which must open at once and fit into a mail."""
+_MATERIAL = ("traces", "compressions", "tasks", "cost")
+"""Settings of `learn` by which a run validates on other recordings or another cost table than its own."""
 
 
 def overrides(arguments: list[str]) -> list[str]:
-    """Turns the leading run folders into an override; the rest are overrides already."""
+    """Turns the leading run folders into an override; the remaining arguments are overrides."""
     settings = (k for k, argument in enumerate(arguments) if "=" in argument and not Path(argument).exists())
     number = next(settings, len(arguments))
     if not number:
@@ -40,29 +42,174 @@ def overrides(arguments: list[str]) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Ground:
-    """What controllers are judged on."""
+class RunInputs:
+    """Recordings and cost table of a run, which runs on one page must share.
+
+    Attributes:
+        cost: Name or path of the cost table.
+        cost_sha256: Hash of its times at `batch`, or "" if none was recorded.
+        traces: Name or path of the trace file.
+        traces_sha256: Its hash, or "" if none was recorded.
+        compressions: None for all.
+        tasks: None for all.
+    """
+
+    cost: str
+    batch: int
+    cost_sha256: str
+    traces: str
+    traces_sha256: str
+    compressions: tuple[str, ...] | None
+    tasks: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedRun:
+    """A run folder: its `run.json` (`facts`) and `config.yaml`, both empty in the folder of a policy."""
+
+    path: Path
+    facts: Mapping[str, object]
+    config: Mapping[str, object]
+
+    @staticmethod
+    def read(path: Path) -> "RecordedRun":
+        """Reads a folder.
+
+        Raises:
+            CheckpointError: if one of its files is damaged.
+        """
+        facts = read_facts(path)
+        try:
+            config = OmegaConf.load(path / CONFIG) if (path / CONFIG).is_file() else OmegaConf.create({})
+        except Exception as error:  # the YAML parser raises its own errors
+            raise CheckpointError(f"{path}: expected a readable {CONFIG}, got: {error}.") from error
+        if not isinstance(config, DictConfig):
+            raise CheckpointError(f"{path}: expected an object in {CONFIG}. The folder is damaged.")
+        return RecordedRun(path=path, facts=facts, config=plain(config))
+
+    def inputs(self, cost: DictConfig | None, data: DictConfig | None) -> RunInputs:
+        """Recordings and cost table to evaluate the controller on.
+
+        Args:
+            cost: Settings of the group `cost` in place of the run's, or None.
+            data: Settings of the group `data` in place of the run's, or None.
+
+        Raises:
+            CheckpointError: if neither the folder nor the arguments name them.
+        """
+        clock = plain(cost) if cost is not None else self._group("cost", "table")
+        recordings = plain(data) if data is not None else self._group("data", "traces")
+        return RunInputs(
+            cost=str(clock["table"]),
+            batch=int(str(clock.get("batch", 1))),
+            cost_sha256=read_fact(self.facts, "cost", "sha256") if cost is None else "",
+            traces=str(recordings["traces"]),
+            traces_sha256=read_fact(self.facts, "traces", "sha256") if data is None else "",
+            compressions=_texts(recordings.get("compressions")),
+            tasks=_texts(recordings.get("tasks")),
+        )
+
+    def _group(self, name: str, needed: str) -> Mapping[str, object]:
+        group = self.config.get(name)
+        if not isinstance(group, dict) or needed not in group:
+            raise CheckpointError(
+                f"{self.path} does not say on which recordings and clock it is to be judged. "
+                "Give cost=NAME and data=NAME, such as cost=cpu-2core data=qwen2.5-coder."
+            )
+        return group
+
+    @property
+    def seed(self) -> int:
+        """Of the run, and of the intervals of its own evaluation."""
+        return int(str(self.config.get("seed", 0)))
+
+    @property
+    def num_resamples(self) -> int:
+        """Of the bootstrap of its own evaluation."""
+        group = self.config.get("eval")
+        return int(str(group.get("num_resamples", NUM_RESAMPLES))) if isinstance(group, dict) else NUM_RESAMPLES
+
+    @property
+    def learned_elsewhere(self) -> bool:
+        """Whether it learned, and was validated, on other recordings or another cost table than its own."""
+        learn = self.config.get("learn")
+        return isinstance(learn, dict) and any(learn.get(name) is not None for name in _MATERIAL)
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """Recorded facts of the run for a reader: label -> value."""
+        found = {"Folder": self.path.resolve().name}
+        for label, key in (("Agent", "agent"), ("Seed", "seed"), ("Started", "started"), ("Commit", "commit")):
+            if key in self.facts:
+                found[label] = str(self.facts[key])
+        for label, key in (("Trained on", "cost"), ("Recordings", "traces")):
+            if name := read_fact(self.facts, key, "name"):
+                found[label] = f"{Path(name).name}, sha256 {read_fact(self.facts, key, 'sha256')[:16]}"
+        return found
+
+
+def shared_inputs(runs: Sequence[RecordedRun], cost: DictConfig | None, data: DictConfig | None) -> RunInputs:
+    """The inputs that all runs share.
+
+    Raises:
+        ConfigError: naming the first difference, and the two runs.
+        CheckpointError: if a run does not record its inputs.
+    """
+    first = runs[0].inputs(cost, data)
+    for run in runs[1:]:
+        other = run.inputs(cost, data)
+        for what, (one, two) in _comparable(first, other).items():
+            if one != two:
+                raise ConfigError(
+                    f"Expected runs on the same clock and recordings, got {what} {one} of {runs[0].path} and {two} of "
+                    f"{run.path}. Make a page for each, or judge all on one with cost=NAME data=NAME."
+                )
+    return first
+
+
+def _comparable(one: RunInputs, two: RunInputs) -> dict[str, tuple[str, str]]:
+    """Both values of everything that must agree; a file with a recorded hash counts by its hash, not by its name."""
+    return {
+        "cost table": (_file(one.cost, one.cost_sha256), _file(two.cost, two.cost_sha256)),
+        "batch": (str(one.batch), str(two.batch)),
+        "recordings": (_file(one.traces, one.traces_sha256), _file(two.traces, two.traces_sha256)),
+        "compressions": (str(one.compressions), str(two.compressions)),
+        "tasks": (str(one.tasks), str(two.tasks)),
+    }
+
+
+def _file(name: str, sha256: str) -> str:
+    return f"sha256 {sha256[:16]}" if sha256 else name
+
+
+def _texts(value: object) -> tuple[str, ...] | None:
+    return tuple(map(str, value)) if isinstance(value, list) else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _EvaluationData:
+    """Prompts and cost table of the evaluation."""
 
     train: TraceSet
     test: TraceSet
     cost: CostTable
 
     @staticmethod
-    def load(terms: Terms, run: Path) -> "_Ground":
-        """Reads it, and makes sure that it is what the run was trained on."""
-        cost = CostTable.load(terms.cost).at_batch(terms.batch)
-        traces = TraceSet.load(find_traces(terms.traces))
+    def load(inputs: RunInputs, run: Path) -> "_EvaluationData":
+        """Reads the data and checks that the run was trained on the same."""
+        cost = CostTable.load(inputs.cost).at_batch(inputs.batch)
+        traces = TraceSet.load(find_traces(inputs.traces))
         for name, before, now in (
-            (f"cost table {terms.cost}", terms.cost_sha256, cost.sha256),
-            (f"trace file {terms.traces}", terms.traces_sha256, traces.sha256),
+            (f"cost table {inputs.cost}", inputs.cost_sha256, cost.sha256),
+            (f"trace file {inputs.traces}", inputs.traces_sha256, traces.sha256),
         ):
             if before and before != now:
                 raise CheckpointError(
                     f"Expected the {name} that {run} was trained on, sha256 {before[:16]}, got {now[:16]}. "
                     "Restore it, or judge the run on today's with cost=NAME data=NAME."
                 )
-        chosen = with_decode_steps(traces.select(compressions=terms.compressions, tasks=terms.tasks))
-        return _Ground(train=chosen.select(split="train"), test=chosen.select(split="test"), cost=cost)
+        chosen = with_decode_steps(traces.select(compressions=inputs.compressions, tasks=inputs.tasks))
+        return _EvaluationData(train=chosen.select(split="train"), test=chosen.select(split="test"), cost=cost)
 
 
 def run(config: DictConfig) -> None:
@@ -73,22 +220,22 @@ def run(config: DictConfig) -> None:
     """
     if int(config.prompts_per_task) < 1:
         raise ConfigError(f"Expected prompts_per_task of 1 or more, got {config.prompts_per_task}.")
-    cost, data = config.get("cost"), config.get("data")  # groups of which nothing need be chosen
+    cost, data = config.get("cost"), config.get("data")  # both groups may be left unset
     clock = None if cost is None else str(cost.table)
-    runs = [RunFolder.read(controller_folder(str(word), clock)) for word in config.runs]
-    ground = _Ground.load(agreed(runs, cost, data), runs[0].path)
+    runs = [RecordedRun.read(controller_folder(str(word), clock)) for word in config.runs]
+    evaluation = _EvaluationData.load(shared_inputs(runs, cost, data), runs[0].path)
     out = Path(config.out) if config.out else runs[0].path / "evaluation" / PAGE if len(runs) == 1 else Path(PAGE)
-    page = _page(config, runs, ground, _words(config, ground.test))
+    page = _page(config, runs, evaluation, _page_texts(config, evaluation.test))
     write_atomically(out, page)
     logger.info("wrote %s, %.2f MB", out, len(page.encode()) / 1e6)
 
 
-def _words(config: DictConfig, test: TraceSet) -> Words:
-    """Texts of tokens, from the first of: a tokenizer that is named, what is shipped, nothing."""
+def _page_texts(config: DictConfig, test: TraceSet) -> PageTexts:
+    """Texts of tokens, from a named tokenizer or vocabulary, else from a shipped vocabulary, else none."""
     prompts = {p.prompt_id: p.text for p in read_prompts(config.prompts)} if config.prompts else {}
     if config.tokenizer or config.model.folder:
         pieces, name = _from_tokenizer(config, test)
-        return Words(pieces=pieces, source=f"Texts from the tokenizer of {name}.", prompts=prompts)
+        return PageTexts(pieces=pieces, source=f"Texts from the tokenizer of {name}.", prompts=prompts)
     expected = test.metadata.tokenizer_sha256
     if config.vocabulary:
         vocabulary = Vocabulary.load(Path(config.vocabulary))
@@ -97,20 +244,24 @@ def _words(config: DictConfig, test: TraceSet) -> Words:
                 f"Expected a vocabulary of the recordings' tokenizer, sha256 {expected[:16]}, got {config.vocabulary} "
                 f"of {vocabulary.tokenizer_sha256[:16]}. Write one with `python -m speckv vocabulary`."
             )
-        return Words(pieces=vocabulary.pieces, source=f"Texts from {Path(config.vocabulary).name}.", prompts=prompts)
+        return PageTexts(
+            pieces=vocabulary.pieces, source=f"Texts from {Path(config.vocabulary).name}.", prompts=prompts
+        )
     shipped = shipped_vocabulary(expected)
     if shipped is not None:
-        return Words(pieces=shipped.pieces, source="Texts from the vocabulary that comes with SpecKV.", prompts=prompts)
-    why = (
+        return PageTexts(
+            pieces=shipped.pieces, source="Texts from the vocabulary that comes with SpecKV.", prompts=prompts
+        )
+    source = (
         "Tokens are shown as numbers, because no vocabulary of this tokenizer comes with SpecKV: name one with "
         "tokenizer=FOLDER, or a file with vocabulary=FILE."
     )
-    return Words(pieces={}, source=why, prompts=prompts)
+    return PageTexts(pieces={}, source=source, prompts=prompts)
 
 
 def _from_tokenizer(config: DictConfig, test: TraceSet) -> tuple[Mapping[int, bytes], str]:
-    """The bytes of the recordings' tokens, and the name of where they are from."""
-    # Late, because transformers takes seconds to import and most pages need none of it.
+    """The bytes of the recordings' tokens, and the name of the tokenizer."""
+    # Imported here, because transformers takes seconds to import and most pages do not need it.
     from speckv.commands.models import pair_config
     from speckv.commands.vocabulary import vocabulary_of
 
@@ -118,15 +269,15 @@ def _from_tokenizer(config: DictConfig, test: TraceSet) -> tuple[Mapping[int, by
     return vocabulary_of(source, {"the trace file": test}).pieces, Path(source).name
 
 
-def _page(config: DictConfig, runs: Sequence[RunFolder], ground: _Ground, words: Words) -> str:
+def _page(config: DictConfig, runs: Sequence[RecordedRun], evaluation: _EvaluationData, texts: PageTexts) -> str:
     paths = [one.path for one in runs]
     controllers = [load_controller(path) for path in paths]
     name_apart(controllers, paths)
-    # One run is judged as at its own end, several as `evaluate.py` judges them: the same draws, the same verdicts.
+    # One run gets the seed of its own evaluation, several that of `evaluate.py`: the same draws, the same results.
     seed, resamples = (runs[0].seed, runs[0].num_resamples) if len(runs) == 1 else (0, NUM_RESAMPLES)
     seed = seed if config.seed is None else int(config.seed)
     resamples = resamples if config.num_resamples is None else int(config.num_resamples)
-    train, test, cost = ground.train, ground.test, ground.cost
+    train, test, cost = evaluation.train, evaluation.test, evaluation.cost
     sweep = tune_fixed(train, cost)
     comparison = compare(
         train=train,
@@ -138,18 +289,18 @@ def _page(config: DictConfig, runs: Sequence[RunFolder], ground: _Ground, words:
         train_sweep=sweep,
         seed_groups=find_seed_groups(paths, controllers, load_controller),
     )
-    # Recorded seconds are of the run's own clock: beside another one they say nothing.
+    # Recorded seconds are of the run's own cost table and cannot be compared with another one.
     own = config.get("cost") is None and config.get("data") is None
     shown = [
-        Shown(
+        ShownController(
             controller=controller,
-            facts=one.words,
+            facts=one.provenance,
             curve=_curve(one, sweep, resamples, seed) if own and not one.learned_elsewhere else None,
         )
         for one, controller in zip(runs, controllers, strict=True)
     ]
     for per_task in range(int(config.prompts_per_task), 0, -1):
-        content = page_content(comparison, shown, test=test, cost=cost, words=words, prompts_per_task=per_task)
+        content = page_content(comparison, shown, test=test, cost=cost, texts=texts, prompts_per_task=per_task)
         page = render_page(content)
         if len(page.encode()) <= MOST_BYTES:
             return page
@@ -159,8 +310,8 @@ def _page(config: DictConfig, runs: Sequence[RunFolder], ground: _Ground, words:
     )
 
 
-def _curve(run: RunFolder, sweep: FixedSweep, num_resamples: int, seed: int) -> Curve | None:
-    """How a run got better; None where it was evaluated once at most, because it does not learn step by step."""
+def _curve(run: RecordedRun, sweep: FixedSweep, num_resamples: int, seed: int) -> Curve | None:
+    """The learning curve of a run; None with fewer than two evaluations."""
     path = run.path / EVAL
     if not path.is_file():
         return None

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from speckv.errors import TraceError
 from speckv.models.tokenizer import load_tokenizer, token_bytes, vocabulary_hash
-from speckv.report.vocabulary import Vocabulary, tokens_of
+from speckv.report.texts import Vocabulary, tokens_of
 from speckv.traces import ASSETS, TraceSet, find_traces
 
 logger = logging.getLogger(__name__)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One self-contained page that shows an evaluation: figures, curves, and prompts to be stepped through.
+"""One self-contained page that shows an evaluation: figures, curves, and prompts to step through.
 
-Import from the submodules: `content` says what the page holds, `page` renders it.
+Import from the submodules: `content` collects what the page shows, `page` renders it.
 """

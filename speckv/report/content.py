@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the page says, as plain data: the comparison's own record, and what a reader can look at besides."""
+"""The content of the page as plain data: the comparison, learning curves, and prompts to step through."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 import speckv
 from speckv.cost import CostTable
@@ -14,24 +16,16 @@ from speckv.evaluation.replays import BEST_FIXED, CLAIRVOYANT, compile_pair
 from speckv.evaluation.results import comparison_json, rounded
 from speckv.evaluation.significance import VS_BEST_FIXED
 from speckv.evaluation.text import VERDICT_NOTE, format_interval, format_p, shown_controllers, verdict_lines
-from speckv.report.choosing import choose_prompts, describe_rule
-from speckv.report.following import Player, players_of
 from speckv.report.texts import TokenTexts
-from speckv.report.timelines import make_timelines
+from speckv.report.timelines import Player, make_timelines, players_of
 from speckv.runtime.constant import ConstantPerCompression
 from speckv.traces import TraceSet
 from speckv.types import Controller
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shown:
-    """A controller on the page.
-
-    Attributes:
-        controller: What decides.
-        facts: What is known of where it comes from, in words: label -> value.
-        curve: How it got better, if it learned step by step.
-    """
+class ShownController:
+    """A controller on the page, with its provenance (label -> value) and its learning curve, if it has one."""
 
     controller: Controller
     facts: Mapping[str, str]
@@ -39,13 +33,13 @@ class Shown:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Words:
-    """Where texts come from.
+class PageTexts:
+    """Texts of tokens and prompts.
 
     Attributes:
         pieces: Token id -> bytes.
-        source: Says where they are from, or why there are none.
-        prompts: Prompt id -> text, as far as it is known.
+        source: Sentence on their origin, or on why there are none.
+        prompts: Prompt id -> text, where known.
     """
 
     pieces: Mapping[int, bytes]
@@ -55,25 +49,18 @@ class Words:
 
 def page_content(
     comparison: Comparison,
-    shown: Sequence[Shown],
+    shown: Sequence[ShownController],
     *,
     test: TraceSet,
     cost: CostTable,
-    words: Words,
+    texts: PageTexts,
     prompts_per_task: int,
 ) -> dict[str, object]:
-    """Gathers everything.
+    """The content of the page as plain data; the same for the same arguments.
 
     Args:
-        comparison: Of the controllers on the test prompts.
         shown: The controllers, in the comparison's order.
-        test: The test prompts.
-        cost: The clock.
-        words: Texts of tokens and prompts.
-        prompts_per_task: How many of each task can be stepped through.
-
-    Returns:
-        Plain data; the same for the same arguments.
+        prompts_per_task: Prompts of each task that can be stepped through.
     """
     return {
         "title": f"{', '.join(comparison.entrants) or CLAIRVOYANT} against the best fixed gamma",
@@ -86,12 +73,12 @@ def page_content(
         "listed": list(shown_controllers(comparison)),
         "curves": [_curve(s.controller.name, s.curve) for s in shown if s.curve is not None],
         "without_curve": [s.controller.name for s in shown if s.curve is None],
-        "timeline": _timeline(comparison, shown, test, cost, words, prompts_per_task),
+        "timeline": _timeline(comparison, shown, test, cost, texts, prompts_per_task),
     }
 
 
 def verdict(comparison: Comparison) -> str:
-    """What the table says, in a sentence."""
+    """The main result in a sentence."""
     result = comparison.group(ALL, ALL)
     bound = result.row(CLAIRVOYANT).geomean_vs_best_fixed.estimate
     prompts = f"On {comparison.setting.test_prompts} test prompts"
@@ -112,7 +99,7 @@ def verdict(comparison: Comparison) -> str:
 
 
 def setting_facts(comparison: Comparison, test: TraceSet, cost: CostTable) -> list[tuple[str, str]]:
-    """What was compared on what: label and value."""
+    """Models, recordings, cost table and statistics: label and value."""
     setting, metadata = comparison.setting, test.metadata
     sampling = f"{setting.sampling} decoding"
     if metadata.is_sampled:
@@ -144,6 +131,38 @@ def setting_facts(comparison: Comparison, test: TraceSet, cost: CostTable) -> li
     ]
 
 
+def deciding_controller(comparison: Comparison) -> str:
+    """The controller whose speed-up decides: the first under test, or the bound if there is none."""
+    return comparison.controllers[0] if comparison.controllers else CLAIRVOYANT
+
+
+def choose_prompts(comparison: Comparison, per_task: int) -> tuple[str, ...]:
+    """Ids of the prompts whose speed-up over the best fixed gamma is nearest to the median of their task.
+
+    At most `per_task` of each task, the nearest first; of equally near ones the first by name.
+    """
+    grid = comparison.grid
+    by_name = {sums.name: sums.seconds.sum(axis=1) for sums in comparison.sums}
+    ours, fixed = by_name[deciding_controller(comparison)], by_name[BEST_FIXED]
+    chosen: list[str] = []
+    for task in sorted(set(grid.tasks)):
+        rows = np.flatnonzero((np.array(grid.tasks) == task) & (ours > 0))
+        ratio = fixed[rows] / ours[rows]
+        distance = np.abs(ratio - np.median(ratio)) if len(rows) else ratio
+        order = np.argsort(distance, kind="stable")[:per_task]
+        chosen.extend(grid.prompt_ids[row] for row in rows[order])
+    return tuple(chosen)
+
+
+def describe_rule(comparison: Comparison, per_task: int) -> str:
+    """The rule of `choose_prompts` in a sentence."""
+    number = f"{per_task} test prompts" if per_task > 1 else "test prompt"
+    return (
+        f"Of each task the {number} nearest to the task's median speed-up of {deciding_controller(comparison)} over "
+        "the best fixed gamma, all compressions together; nobody chose them by their text."
+    )
+
+
 def _curve(controller: str, curve: Curve) -> dict[str, object]:
     return {
         "controller": controller,
@@ -161,7 +180,12 @@ def _bounds(interval: Interval) -> list[float | None]:
 
 
 def _timeline(
-    comparison: Comparison, shown: Sequence[Shown], test: TraceSet, cost: CostTable, words: Words, per_task: int
+    comparison: Comparison,
+    shown: Sequence[ShownController],
+    test: TraceSet,
+    cost: CostTable,
+    texts: PageTexts,
+    per_task: int,
 ) -> dict[str, object]:
     chosen = choose_prompts(comparison, per_task)
     compiled, compiled_cost = compile_pair(test, cost)
@@ -172,15 +196,15 @@ def _timeline(
         if name == prompt and length > 1
     ]
     fixed = ConstantPerCompression(comparison.best_fixed_gammas, name=BEST_FIXED)
-    everyone = [fixed, *(s.controller for s in shown)]
-    players = [*players_of(everyone, compiled, compiled_cost, sequences), Player(CLAIRVOYANT)]
-    texts = TokenTexts(words.pieces)
-    made = make_timelines(players, compiled, compiled_cost, sequences, texts=texts, prompts=words.prompts)
+    controllers = [fixed, *(s.controller for s in shown)]
+    players = [*players_of(controllers, compiled, compiled_cost, sequences), Player(CLAIRVOYANT)]
+    tokens = TokenTexts(texts.pieces)
+    timelines = make_timelines(players, compiled, compiled_cost, sequences, texts=tokens, prompts=texts.prompts)
     return {
         "rule": describe_rule(comparison, per_task),
-        "words": words.source,
-        "num_missing": len(texts.missing),
+        "words": texts.source,
+        "num_missing": len(tokens.missing),
         "players": [player.name for player in players],
         "learners": [player.name for player in players if player.learned is not None],
-        "sequences": made,
+        "sequences": timelines,
     }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts content, styles and script into one HTML file that asks nobody for anything."""
+"""Puts content, styles and script into one self-contained HTML file that loads nothing from elsewhere."""
 
 import base64
 import hashlib
@@ -11,15 +11,11 @@ from string import Template
 
 ASSETS = Path(__file__).parents[1] / "assets" / "report"
 SCRIPTS = ("dom.js", "charts.js", "table.js", "timeline.js", "main.js")
-"""In this order: later ones use what earlier ones define."""
+"""In loading order: later ones use definitions of earlier ones."""
 
 
 def render_page(content: Mapping[str, object]) -> str:
-    """Renders the page: the same text for the same content.
-
-    Args:
-        content: From `page_content`.
-    """
+    """The page as HTML, from the result of `page_content`; the same text for the same content."""
     style = _read("page.css")
     script = "\n".join(_read(name) for name in SCRIPTS)
     policy = (
@@ -36,7 +32,7 @@ def render_page(content: Mapping[str, object]) -> str:
 
 
 def embedded_json(content: Mapping[str, object]) -> str:
-    r"""Renders JSON that no text inside can end: whatever opens a tag or a comment is written as an escape.
+    r"""JSON that is safe inside a script element: characters that open a tag or a comment are escaped.
 
     >>> embedded_json({"a": "</script><!--"})
     '{"a":"\\u003c/script>\\u003c!--"}'
@@ -46,7 +42,7 @@ def embedded_json(content: Mapping[str, object]) -> str:
 
 
 def _source_hash(source: str) -> str:
-    """How a content security policy names what may run or style."""
+    """The form in which a content security policy lists permitted scripts and styles."""
     digest = hashlib.sha256(source.encode()).digest()
     return f"sha256-{base64.b64encode(digest).decode()}"
 

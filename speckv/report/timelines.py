@@ -1,17 +1,199 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The prompts to be stepped through, as plain data: texts, every player's steps, and what all would do at each."""
+"""Prompts that a reader can step through: every player's steps, and what the others would choose at each of them."""
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from speckv.cost import CompiledCost
+from speckv.evaluation.replays import STREAM_SEED
 from speckv.evaluation.results import rounded
-from speckv.replay import CompiledTraces
-from speckv.report.following import Chosen, Player, Step, follow
+from speckv.replay import CompiledTraces, OptimalPlan, ReplayBatch, decide, outcome_of, plan_optimum, replay_stream
+from speckv.replay.optimum import sequences_at_once
+from speckv.replay.runs import Choice, run_to_end
 from speckv.report.texts import TokenTexts
 from speckv.traces import TraceSequence
+from speckv.types import BatchMemory, BoolArray, Controller, DecodedSteps, IntArray, OnlineLearner
 
 _CONFIDENCE = 1
-"""Place of the confidence among a token's signals."""
+"""Index of the confidence among a token's signals."""
+LearnerStates = dict[int, Controller]
+"""Sequence -> copy of a learner at the start of that request."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """A player's choice in a state and its result.
+
+    Attributes:
+        gamma: Chosen speculation length, or where it stops drafting.
+        seconds: Time of the step, decisions included.
+    """
+
+    gamma: int
+    num_drafted: int
+    num_accepted: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One step of the driver.
+
+    Attributes:
+        position: Tokens emitted before it.
+        chosen: Choice of each player in this state, in the players' order; the driver's was carried out.
+    """
+
+    position: int
+    num_emitted: int
+    chosen: tuple[Chosen, ...]
+
+
+class Player:
+    """A decision maker of a replay: a controller, or the clairvoyant if none is given.
+
+    Args:
+        learned: States of a controller that learns from request to request.
+    """
+
+    def __init__(self, name: str, controller: Controller | None = None, learned: LearnerStates | None = None) -> None:
+        self.name, self.learned = name, learned
+        self._controller = controller
+        self._plan: OptimalPlan | None = None
+        self._memory: BatchMemory | None = None
+
+    def charge(self, cost: CompiledCost) -> float:
+        """Seconds of one decision."""
+        return cost.controller_s if self._controller is not None and self._controller.charges_decision else 0.0
+
+    def begin(self, batch: ReplayBatch) -> None:
+        """Prepares for the requests of a batch; a learner's batch is a single request."""
+        if self._controller is None:
+            self._plan = plan_optimum(batch)
+            return
+        if self.learned is not None:
+            self._controller = copy.deepcopy(self.learned[int(batch.sequence[0])])
+        self._controller.reset()
+        self._memory = self._controller if isinstance(self._controller, BatchMemory) else None
+        if self._memory is not None:
+            self._memory.start(batch.num_slots)
+
+    def choose(self, batch: ReplayBatch) -> Choice:
+        """Decides for every slot."""
+        if self._controller is None:
+            assert self._plan is not None
+            return self._plan.choice(batch)
+        return decide(batch, self._controller)
+
+    def remember(self, step: DecodedSteps, where: BoolArray, batch: ReplayBatch, *, drives: bool) -> None:
+        """Records a step; a learner learns only from its own steps."""
+        if self.learned is not None:
+            if drives and self._controller is not None:
+                self._controller.learn(outcome_of(step, batch))
+        elif self._memory is not None:
+            self._memory.remember(step, where)
+
+
+def players_of(
+    controllers: Sequence[Controller], compiled: CompiledTraces, cost: CompiledCost, sequences: Sequence[int]
+) -> list[Player]:
+    """A player per controller; learners get all requests of `compiled` in the order of an evaluation.
+
+    Args:
+        sequences: Recordings that will be followed.
+    """
+    players = []
+    for controller in controllers:
+        learned = None
+        if isinstance(controller, OnlineLearner):
+            learned = _learner_states(controller, compiled, cost, sequences)
+        players.append(Player(controller.name, copy.deepcopy(controller), learned))
+    return players
+
+
+def _learner_states(
+    controller: Controller, compiled: CompiledTraces, cost: CompiledCost, sequences: Sequence[int]
+) -> LearnerStates:
+    learner, learned = copy.deepcopy(controller), {}
+    order = np.random.default_rng(STREAM_SEED).permutation(len(compiled)).tolist()
+    stops = sorted(order.index(sequence) for sequence in sequences)
+    for start, stop in zip([0, *stops], stops, strict=False):
+        if stop > start:
+            replay_stream(learner, compiled, cost, order=order[start:stop])
+        learned[order[stop]] = copy.deepcopy(learner)
+    return learned
+
+
+def follow(
+    driver: Player, players: Sequence[Player], compiled: CompiledTraces, cost: CompiledCost, sequences: Sequence[int]
+) -> list[tuple[Step, ...]]:
+    """Steps of each sequence, replayed under the driver, one of the players, with the choices of all players.
+
+    A replay is exact on the trajectory of its driver: each controller has its own steps. The choice of another player
+    is computed in the driver's state: the same position, the same lag of the draft, the same past.
+    """
+    # A learner's state differs between requests, so a learner requires one request at a time.
+    alone = any(player.learned is not None for player in players)
+    size = 1 if alone else sequences_at_once(compiled)
+    groups = [sequences[start : start + size] for start in range(0, len(sequences), size)]
+    return [steps for group in groups for steps in _follow_batch(driver, players, compiled, cost, group)]
+
+
+def _follow_batch(
+    driver: Player, players: Sequence[Player], compiled: CompiledTraces, cost: CompiledCost, sequences: Sequence[int]
+) -> Iterator[tuple[Step, ...]]:
+    batch = ReplayBatch(compiled, cost, len(sequences), controller_s=driver.charge(cost))
+    batch.assign(np.arange(len(sequences)), np.asarray(sequences))
+    for player in players:
+        player.begin(batch)
+    found: list[_Choices] = []
+
+    def choose(running: ReplayBatch) -> Choice:
+        choices = [player.choose(running) for player in players]
+        found.append(_choices_in(running, players, choices))
+        return choices[players.index(driver)]
+
+    def remember(step: DecodedSteps, where: BoolArray) -> None:
+        for player in players:
+            player.remember(step, where, batch, drives=player is driver)
+
+    log = run_to_end(batch, choose, log=True, remember=remember).log
+    assert log is not None
+    gammas, drafted, accepted, seconds = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    for slot in range(len(sequences)):
+        rows = np.flatnonzero(log.sequence == slot)
+        yield tuple(
+            Step(
+                position=int(log.position[row]),
+                num_emitted=int(log.num_emitted[row]),
+                chosen=tuple(
+                    Chosen(gamma=int(g), num_drafted=int(d), num_accepted=int(a), seconds=float(s))
+                    for g, d, a, s in zip(gammas[row], drafted[row], accepted[row], seconds[row], strict=True)
+                ),
+            )
+            for row in rows
+        )
+
+
+_Choices = tuple[IntArray, IntArray, IntArray, NDArray[np.float64]]
+
+
+def _choices_in(batch: ReplayBatch, players: Sequence[Player], choices: Sequence[Choice]) -> _Choices:
+    """Gammas, drafted and accepted tokens and seconds, each of shape [running slots, players]."""
+    rows = np.flatnonzero(batch.running)
+    position = batch.history.emitted
+    limit, acceptable = batch.draft_limits(np.minimum(position, batch.length))
+    columns = []
+    for player, choice in zip(players, choices, strict=True):
+        drafted = np.minimum(choice.gammas, np.maximum(limit, 0))
+        seconds = batch.step_seconds(drafted) + player.charge(batch.cost) * choice.num_decisions
+        columns.append((choice.gammas, drafted, np.minimum(drafted, acceptable), seconds))
+    gammas, drafted, accepted, seconds = (np.stack(part, axis=1)[rows] for part in zip(*columns, strict=True))
+    return gammas, drafted, accepted, seconds
 
 
 def make_timelines(
@@ -23,20 +205,14 @@ def make_timelines(
     texts: TokenTexts,
     prompts: Mapping[str, str],
 ) -> list[dict[str, object]]:
-    """Follows every player through every sequence.
+    """Replays every sequence under every player, as plain data: one object per sequence.
+
+    `walks` holds the steps of each player in turn, each as a list: [position, emitted tokens, choices, rejected
+    tokens]. A choice, one per player, is [gamma, drafted, accepted, milliseconds]. A rejected token is [text, the
+    draft's confidence in per cent].
 
     Args:
-        players: In the order of the page.
-        compiled: The recordings.
-        cost: The times.
-        sequences: Which recordings.
-        texts: Of their tokens.
-        prompts: Prompt id -> text, as far as it is known.
-
-    Returns:
-        One object a sequence. `walks` holds the steps of each player in turn, each as a list:
-        [position, emitted tokens, choices, rejected tokens]. A choice, one a player, is
-        [gamma, drafted, accepted, milliseconds]; a rejected token is [text, the draft's confidence in per cent].
+        prompts: Prompt id -> text, where known.
     """
     walks = [follow(player, players, compiled, cost, sequences) for player in players]
     return [

@@ -17,7 +17,7 @@ from speckv.commands import report
 from speckv.commands.main import main
 from speckv.cost import CostTable
 from speckv.models.tokenizer import load_tokenizer, token_bytes, vocabulary_hash
-from speckv.report.vocabulary import Vocabulary
+from speckv.report.texts import Vocabulary
 from speckv.runtime.stored import save_rule
 from speckv.traces import TraceSet
 from tests.fakes import LETTERS, save_tiny, tiny_qwen

@@ -17,11 +17,9 @@ from speckv.evaluation.replays import BEST_FIXED
 from speckv.evaluation.results import comparison_json
 from speckv.evaluation.significance import AHEAD, BEHIND, EQUAL, VS_BEST_FIXED
 from speckv.evaluation.text import render_comparison
-from speckv.report.choosing import choose_prompts, describe_rule
-from speckv.report.content import verdict
+from speckv.report.content import choose_prompts, describe_rule, verdict
 from speckv.report.page import embedded_json, render_page
-from speckv.report.texts import TokenTexts
-from speckv.report.vocabulary import ASSETS, Vocabulary, shipped_vocabulary, tokens_of
+from speckv.report.texts import ASSETS, TokenTexts, Vocabulary, shipped_vocabulary, tokens_of
 from speckv.traces import ASSETS as TRACES
 from speckv.traces import TraceSet
 from tests.fakes_report import HOSTILE, PIECES, compared, made, splits, toy_content

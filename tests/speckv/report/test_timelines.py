@@ -8,7 +8,7 @@ from speckv.cost import CompiledCost
 from speckv.evaluation.replays import BEST_FIXED, CLAIRVOYANT, compile_pair
 from speckv.replay import CompiledTraces, ReplayBatch, clairvoyant, plan_optimum
 from speckv.replay.runs import Choice, run_to_end
-from speckv.report.following import Player, Step, follow, players_of
+from speckv.report.timelines import Player, Step, follow, players_of
 from speckv.runtime.constant import ConstantGamma, ConstantPerCompression
 from speckv.types import Controller, OnlineLearner
 from tests.fakes_report import COST, compared, made, splits
