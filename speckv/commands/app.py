@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `train.py` and `evaluate.py` share: one clear error for a wrong setting, before anything is written."""
+"""Command lines over Hydra: each mistake is one clear line, before anything is written.
 
+Hydra composes the config. Added here: free text is quoted where Hydra's grammar would refuse or change it, unknown
+settings are reported with the nearest known one, and every value of a sweep is checked before the first run.
+"""
+
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
@@ -9,57 +14,65 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra.core.override_parser.types import Override, QuotedString
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from speckv.commands.quoting import quote_texts
 from speckv.errors import ConfigError, SpecKVError, device_errors_explained, nearest
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 EXPLAINED = 2
 """Exit status after an error that was explained."""
-
 INTERRUPTED = 130
-_ASKS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
+
+VERBATIM = ("notes",)
+"""Settings whose value is taken as typed; quotes around all of it and `null` keep their meaning."""
+TEXTS = (
+    *("name", "out", "output", "runs_dir", "from", "resume", "init_from", "tokenizer", "vocabulary"),
+    *("model.name", "model.target", "model.draft", "model.folder", "cost.table", "data.traces"),
+)
+"""Settings whose value is one name or path; what is not a string in Hydra's grammar is taken as typed."""
+MIXED = ("controller", "prompts", "check_prompts", "inputs", "controllers", "traces", "runs")
+"""Settings whose value is a path, a number or a list of paths; what Hydra's grammar refuses is taken as typed."""
+
+_PRINTS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
+"""Options with which Hydra prints something and runs nothing."""
+_UNKNOWN = re.compile(r"Could not (?:override|delete from config\.) '([^']+)'")
+_MISSING = "???"
 
 
 def prepare(
     arguments: Sequence[str], config_name: str, check: Callable[[DictConfig, Sequence[str]], None]
 ) -> list[str]:
-    """Checks a command line before Hydra sees it.
+    """Checks a command line before Hydra runs it.
 
     Args:
         arguments: Without the program's name.
         config_name: Of the primary config.
-        check: Raises a SpecKVError if a composed config makes no sense; is told the overrides that made it as well.
+        check: Gets a composed config and its overrides; raises a SpecKVError if the config makes no sense.
 
     Returns:
-        The arguments, names and paths quoted where Hydra's grammar needs it, with `--multirun` added if a setting
-        lists several values.
+        The arguments, free text quoted, with `--multirun` added if a setting lists several values.
 
     Raises:
         SpecKVError: naming the setting.
     """
     arguments = quote_texts(arguments, sweeps=True)
-    if any(argument.split("=")[0] in _ASKS for argument in arguments):
+    if any(argument.split("=")[0] in _PRINTS for argument in arguments):
         return arguments
-    overrides = _parse([a for a in arguments if not a.startswith("-")])
-    sweeps = any(override.is_sweep_override() for override in overrides)
-    for choice in _every_value(overrides):
-        check(compose_checked(config_name, choice), choice)
-    multirun = sweeps and not {"-m", "--multirun"} & set(arguments)
-    return [*arguments, *(["--multirun"] if multirun else [])]
-
-
-def _parse(texts: Sequence[str]) -> list[Override]:
+    texts = [a for a in arguments if not a.startswith("-")]
     try:
-        return OverridesParser.create().parse_overrides(list(texts))
+        overrides = OverridesParser.create().parse_overrides(texts)
     except HydraException as error:
         raise ConfigError(
             f"Expected overrides of the form key=value, got {_shown(texts)}: {_one_line(error)}"
         ) from error
+    for choice in _every_value(overrides):
+        check(compose_checked(config_name, choice), choice)
+    sweeps = any(override.is_sweep_override() for override in overrides)
+    multirun = sweeps and not {"-m", "--multirun"} & set(arguments)
+    return [*arguments, *(["--multirun"] if multirun else [])]
 
 
 def _every_value(overrides: Sequence[Override]) -> Iterator[list[str]]:
@@ -73,23 +86,27 @@ def _every_value(overrides: Sequence[Override]) -> Iterator[list[str]]:
 
 
 def compose_checked(config_name: str, overrides: Sequence[str]) -> DictConfig:
-    """Composes a config; what Hydra refuses, and why, comes out as one line with the nearest known word.
-
-    Names, paths and notes are quoted where Hydra's grammar would refuse or change them; see `quote_texts`.
+    """Composes a config; free text is quoted as in `quote_texts`.
 
     Raises:
-        ConfigError: naming the override.
+        ConfigError: one line that names the override, with the nearest known setting or choice.
     """
     overrides = quote_texts(overrides)
-    groups, settings = _split(overrides)
+    added = [_key(override) for override in overrides if override.startswith("+")]
     try:
-        _check_groups(groups, _offered(config_name))
-        config = _compose(config_name, groups)
-        if settings:
-            _check_keys(settings, config)
-            config = _compose(config_name, overrides)
+        config = _compose(config_name, [o for o in overrides if not o.startswith("+")])
+    except MissingConfigException as error:
+        group, _, value = str(error.missing_cfg_file).partition("/")
+        known = sorted(str(p.relative_to(CONFIGS / group).with_suffix("")) for p in (CONFIGS / group).rglob("*.yaml"))
+        raise ConfigError(f"Expected {group} to be one of {known}, got {value!r}.{nearest(value, known)}") from error
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(f"Cannot compose {_shown(overrides)}: {_one_line(error)}") from error
+        unknown = _UNKNOWN.search(str(error))
+        if unknown is None:
+            raise ConfigError(f"Cannot compose {_shown(overrides)}: {_one_line(error)}") from error
+        added = [unknown[1]]
+    if added:
+        names = list(setting_names(config_name, tuple(overrides)))
+        raise ConfigError(f"Unknown setting {added[0]!r}.{nearest(added[0], names)} `--cfg job` lists every setting.")
     return config
 
 
@@ -98,59 +115,22 @@ def _shown(overrides: Sequence[str]) -> list[str]:
     return [text if len(text) <= 60 else f"{text[:60]}..." for text in overrides]
 
 
-def _compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
+def _compose(config_name: str, overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(CONFIGS), version_base="1.3"):
-        return compose(config_name=config_name, overrides=list(overrides))
+        return compose(config_name=config_name, overrides=list(overrides), return_hydra_config=with_hydra)
 
 
 @cache
-def setting_names(config_name: str) -> tuple[str, ...]:
-    """Dotted names of all settings of a config, and of the groups that it chooses from."""
-    return (*_flatten(_compose(config_name, []), ""), *_offered(config_name))
-
-
-@cache
-def _offered(config_name: str) -> tuple[str, ...]:
-    """Names at the top of a config, and its groups, those too that nothing is chosen from by default."""
-    primary = OmegaConf.load(CONFIGS / f"{config_name}.yaml")
-    assert isinstance(primary, DictConfig)
-    entries = [entry for entry in primary.get("defaults", ()) if isinstance(entry, DictConfig)]
-    # A group whose choice follows from others is none to choose from.
-    groups = [str(key).split()[-1] for entry in entries for key in entry if "@" not in str(key)]
-    return (*map(str, _compose(config_name, [])), *groups)
-
-
-def _split(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    groups = [o for o in overrides if (CONFIGS / _key(o)).is_dir()]
-    return groups, [o for o in overrides if o not in groups]
+def setting_names(config_name: str, overrides: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Dotted names of a config's settings and of its groups; overrides may choose from the groups."""
+    choices = _compose(config_name, [], with_hydra=True).hydra.runtime.choices
+    groups = [str(group) for group in choices if "/" not in group and "@" not in group]  # @: follows from other choices
+    return (*_flatten(_compose(config_name, [o for o in overrides if _key(o) in groups]), ""), *groups)
 
 
 def _key(override: str) -> str:
     return override.split("=")[0].lstrip("+~").split("@")[0]
-
-
-def _check_groups(groups: Sequence[str], offered: Sequence[str]) -> None:
-    for override in groups:
-        key, _, value = override.partition("=")
-        if _key(override) not in offered:
-            raise ConfigError(f"Unknown setting {_key(override)!r}.{nearest(_key(override), list(offered))}")
-        folder = CONFIGS / _key(override)
-        known = sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))
-        if value and value not in ("null", *known):
-            raise ConfigError(
-                f"Expected {key.lstrip('+~')} to be one of {known}, got {value!r}.{nearest(value, known)}"
-            )
-
-
-def _check_keys(settings: Sequence[str], known: DictConfig) -> None:
-    names = [*_flatten(known, ""), *(p.name for p in CONFIGS.iterdir() if p.is_dir())]
-    for override in settings:
-        key = _key(override)
-        if key.startswith("hydra"):
-            continue
-        if override.startswith("+") or key not in names:
-            raise ConfigError(f"Unknown setting {key!r}.{nearest(key, names)} `--cfg job` lists every setting.")
 
 
 def _flatten(config: DictConfig, prefix: str) -> Iterator[str]:
@@ -161,30 +141,21 @@ def _flatten(config: DictConfig, prefix: str) -> Iterator[str]:
             yield from _flatten(child, f"{prefix}{key}.")
 
 
-def plain(config: DictConfig) -> dict[str, object]:
+def plain(config: DictConfig, *, complete: bool = True) -> dict[str, object]:
     """Turns a composed config into plain data, interpolations resolved.
 
+    Args:
+        complete: Whether mandatory values must be there.
+
     Raises:
-        ConfigError: if a mandatory value is missing or an interpolation fails.
+        ConfigError: if one is missing or an interpolation has no value.
     """
     try:
-        content = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        content = OmegaConf.to_container(config, resolve=True, throw_on_missing=complete)
     except OmegaConfBaseException as error:
         raise ConfigError(f"Cannot resolve the config: {_one_line(error)}") from error
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
-
-
-def require_resolvable(config: DictConfig) -> None:
-    """Passes if every interpolation in a config has a value; mandatory values may be missing.
-
-    Raises:
-        ConfigError: naming the setting.
-    """
-    try:
-        OmegaConf.to_container(config, resolve=True)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"Cannot resolve the config: {_one_line(error)}") from error
 
 
 def flat(content: Mapping[str, object], prefix: str = "") -> dict[str, object]:
@@ -214,3 +185,82 @@ def run_explained(action: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         sys.stderr.write("speckv: interrupted\n")
         sys.exit(INTERRUPTED)
+
+
+def quoted(text: str) -> str:
+    r"""Writes a text as the value of an override; the composed config holds exactly the text.
+
+    Hydra drops backslashes in front of a quote, OmegaConf those in front of `${`; both keep all others. OmegaConf
+    cannot quote `???`, its mark of a missing value.
+
+    >>> print(quoted("It's ${x}"))
+    'It\'s \${x}'
+    """
+    if text == _MISSING:
+        return "${oc.decode:\"'???'\"}"
+    text = re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", text)
+    text = re.sub(r"(\\*)('|\Z)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text)
+    return f"'{text}'"
+
+
+def require_utf8(arguments: Sequence[str]) -> None:
+    """Passes if every argument is valid text; Python represents bytes that are not UTF-8 as lone surrogates.
+
+    Raises:
+        ConfigError: with the argument.
+    """
+    for argument in arguments:
+        if re.search("[\ud800-\udfff]", argument):
+            shown = argument if len(argument) < 100 else f"{argument[:100]}..."
+            raise ConfigError(f"Expected arguments in UTF-8, got {shown!a}. Convert it, or set a UTF-8 locale.")
+
+
+def quote_texts(overrides: Sequence[str], *, sweeps: bool = False) -> list[str]:
+    """Quotes the values of text settings that Hydra's grammar would refuse or change.
+
+    Args:
+        overrides: As typed; those of other settings stay.
+        sweeps: Whether `a,b` means several values.
+
+    Raises:
+        ConfigError: if one is not valid text.
+    """
+    require_utf8(overrides)
+    return [_quote_text(override, sweeps) for override in overrides]
+
+
+def _quote_text(override: str, sweeps: bool) -> str:
+    key, _, value = override.partition("=")
+    name = key.lstrip("+")
+    if not value or name not in (*VERBATIM, *TEXTS, *MIXED):
+        return override
+    parsed = _parsed(override)
+    if parsed is None:
+        return f"{key}={_quoted_list(value) if name in MIXED else quoted(value)}"
+    if (
+        name in MIXED
+        or isinstance(parsed._value, QuotedString)
+        or value == "null"
+        or (sweeps and parsed.is_sweep_override())
+    ):
+        return override
+    if name in VERBATIM or parsed.is_sweep_override() or not isinstance(parsed.value(), str):
+        return f"{key}={quoted(value)}"
+    return override
+
+
+def _parsed(override: str) -> Override | None:
+    try:
+        return OverridesParser.create().parse_override(override)
+    except HydraException:
+        return None
+
+
+def _quoted_list(value: str) -> str:
+    """Quotes a path, or the elements of a list of paths; a list with quotes or brackets inside stays."""
+    if not value.startswith(("[", "{")):
+        return quoted(value)
+    inside = value[1:-1]
+    if not value.endswith("]") or re.search(r"[\[\]'\"]", inside):
+        return value
+    return "[" + ",".join(quoted(element.strip()) for element in inside.split(",")) + "]"

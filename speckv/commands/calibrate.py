@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig
 
-from speckv.commands.models import pair_config
+from speckv.commands.app import plain
 from speckv.cost import CostEntry, CostTable
 from speckv.decoding import PromptLookup
 from speckv.errors import ConfigError, CostTableError
 from speckv.models.device import use_threads
+from speckv.models.pair import choose_pair
 from speckv.observation import SCHEMA
 from speckv.profiling.calibrate import CalibrationPlan, CheckPlan, calibrate, with_lookup_times
 from speckv.profiling.prompts import first_of_each, read_prompts
@@ -34,7 +35,7 @@ def run(config: DictConfig) -> None:
     use_threads(config.threads)
     plan = CalibrationPlan(
         name=config.name,
-        pair=pair_config(config.model),
+        pair=choose_pair(plain(config.model)),
         compressions=tuple(config.compressions),
         timing=TimingPlan(
             reference_context=config.reference_context,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m speckv decode "PROMPT" controller=RUN`: live decoding, each token coloured by where it came from.
 
+The first argument is the prompt, whatever it holds; `-` stands for standard input and `prompt_file=FILE` for a file.
 Standard output gets the answer and one newline. The answer is exact unless standard output is a terminal, where tokens
 are coloured, rejected drafts are shown, and control characters are replaced. The summary is logged to standard error.
 """
@@ -18,22 +19,23 @@ from rich.console import Console
 from rich.segment import Segment, Segments
 from rich.style import Style
 
-from speckv.commands.app import setting_names
-from speckv.commands.decode_arguments import check_arguments, overrides
+from speckv.commands.app import plain, quoted, setting_names
 from speckv.commands.detokenizing import Detokenizer
-from speckv.commands.models import pair_config
 from speckv.cost import CostTable, require_single_request
 from speckv.decoding import DecodeStep, Engine, GenerationResult, RequestContext, SamplingConfig, draft_source, generate
+from speckv.errors import ConfigError, DataError
 from speckv.models import ModelPair, load_pair
 from speckv.models.device import use_threads
+from speckv.models.pair import choose_pair
 from speckv.runtime.constant import ConstantGamma
 from speckv.runtime.policy import SHIPPED
 from speckv.runtime.stored import load_controller
 from speckv.types import Controller, StoppingController
 
-__all__ = ["check", "find_controller", "overrides", "run", "summary"]
-
 logger = logging.getLogger(__name__)
+STANDARD_INPUT = "-"
+FILE = "prompt_file="
+USAGE = 'python -m speckv decode "PROMPT" [key=value ...], with "-" or prompt_file=FILE in place of "PROMPT"'
 STYLES = {
     "accepted": Style(color="green"),
     "rejected": Style(color="red", strike=True),
@@ -43,9 +45,76 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Control characters but tab and newline."""
 
 
+def overrides(arguments: Sequence[str]) -> list[str]:
+    """Turns the first argument, which is the prompt whatever it holds, into an override; the others are overrides.
+
+    Args:
+        arguments: The prompt, `-` for standard input or `prompt_file=FILE`; then overrides.
+
+    Raises:
+        ConfigError: if there is no prompt, more than one, or it is not valid text.
+        DataError: if standard input or the file is missing or not UTF-8.
+    """
+    if not arguments:
+        raise ConfigError(f"Expected a prompt first: {USAGE}.")
+    first, *rest = arguments
+    _require_one(rest)
+    if first.startswith(FILE):
+        name = first.removeprefix(FILE)
+        return [f"prompt={quoted(_read_file(name))}", f"{FILE}{quoted(name)}", *rest]
+    text = _read_standard_input() if first == STANDARD_INPUT else first
+    if re.search("[\ud800-\udfff]", text):
+        raise ConfigError(
+            "Expected a prompt in UTF-8, got bytes that are not. Convert it, or give it as prompt_file=FILE."
+        )
+    return [f"prompt={quoted(text)}", *rest]
+
+
 def check(arguments: Sequence[str]) -> None:
-    """Passes unless the prompt was left out; see `check_arguments`."""
-    check_arguments(arguments, setting_names("decode"))
+    """Passes unless the first argument is a setting, in which case the prompt was left out.
+
+    Raises:
+        ConfigError: with both ways to go on.
+    """
+    found = re.fullmatch(r"[+~]*([\w.@/-]+)=\S*", arguments[0]) if arguments else None
+    if found and found[1] in setting_names("decode") and not arguments[0].startswith(FILE):
+        raise ConfigError(
+            f"Expected a prompt first, got the setting {arguments[0]!r}: {USAGE}. A prompt that reads like a setting "
+            "can be given on standard input or in a file."
+        )
+
+
+def _require_one(rest: Sequence[str]) -> None:
+    for argument in rest:
+        if argument == STANDARD_INPUT or argument.startswith((FILE, "prompt=")):
+            raise ConfigError(f"Expected one prompt, got {argument[:100]!r} after the first argument: {USAGE}.")
+
+
+def _read_file(name: str) -> str:
+    try:
+        content = Path(name).expanduser().read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"Expected {FILE}FILE to name a readable file, got {name!r}: {reason}.") from error
+    return _text(content, name)
+
+
+def _read_standard_input() -> str:
+    stream = sys.stdin
+    if stream is None:
+        raise DataError(f"Expected a prompt on standard input, which is closed. Use {FILE}FILE.")
+    binary = getattr(stream, "buffer", None)
+    return _text(binary.read(), "standard input") if binary is not None else stream.read()
+
+
+def _text(content: bytes, source: str) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"Expected a prompt in UTF-8, got byte 0x{content[error.start]:02x} at position {error.start} of {source}. "
+            "Convert it, for example with iconv."
+        ) from error
 
 
 def run(config: DictConfig) -> None:
@@ -57,7 +126,7 @@ def run(config: DictConfig) -> None:
         require_single_request(controller.name, table.batch)
     compression = config.model.compression
     context = RequestContext(compression=compression, cost_ratio=table.cost_ratio(compression))
-    pair = load_pair(pair_config(config.model))
+    pair = load_pair(choose_pair(plain(config.model)))
     engine = Engine(
         pair.target, draft_source(pair), eos_token_ids=pair.eos_token_ids, sampling=SamplingConfig(**config.sampling)
     )
@@ -69,8 +138,8 @@ def run(config: DictConfig) -> None:
     engine.start(prompt, max_new_tokens=2)  # warm up: first calls allocate and choose kernels
     result = generate(engine, prompt, controller, on_step=stream.show, **arguments)
     stream.end()
-    plain = generate(engine, prompt, ConstantGamma(0), **arguments) if config.compare else None
-    for line in summary(controller.name, result, plain, compression, str(pair.target.dtype)):
+    baseline = generate(engine, prompt, ConstantGamma(0), **arguments) if config.compare else None
+    for line in summary(controller.name, result, baseline, compression, str(pair.target.dtype)):
         logger.info(line)
 
 

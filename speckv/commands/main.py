@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from omegaconf import OmegaConf
 
-from speckv.commands.app import compose_checked, require_resolvable, run_explained
+from speckv.commands.app import compose_checked, plain, run_explained
 from speckv.errors import ConfigError, nearest
 
 COMMANDS = {
@@ -55,7 +55,7 @@ def _run(name: str, rest: list[str]) -> None:
     missing = [str(key) for key in config if OmegaConf.is_missing(config, key)]
     if missing:
         raise ConfigError(f"Expected {missing[0]}=..., got none. configs/{name}.yaml explains every setting.")
-    require_resolvable(config)
+    plain(config, complete=False)  # refuses an interpolation without a value
     module.run(config)
 
 

@@ -9,9 +9,10 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from speckv.commands.models import pair_config
+from speckv.commands.app import plain
 from speckv.decoding import SamplingConfig
 from speckv.models.device import use_threads
+from speckv.models.pair import choose_pair
 from speckv.profiling.lookup import record_lookup, save_new
 from speckv.profiling.prompts import Prompt, read_prompts
 from speckv.profiling.shards import ProfilePlan, RecordingProgress, record_traces
@@ -29,7 +30,7 @@ def run(config: DictConfig) -> None:
         _log_result(Path(config.out), save_new(_of_lookup(recorded, prompts, config), Path(config.out)))
         return
     plan = ProfilePlan(
-        pair=pair_config(config.model),
+        pair=choose_pair(plain(config.model)),
         compressions=tuple(config.compressions),
         sampling=SamplingConfig(**config.sampling),
         max_new_tokens=config.max_new_tokens,
@@ -47,7 +48,7 @@ def run(config: DictConfig) -> None:
 
 def _of_lookup(recorded: TraceSet, prompts: list[Prompt], config: DictConfig) -> TraceSet:
     kept = recorded.select(compressions=[name for name in config.compressions if name in recorded.compressions])
-    return record_lookup(kept, prompts, pair_config(config.model), notes=config.notes)
+    return record_lookup(kept, prompts, choose_pair(plain(config.model)), notes=config.notes)
 
 
 def _log_result(out: Path, traces: TraceSet) -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from speckv.commands.app import plain
-from speckv.commands.quoting import quoted
+from speckv.commands.app import plain, quoted
 from speckv.cost import CostTable
 from speckv.errors import CheckpointError, ConfigError, DataError
 from speckv.evaluation.compare import NUM_RESAMPLES, compare, with_decode_steps
@@ -262,10 +261,10 @@ def _page_texts(config: DictConfig, test: TraceSet) -> PageTexts:
 def _from_tokenizer(config: DictConfig, test: TraceSet) -> tuple[Mapping[int, bytes], str]:
     """The bytes of the recordings' tokens, and the name of the tokenizer."""
     # Imported here, because transformers takes seconds to import and most pages do not need it.
-    from speckv.commands.models import pair_config
     from speckv.commands.vocabulary import vocabulary_of
+    from speckv.models.pair import choose_pair
 
-    source = config.tokenizer or pair_config(config.model).target
+    source = config.tokenizer or choose_pair(plain(config.model)).target
     return vocabulary_of(source, {"the trace file": test}).pieces, Path(source).name
 
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from speckv.commands import decode
 from speckv.commands.app import compose_checked, plain
-from speckv.commands.decode_arguments import overrides
+from speckv.commands.decode import overrides
 from speckv.commands.main import main
 from speckv.errors import ConfigError, DataError
 

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from speckv.commands.app import compose_checked, plain, prepare
+from speckv.commands.app import compose_checked, plain, prepare, quote_texts
 from speckv.commands.main import main
-from speckv.commands.quoting import quote_texts
 from speckv.commands.report import overrides
 from speckv.errors import ConfigError
 from tests.fakes_traces import make_cost_table
