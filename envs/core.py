@@ -41,7 +41,7 @@ _SLOT = np.zeros(1, np.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class ReplayEnvSettings:
     """Arguments of the replayed environments.
 
     Attributes:
@@ -87,7 +87,7 @@ class Core:
     schema: ObservationSchema = SCHEMA
     default_reward = "throughput"
 
-    def __init__(self, settings: Settings, num_envs: int) -> None:
+    def __init__(self, settings: ReplayEnvSettings, num_envs: int) -> None:
         given, cost = settings.traces, settings.cost
         traces = given if isinstance(given, TraceSet) else TraceSet.load(find_traces(given))
         self.traces = traces.select(split=settings.split, compressions=settings.compressions, tasks=settings.tasks)
@@ -223,11 +223,11 @@ class ReplayEnv(gym.Env[FloatArray, np.int64]):
 
         Args:
             render_mode: "ansi" renders the last step as a line of text.
-            settings: See `Settings`.
+            settings: See `ReplayEnvSettings`.
         """
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ConfigError(f"Expected a render mode among {self.metadata['render_modes']}, got {render_mode!r}.")
-        self.core = self.core_class(Settings(**settings), 1)
+        self.core = self.core_class(ReplayEnvSettings(**settings), 1)
         self.render_mode = render_mode
         self.observation_space = self.core.observation_space()
         self.action_space = self.core.action_space()
@@ -298,12 +298,12 @@ class ReplayVectorEnv(VectorEnv[FloatArray, IntArray, NDArray[Any]]):
     metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 (declared so by Gymnasium)
 
     def __init__(self, num_envs: int = 1, *, render_mode: str | None = None, **settings: Any) -> None:
-        """Loads the recordings and the times; `settings` are those of `Settings`, and nothing is rendered."""
+        """Loads the recordings and the times; `settings` are those of `ReplayEnvSettings`, and nothing is rendered."""
         if num_envs < 1:
             raise ConfigError(f"Expected at least one environment, got num_envs={num_envs}.")
         if render_mode is not None:
             raise ConfigError(f"Expected render_mode None, got {render_mode!r}. Render a scalar environment instead.")
-        self.core = self.core_class(Settings(**settings), num_envs)
+        self.core = self.core_class(ReplayEnvSettings(**settings), num_envs)
         self.num_envs = num_envs
         self.render_mode = None
         self.single_observation_space = self.core.observation_space()

@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
-from envs.core import Core, ReplayEnv, ReplayVectorEnv, Settings
+from envs.core import Core, ReplayEnv, ReplayEnvSettings, ReplayVectorEnv
 from envs.rewards import Rewards
 from speckv.cost import require_single_request
 from speckv.errors import ConfigError
@@ -31,7 +31,7 @@ class StoppingCore(Core):
     schema = STOPPING_SCHEMA
     default_reward = "lambda_throughput"
 
-    def __init__(self, settings: Settings, num_envs: int) -> None:
+    def __init__(self, settings: ReplayEnvSettings, num_envs: int) -> None:
         if settings.reward == "throughput":
             raise ConfigError(
                 "Expected a reward that adds up over the parts of a decode step, such as lambda_throughput or time, "

@@ -81,7 +81,7 @@ class GammaSelectionEnv(ReplayEnv):
     `num_steps`, `num_tokens`, `num_drafted`, `num_accepted`, `num_tested` and `seconds`.
 
     ## Arguments
-    Those of `envs.core.Settings`, and `render_mode`, None or "ansi".
+    Those of `envs.core.ReplayEnvSettings`, and `render_mode`, None or "ansi".
 
     ```python
     import gymnasium as gym

@@ -40,8 +40,9 @@ _VECTORS: dict[str, type[np.generic]] = {
     "draft_tokens": np.int32,
     "accepted_length": np.int8,
     "eos_stop": np.int8,
+    "accept_prob": np.float32,
+    "rollout_start": np.int16,
 }
-_VECTORS |= {"accept_prob": np.float32, "rollout_start": np.int16}
 _PROMPT = "prompt_tokens"
 """Column that older files lack."""
 _SIGNALS = ("target", "draft", "rollout")

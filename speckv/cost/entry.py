@@ -32,7 +32,7 @@ NEWEST_IN_ENTRIES: dict[str, Any] = {"draft_prompt_s": 0.0}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostEntry:
-    """Pass times of one compression of the target, and of the draft that serves it.
+    """Pass times of one compression of the target, and of its draft; a CostTableError names a wrong field.
 
     Attributes:
         dtype: Of the target's arithmetic.
@@ -52,9 +52,6 @@ class CostEntry:
         draft_kernel: The same of the draft.
         draft_prompt_s: Seconds a prompt token that a request's first draft takes in addition, where the draft model
             reads the prompt at its first draft; 0 where it has read it before decoding begins.
-
-    Raises:
-        CostTableError: naming the field that cannot be right.
     """
 
     compression: str
@@ -241,9 +238,6 @@ class CostFit:
         measured_s: The measured seconds of those steps.
         error: Predicted over measured, minus 1: above 0 the table is too slow.
         spread: Interquartile range of the runs' own errors.
-
-    Raises:
-        CostTableError: naming the field that cannot be right.
     """
 
     prompts: int
@@ -257,9 +251,7 @@ class CostFit:
     def __post_init__(self) -> None:
         """Checks every field and that the error agrees with the two times."""
         for name in ("prompts", "runs", "tokens"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise CostTableError(f"{name}: expected a whole number of at least 1, got {value!r}.")
+            _require_count(getattr(self, name), name, least=1)
         for name in ("predicted_s", "measured_s", "spread"):
             value = getattr(self, name)
             least = 0.0 if name == "spread" else math.ulp(0.0)
@@ -290,11 +282,7 @@ class CostFit:
 
 
 def describe_fit(kind: str, fit: CostFit | None) -> str:
-    """How well a compression's times predict live runs, in a few words.
-
-    Args:
-        kind: Of the table: "measured" or "fitted".
-        fit: Of the compression, if it was checked.
+    """How well a compression's times predict live runs, in a few words; `kind` is the table's.
 
     >>> describe_fit("measured", None)
     'not checked'

@@ -43,7 +43,7 @@ _FAR_CONTEXT = 1024.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostTable:
-    """Pass times of one machine, by compression.
+    """Pass times of one machine, by compression; a CostTableError names a wrong field.
 
     Attributes:
         name: Shown beside every number that is computed from it.
@@ -55,9 +55,6 @@ class CostTable:
         source: Origin of the figures: the command, or a citation.
         loads: Times of the same compressions at other batches, each named by its entry's `batch`.
         fit: Compression -> predicted against measured time of whole live runs, for those that were checked.
-
-    Raises:
-        CostTableError: naming the field that cannot be right.
     """
 
     name: str
@@ -234,13 +231,10 @@ class CostTable:
         return entry.draft_s[0] / entry.verify_s[0]
 
     def draft_pass_s(self, compression: str, width: ArrayLike, context: ArrayLike) -> Seconds:
-        """Seconds of one draft pass; arguments broadcast.
+        """Seconds of one draft pass over `width` tokens, at least 1, after `context` tokens; arguments broadcast.
 
-        Args:
-            compression: Of the target.
-            width: Tokens scored in the pass, at least 1: interpolated between measured widths, and beyond the last one
-                extended with the slope of the last two, never downwards.
-            context: Tokens before the pass.
+        Times are interpolated between measured widths, and beyond the last one extended with the slope of the last two,
+        never downwards.
         """
         return self.entry(compression).draft_pass_s(width, context)
 
@@ -271,7 +265,7 @@ class CostTable:
 
         Args:
             compression: Of the target.
-            num_drafted: Tokens really drafted, 0 or more.
+            num_drafted: Tokens really drafted.
             draft_lag: Emitted tokens missing from the draft's cache, the newest one not counted.
             context: Prompt tokens plus tokens emitted before the step.
 

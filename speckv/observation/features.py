@@ -34,7 +34,7 @@ LEAST_PROBABILITY = 1e-9
 """Before a logarithm is taken."""
 
 
-class Source(NamedTuple):
+class FeatureSource(NamedTuple):
     """How a feature is computed; `value` works on the numbers of one request and on the arrays of many alike.
 
     Attributes:
@@ -55,21 +55,21 @@ def _field(name: str, low: float, high: float, description: str, unit: str = "1"
     return ObservationField(name=name, unit=unit, low=float(low), high=float(high), description=description)
 
 
-def _tested(value: Callable[["DraftPrefix"], Any], first: float = 0.0) -> Source:
-    return Source("tested", "past_signals", value, first)
+def _tested(value: Callable[["DraftPrefix"], Any], first: float = 0.0) -> FeatureSource:
+    return FeatureSource("tested", "past_signals", value, first)
 
 
-def _past(group: str, value: Callable[[Any, Any], Any]) -> Source:
-    return Source("past", group, value)
+def _past(group: str, value: Callable[[Any, Any], Any]) -> FeatureSource:
+    return FeatureSource("past", group, value)
 
 
-def _draft(group: str, value: Callable[["DraftPrefix"], Any], first: float = 0.0) -> Source:
-    return Source("draft", group, value, first)
+def _draft(group: str, value: Callable[["DraftPrefix"], Any], first: float = 0.0) -> FeatureSource:
+    return FeatureSource("draft", group, value, first)
 
 
 _PREVIOUS = "over the tested tokens of the last drafting step"
 
-FEATURES: Mapping[ObservationField, Source] = {
+FEATURES: Mapping[ObservationField, FeatureSource] = {
     _field("draft_entropy_mean", 0, 12, f"Draft's mean entropy {_PREVIOUS}; 0 at first", "nats"): _tested(
         lambda draft: draft.entropy_sum / draft.depth
     ),
@@ -226,13 +226,7 @@ NO_DRAFT = DraftPrefix(0, 0.0, 1.0, 1.0, 0.0, -np.inf, 0.0, np.inf, 0.0, 0.0)
 
 
 def running_summary(signals: NDArray[np.floating]) -> FloatArray:
-    """`TESTED_FEATURES` of every prefix of a draft.
-
-    Args:
-        signals: Shape [N, depth, 3]: entropy, confidence, margin of each drafted token.
-
-    Returns:
-        Shape [N, depth + 1, features]: row k sums up the first k tokens.
+    """`TESTED_FEATURES` of every prefix of a draft; arguments and result as for `summarise_draft`, but not clipped.
 
     >>> signals = np.array([[[1.0, 0.8, 0.5], [2.0, 0.25, 0.0]]])
     >>> running_summary(signals)[0, 2].tolist()
@@ -242,11 +236,7 @@ def running_summary(signals: NDArray[np.floating]) -> FloatArray:
 
 
 def summarise_tested(signals: NDArray[np.floating], num_tested: ArrayLike) -> FloatArray:
-    """`TESTED_FEATURES` of one step.
-
-    Args:
-        signals: Shape [N, depth, 3]: entropy, confidence, margin of each drafted token.
-        num_tested: Shape [N]; how many of them the target tested, 0 to depth.
+    """`TESTED_FEATURES` of one step, of which the target tested `num_tested` tokens, shape [N], 0 to depth.
 
     >>> summarise_tested(np.array([[[1.0, 0.8, 0.5], [2.0, 0.25, 0.0]]]), [1])[0, :2].tolist()
     [1.0, 1.0]
@@ -272,7 +262,7 @@ def summarise_draft(signals: NDArray[np.floating]) -> FloatArray:
     return np.minimum(np.maximum(out, _DRAFT_LOW, out=out), _DRAFT_HIGH, out=out)
 
 
-def _of_prefixes(features: Mapping[str, Source], signals: NDArray[np.floating]) -> FloatArray:
+def _of_prefixes(features: Mapping[str, FeatureSource], signals: NDArray[np.floating]) -> FloatArray:
     number, depth, _ = signals.shape
     out = np.empty((number, depth + 1, len(features)), np.float32)
     out[:, 0] = [source.first for source in features.values()]

@@ -58,7 +58,7 @@ class StaticContext:
 
     @staticmethod
     def of(compressions: Sequence[str], cost_ratios: Mapping[str, float], budgets: Sequence[int]) -> "StaticContext":
-        """The context of requests, given one compression and one budget each, and the cost ratio of a compression."""
+        """From one compression and one budget a request, and the cost ratio of each compression."""
         return StaticContext(
             cost_ratio=np.array([cost_ratios[name] for name in compressions], np.float64),
             bits_per_weight=np.array([BITS_PER_WEIGHT[name] for name in compressions], np.float64),
@@ -269,7 +269,7 @@ class RequestMemory:
         self.start(0.0, 1.0)
 
     def start(self, target_entropy: float, target_confidence: float) -> None:
-        """Begins right after the prefill, which emitted one token; arguments as for `History.start`."""
+        """Begins right after the prefill, which emitted one token; see `History.start`."""
         self._remember_tested(_FIRST_TESTED)
         self.target_entropy, self.target_confidence = target_entropy, target_confidence
         self.accepted_fraction, self.previous_drafted = PRIOR_ACCEPTANCE, 0
@@ -318,15 +318,7 @@ class RequestMemory:
         target_entropy: float,
         target_confidence: float,
     ) -> None:
-        """Adds one decode step to the past; the draft's signals are those of `add_draft`.
-
-        Args:
-            num_drafted: Tokens drafted.
-            num_accepted: Of them kept.
-            num_emitted: Tokens added to the output.
-            target_entropy: At the newest emitted token.
-            target_confidence: There.
-        """
+        """Adds one decode step to the past; the draft's signals are those of `add_draft`."""
         num_tested = min(num_accepted + 1, num_drafted)
         if num_drafted:
             tested = self._prefixes[:num_tested]

@@ -38,7 +38,6 @@ class ObservationSchema:
 
     Attributes:
         version: Changes when the meaning of a field does; a new feature does not change it.
-        fields: One entry a feature.
     """
 
     version: int
@@ -46,7 +45,7 @@ class ObservationSchema:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the features."""
+        """In order."""
         return tuple(f.name for f in self.fields)
 
     @property

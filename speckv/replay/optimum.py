@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The least time in which any controller could have decoded the recorded sequences.
+"""The clairvoyant bound: the least time in which any controller could have decoded the recorded sequences.
 
 From a state (position i, draft lag l), with V(n, .) = 0 after the last token, a step either decodes plainly,
 
@@ -54,7 +54,7 @@ def sequences_at_once(compiled: CompiledTraces) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimalPlan:
-    """Best decisions: `plain[i, row, lag]` says to draft nothing, else `depth[i, row]` how much."""
+    """Best decisions: draft nothing where `plain[i, row, lag]`, else `depth[i, row]` tokens."""
 
     plain: NDArray[np.bool_]
     depth: IntArray
