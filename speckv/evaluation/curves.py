@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a run got better: its validation prompts, evaluation by evaluation, against the best fixed gamma on the same."""
+"""Learning curves: the evaluations of a run on its validation prompts, against the best fixed gamma on the same."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ from speckv.evaluation.bootstrap import (
 from speckv.evaluation.metrics import ALL, Grid, Sums
 
 EVAL = "eval.csv"
-"""In a run folder: a row a validation prompt, compression and evaluation."""
+"""File of a run folder with one row per validation prompt, compression and evaluation."""
 _NEEDED = ("step", "prompt_id", "compression", "seconds", "steps", "drafted")
 
 _Pairs = dict[tuple[str, str], tuple[float, ...]]
@@ -32,9 +32,9 @@ class Point:
     """One evaluation.
 
     Attributes:
-        step: Environment steps until then.
+        step: Environment steps before it.
         over_best_fixed: Compression, or "all" for the geometric mean over them -> speed-up over the best fixed gamma.
-        drafted_per_step: Drafted tokens a decode step.
+        drafted_per_step: Drafted tokens per decode step.
     """
 
     step: int
@@ -43,18 +43,13 @@ class Point:
 
     @property
     def mean(self) -> float:
-        """Geometric mean over compressions of the speed-up: what chooses the best checkpoint."""
+        """Geometric mean over compressions of the speed-up, by which the best checkpoint is chosen."""
         return self.over_best_fixed[ALL].estimate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """What a run's evaluations say.
-
-    Attributes:
-        num_prompts: Validation prompts.
-        points: In the order of the steps.
-    """
+    """Evaluations of a run in the order of the steps, and the number of validation prompts."""
 
     num_prompts: int
     points: tuple[Point, ...]
@@ -63,18 +58,18 @@ class Curve:
 def read_curve(
     path: Path, grid: Grid, best_fixed: Sums, *, part: bool = False, num_resamples: int = 0, seed: int = 0
 ) -> Curve:
-    """Reads a run's evaluations, also while it writes them: one that is not whole yet is left out.
+    """Reads a run's evaluations, also while the run writes them: an incomplete one is left out.
 
     Args:
         path: The run's `eval.csv`.
         grid: The validation prompts, or more.
-        best_fixed: The number to beat on the same grid, by the clock of the file.
-        part: Whether the grid holds more than the validation prompts, which the first evaluation names then.
-        num_resamples: Of the bootstrap behind the intervals; 0 leaves them without bounds.
+        best_fixed: Of the same grid, with the cost table of the file.
+        part: Whether the grid holds more than the validation prompts, which are then those of the first evaluation.
+        num_resamples: Of the bootstrap of the intervals; 0 for intervals without bounds.
         seed: Of the bootstrap.
 
     Raises:
-        CheckpointError: if the file is missing, damaged or about other prompts.
+        CheckpointError: if the file is missing, damaged or of other prompts.
     """
     evaluations = _read(path)
     recorded = zip(grid.rows.tolist(), grid.columns.tolist(), strict=True)
@@ -111,7 +106,7 @@ def _speedups(fixed: Float64, ours: Float64, counts: Float64, compressions: Sequ
 
 
 def _whole_rows(content: bytes) -> bytes:
-    """Cuts off a last row that is still being written."""
+    """Removes a last row that is still being written."""
     end = content.rfind(b"\n")
     while content.count(b'"', 0, max(end, 0)) % 2:  # this line end is inside a prompt's id
         end = content.rfind(b"\n", 0, end)
@@ -119,7 +114,7 @@ def _whole_rows(content: bytes) -> bytes:
 
 
 def _read(path: Path) -> dict[int, _Pairs]:
-    """Every evaluation by its step; a last row without its end is still being written."""
+    """Every evaluation by its step."""
     try:
         text = _whole_rows(path.read_bytes()).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -2,7 +2,6 @@
 """Plots of a comparison. Each takes data and an Axes, draws, and returns the Axes; no global style is changed."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -12,8 +11,9 @@ from numpy.typing import NDArray
 
 from speckv.evaluation.bootstrap import Interval
 from speckv.evaluation.entrants import TAUS, Profile
+from speckv.replay import StepLog
 
-# Okabe and Ito's palette: told apart by colour-blind readers and in grey print.
+# Okabe and Ito's palette: distinguishable for colour-blind readers and in grey print.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#9A9A9A"
 INK = "#333333"
@@ -21,27 +21,8 @@ ACCEPTED, OWN, REJECTED = "#009E73", "#B5C7D3", "#D55E00"
 _LABEL_LIMIT = 15
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TimelineStep:
-    """One decode step of a timeline.
-
-    Attributes:
-        start_s: When it began, in seconds since decoding began.
-        seconds: How long it took.
-        num_drafted: Tokens drafted.
-        num_accepted: Drafted tokens kept.
-        num_emitted: Tokens emitted.
-    """
-
-    start_s: float
-    seconds: float
-    num_drafted: int
-    num_accepted: int
-    num_emitted: int
-
-
 def tidy(ax: Axes) -> None:
-    """Leaves out what frames a plot without saying anything."""
+    """Removes the top and right spine and draws the grid below the data."""
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
     ax.tick_params(colors=INK)
@@ -49,11 +30,10 @@ def tidy(ax: Axes) -> None:
 
 
 def speedup_dots(ax: Axes, speedups: Mapping[str, Interval], setting: str) -> Axes:
-    """Dots of speed-up over plain decoding with intervals, a line a controller, the first one as a reference.
+    """Dots of speed-up over plain decoding with intervals, one line per controller.
 
     Args:
-        ax: Where to draw.
-        speedups: Controller -> interval, from top to bottom; the first is the baseline that a line marks.
+        speedups: Controller -> interval, from top to bottom; a vertical line marks the first, the baseline.
         setting: Title of the panel.
     """
     names, intervals = [figure_text(name) for name in speedups], list(speedups.values())
@@ -79,7 +59,6 @@ def speedup_bars(ax: Axes, speedups: Mapping[str, Sequence[Interval]], settings:
     """Bars of speed-up over plain decoding, with intervals.
 
     Args:
-        ax: Where to draw.
         speedups: Controller -> one interval per setting.
         settings: Names of the settings, one group of bars each.
     """
@@ -101,7 +80,7 @@ def speedup_bars(ax: Axes, speedups: Mapping[str, Sequence[Interval]], settings:
         )
         if len(speedups) * len(settings) <= _LABEL_LIMIT:
             for place, height in zip(places, heights, strict=True):
-                # At the foot, where neither whisker nor dashed line passes.
+                # At the foot, where no whisker or dashed line passes.
                 ax.text(place, 0.06, f"{height:.2f}", color="white", fontsize=8, ha="center", va="bottom")
         top = max(top, float((heights + above).max()))
     ax.axhline(1.0, color=INK, linewidth=1, linestyle="--")
@@ -128,10 +107,9 @@ def speedup_bars(ax: Axes, speedups: Mapping[str, Sequence[Interval]], settings:
 def gamma_histogram(
     ax: Axes, counts: Mapping[str, NDArray[np.float64]], best_fixed: Mapping[str, int] | None = None
 ) -> Axes:
-    """Share of decisions that chose each gamma, one colour a compression; triangles mark the best fixed gamma.
+    """Share of decisions for each gamma, one colour per compression; triangles mark the best fixed gamma.
 
     Args:
-        ax: Where to draw.
         counts: Compression -> decisions by gamma, of shape [gamma_max + 1].
         best_fixed: Compression -> best fixed gamma.
     """
@@ -160,21 +138,13 @@ def gamma_histogram(
     return ax
 
 
-def timeline(ax: Axes, steps: Sequence[TimelineStep], title: str = "") -> Axes:
-    """One prompt's decode steps in time: tokens kept above the line, drafted tokens thrown away below it.
-
-    Args:
-        ax: Where to draw.
-        steps: In order.
-        title: Of the panel.
-    """
-    starts = [s.start_s for s in steps]
-    widths = [s.seconds for s in steps]
-    accepted = np.array([s.num_accepted for s in steps])
-    own = np.array([s.num_emitted for s in steps]) - accepted
-    # An accepted end of text leaves no token of the target's own.
-    own = np.maximum(own, 0)
-    rejected = np.array([s.num_drafted for s in steps]) - accepted
+def timeline(ax: Axes, steps: StepLog, title: str = "") -> Axes:
+    """Decode steps of one prompt over time: kept tokens above the line, discarded drafted tokens below it."""
+    starts = np.cumsum(steps.seconds) - steps.seconds
+    accepted = steps.num_accepted
+    # After an accepted end of text the target adds no token of its own.
+    own = np.maximum(steps.num_emitted - accepted, 0)
+    rejected = steps.num_drafted - accepted
     stacked = (
         (accepted, np.zeros_like(accepted), ACCEPTED, "drafted, accepted"),
         (own, accepted, OWN, "target's own token"),
@@ -182,7 +152,15 @@ def timeline(ax: Axes, steps: Sequence[TimelineStep], title: str = "") -> Axes:
     )
     for heights, bottoms, color, label in stacked:
         ax.bar(
-            starts, heights, widths, bottoms, align="edge", color=color, edgecolor="white", linewidth=0.6, label=label
+            starts,
+            heights,
+            steps.seconds,
+            bottoms,
+            align="edge",
+            color=color,
+            edgecolor="white",
+            linewidth=0.6,
+            label=label,
         )
     ax.axhline(0, color=INK, linewidth=0.8)
     ax.set_xlabel("decode time (s)")
@@ -199,9 +177,9 @@ def timeline(ax: Axes, steps: Sequence[TimelineStep], title: str = "") -> Axes:
 
 
 def figure_text(text: str) -> str:
-    r"""Returns a text that Matplotlib draws as it is, without a warning.
+    r"""A text that Matplotlib draws literally and without a warning.
 
-    Characters that the font lacks and control characters become escapes, dollar signs do not begin a formula, and a
+    Control characters and characters that the font lacks become escapes, a dollar sign does not begin a formula, and a
     leading underscore does not hide a line from the legend.
 
     >>> figure_text("p7 (code)"), figure_text("提示1"), figure_text("a\n$b$"), figure_text("_base")
@@ -227,10 +205,9 @@ def profile_lines(
     """Share of prompts that reach each speed-up over the best fixed gamma, with bands of pointwise intervals.
 
     Args:
-        ax: Where to draw.
         profiles: Label -> profile.
         colors: Label -> colour.
-        banded: Labels of those whose intervals are drawn.
+        banded: Labels whose intervals are drawn.
         setting: Title of the panel.
     """
     for name, profile in profiles.items():

@@ -17,7 +17,6 @@ from speckv.evaluation.metrics import ALL
 from speckv.evaluation.plots import (
     GREY,
     PALETTE,
-    TimelineStep,
     figure_text,
     gamma_histogram,
     profile_lines,
@@ -34,45 +33,30 @@ from speckv.traces import TraceSet
 from speckv.types import Controller, OnlineLearner
 
 RESULTS, TEXT, PER_PROMPT = "results.json", "results.txt", "per_prompt.csv"
-"""Files of a saved comparison that others read back."""
+"""Files of a saved comparison that are read again."""
 MOST_BARS = 6
-"""Controllers that bars still tell apart."""
+"""Most controllers in a bar plot; more are drawn as dots."""
 MOST_PROFILES = 5
-"""Profiles that lines still tell apart."""
 MOST_BANDS = 3
-"""Bands that still can be seen through one another."""
+"""Most overlapping interval bands; with more profiles only the first has one."""
 _DPI = 150
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timelines:
-    """One prompt decoded twice.
-
-    Attributes:
-        prompt_id: Which prompt.
-        task: Its task.
-        compression: Of the target.
-        baseline_gamma: The best fixed gamma there.
-        baseline: Steps with that gamma.
-        controller: Name of the other.
-        steps: Its steps.
-    """
+    """One prompt decoded with the best fixed gamma (`baseline`) and by a controller (`steps`)."""
 
     prompt_id: str
     task: str
     compression: str
     baseline_gamma: int
-    baseline: tuple[TimelineStep, ...]
+    baseline: StepLog
     controller: str
-    steps: tuple[TimelineStep, ...]
+    steps: StepLog
 
 
 def pick_prompt(comparison: Comparison) -> tuple[str, str]:
-    """Chooses the prompt of a timeline: the one nearest to the controller's own median speed-up, so no showpiece.
-
-    Returns:
-        The prompt's id, and the first compression it was recorded at.
-    """
+    """Id of the prompt nearest to the controller's median speed-up, and the first compression it was recorded at."""
     grid = comparison.grid
     by_name = {s.name: s for s in comparison.sums}
     chosen = comparison.controllers[0] if comparison.controllers else CLAIRVOYANT
@@ -101,28 +85,15 @@ def make_timelines(comparison: Comparison, test: TraceSet, cost: CostTable, cont
     )
 
 
-def _steps(record: ReplayRecord) -> tuple[TimelineStep, ...]:
-    log = record.log
-    assert isinstance(log, StepLog)
-    starts = np.cumsum(log.seconds) - log.seconds
-    return tuple(
-        TimelineStep(
-            start_s=float(start),
-            seconds=float(seconds),
-            num_drafted=int(drafted),
-            num_accepted=int(accepted),
-            num_emitted=int(emitted),
-        )
-        for start, seconds, drafted, accepted, emitted in zip(
-            starts, log.seconds, log.num_drafted, log.num_accepted, log.num_emitted, strict=True
-        )
-    )
+def _steps(record: ReplayRecord) -> StepLog:
+    assert record.log is not None
+    return record.log
 
 
 def speedup_figure(comparison: Comparison) -> Figure:
     """Speed-up over plain decoding of the best fixed gamma, the controllers and the bound.
 
-    Bars for a few, a line of dots a compression for many.
+    Bars for few controllers, dots for many.
     """
     compressions = comparison.grid.compressions
     names = (BEST_FIXED, *comparison.entrants, CLAIRVOYANT)
@@ -140,7 +111,7 @@ def speedup_figure(comparison: Comparison) -> Figure:
 
 
 def gamma_figure(comparison: Comparison, controller: str) -> Figure:
-    """How often a controller chose each gamma."""
+    """Histogram of the gammas that a controller chose."""
     figure = Figure(figsize=(8.4, 4.2), dpi=_DPI, layout="constrained")
     sums = next(s for s in comparison.sums if s.name == controller)
     counts = {c: sums.gammas[:, k].sum(axis=0) for k, c in enumerate(comparison.grid.compressions)}
@@ -151,7 +122,7 @@ def gamma_figure(comparison: Comparison, controller: str) -> Figure:
 
 
 def profile_figure(comparison: Comparison) -> Figure:
-    """Performance profiles of the controllers that rank first over all compressions, and of the bound."""
+    """Performance profiles of the first-ranked controllers over all compressions, and of the bound."""
     overall = comparison.group(ALL, ALL)
     ranked = sorted(comparison.entrants, key=lambda name: -overall.row(name).geomean_vs_best_fixed.estimate)
     shown = ranked[:MOST_PROFILES]
@@ -176,14 +147,15 @@ def profile_figure(comparison: Comparison) -> Figure:
 
 
 def timeline_figure(comparison: Comparison, timelines: Timelines) -> Figure:
-    """One prompt under the best fixed gamma and under a controller, on one clock."""
+    """One prompt with the best fixed gamma and with a controller, on one time axis."""
     figure = Figure(figsize=(10, 5.2), dpi=_DPI, layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, sharey=True)
     fixed = f"best fixed gamma {timelines.baseline_gamma}"
     timeline(above, timelines.baseline, _panel_title(fixed, timelines.baseline))
     timeline(below, timelines.steps, _panel_title(timelines.controller, timelines.steps))
-    low = max(s.num_drafted - s.num_accepted for s in (*timelines.baseline, *timelines.steps))
-    high = max(s.num_emitted for s in (*timelines.baseline, *timelines.steps))
+    logs = (timelines.baseline, timelines.steps)
+    low = max(int((log.num_drafted - log.num_accepted).max()) for log in logs)
+    high = max(int(log.num_emitted.max()) for log in logs)
     above.set_ylim(-low - 0.5, high + 0.5)
     above.set_xlabel("")
     figure.legend(*above.get_legend_handles_labels(), loc="outside upper right", ncols=3, frameon=False, fontsize=9)
@@ -197,9 +169,8 @@ def timeline_figure(comparison: Comparison, timelines: Timelines) -> Figure:
     return figure
 
 
-def _panel_title(name: str, steps: Sequence[TimelineStep]) -> str:
-    tokens, seconds = sum(s.num_emitted for s in steps), steps[-1].start_s + steps[-1].seconds
-    return f"{name}: {tokens} tokens, {len(steps)} steps, {seconds:.2f} s"
+def _panel_title(name: str, log: StepLog) -> str:
+    return f"{name}: {log.num_emitted.sum()} tokens, {len(log.seconds)} steps, {log.seconds.sum():.2f} s"
 
 
 def _caption(figure: Figure, comparison: Comparison, text: str, *, num_prompts: int | None = None) -> None:
@@ -211,7 +182,7 @@ def _caption(figure: Figure, comparison: Comparison, text: str, *, num_prompts: 
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a PNG, whole or not at all."""
+    """Writes a PNG atomically."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     write_atomically(path, buffer.getvalue())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The comparison as JSON and CSV: the record that outlives the run. Same comparison, same bytes."""
+"""The comparison as JSON and CSV; the same comparison gives the same bytes."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,7 +12,7 @@ from speckv.evaluation.significance import LEVEL, Family
 from speckv.files import csv_text
 
 RESULTS_VERSION = 1
-"""Of the keys: new ones may join, none of these moves or changes its meaning."""
+"""Version of the keys: keys may be added, but none moves or changes its meaning."""
 PROFILE_STRIDE = 2
 """Every second tau of a profile is stored: 0.05 apart."""
 _DIGITS = 6
@@ -31,7 +31,7 @@ PER_PROMPT_COLUMNS = (
 
 
 def rounded(value: float | None) -> float | None:
-    """Keeps the digits that mean something, so that another processor's last bit does not change the file.
+    """Rounds to six significant digits, so that rounding differences between processors do not change the file.
 
     >>> rounded(1.23456789), rounded(None)
     (1.23457, None)
@@ -40,7 +40,7 @@ def rounded(value: float | None) -> float | None:
 
 
 def interval_json(interval: Interval) -> dict[str, float | None]:
-    """An interval as JSON, with the digits that mean something."""
+    """An interval as JSON, rounded."""
     return {"estimate": rounded(interval.estimate), "low": rounded(interval.low), "high": rounded(interval.high)}
 
 
@@ -120,7 +120,7 @@ def _histogram(sums: Sums, compressions: tuple[str, ...]) -> dict[str, list[int]
 
 
 def comparison_json(comparison: Comparison) -> dict[str, object]:
-    """Everything but clocks: the content of `results.json`."""
+    """The content of `results.json`: everything but measured decision times."""
     setting = {k: rounded(v) if isinstance(v, float) else v for k, v in asdict(comparison.setting).items()}
     setting["cost_ratio"] = {name: rounded(ratio) for name, ratio in comparison.setting.cost_ratio.items()}
     return {
@@ -147,9 +147,9 @@ def comparison_json(comparison: Comparison) -> dict[str, object]:
 
 
 def headline(comparison: Comparison) -> dict[str, object]:
-    """The few figures that a script wants: throughput and speed-ups of each controller under test.
+    """The main figures for a script: throughput and speed-ups of each controller under test.
 
-    Runs of one agent are there by themselves and together.
+    Runs of one agent are listed separately and together.
     """
     names = dict.fromkeys((*comparison.entrants, *comparison.controllers))
     groups = [r for r in comparison.groups if r.group.task == ALL]
@@ -179,7 +179,7 @@ def headline(comparison: Comparison) -> dict[str, object]:
 
 
 def per_prompt_csv(comparison: Comparison) -> str:
-    """One line per controller, prompt and compression: what a later paired test needs."""
+    """One line per controller, prompt and compression, as a later paired test needs."""
     rows: list[Sequence[object]] = [PER_PROMPT_COLUMNS]
     grid = comparison.grid
     for sums in comparison.sums:

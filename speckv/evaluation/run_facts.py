@@ -12,7 +12,7 @@ from speckv.runtime.policy import SHIPPED
 from speckv.types import Controller
 
 RUN, CONFIG = "run.json", "config.yaml"
-"""Files of a run folder: what decided the run beside its settings, and those."""
+"""Files of a run folder: facts of the run besides its settings, and the settings."""
 SHIPPED_WORD = "shipped"
 
 
@@ -20,11 +20,11 @@ def controller_folder(word: str, cost: str | None) -> Path:
     """Finds the folder of a controller.
 
     Args:
-        word: A run folder, a policy's folder, or "shipped" for the policy that comes with a cost table.
-        cost: Name or path of that cost table, or None if nobody named one.
+        word: A run folder, a policy's folder, or "shipped" for the shipped policy of a cost table.
+        cost: Name or path of that cost table.
 
     Raises:
-        ConfigError: if nobody named the table of a shipped policy.
+        ConfigError: if "shipped" comes without a cost table.
         CheckpointError: if there is no such folder.
     """
     if word == SHIPPED_WORD and cost is None:
@@ -39,7 +39,7 @@ def controller_folder(word: str, cost: str | None) -> Path:
 
 
 def read_facts(folder: Path) -> Mapping[str, object]:
-    """Reads what decided a run; nothing of a policy's folder, which does not say.
+    """Reads the recorded facts of a run; empty for a policy's folder.
 
     Raises:
         CheckpointError: if the file is damaged.
@@ -57,7 +57,7 @@ def read_facts(folder: Path) -> Mapping[str, object]:
 
 
 def read_fact(facts: Mapping[str, object], what: str, key: str) -> str:
-    """One word of the facts about a file that a run was trained on, or "" if they hold none.
+    """A fact about a file that a run was trained on, or "" if it was not recorded.
 
     >>> read_fact({"cost": {"name": "cpu-2core"}}, "cost", "name"), read_fact({}, "traces", "sha256")
     ('cpu-2core', '')
@@ -68,9 +68,9 @@ def read_fact(facts: Mapping[str, object], what: str, key: str) -> str:
 
 
 _FREE = ("seed", "output", "runs_dir")
-"""Settings that may differ: the seed, and those that say where a run goes, which change nothing in it."""
+"""Settings that may differ: the seed, and output folders, which do not affect the run."""
 _DECISIVE = ("agent", "cost", "traces", "live")
-"""Facts that must agree as well: a config names files, and these hold their hashes."""
+"""Facts that must agree as well: a config names files, the facts hold their hashes."""
 
 
 def find_seed_groups(
@@ -78,12 +78,12 @@ def find_seed_groups(
 ) -> list[SeedGroup]:
     """Finds runs that differ by their seed alone.
 
-    Two runs of one seed are the same run twice and add nothing: the second stays by itself.
+    A second run of the same seed adds no information and is in no group.
 
     Args:
-        paths: Run folders or others; what is no run folder is in no group.
-        controllers: What was loaded from each, under the names that tables show.
-        load: Loads one, under its own name.
+        paths: Run folders or others; only run folders are grouped.
+        controllers: The controller loaded from each, under its name in tables.
+        load: Loads a controller under its own name.
 
     Returns:
         Groups of two runs or more, by first appearance.
@@ -95,7 +95,7 @@ def find_seed_groups(
             terms, seed = known
             runs.setdefault(terms, {}).setdefault(seed, (path, controller.name))
     found = [list(by_seed.values()) for by_seed in runs.values() if len(by_seed) >= MIN_SEEDS]
-    # Controllers that share a name are shown under their folders'; the agent's own name is the group's.
+    # Controllers of equal name are shown under the names of their folders; a group gets the agent's own name.
     names = [load(members[0][0]).name for members in found]
     return [
         SeedGroup.of(name if names.count(name) == 1 else f"{name} as {members[0][1]}", [shown for _, shown in members])
@@ -104,7 +104,7 @@ def find_seed_groups(
 
 
 def _terms_and_seed(folder: Path) -> tuple[str, int] | None:
-    """Everything that decided a run but its seed, as text, and the seed; None if this is no run folder."""
+    """Everything that determined a run except its seed, as text, and the seed; None if this is no run folder."""
     try:
         facts = read_facts(folder)
         config = (folder / CONFIG).read_text(encoding="utf-8")
@@ -119,12 +119,9 @@ def _terms_and_seed(folder: Path) -> tuple[str, int] | None:
 
 
 def top_level(config: str) -> dict[str, str]:
-    r"""Splits a config into its top-level settings, each with its value as it is written.
+    r"""Splits a config, YAML in block style, into its top-level settings, each with its value as written.
 
-    A run's config is written by one program in one form, so equal settings are equal text.
-
-    Args:
-        config: YAML in block style, as a run folder holds it.
+    All configs of runs are written in one form, so equal settings are equal text.
 
     >>> top_level("agent:\n  name: ppo\nseed: 0\n")
     {'agent': '\n  name: ppo\n', 'seed': ' 0\n'}
@@ -132,7 +129,7 @@ def top_level(config: str) -> dict[str, str]:
     settings: dict[str, str] = {}
     key = ""
     for line in config.splitlines(keepends=True):
-        # A list's items may stand at the margin too, and belong to the setting above.
+        # List items may start at the margin too; they belong to the setting above.
         if line[:1] not in ("", " ", "-", "#", "\n"):
             key, _, line = line.partition(":")
         settings[key] = settings.get(key, "") + line

@@ -15,7 +15,7 @@ from agents.fixed import FixedGamma
 from speckv.evaluation.bootstrap import Interval
 from speckv.evaluation.compare import Comparison, compare
 from speckv.evaluation.metrics import ALL
-from speckv.evaluation.plots import TimelineStep, gamma_histogram, speedup_bars, speedup_dots, timeline
+from speckv.evaluation.plots import gamma_histogram, speedup_bars, speedup_dots, timeline
 from speckv.evaluation.replays import AUTOREGRESSIVE, BEST_FIXED, CLAIRVOYANT, DecisionTime
 from speckv.evaluation.report import (
     gamma_figure,
@@ -29,6 +29,7 @@ from speckv.evaluation.report import (
 from speckv.evaluation.results import PER_PROMPT_COLUMNS, comparison_json, headline, per_prompt_csv
 from speckv.evaluation.text import render_comparison
 from speckv.files import canonical_json
+from speckv.replay import StepLog
 from speckv.traces import TraceSet
 from tests.fakes_traces import make_cost_table, random_traces
 
@@ -144,13 +145,10 @@ def test_timelines_are_the_replays_of_one_prompt(comparison: Comparison) -> None
     assert (timelines.prompt_id, timelines.compression) == pick_prompt(comparison)
     (sequence,) = test.select(prompt_ids=[timelines.prompt_id], compressions=[timelines.compression]).sequences
     for steps in (timelines.baseline, timelines.steps):
-        assert sum(s.num_emitted for s in steps) == len(sequence.tokens) - 1
-        ends = [s.start_s + s.seconds for s in steps]
-        assert [s.start_s for s in steps[1:]] == pytest.approx(ends[:-1])
+        assert steps.num_emitted.sum() == len(sequence.tokens) - 1
     row = comparison.grid.prompt_ids.index(timelines.prompt_id)
     ours = next(s for s in comparison.sums if s.name == AGENT.name)
-    last = timelines.steps[-1]
-    assert last.start_s + last.seconds == pytest.approx(ours.seconds[row, 0])
+    assert timelines.steps.seconds.sum() == pytest.approx(ours.seconds[row, 0])
 
 
 def heights(axes: Axes) -> list[float]:
@@ -170,8 +168,17 @@ def test_plots_draw_their_data_and_label_axes_with_units() -> None:
     assert heights(axes[1]) == [0.25, 0.75, 0.0, 0.0]
     assert "tokens" in axes[1].get_xlabel()
 
-    step = TimelineStep(start_s=0.0, seconds=2.0, num_drafted=5, num_accepted=3, num_emitted=4)
-    assert timeline(axes[2], [step], "one") is axes[2]
+    zero, drafted, accepted, emitted = (np.array([n]) for n in (0, 5, 3, 4))
+    step = StepLog(
+        sequence=zero,
+        position=zero,
+        gamma=drafted,
+        num_drafted=drafted,
+        num_accepted=accepted,
+        num_emitted=emitted,
+        seconds=np.array([2.0]),
+    )
+    assert timeline(axes[2], step, "one") is axes[2]
     assert heights(axes[2]) == [3, 1, -2]
     assert axes[2].get_xlabel() == "decode time (s)"
 
