@@ -59,7 +59,7 @@ results-t1:
 
 results-%:
 	$(call compare,$*,cost=$*)
-	cp runs/results-$*/ppo/policy/policy.json runs/results-$*/ppo/policy/policy.npz speckv/assets/policies/$*/
+	cp runs/results-$*/ppo/policy.speckv/* speckv/assets/policies/$*.speckv/
 
 paper: ## Recompute the SpecKV paper from its released files (paper.folder=FOLDER)
 	$(PYTHON) evaluate.py experiment=speckv_paper

@@ -3,11 +3,10 @@
 
 from pathlib import Path
 
-from agents.stored import has_controller, load_controller
 from speckv.errors import CheckpointError
 from speckv.evaluation.run_facts import RUN, read_fact, read_facts
-from speckv.runtime.policy import SHIPPED
-from speckv.runtime.stored import name_apart
+from speckv.runtime.policy import load_controller, name_apart
+from speckv.runtime.storage import find_policy
 from speckv.types import Controller
 
 
@@ -26,15 +25,9 @@ def latest_run(runs_dir: Path | str, *, cost: str, traces_sha256: str) -> Path |
         except CheckpointError:
             continue
         same = (read_fact(facts, "cost", "name"), read_fact(facts, "traces", "sha256")) == (cost, traces_sha256)
-        if same and "started" in facts and has_controller(folder):
+        if same and "started" in facts and find_policy(folder) is not None:
             found.append((str(facts["started"]), folder))
     return max(found)[1] if found else None
-
-
-def shipped_policy(cost: str) -> Path | None:
-    """Folder of the policy that comes with SpecKV for a cost table, or None."""
-    folder = SHIPPED / cost
-    return folder if has_controller(folder) else None
 
 
 def load_named(paths: list[Path]) -> list[Controller]:

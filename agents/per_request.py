@@ -5,9 +5,7 @@ At the start little is known: the target's certainty about the first token, the 
 row `request-oracle` in every table says what a perfect choice of one gamma a request would be worth.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,25 +13,58 @@ from numpy.typing import NDArray
 from agents.rules.base import Rule
 from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError
+from speckv.runtime.state import Arrays, ControllerState
 from speckv.types import BatchMemory, BoolArray, Controller, DecodedSteps, FloatArray, IntArray
 
 Float64 = NDArray[np.float64]
 _UNDECIDED = -1
 
 
-class PerRequestGamma(Rule):
-    """Lets a controller decide once, before a request's first step, and keeps to that.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PerRequestSettings:
+    """Hyper-parameters.
 
-    Args:
-        controller: One that decides once a step.
-        name: Shown in tables.
+    Attributes:
+        ridge: Prior precision of every weight but the constants', in requests.
     """
+
+    ridge: float = 10.0
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        if self.ridge <= 0:
+            raise ConfigError(f"Expected agent.ridge above 0, got {self.ridge}.")
+
+
+class PerRequestGamma(Rule):
+    """Decides once, before a request's first step, by a controller that decides once a step.
+
+    Only a `RequestTimes` is stored.
+    """
+
+    kind = "per_request"
+    settings_class = PerRequestSettings
 
     def __init__(self, controller: Controller, *, name: str | None = None) -> None:
         super().__init__(name or f"{controller.name}, once a request")
         self.controller = controller
         self.charges_decision = False  # one decision a request is lost in its time
         self._kept: IntArray = np.full(1, _UNDECIDED, np.int64)
+
+    def state(self) -> ControllerState:
+        """Returns the regressions of a `RequestTimes`."""
+        assert isinstance(self.controller, RequestTimes)
+        return self.controller.state()
+
+    @classmethod
+    def from_state(cls, state: ControllerState) -> "PerRequestGamma":
+        """Makes the stored controller."""
+        return cls(RequestTimes.from_state(state), name="per-request")
+
+    @property
+    def times(self) -> StepTimes | None:
+        """Times of the machine that its controller decides for, if it has any."""
+        return getattr(self.controller, "times", None)
 
     def start(self, num_requests: int) -> None:
         """Begins that many requests, each undecided."""
@@ -51,22 +82,6 @@ class PerRequestGamma(Rule):
 
     def remember(self, step: DecodedSteps, where: BoolArray) -> None:
         """Nothing that happens later matters."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PerRequestSettings:
-    """Hyper-parameters.
-
-    Attributes:
-        ridge: Prior precision of every weight but the constants', in requests.
-    """
-
-    ridge: float = 10.0
-
-    def __post_init__(self) -> None:
-        """Checks ranges."""
-        if self.ridge <= 0:
-            raise ConfigError(f"Expected agent.ridge above 0, got {self.ridge}.")
 
 
 class RequestTimes(Rule):
@@ -89,9 +104,16 @@ class RequestTimes(Rule):
         chosen: IntArray = np.einsum("ngf,nf->ng", self.weights[self.times.which(observations)], inputs).argmin(axis=1)
         return chosen
 
-    def arrays(self) -> Mapping[str, NDArray[Any]]:
-        """What was learned."""
-        return {"mean": self.mean, "std": self.std, "weights": self.weights}
+    def state(self) -> ControllerState:
+        """Returns what was learned."""
+        arrays: Arrays = {"mean": self.mean, "std": self.std, "weights": self.weights}
+        return ControllerState.of(times=self.times, arrays=arrays)
+
+    @classmethod
+    def from_state(cls, state: ControllerState) -> "RequestTimes":
+        """Makes the stored regressions."""
+        state.require_same_features()
+        return cls(state.times(), *(state.array(name) for name in ("mean", "std", "weights")))
 
 
 def linear_inputs(observations: FloatArray, mean: FloatArray, std: FloatArray) -> Float64:

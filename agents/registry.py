@@ -1,47 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which agents there are: one name, one class of settings, one way to make a controller each."""
+"""Which agents there are: name -> its controller's class and how it is made, each imported at its first use."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
+from importlib import import_module
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import yaml
+from typing import TYPE_CHECKING, Any
 
 from agents.bandits import making
-from agents.bandits.base import Bandit
-from agents.bandits.storing import StoredBandit
-from agents.best_fixed import BestFixedGamma
 from agents.building import build_settings
-from agents.fixed import FixedGamma
-from agents.parts import Parts
-from agents.per_request_fit import fit_per_request
-from agents.restoring import RESTORE
-from agents.rl.hyperparameters import A2CSettings, DQNSettings, PPOSettings, QRDQNSettings, RecurrentPPOSettings
-from agents.rules.goodput import Goodput
-from agents.speckv_mlp.settings import SpecKVMlpCostSettings, SpecKVMlpSettings
-from agents.survival.settings import SurvivalSettings
 from speckv.cost import CostTable, require_single_request
 from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError, nearest
-from speckv.traces import TraceSet
-from speckv.types import Controller
+from speckv.types import GAMMA_MAX, Controller
+
+if TYPE_CHECKING:
+    from speckv.traces import TraceSet
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "agent"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FixedSettings:
-    """Of `fixed`: its speculation length, in tokens."""
-
-    gamma: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BestFixedSettings:
-    """Of `best_fixed`: nothing to set, it is tuned on the train prompts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,175 +29,131 @@ class TrainingData:
         train: Train prompts.
         cost: The clock.
         seed: Of everything random.
-        hide: Features, or groups of them, that networks are not to see.
+        hide: Features, or groups of them, that networks must not use.
     """
 
-    train: TraceSet
+    train: "TraceSet"
     cost: CostTable
     seed: int
     hide: tuple[str, ...] = ()
 
+    @property
+    def times(self) -> StepTimes:
+        """Times of steps at the compressions of the train prompts."""
+        return StepTimes.of(self.cost, self.train.compressions)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agent:
-    """One kind of agent.
+    """One kind of agent; classes and functions are named as "module:name".
 
     Attributes:
-        settings: Class of its settings.
-        make: Settings and data -> controller; None if it learns in an environment, step by step.
-        begin: As `make`, but an online learner before it has seen any request; None if it does not learn online.
-        restore: Settings and stored parts -> the same controller; None if it is stored by other means.
-        parts: What `restore` needs of a controller besides its settings.
-        hides: Whether `make` heeds `hide`.
-        stops: Whether it decides token by token (`StoppingController`); a learner's environment decides that.
-        with_times: Parts and other times -> the parts with them, and without what the clock of before alone decided.
+        controller: Class of its controller; "" for a learner in an environment, whose policy is a network.
+        settings: Class of a learner's settings; other agents' controllers name theirs.
+        make: Function (settings, data) -> controller; "" for the class's own `make`.
+        online: Whether it is a bandit: begun without data, it learns from requests.
+        hides: Whether `make` heeds `TrainingData.hide`.
     """
 
-    settings: type[Any]
-    make: Callable[[Any, TrainingData], Controller] | None = None
-    begin: Callable[[Any, TrainingData], Controller] | None = None
-    restore: Callable[[Any, Parts], Controller] | None = None
-    parts: Callable[[Any], Parts] = lambda _: Parts()
+    controller: str = ""
+    settings: str = ""
+    make: str = ""
+    online: bool = False
     hides: bool = False
-    stops: bool = False
-    with_times: Callable[[Parts, StepTimes], Parts] = lambda parts, times: replace(parts, times=times)
+
+    @property
+    def in_environment(self) -> bool:
+        """Whether it learns in an environment, step by step."""
+        return not self.controller
+
+    @property
+    def controller_class(self) -> type[Any]:
+        """Class of its controller."""
+        found: type[Any] = _load(self.controller)
+        return found
+
+    @property
+    def settings_class(self) -> type[Any]:
+        """Class of its settings."""
+        found: type[Any] = _load(self.settings) if self.settings else self.controller_class.settings_class
+        return found
 
 
-def _stored(
-    name: str,
-    make: Callable[[Any, TrainingData], Controller],
-    parts: Callable[[Any], Parts] = lambda _: Parts(),
-    *,
-    stops: bool = False,
-) -> Agent:
-    """An agent that is made at once and comes back from settings and parts."""
-    stored = RESTORE[name]
-    return Agent(settings=stored.settings, make=make, restore=stored.restore, parts=parts, stops=stops)
+def _load(path: str) -> Any:
+    """Imports "module:name"; the class of a rule is named as its module, in capitals of its own choice."""
+    module, _, name = path.partition(":")
+    found = vars(import_module(module))
+    return found[name] if name in found else {key.lower(): value for key, value in found.items()}[name.lower()]
 
 
-def _survival(name: str, make: Callable[[Any, TrainingData], Controller], parts: Callable[[Any], Parts]) -> Agent:
-    """A stored agent that heeds `hide` and is set by compression, whether to draft at all among else."""
-    return replace(
-        _stored(name, make, parts, stops=name == "survival_stopping"), hides=True, with_times=_survival_with_times
+def _rules() -> dict[str, Agent]:
+    """Every module of agents/rules but the base is a rule."""
+    names = sorted(path.stem for path in (Path(__file__).parent / "rules").glob("*.py"))
+    return {
+        name: Agent(controller=f"agents.rules.{name}:{name.replace('_', '')}")
+        for name in names
+        if name not in ("__init__", "base")
+    }
+
+
+def _bandit(path: str) -> Agent:
+    return Agent(controller=f"agents.bandits.{path}", online=True)
+
+
+def _learner(name: str) -> Agent:
+    return Agent(settings=f"agents.rl.hyperparameters:{name}")
+
+
+AGENTS: Mapping[str, Agent] = dict(
+    sorted(
+        {
+            **_rules(),
+            "best_fixed": Agent(controller="agents.constants:BestFixedGamma"),
+            "fixed": Agent(controller="agents.constants:FixedGamma"),
+            "per_request": Agent(
+                controller="agents.per_request:PerRequestGamma", make="agents.constants:fit_per_request"
+            ),
+            "speckv_mlp": Agent(
+                controller="agents.speckv_mlp.controllers:SpecKVMlp", make="agents.speckv_mlp.fit:fit_speckv_mlp"
+            ),
+            "speckv_mlp_cost": Agent(
+                controller="agents.speckv_mlp.controllers:SpecKVMlpCost",
+                make="agents.speckv_mlp.fit:fit_speckv_mlp_cost",
+            ),
+            "survival": Agent(
+                controller="agents.survival.controllers:SurvivalGamma",
+                make="agents.survival.fit:fit_survival",
+                hides=True,
+            ),
+            "survival_stopping": Agent(
+                controller="agents.survival.controllers:SurvivalStopping",
+                make="agents.survival.fit:fit_survival_stopping",
+                hides=True,
+            ),
+            "calibrated_stopping": _bandit("calibrated:CalibratedStopping"),
+            "exp3spec": _bandit("arms:Exp3Spec"),
+            "hazard_thompson": _bandit("hazard:HazardThompson"),
+            "hazard_thompson_discounted": _bandit("hazard:DiscountedHazardThompson"),
+            "lints": _bandit("linear:LinThompson"),
+            "linucb": _bandit("linear:LinUcb"),
+            "neural_linear": _bandit("linear:NeuralLinear"),
+            "tapout": _bandit("tapout:TapOut"),
+            "thompson": _bandit("arms:GaussianThompson"),
+            "ucb1": _bandit("arms:Ucb1"),
+            "ucbspec": _bandit("arms:UcbSpec"),
+            "a2c": _learner("A2CSettings"),
+            "dqn": _learner("DQNSettings"),
+            "ppo": _learner("PPOSettings"),
+            "qr_dqn": _learner("QRDQNSettings"),
+            "recurrent_ppo": _learner("RecurrentPPOSettings"),
+        }.items()
     )
+)
 
 
-def _survival_with_times(parts: Parts, times: StepTimes) -> Parts:
-    rows = parts.needed_times().rows_of(times.compressions)
-    arrays = {name: values[rows] for name, values in parts.arrays.items()}
-    return replace(parts, times=times, arrays={**arrays, "floor": np.maximum(arrays["floor"], 0)})
-
-
-def _rule(name: str, *, stops: bool = False) -> Agent:
-    """An agent that is nothing but its settings."""
-    return _stored(name, lambda settings, _: RESTORE[name].restore(settings, Parts()), stops=stops)
-
-
-def _times(data: TrainingData) -> StepTimes:
-    return StepTimes.of(data.cost, data.train.compressions)
-
-
-def _fit_survival(settings: SurvivalSettings, data: TrainingData) -> Controller:
-    from agents.survival.train import fit_survival  # late, because PyTorch takes seconds to import
-
-    return fit_survival(data.train, data.cost, settings, seed=data.seed, hide=data.hide)
-
-
-def _fit_survival_stopping(settings: SurvivalSettings, data: TrainingData) -> Controller:
-    from agents.survival.train import fit_survival_stopping
-
-    return fit_survival_stopping(data.train, data.cost, settings, seed=data.seed, hide=data.hide)
-
-
-def _fit_speckv_mlp(settings: SpecKVMlpSettings, data: TrainingData) -> Controller:
-    from agents.speckv_mlp.train import fit_speckv_mlp
-
-    return fit_speckv_mlp(data.train, data.cost, settings, seed=data.seed)
-
-
-def _fit_speckv_mlp_cost(settings: SpecKVMlpCostSettings, data: TrainingData) -> Controller:
-    from agents.speckv_mlp.train import fit_speckv_mlp_cost
-
-    return fit_speckv_mlp_cost(data.train, data.cost, settings, seed=data.seed)
-
-
-def _bandit(name: str, *, stops: bool = False) -> Agent:
-    """An online learner: made, it has seen the train prompts once, in a random order."""
-    stored = RESTORE[name].restore
-    assert isinstance(stored, StoredBandit)
-
-    def begin(s: Any, data: TrainingData) -> Bandit:
-        return making.begin(stored.kind, stored.context, s, data.train, data.cost, data.seed)
-
-    def make(s: Any, data: TrainingData) -> Controller:
-        bandit = begin(s, data)
-        making.show(bandit, data.train, data.cost, data.seed)
-        return bandit
-
-    return Agent(
-        settings=RESTORE[name].settings,
-        make=make,
-        begin=begin,
-        restore=stored,
-        parts=stored.take_apart,
-        stops=stops,
-    )
-
-
-AGENTS: Mapping[str, Agent] = {
-    "a2c": Agent(settings=A2CSettings),
-    "adaedl": _rule("adaedl", stops=True),
-    "best_fixed": Agent(settings=BestFixedSettings, make=lambda _, data: BestFixedGamma.tune(data.train, data.cost)),
-    "calibrated_stopping": _bandit("calibrated_stopping", stops=True),
-    "dqn": Agent(settings=DQNSettings),
-    "exp3spec": _bandit("exp3spec"),
-    "fixed": Agent(settings=FixedSettings, make=lambda s, _: FixedGamma(s.gamma)),
-    "gammatune": _rule("gammatune"),
-    "goodput": _stored("goodput", lambda s, data: Goodput(s, _times(data)), lambda c: Parts(times=c.times)),
-    "hazard_thompson": _bandit("hazard_thompson"),
-    "hazard_thompson_discounted": _bandit("hazard_thompson_discounted"),
-    "kangaroo": _rule("kangaroo", stops=True),
-    "lints": _bandit("lints"),
-    "linucb": _bandit("linucb"),
-    "llama_cpp": _rule("llama_cpp", stops=True),
-    "neural_linear": _bandit("neural_linear"),
-    "per_request": _stored(
-        "per_request",
-        lambda s, data: fit_per_request(data.train, data.cost, s),
-        lambda c: Parts(times=c.controller.times, arrays=c.controller.arrays()),
-    ),
-    "ppo": Agent(settings=PPOSettings),
-    "qr_dqn": Agent(settings=QRDQNSettings),
-    "recurrent_ppo": Agent(settings=RecurrentPPOSettings),
-    "sglang_ema": _rule("sglang_ema"),
-    "speckv_mlp": _stored("speckv_mlp", _fit_speckv_mlp, lambda c: Parts(networks={"acceptance": c.acceptance})),
-    "speckv_mlp_cost": _stored(
-        "speckv_mlp_cost",
-        _fit_speckv_mlp_cost,
-        lambda c: Parts(networks={"acceptance": c.paper.acceptance}, times=c.times),
-    ),
-    "survival": _survival(
-        "survival",
-        _fit_survival,
-        lambda c: Parts(networks={"before": c.before}, times=c.times, arrays={"floor": c.floor}),
-    ),
-    "survival_stopping": _survival(
-        "survival_stopping",
-        _fit_survival_stopping,
-        lambda c: Parts(
-            networks={"before": c.before.before, "inside": c.inside},
-            times=c.times,
-            arrays={"floor": c.before.floor, "price_scale": c.price_scale},
-        ),
-    ),
-    "svip": _rule("svip", stops=True),
-    "tapout": _bandit("tapout", stops=True),
-    "thompson": _bandit("thompson"),
-    "transformers_confidence": _rule("transformers_confidence", stops=True),
-    "transformers_heuristic": _rule("transformers_heuristic"),
-    "ucb1": _bandit("ucb1"),
-    "ucbspec": _bandit("ucbspec"),
-}
+def class_of(kind: str) -> type[Any] | None:
+    """Returns the class of a stored controller, or None if no agent's has that kind: the entry point for `speckv`."""
+    return AGENTS[kind].controller_class if kind in AGENTS and not AGENTS[kind].in_environment else None
 
 
 def require_agent(name: str) -> None:
@@ -251,12 +184,14 @@ def agent_settings(options: Mapping[str, object]) -> tuple[str, Any]:
         raise ConfigError(f"Expected agent.name to be one of {sorted(AGENTS)}, got {name!r}.")
     require_agent(name)
     rest = {key: value for key, value in options.items() if key != "name"}
-    return name, build_settings(AGENTS[name].settings, rest, "agent")
+    return name, build_settings(AGENTS[name].settings_class, rest, "agent")
 
 
 @cache
 def default_options(name: str) -> Mapping[str, object]:
     """An agent's name and default settings: the content of `configs/agent/NAME.yaml`."""
+    import yaml  # late, because stored policies also run where it is not installed
+
     require_agent(name)
     content: dict[str, object] = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
     return content
@@ -275,27 +210,16 @@ def default_settings(name: str, **changes: object) -> Any:
 
 
 def decides_token_by_token(name: str, settings: Any, decides: str = "per_step") -> bool:
-    """Whether an agent's controller is a `StoppingController`.
-
-    Args:
-        name: Of the agent.
-        settings: Its settings.
-        decides: `env.decides`, which matters to learners alone.
-    """
+    """Whether an agent's controller is a `StoppingController`; for learners, `env.decides` decides that."""
     agent = AGENTS[name]
-    if agent.make is None:
+    if agent.in_environment:
         return decides == "per_token"
-    return agent.stops or (name == "gammatune" and settings.threshold > 0)
+    kind = agent.controller_class
+    return hasattr(kind.variant(settings) if hasattr(kind, "variant") else kind, "go_on")
 
 
 def require_batch(name: str, settings: Any, batch: int, decides: str = "per_step") -> None:
-    """Passes if an agent can learn and be judged on the times of a batch.
-
-    Args:
-        name: Of the agent.
-        settings: Its settings.
-        batch: `cost.batch`.
-        decides: `env.decides`.
+    """Passes if an agent can learn and be judged on the times of a batch; see `decides_token_by_token`.
 
     Raises:
         ConfigError: if it decides token by token and `batch` is above 1.
@@ -305,48 +229,98 @@ def require_batch(name: str, settings: Any, batch: int, decides: str = "per_step
 
 
 def make_controller(name: str, settings: Any, data: TrainingData) -> Controller:
-    """Makes a controller that needs no environment to learn in.
+    """Makes a controller that needs no environment to learn in; an online learner has seen the train prompts once.
 
     Raises:
         ConfigError: if it does not fit the data.
     """
     agent = AGENTS[name]
-    assert agent.make is not None
+    assert not agent.in_environment
     require_batch(name, settings, data.cost.batch)
     if data.hide and not agent.hides:
-        able = sorted(n for n, other in AGENTS.items() if other.hides or other.make is None)
+        able = sorted(n for n, other in AGENTS.items() if other.hides or other.in_environment)
         raise ConfigError(f"Expected env.hide for an agent of {able}, got {list(data.hide)} for {name!r}.")
-    return agent.make(settings, data)
+    if agent.online:
+        from agents.bandits import making  # late, because it needs recordings, and this module must not
 
-
-def with_cost_table(
-    name: str, settings: Any, controller: Controller, cost: CostTable, compressions: Sequence[str]
-) -> Controller:
-    """Gives a controller the times of another cost table; one that carries none is returned as it is.
-
-    Args:
-        name: Of the agent.
-        settings: It was made with.
-        controller: From `make_controller`.
-        cost: The other table.
-        compressions: Whose times it is given, those among them too that it has not seen.
-    """
-    agent = AGENTS[name]
-    parts = agent.parts(controller)
-    if parts.times is None or agent.restore is None:
-        return controller
-    times = StepTimes.of(cost, compressions, gamma_max=parts.times.verify_s.shape[1] - 1)
-    return agent.restore(settings, agent.with_times(parts, times))
+        bandit = making.begin(agent.controller_class, settings, data)
+        making.train(bandit, data)
+        return bandit
+    make: Callable[[Any, TrainingData], Controller] = _load(agent.make) if agent.make else agent.controller_class.make
+    return make(settings, data)
 
 
 def begin_learner(name: str, settings: Any, data: TrainingData) -> Controller:
-    """Makes an online learner that has seen no request; how it sees observations comes from the train prompts.
+    """Makes an online learner that has seen no request; the scale of its observations comes from the train prompts.
 
     Raises:
         ConfigError: if the agent does not learn online.
     """
-    begin = AGENTS[name].begin
-    if begin is None:
-        known = sorted(other for other, agent in AGENTS.items() if agent.begin is not None)
+    if not AGENTS[name].online:
+        known = sorted(other for other, agent in AGENTS.items() if agent.online)
         raise ConfigError(f"Expected an agent that learns online, of {known}, got {name!r}.{nearest(name, known)}")
-    return begin(settings, data)
+
+    return making.begin(AGENTS[name].controller_class, settings, data)
+
+
+def with_cost_table(controller: Controller, cost: CostTable, compressions: Sequence[str]) -> Controller:
+    """Gives a controller the times of another cost table; one that carries none is returned as it is.
+
+    Args:
+        controller: From `make_controller`.
+        cost: The other table.
+        compressions: Whose times it is given, including those that it has not been trained on.
+    """
+    times: StepTimes | None = getattr(controller, "times", None)
+    if times is None:
+        return controller
+    moved: Controller = controller.with_times(  # type: ignore[attr-defined]
+        StepTimes.of(cost, compressions, gamma_max=times.verify_s.shape[1] - 1)
+    )
+    return moved
+
+
+# -- recordings that are shallower than `GAMMA_MAX`: what was not recorded cannot be drafted -------------------------
+
+UNBOUNDED = ("gammatune", "transformers_heuristic")
+"""Agents whose gamma grows up to `GAMMA_MAX`; none of their settings limits it."""
+_LIMITS = ("gamma_max", "n_max")
+_CHOICES = ("arms", "candidates", "gammas")
+
+
+def within_depth(name: str, settings: Any, depth: int) -> Any:
+    """Limits an agent's settings to the depth of the recordings.
+
+    Args:
+        name: Of the agent.
+        settings: Checked.
+        depth: `gamma_max` of the recordings, in tokens.
+
+    Returns:
+        Settings whose longest draft is at most `depth`.
+
+    Raises:
+        ConfigError: if the agent cannot be limited, or no speculation length is left.
+    """
+    if depth >= GAMMA_MAX:
+        return settings
+    gamma = getattr(settings, "gamma", 0) if name == "fixed" else 0
+    if name in UNBOUNDED or gamma > depth:
+        longest = gamma or GAMMA_MAX
+        raise ConfigError(
+            f"Expected recordings of gamma_max {longest} for agent {name}, which drafts up to {longest} tokens, got "
+            f"{depth}. Record them deeper, or choose another agent."
+        )
+    present = {f.name for f in fields(settings)}
+    changed: dict[str, object] = {key: min(getattr(settings, key), depth) for key in _LIMITS if key in present}
+    for key in _CHOICES:
+        if key in present:
+            changed[key] = kept = tuple(length for length in getattr(settings, key) if length <= depth)
+            if not kept:
+                raise ConfigError(
+                    f"Expected agent.{key} to hold a length of at most {depth}, the gamma_max of the recordings, got "
+                    f"{list(getattr(settings, key))}."
+                )
+            if key == "candidates":
+                changed["start"] = min(settings.start, len(kept) - 1)
+    return replace(settings, **changed)

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 import transformers
 
-from agents.stored import load_controller
 from benchmarks import qwen
 from benchmarks.arms import NUM_RESAMPLES, Decode, Runs, as_ratio, run_arms, telling
 from speckv.cost import CostTable
@@ -34,6 +33,7 @@ from speckv.models.linear import dtype_name, stock_linear
 from speckv.profiling.machine import describe_machine
 from speckv.profiling.prompts import Prompt, first_of_each, read_prompts
 from speckv.runtime.constant import ConstantGamma
+from speckv.runtime.policy import load_controller
 from speckv.types import Controller
 
 logger = logging.getLogger(__name__)

@@ -25,7 +25,6 @@ import numpy as np
 import torch
 
 from agents.rules.goodput import Goodput, GoodputSettings
-from agents.stored import load_controller
 from benchmarks import qwen
 from speckv.cost import CostEntry, CostTable
 from speckv.cost.times import StepTimes
@@ -40,6 +39,7 @@ from speckv.models.signals import signals
 from speckv.profiling.machine import describe_machine
 from speckv.profiling.prompts import Prompt, first_of_each, read_prompts
 from speckv.runtime.constant import ConstantGamma
+from speckv.runtime.policy import load_controller
 from speckv.types import Controller
 
 logger = logging.getLogger(__name__)

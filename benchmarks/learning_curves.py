@@ -17,16 +17,19 @@ from matplotlib.figure import Figure
 
 import train as program
 from agents.bandits.base import Bandit
-from agents.bandits.hazard import HazardThompson
-from agents.bandits.linear import LinThompson
+from agents.bandits.hazard import HazardSettings, HazardThompson
+from agents.bandits.linear import LinearSettings, LinThompson
 from agents.bandits.making import measure_scaling
-from agents.bandits.settings import HazardSettings, LinearSettings
 from agents.runs.task import Task, Validator, load_task
-from agents.survival.controllers import SurvivalGamma, SurvivalStopping
-from agents.survival.fit import fit_probabilities
-from agents.survival.samples import RandomGammaSampler, before_steps, collect, inside_steps
-from agents.survival.settings import SurvivalSettings
-from agents.survival.train import EVERYDAY_GAMMAS
+from agents.survival.controllers import SurvivalGamma, SurvivalSettings, SurvivalStopping
+from agents.survival.fit import (
+    EVERYDAY_GAMMAS,
+    RandomGammaSampler,
+    before_steps,
+    collect,
+    fit_probabilities,
+    inside_steps,
+)
 from benchmarks.study_arms import Arm, run_arm
 from benchmarks.study_store import Record
 from speckv.commands.app import compose_checked

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.stored import load_controller
 from benchmarks import qwen
 from benchmarks.arms import NUM_RESAMPLES, as_ratio
 from benchmarks.divergence import first_difference
@@ -35,6 +34,7 @@ from speckv.models.linear import dtype_name
 from speckv.profiling.machine import describe_machine
 from speckv.profiling.prompts import first_of_each, read_prompts
 from speckv.runtime.constant import ConstantGamma
+from speckv.runtime.policy import load_controller
 from speckv.traces import TraceSet, find_traces
 from speckv.types import Controller
 

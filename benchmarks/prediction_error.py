@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.stored import load_controller
 from benchmarks import qwen
 from speckv.commands.decode import find_controller
 from speckv.cost import MOST_ERROR, CompiledCost, CostTable
@@ -36,6 +35,7 @@ from speckv.profiling.machine import describe_machine
 from speckv.profiling.prompts import Prompt, first_of_each, read_prompts
 from speckv.replay import CompiledTraces, replay_controller
 from speckv.runtime.constant import ConstantGamma
+from speckv.runtime.policy import load_controller
 from speckv.traces import TraceSet, find_traces
 from speckv.types import Controller
 

@@ -15,7 +15,6 @@ from agents.runs.run_folder import EVENTS, Run, RunFolder
 from agents.runs.task import Task, load_task
 from agents.runs.tensorboard import RunWriter
 from agents.runs.training import train_on_recordings
-from agents.stored import load_controller
 from benchmarks.study_store import Record
 from speckv.commands.app import compose_checked
 from speckv.errors import SpecKVError
@@ -23,6 +22,7 @@ from speckv.evaluation.bootstrap import Interval
 from speckv.evaluation.compare import compare
 from speckv.evaluation.curves import EVAL, Point
 from speckv.evaluation.metrics import ALL
+from speckv.runtime.policy import load_controller
 from speckv.types import Controller
 
 

@@ -1,14 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Controllers that say what a test wants, and keep what they were shown."""
+"""Controllers that say what a test wants, and keep what they were shown; controllers as run folders."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
 from speckv.observation import STOPPING_SCHEMA
-from speckv.types import FloatArray, IntArray, StepOutcome
+from speckv.runtime import Policy
+from speckv.runtime.storage import RUN_POLICY
+from speckv.types import Controller, FloatArray, IntArray, StepOutcome
 
 CONFIDENCE = STOPPING_SCHEMA.index("token_confidence")
+
+
+def store(folder: Path, controller: Controller) -> None:
+    """Stores a controller as a run folder holds it."""
+    Policy.of(controller).save(folder / RUN_POLICY)
 
 
 class Scheduled:

@@ -39,7 +39,7 @@ def made(*names: str) -> list[Controller]:
     data = TrainingData(train=splits()[0], cost=COST, seed=0)
     settings = {"fixed": {"gamma": 2}}
     chosen = [(name, agent_settings({"name": name, **settings.get(name, {})})[1]) for name in names]
-    assert all(AGENTS[name].make is not None for name in names)
+    assert all(not AGENTS[name].in_environment for name in names)
     return [make_controller(name, options, data) for name, options in chosen]
 
 

@@ -33,7 +33,7 @@ def shipped(kind: type[T], **changes: object) -> T:
     """
     found = _of_runs().get(kind)
     if found is None:
-        found = default_settings(next(name for name, agent in AGENTS.items() if agent.settings is kind))
+        found = default_settings(next(name for name, agent in AGENTS.items() if agent.settings_class is kind))
     assert isinstance(found, kind)
     return replace(found, **changes)  # type: ignore[type-var]
 

@@ -11,20 +11,21 @@ from pathlib import Path
 import pytest
 
 import evaluate as program
-from agents import controllers
-from agents.fixed import FixedGamma
+from agents.constants import FixedGamma
 from agents.runs.evaluating import evaluate
 from agents.runs.settings import CostSettings, DataSettings, EvaluateSettings, PaperSettings
 from agents.runs.training import train
 from benchmarks.paper.report import reproduce
 from speckv.commands.app import compose_checked, prepare
 from speckv.errors import CheckpointError, CostTableError, DataError, SchemaError, SpecKVError, TraceError
-from speckv.runtime.stored import save_rule
+from speckv.runtime import Policy, PolicyController
+from speckv.runtime import policy as policies
 from tests.fakes_paper import write_paper
+from tests.fakes_policies import store
 from tests.fakes_runs import CapturedConsole, save_toy, toy_settings
 from tests.fakes_settings import shipped
 from tests.speckv.test_evaluation_seeds import make_run
-from tests.speckv.test_runtime_policy import random_policy
+from tests.speckv.test_runtime_learned import random_policy
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,8 +43,8 @@ def settings(tmp_path: Path) -> EvaluateSettings:
 
 
 def test_named_controllers_are_compared_and_saved(settings: EvaluateSettings, tmp_path: Path) -> None:
-    random_policy().save(tmp_path / "learned" / "policy")
-    save_rule(tmp_path / "rule", FixedGamma(2))
+    store(tmp_path / "learned", PolicyController(random_policy()))
+    store(tmp_path / "rule", FixedGamma(2))
     output = tmp_path / "results"
     named = replace(settings, controllers=(str(tmp_path / "learned"), str(tmp_path / "rule")), output=str(output))
     console = CapturedConsole()
@@ -76,7 +77,7 @@ def train_seeds(settings: EvaluateSettings, tmp_path: Path, seeds: tuple[int, ..
 
 @pytest.mark.slow
 def test_runs_that_differ_by_seed_are_one_controller(settings: EvaluateSettings, tmp_path: Path) -> None:
-    save_rule(tmp_path / "rule", FixedGamma(2))
+    store(tmp_path / "rule", FixedGamma(2))
     runs = train_seeds(settings, tmp_path, (0, 1, 2))
     console = CapturedConsole()
     named = replace(settings, controllers=(*runs, str(tmp_path / "rule")), output=str(tmp_path / "results"))
@@ -108,7 +109,7 @@ def test_runs_that_differ_by_seed_are_one_controller(settings: EvaluateSettings,
 @pytest.mark.slow
 def test_the_same_seed_leaves_the_same_bytes(settings: EvaluateSettings, tmp_path: Path) -> None:
     """Every file that is promised: all but the decision times, and their lines at the end of the text."""
-    random_policy().save(tmp_path / "learned" / "policy")
+    store(tmp_path / "learned", PolicyController(random_policy()))
     runs = [str(make_run(tmp_path / f"rule-seed{seed}", seed=seed)) for seed in (0, 1)]
     saved = []
     for name in ("first", "second"):
@@ -156,11 +157,11 @@ def test_by_default_the_latest_run_is_taken_and_written_into(settings: EvaluateS
 def test_without_a_run_the_shipped_policy_is_taken(
     settings: EvaluateSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(controllers, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr(policies, "SHIPPED", tmp_path / "shipped")
     console = CapturedConsole()
     assert evaluate(settings, console).controllers == ()
     assert "no trained run found" in console.text
-    random_policy().save(tmp_path / "shipped" / "fake")
+    Policy.of(PolicyController(random_policy())).save(tmp_path / "shipped" / "fake.speckv")
     assert evaluate(settings, CapturedConsole()).controllers == ("random",)
     assert (tmp_path / "runs" / "evaluate-fake" / "results.json").is_file()
 
@@ -178,12 +179,12 @@ def test_one_clear_error_and_nothing_written(
     settings: EvaluateSettings, tmp_path: Path, case: str, kind: type[SpecKVError]
 ) -> None:
     policy = tmp_path / "learned"
-    random_policy().save(policy)
+    Policy.of(PolicyController(random_policy())).save(policy)
     if case == "no controller":
         policy = tmp_path / "nothing"
     elif case == "another observation":
         card = json.loads((policy / "policy.json").read_text())
-        card["observation_schema"]["fields"][0]["name"] = "mood"
+        card["observation"]["schema"]["fields"][0]["name"] = "mood"
         (policy / "policy.json").write_text(json.dumps(card))
     elif case == "truncated traces":
         traces = Path(settings.data.traces)

@@ -21,8 +21,8 @@ from agents.runs.settings import EnvSettings, RewardSettings, TrainSettings
 from agents.runs.tensorboard import HYPERPARAMETERS
 from agents.runs.training import train
 from speckv.errors import CheckpointError, ConfigError, CostTableError, SpecKVError, TraceError
-from speckv.runtime import PolicyController
-from speckv.runtime.stored import load_controller
+from speckv.runtime import Policy
+from speckv.runtime.policy import load_controller
 from speckv.traces import TraceSet
 from speckv.types import StoppingController
 from tests.fakes_runs import TINY_LEARNERS, TINY_PPO, CapturedConsole, save_toy, toy_settings
@@ -123,8 +123,8 @@ def test_a_run_leaves_all_that_decided_it(finished: tuple[Path, str]) -> None:
         "eval.csv",
         "checkpoints/last.pt",
         "checkpoints/best.pt",
-        "policy/policy.json",
-        "policy/policy.npz",
+        "policy.speckv/policy.json",
+        "policy.speckv/policy.safetensors",
         "evaluation/results.json",
         "evaluation/results.txt",
         "evaluation/per_prompt.csv",
@@ -138,8 +138,8 @@ def test_a_run_leaves_all_that_decided_it(finished: tuple[Path, str]) -> None:
     assert set(facts) == {"agent", "commit", "cost", "machine", "seed", "started", "threads", "traces", "versions"}
     traces = TraceSet.load(run_folder.parent / "toy.parquet")
     assert facts["traces"]["sha256"] == traces.sha256
-    policy = PolicyController.load(run_folder / "policy").policy
-    assert policy.provenance["traces_sha256"] == traces.sha256
+    policy = Policy.load(run_folder)
+    assert policy.trained_on["traces_sha256"] == traces.sha256
 
 
 def test_evaluations_come_every_so_many_environment_steps(finished: tuple[Path, str]) -> None:
@@ -222,7 +222,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(tmp_path: Path, change: dic
     stop_and_resume(stopped, 384)
     first, second = (read_checkpoint(s.output) for s in (straight, stopped))
     assert_same(first, second)
-    for name in ("eval.csv", "policy/policy.npz", "evaluation/results.json"):
+    for name in ("eval.csv", "policy.speckv/policy.safetensors", "evaluation/results.json"):
         assert (tmp_path / "straight" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()
 
 
@@ -237,7 +237,7 @@ def test_every_learner_resumes_as_if_it_had_not_stopped(tmp_path: Path, name: st
     run(straight)
     stop_and_resume(stopped, 384)
     assert_same(*(read_checkpoint(s.output) for s in (straight, stopped)))
-    for file in ("eval.csv", "policy/policy.npz", "evaluation/results.json"):
+    for file in ("eval.csv", "policy.speckv/policy.safetensors", "evaluation/results.json"):
         assert (tmp_path / "straight" / file).read_bytes() == (tmp_path / "stopped" / file).read_bytes()
     assert load_controller(tmp_path / "stopped").name == name.replace("_", "-")
 

@@ -2,13 +2,43 @@
 """Bandits without context: one value for each gamma and compression."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
-from agents.bandits.base import Bandit
-from agents.bandits.settings import ArmsSettings, UcbSettings
+from agents.bandits.base import ARMS, Bandit
 from speckv.cost.times import StepTimes
+from speckv.errors import ConfigError
 from speckv.types import FloatArray, StepOutcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmsSettings:
+    """Of bandits that look at nothing.
+
+    Attributes:
+        arms: Speculation lengths to choose from.
+    """
+
+    arms: tuple[int, ...] = ARMS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UcbSettings:
+    """Of upper confidence bounds.
+
+    Attributes:
+        arms: Speculation lengths to choose from.
+        width: Multiplies the bonus; 1 is the theory's.
+    """
+
+    arms: tuple[int, ...] = ARMS
+    width: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        if self.width < 0:
+            raise ConfigError(f"Expected agent.width of at least 0, got {self.width}.")
 
 
 class _Means(Bandit):
@@ -42,6 +72,9 @@ class Ucb1(_Means):
         Auer, Cesa-Bianchi and Fischer 2002, "Finite-time analysis of the multiarmed bandit problem".
     """
 
+    kind = "ucb1"
+    settings_class = UcbSettings
+
     def __init__(self, settings: UcbSettings, times: StepTimes, seed: int) -> None:
         super().__init__("ucb1", settings.arms, times, seed)
         self.settings = settings
@@ -67,6 +100,9 @@ class UcbSpec(_Means):
         bonus to every arm, which is following the best mean.
     """
 
+    kind = "ucbspec"
+    settings_class = UcbSettings
+
     def __init__(self, settings: UcbSettings, times: StepTimes, seed: int) -> None:
         super().__init__("ucbspec", settings.arms, times, seed)
         self.settings = settings
@@ -85,6 +121,9 @@ class UcbSpec(_Means):
 
 class GaussianThompson(_Means):
     """Draws each arm's mean from a normal posterior with the variance seen so far, and plays the greatest."""
+
+    kind = "thompson"
+    settings_class = ArmsSettings
 
     def __init__(self, settings: ArmsSettings, times: StepTimes, seed: int) -> None:
         super().__init__("thompson", settings.arms, times, seed)
@@ -112,6 +151,8 @@ class Exp3Spec(Bandit):
         Hou et al. 2025, arXiv:2505.15141 (BanditSpec), algorithm EXP3Spec.
     """
 
+    kind = "exp3spec"
+    settings_class = ArmsSettings
     learned = ("losses", "played")
     of_request = ("_last", "_probability")
 

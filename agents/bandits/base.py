@@ -3,19 +3,41 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Protocol, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.storing import StoredController
 from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError
+from speckv.runtime.state import ControllerState
 from speckv.types import GAMMA_MAX, FloatArray, IntArray, StepOutcome
 
 Float64 = NDArray[np.float64]
+ARMS = (0, 1, 2, 3, 4, 6, 8, 12, 16)
+"""Speculation lengths that bandits choose among by default."""
 
 
-class Bandit(ABC):
+class Features(Protocol):
+    """Turns an observation into the input of a linear model."""
+
+    @property
+    def dimension(self) -> int:
+        """Number of features."""
+
+    def features(self, observation: FloatArray) -> Float64:
+        """Shape [dimension]."""
+
+    def state(self) -> ControllerState:
+        """Returns what `from_state` needs."""
+
+    @classmethod
+    def from_state(cls, state: ControllerState) -> Self:
+        """Makes the same features again."""
+
+
+class Bandit(StoredController, ABC):
     """Chooses an arm before a step and learns from what the step came to.
 
     Args:
@@ -30,6 +52,8 @@ class Bandit(ABC):
 
     charges_decision = True
     learns = True
+    reads: type[Features] | None = None
+    """What turns an observation into the context; None for bandits without one."""
     learned: tuple[str, ...] = ()
     """Names of the arrays that hold what was learned."""
     of_request: tuple[str, ...] = ("_last",)
@@ -45,6 +69,22 @@ class Bandit(ABC):
     def reseed(self, seed: int) -> None:
         """Begins its draws anew."""
         self.seed, self.rng = seed, np.random.default_rng(seed)
+
+    def state(self) -> ControllerState:
+        """Returns what was learned, with the seed at which its draws begin anew."""
+        features: Features | None = getattr(self, "features", None)
+        context = features.state() if features is not None else ControllerState()
+        arrays = {**context.arrays, **self.get_arrays(), "seed": np.array(self.seed)}
+        return ControllerState.of(self.settings, times=self.times, arrays=arrays)
+
+    @classmethod
+    def from_state(cls, state: ControllerState) -> Self:
+        """Makes the stored learner."""
+        context = () if cls.reads is None else (cls.reads.from_state(state),)
+        bandit = cls(cls.settings_of(state), state.times(), *context, 0)  # type: ignore[call-arg, arg-type]
+        bandit.set_arrays({name: state.array(name) for name in bandit.get_arrays()})
+        bandit.reseed(int(state.array("seed")))
+        return bandit
 
     def reset(self) -> None:
         """Forgets the request; what was learned stays."""

@@ -147,6 +147,8 @@ class CalibratedStopping(Bandit):
         drafting, so that what is not worth verifying is not drafted either.
     """
 
+    kind = "calibrated_stopping"
+    settings_class = CalibratedSettings
     learned = ("weights", "mean_logit", "tested", "num_tested", "num_steps")
     of_request = ("_last", "_compression", "_local", "_ahead", "_price", "_survival")
 

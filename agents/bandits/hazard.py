@@ -7,19 +7,59 @@ under that censoring, share what they learn over all gammas, and leave time to t
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.bandits.base import Bandit
-from agents.bandits.linear import Features, RidgeBank
-from agents.bandits.settings import HazardSettings
+from agents.bandits.base import Bandit, Features
+from agents.bandits.linear import RidgeBank, Scaling
 from speckv.cost.times import StepTimes
+from speckv.errors import ConfigError
 from speckv.types import FloatArray, StepOutcome
 
 LEAST, MOST = 0.02, 0.98
 PROBE_GAMMA = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HazardSettings:
+    """Of hazard Thompson sampling.
+
+    Attributes:
+        gamma_max: Most tokens of a draft.
+        width: Of the draws.
+        ridge: Prior precision of every weight.
+        forget: Share of the past that each update keeps.
+        probe: Chance of drafting two tokens where none looks best: plain steps reveal nothing.
+    """
+
+    gamma_max: int = 16
+    width: float = 0.2
+    ridge: float = 1.0
+    forget: float = 1.0
+    probe: float = 0.03
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        if not 1 <= self.gamma_max <= 16 or self.width < 0 or self.ridge <= 0:
+            raise ConfigError(
+                f"Expected agent.gamma_max from 1 to 16, agent.width from 0 up and agent.ridge above 0, got {self}."
+            )
+        if not 0 < self.forget <= 1 or not 0 <= self.probe <= 1:
+            raise ConfigError(f"Expected agent.forget in (0, 1] and agent.probe in [0, 1], got {self}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DiscountedHazardSettings(HazardSettings):
+    """Of hazard Thompson sampling for drifting streams.
+
+    Attributes:
+        forget: A regression's memory is about 1 / (1 - forget) of its own updates.
+    """
+
+    forget: float = 0.999
 
 
 class HazardThompson(Bandit):
@@ -28,6 +68,10 @@ class HazardThompson(Bandit):
     Source:
         Ours: discrete-time survival with linear hazards; posterior draws as in linear Thompson sampling.
     """
+
+    kind = "hazard_thompson"
+    settings_class = HazardSettings
+    reads: type[Features] | None = Scaling
 
     def __init__(self, settings: HazardSettings, times: StepTimes, features: Features, seed: int) -> None:
         super().__init__("hazard-thompson", tuple(range(settings.gamma_max + 1)), times, seed=seed)
@@ -44,7 +88,7 @@ class HazardThompson(Bandit):
         seconds = self.times.step_s(observation[np.newaxis])[0, : len(tokens)]
         gamma = int((tokens / seconds).argmax())
         if gamma == 0 and self.rng.random() < self.settings.probe:
-            return min(PROBE_GAMMA, self.settings.gamma_max)
+            return min(PROBE_GAMMA, int(self.settings.gamma_max))
         return gamma
 
     def get_arrays(self) -> dict[str, NDArray[Any]]:
@@ -71,6 +115,9 @@ class DiscountedHazardThompson(HazardThompson):
         Discounting as in Russac, Vernade and Cappe 2019, arXiv:1909.09146 (D-LinUCB), on the hazards; `RidgeBank` keeps
         the variance of directions that are not visited within bounds.
     """
+
+    kind = "hazard_thompson_discounted"
+    settings_class = DiscountedHazardSettings
 
     def __init__(self, settings: HazardSettings, times: StepTimes, features: Features, seed: int) -> None:
         super().__init__(settings, times, features, seed)

@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contextual bandits with a linear model for each gamma: LinUCB and linear Thompson sampling."""
+"""Contextual bandits with a linear model for each gamma: LinUCB, linear Thompson sampling, NeuralLinear."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.bandits.base import Bandit
-from agents.bandits.settings import LinearSettings
+from agents.bandits.base import ARMS, Bandit, Features, Float64
+from agents.survival.controllers import SurvivalSettings
 from speckv.cost.times import StepTimes
+from speckv.errors import ConfigError
+from speckv.runtime.network import Network
+from speckv.runtime.state import ControllerState
 from speckv.types import FloatArray, StepOutcome
-
-Float64 = NDArray[np.float64]
 
 MIN_STD = 1e-3
 """A feature that varies less is a constant and is left in its own units."""
@@ -22,15 +23,63 @@ MAX_VARIANCE = 1e3
 forgets nothing until what it sees has brought it down again."""
 
 
-class Features(Protocol):
-    """Turns an observation into the input of a linear model."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearSettings:
+    """Of contextual bandits with linear models.
 
-    @property
-    def dimension(self) -> int:
-        """Number of features."""
+    Attributes:
+        arms: Speculation lengths to choose from.
+        width: Of the confidence bound, or of the draws.
+        ridge: Prior precision of every weight.
+        forget: Share of the past that each update keeps; below 1 for drifting streams.
+        side_information: "none" learns from the arm played; "smaller" also from all smaller arms, whose outcome the
+            step revealed; "naive" from larger arms too where a rejection revealed those, which is biased: a warning.
+    """
 
-    def features(self, observation: FloatArray) -> Float64:
-        """Shape [dimension]."""
+    arms: tuple[int, ...] = ARMS
+    width: float = 0.3
+    ridge: float = 1.0
+    forget: float = 1.0
+    side_information: str = "smaller"
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        if self.width < 0 or self.ridge <= 0 or not 0 < self.forget <= 1:
+            raise ConfigError(
+                f"Expected agent.width from 0 up, agent.ridge above 0, agent.forget in (0, 1], got {self}."
+            )
+        if self.side_information not in ("none", "smaller", "naive"):
+            raise ConfigError(f"Expected agent.side_information none, smaller or naive, got {self.side_information!r}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NeuralLinearSettings(LinearSettings):
+    """Of NeuralLinear: those of the linear model, and those of the network behind its features.
+
+    Attributes:
+        hidden: Units of each hidden layer; the last one's are the features.
+        epochs: As for `survival`, as is all below.
+        batch_size: Samples in a minibatch.
+        learning_rate: Of Adam at the start.
+        weight_decay: Of AdamW.
+        rounds: Fits.
+    """
+
+    hidden: tuple[int, ...] = (64, 32)
+    epochs: int = 12
+    batch_size: int = 4096
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-3
+    rounds: int = 2
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        LinearSettings.__post_init__(self)  # a plain super() breaks in dataclasses with slots
+        self.network()
+
+    def network(self) -> SurvivalSettings:
+        """Settings of the network alone."""
+        return SurvivalSettings(**{f.name: getattr(self, f.name) for f in fields(SurvivalSettings)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +102,16 @@ class Scaling:
     def features(self, observation: FloatArray) -> Float64:
         """Shape [dimension]."""
         return np.append((observation - self.mean) / self.std, 1.0).astype(np.float64)
+
+    def state(self) -> ControllerState:
+        """Returns the scale."""
+        return ControllerState.of(arrays={"mean": self.mean, "std": self.std})
+
+    @classmethod
+    def from_state(cls, state: ControllerState) -> "Scaling":
+        """Makes the stored scale."""
+        state.require_same_features()
+        return cls(mean=state.array("mean"), std=state.array("std"))
 
 
 class RidgeBank:
@@ -107,7 +166,9 @@ class RidgeBank:
 
 
 class _Linear(Bandit):
-    """A regression of the step's speed-up for each arm, compressions told apart by the observation alone."""
+    """A regression of the step's speed-up for each arm; only the observation distinguishes compressions."""
+
+    reads: type[Features] | None = Scaling
 
     def __init__(self, name: str, settings: LinearSettings, times: StepTimes, features: Features, seed: int) -> None:
         super().__init__(name, settings.arms, times, seed=seed)
@@ -160,6 +221,9 @@ class LinUcb(_Linear):
         Li et al. 2010, arXiv:1003.0146 (LinUCB with disjoint models).
     """
 
+    kind = "linucb"
+    settings_class = LinearSettings
+
     def __init__(self, settings: LinearSettings, times: StepTimes, features: Features, seed: int) -> None:
         super().__init__("linucb", settings, times, features, seed)
 
@@ -177,6 +241,9 @@ class LinThompson(_Linear):
         Agrawal and Goyal 2013, arXiv:1209.3352; drawn in the space of values, which has the same marginals.
     """
 
+    kind = "lints"
+    settings_class = LinearSettings
+
     def __init__(self, settings: LinearSettings, times: StepTimes, features: Features, seed: int) -> None:
         super().__init__("lints", settings, times, features, seed)
 
@@ -185,3 +252,55 @@ class LinThompson(_Linear):
         del compression
         mean, spread = self.bank.predict(self.features.features(observation))
         return int((mean + self.settings.width * spread * self.rng.standard_normal(len(mean))).argmax())
+
+
+class LastHidden:
+    """What the last hidden layer of a network says, a constant feature last.
+
+    Args:
+        network: Two layers or more, tanh between them.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self._hidden = Network(network.weights[:-1], network.biases[:-1])
+
+    @property
+    def dimension(self) -> int:
+        """Number of features."""
+        return len(self._hidden.biases[-1]) + 1
+
+    def features(self, observation: FloatArray) -> Float64:
+        """Shape [dimension]."""
+        return np.append(np.tanh(self._hidden.one(observation)), 1.0).astype(np.float64)
+
+    def state(self) -> ControllerState:
+        """Returns the network."""
+        return ControllerState.of(networks={"features": self.network})
+
+    @classmethod
+    def from_state(cls, state: ControllerState) -> "LastHidden":
+        """Makes the stored features."""
+        return cls(state.network("features"))
+
+
+class NeuralLinear(LinThompson):
+    """Draws each arm's value from a linear posterior over learned features and plays the greatest.
+
+    The features are the last hidden layer of the network that `survival` fits on train prompts; they stay as they are,
+    the posterior goes on online.
+
+    Source:
+        Riquelme, Tucker and Snoek 2018, arXiv:1802.09127 (NeuralLinear): one Bayesian regression of the reward an arm
+        on the last layer. There the network is trained on the rewards themselves, again and again, and the noise has an
+        inverse-gamma posterior; here the network learned survival, once, and `width` stands for the noise's deviation.
+        Smaller arms learn too, as in the other linear bandits.
+    """
+
+    kind = "neural_linear"
+    settings_class = NeuralLinearSettings
+    reads = LastHidden
+
+    def __init__(self, settings: NeuralLinearSettings, times: StepTimes, features: LastHidden, seed: int) -> None:
+        super().__init__(settings, times, features, seed)
+        self.name = "neural-linear"

@@ -2,14 +2,114 @@
 """TapOut: a bandit whose arms are stopping rules, none of them tuned."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
 from agents.bandits.base import Bandit
-from agents.bandits.settings import TapOutSettings
-from agents.bandits.stopping_arms import make_rules
+from agents.rules.adaedl import AdaEdl, AdaEdlSettings
+from agents.rules.base import ENTROPY, StoppingRule
+from agents.rules.llama_cpp import LlamaCpp, LlamaCppSettings
+from agents.rules.svip import Svip, SvipSettings
 from speckv.cost.times import StepTimes
-from speckv.types import BoolArray, FloatArray, StepOutcome
+from speckv.errors import ConfigError
+from speckv.observation import STOPPING_SCHEMA, drafted_so_far
+from speckv.types import GAMMA_MAX, BoolArray, FloatArray, StepOutcome
+
+_MARGIN = STOPPING_SCHEMA.index("token_margin")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TapOutSettings:
+    """Of TapOut.
+
+    Attributes:
+        gamma_max: Most tokens of a draft; large, because rules are to stop it.
+        level: "request" follows one rule for a whole request, "step" chooses anew for every draft.
+        width: Multiplies the bonus; 1 is the theory's.
+        confidence: Max-confidence stops below this top-1 probability.
+        entropy_rise: The entropy difference stops above this rise of the entropy's square root.
+        margin: The margin stops below this.
+    """
+
+    gamma_max: int = 16
+    level: str = "request"
+    width: float = 1.0
+    confidence: float = 0.8
+    entropy_rise: float = 0.2
+    margin: float = 0.2
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        if self.level not in ("request", "step"):
+            raise ConfigError(f"Expected agent.level request or step, got {self.level!r}.")
+        if not 1 <= self.gamma_max <= GAMMA_MAX or self.width < 0 or self.entropy_rise < 0:
+            raise ConfigError(
+                f"Expected agent.gamma_max from 1 to {GAMMA_MAX}, agent.width and agent.entropy_rise from 0 up, "
+                f"got {self}."
+            )
+        if not 0 <= self.confidence <= 1 or not 0 <= self.margin <= 1:
+            raise ConfigError(f"Expected agent.confidence and agent.margin in [0, 1], got {self}.")
+
+
+class EntropyRise(StoppingRule):
+    """Stops behind a token where the draft has become less sure: sqrt(H) - sqrt(H of the token before) > rise.
+
+    The first token of a step has none before it, so drafting always goes on behind it.
+
+    Args:
+        gamma_max: Most tokens of a draft.
+        rise: In square roots of nats.
+    """
+
+    def __init__(self, gamma_max: int, rise: float) -> None:
+        super().__init__("entropy-rise", gamma_max)
+        self.rise = rise
+        self.reset()
+
+    def start(self, num_requests: int) -> None:
+        """Begins requests with no token before."""
+        super().start(num_requests)
+        self._before = np.zeros(num_requests, np.float32)
+
+    def go_on_batch(self, observations: FloatArray) -> BoolArray:
+        """Goes on where entropy has not risen; it is asked behind every drafted token, one after the other."""
+        root = np.sqrt(observations[:, ENTROPY])
+        calm: BoolArray = (drafted_so_far(observations) <= 1) | (root - self._before <= self.rise)
+        self._before = root
+        return calm
+
+
+class LeastMargin(StoppingRule):
+    """Stops behind a token whose top-1 probability is not far enough above the top-2 probability.
+
+    Args:
+        gamma_max: Most tokens of a draft.
+        margin: Least difference to go on.
+    """
+
+    def __init__(self, gamma_max: int, margin: float) -> None:
+        super().__init__("margin", gamma_max)
+        self.margin = margin
+
+    def go_on_batch(self, observations: FloatArray) -> BoolArray:
+        """Goes on where the newest token stands out."""
+        clear: BoolArray = observations[:, _MARGIN] >= self.margin
+        return clear
+
+
+def make_rules(settings: TapOutSettings) -> tuple[StoppingRule, ...]:
+    """The rules, in the order in which they are tried first."""
+    most = settings.gamma_max
+    confident = LlamaCpp(LlamaCppSettings(n_max=most, p_min=settings.confidence))
+    confident.name = "max-confidence"
+    return (
+        confident,
+        Svip(SvipSettings(gamma_max=most)),
+        AdaEdl(AdaEdlSettings(gamma_max=most)),
+        EntropyRise(most, settings.entropy_rise),
+        LeastMargin(most, settings.margin),
+    )
 
 
 def blended_reward(num_accepted: int, num_drafted: int, gamma_max: int) -> float:
@@ -41,6 +141,8 @@ class TapOut(Bandit):
         and what a sequence is: a request here; `level: step` chooses anew for every drafted sequence.
     """
 
+    kind = "tapout"
+    settings_class = TapOutSettings
     learned = ("counts", "means")
     of_request = ("_last", "_rule", "rules")
 

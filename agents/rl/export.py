@@ -14,10 +14,7 @@ from torch import Tensor, nn
 
 from agents.rl.normalisation import NormalisingExtractor
 from speckv.observation import SCHEMA, STOPPING_SCHEMA
-from speckv.runtime import MlpPolicy
-from speckv.runtime.policy import STEP_ENVIRONMENT, STOPPING_ENVIRONMENT
-from speckv.runtime.recurrent import LstmPolicy
-from speckv.runtime.stored import Policy
+from speckv.runtime.learned import LstmPolicy, MlpPolicy, NetworkPolicy
 from speckv.types import GAMMA_MAX, FloatArray
 
 Arrays = tuple[FloatArray, ...]
@@ -31,20 +28,13 @@ _NAMES: Mapping[type[BaseAlgorithm], str] = {
 }
 
 
-def export_policy(
-    model: BaseAlgorithm,
-    *,
-    provenance: Mapping[str, str | int | float],
-    name: str | None = None,
-    gamma_max: int = GAMMA_MAX,
-) -> Policy:
+def export_policy(model: BaseAlgorithm, *, name: str | None = None, gamma_max: int = GAMMA_MAX) -> NetworkPolicy:
     """Makes a policy that takes the learner's best action.
 
     A learner with the two actions of token-by-token control gives a policy that reads `STOPPING_SCHEMA`.
 
     Args:
         model: Trained.
-        provenance: Where it came from.
         name: Shown in tables; by default the learner's, with "-stopping" behind it token by token.
         gamma_max: Most tokens of a draft.
     """
@@ -59,12 +49,10 @@ def export_policy(
         "std": _copied(_extractor(model).std),
         "weights": weights,
         "biases": biases,
-        "provenance": provenance,
     }
     if isinstance(model, RecurrentPPO):
-        return LstmPolicy(schema=SCHEMA, **shared, **_gates(model))
-    environment = STOPPING_ENVIRONMENT if stops else STEP_ENVIRONMENT
-    return MlpPolicy(schema=STOPPING_SCHEMA if stops else SCHEMA, environment=environment, **shared)
+        return LstmPolicy(**shared, **_gates(model))
+    return MlpPolicy(schema=STOPPING_SCHEMA if stops else SCHEMA, **shared)
 
 
 def _extractor(model: BaseAlgorithm) -> NormalisingExtractor:

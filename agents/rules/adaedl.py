@@ -53,6 +53,9 @@ class AdaEdl(StoppingRule):
         Agrawal et al. 2024, arXiv:2410.18351, Algorithm 1.
     """
 
+    kind = "adaedl"
+    settings_class = AdaEdlSettings
+
     def __init__(self, settings: AdaEdlSettings) -> None:
         super().__init__("adaedl", settings.gamma_max)
         self.settings = settings

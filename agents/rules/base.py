@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 
+from agents.storing import StoredController
 from speckv.observation import STOPPING_SCHEMA
 from speckv.types import GAMMA_MAX, BoolArray, DecodedSteps, FloatArray, IntArray, StepOutcome
 
@@ -13,7 +14,7 @@ CONFIDENCE = STOPPING_SCHEMA.index("token_confidence")
 ALONE = np.ones(1, np.bool_)
 
 
-class Rule(ABC):
+class Rule(StoredController, ABC):
     """Chooses gamma before a step.
 
     Args:
@@ -46,7 +47,7 @@ class Rule(ABC):
         """Remembers a step of the only request."""
         self.remember(DecodedSteps.from_outcome(outcome), ALONE)
 
-    def remember(self, step: DecodedSteps, where: BoolArray) -> None:  # noqa: B027 - most rules have no use for it
+    def remember(self, step: DecodedSteps, where: BoolArray) -> None:
         """Remembers a step of the requests in `where`."""
 
 

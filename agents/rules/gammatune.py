@@ -42,10 +42,18 @@ class GammaTune(Rule):
         Gautam et al. 2025, arXiv:2504.00030; eta, delta, bounds as in the comparison of Learning to Draft (ICLR 2026).
     """
 
+    kind = "gammatune"
+    settings_class = GammaTuneSettings
+
     def __init__(self, settings: GammaTuneSettings) -> None:
         super().__init__("gammatune")
         self.settings = settings
         self.reset()
+
+    @classmethod
+    def variant(cls, settings: GammaTuneSettings) -> type["GammaTune"]:
+        """GammaTune, or GammaTune+ if there is a threshold."""
+        return GammaTunePlus if settings.threshold > 0 else GammaTune
 
     def start(self, num_requests: int) -> None:
         """Begins requests at the first gamma."""
@@ -84,8 +92,3 @@ class GammaTunePlus(GammaTune):
         """Goes on where the newest token is likely enough."""
         likely: BoolArray = observations[:, CONFIDENCE] >= self.settings.threshold
         return likely
-
-
-def make_gammatune(settings: GammaTuneSettings) -> GammaTune:
-    """GammaTune, or GammaTune+ if there is a threshold."""
-    return GammaTunePlus(settings) if settings.threshold > 0 else GammaTune(settings)

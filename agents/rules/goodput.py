@@ -2,6 +2,7 @@
 """Goodput: the gamma of most expected tokens a second, if every token is accepted at the rate lately seen."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,11 @@ from agents.rules.base import Rule
 from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError
 from speckv.observation import SCHEMA
+from speckv.runtime.state import ControllerState
 from speckv.types import GAMMA_MAX, FloatArray, IntArray
+
+if TYPE_CHECKING:
+    from agents.registry import TrainingData
 
 _RATE = SCHEMA.index("acceptance_ema")
 
@@ -58,10 +63,27 @@ class Goodput(Rule):
         Liu et al. 2024, arXiv:2406.14066 (SmartSpec), for a batch of one; its latency model is our cost table.
     """
 
+    kind = "goodput"
+    settings_class = GoodputSettings
+
     def __init__(self, settings: GoodputSettings, times: StepTimes) -> None:
         super().__init__("goodput")
         self.settings = settings
         self.times = times
+
+    @classmethod
+    def make(cls, settings: GoodputSettings, data: "TrainingData") -> "Goodput":
+        """Makes the rule for a clock."""
+        return cls(settings, data.times)
+
+    def state(self) -> ControllerState:
+        """Returns settings and times."""
+        return ControllerState.of(self.settings, times=self.times)
+
+    @classmethod
+    def from_state(cls, state: ControllerState) -> "Goodput":
+        """Makes the stored rule."""
+        return cls(cls.settings_of(state), state.times())
 
     def act_batch(self, observations: FloatArray) -> IntArray:
         """Returns the gamma of most expected tokens a second."""

@@ -33,6 +33,9 @@ class Kangaroo(StoppingRule):
         Liu et al. 2024, arXiv:2404.18911, section 3.2; defaults from its released code.
     """
 
+    kind = "kangaroo"
+    settings_class = KangarooSettings
+
     def __init__(self, settings: KangarooSettings) -> None:
         super().__init__("kangaroo", settings.gamma_max)
         self.settings = settings

@@ -36,6 +36,9 @@ class LlamaCpp(StoppingRule):
         llama.cpp, `common/speculative.cpp`.
     """
 
+    kind = "llama_cpp"
+    settings_class = LlamaCppSettings
+
     def __init__(self, settings: LlamaCppSettings) -> None:
         super().__init__("llama-cpp", settings.n_max)
         self.settings = settings

@@ -57,6 +57,9 @@ class SglangEma(Rule):
         SGLang 0.5.23, `srt/speculative/adaptive_spec_params.py`.
     """
 
+    kind = "sglang_ema"
+    settings_class = SglangEmaSettings
+
     def __init__(self, settings: SglangEmaSettings) -> None:
         super().__init__("sglang-ema")
         self.settings = settings

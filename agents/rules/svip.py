@@ -39,6 +39,9 @@ class Svip(StoppingRule):
         Zhang et al. 2024, arXiv:2411.18462; constants from its released code.
     """
 
+    kind = "svip"
+    settings_class = SvipSettings
+
     def __init__(self, settings: SvipSettings) -> None:
         super().__init__("svip", settings.gamma_max)
         self.settings = settings

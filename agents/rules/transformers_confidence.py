@@ -48,6 +48,9 @@ class TransformersConfidence(StoppingRule):
         transformers 5, `ConfidenceCriteria` and `AssistedCandidateGenerator.update_candidate_strategy`.
     """
 
+    kind = "transformers_confidence"
+    settings_class = TransformersConfidenceSettings
+
     def __init__(self, settings: TransformersConfidenceSettings) -> None:
         super().__init__("transformers-confidence", settings.gamma_max)
         self.settings = settings

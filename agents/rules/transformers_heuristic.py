@@ -37,6 +37,9 @@ class TransformersHeuristic(Rule):
         transformers 5, `num_assistant_tokens_schedule="heuristic_transient"`, `generation/candidate_generator.py`.
     """
 
+    kind = "transformers_heuristic"
+    settings_class = TransformersHeuristicSettings
+
     def __init__(self, settings: TransformersHeuristicSettings) -> None:
         super().__init__("transformers-heuristic")
         self.settings = settings

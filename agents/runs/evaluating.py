@@ -7,15 +7,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agents.controllers import latest_run, load_named, shipped_policy
-from agents.depth import within_depth
-from agents.registry import AGENTS, TrainingData, default_settings, make_controller, require_agent, require_batch
+from agents.controllers import latest_run, load_named
+from agents.registry import (
+    AGENTS,
+    TrainingData,
+    default_settings,
+    make_controller,
+    require_agent,
+    require_batch,
+    within_depth,
+)
 from agents.runs.console import Console
 from agents.runs.run_folder import EVALUATION
 from agents.runs.settings import EvaluateSettings
 from agents.runs.task import load_cost, load_splits
 from agents.runs.tuning import GRIDS, tune
-from agents.stored import load_controller
 from speckv.cost import CostTable, require_single_request
 from speckv.errors import ConfigError
 from speckv.evaluation.compare import Comparison, compare, require_comparable
@@ -26,6 +32,8 @@ from speckv.evaluation.results import headline
 from speckv.evaluation.run_facts import RUN, find_seed_groups
 from speckv.evaluation.text import render_comparison
 from speckv.runtime.constant import ConstantGamma, ConstantPerCompression
+from speckv.runtime.policy import load_controller, shipped_policy
+from speckv.runtime.storage import find_policy
 from speckv.traces import TraceSet
 from speckv.types import GAMMA_MAX, Controller, StoppingController
 
@@ -133,7 +141,7 @@ def _controller_paths(settings: EvaluateSettings, cost: str, traces_sha256: str)
         return [Path(path) for path in settings.controllers]
     latest = latest_run(settings.runs_dir, cost=cost, traces_sha256=traces_sha256)
     found = latest if latest is not None else shipped_policy(cost)
-    return [found] if found is not None else []
+    return [found] if find_policy(found) is not None else []
 
 
 def require_agents(names: Sequence[str] | str) -> None:
@@ -146,7 +154,7 @@ def require_agents(names: Sequence[str] | str) -> None:
         return
     for name in (names,) if isinstance(names, str) else names:
         require_agent(name)
-        if AGENTS[name].make is None:
+        if AGENTS[name].in_environment:
             raise ConfigError(
                 f"Expected agents that are made at once, got {name!r}, which learns in an environment. "
                 f"Train it with `python train.py agent={name}` and name its run in controllers."
@@ -168,7 +176,7 @@ def _agents(settings: EvaluateSettings, train: TraceSet, cost: CostTable) -> dic
     names, depth = settings.agents, train.metadata.gamma_max
     found = {}
     for name in AGENTS if names == EVERY_AGENT else (names,) if isinstance(names, str) else names:
-        if names == EVERY_AGENT and (AGENTS[name].make is None or name in CONSTANTS):
+        if names == EVERY_AGENT and (AGENTS[name].in_environment or name in CONSTANTS):
             continue
         try:
             options = default_settings(name)

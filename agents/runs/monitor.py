@@ -20,12 +20,13 @@ from agents.runs.checkpoint import LearnerProgress
 from agents.runs.console import ProgressBar, StopRequest
 from agents.runs.environments import REWARDS_WITH_LAMBDA, LearnerEnvironment, LiveEnvironment, ReplayEnvironment
 from agents.runs.requests import DecodedRequest, summarise
-from agents.runs.run_folder import BEST, LAST, POLICY, RunFolder
+from agents.runs.run_folder import BEST, LAST, RunFolder
 from agents.runs.settings import TrainSettings
 from agents.runs.task import Score, Validator
 from agents.runs.tensorboard import RunWriter
 from speckv.evaluation.text import format_rate
-from speckv.runtime.stored import Policy, controller_of
+from speckv.runtime.learned import controller_of
+from speckv.types import Controller
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,12 +83,11 @@ class Monitor(BaseCallback):
     def _checkpoint(self) -> None:
         checkpoint.save(self._context.folder / LAST, self.model, self._learner_env.state, self._progress)
 
-    def _export(self) -> Policy:
-        provenance = {**self._context.provenance, "step": self.num_timesteps}
-        return export_policy(self.model, provenance=provenance, gamma_max=self._learner_env.gamma_max)
+    def _controller(self) -> Controller:
+        return controller_of(export_policy(self.model, gamma_max=self._learner_env.gamma_max))
 
-    def _store(self, policy: Policy) -> None:
-        policy.save(self._context.folder / POLICY)
+    def _store(self, controller: Controller) -> None:
+        self._context.folder.save_policy(controller, {**self._context.provenance, "step": self.num_timesteps})
 
     def _move_lambda(self, achieved: Mapping[str, float]) -> None:
         """Moves lambda, the decayed throughput, to what a rollout achieved, in tokens per second."""
@@ -148,14 +148,14 @@ class ReplayMonitor(Monitor):
         step, progress, folder = self.num_timesteps, self._progress, self._context.folder
         every = self._context.settings.eval.every_steps
         progress.next_evaluation = (step // every + 1) * every
-        policy = self._export()
-        self._last_score = score = self._validator.score(controller_of(policy))
+        controller = self._controller()
+        self._last_score = score = self._validator.score(controller)
         folder.append_evaluation(step, self._validator.grid, score.sums)
         self._writer.scalars(score.scalars(), step)
         self._writer.gamma_histogram(score.sums.gammas.sum(axis=(0, 1)), step)
         if progress.best_score is None or score.speedup_vs_best_fixed > progress.best_score:
             progress.best_score, progress.best_step = score.speedup_vs_best_fixed, step
-            self._store(policy)
+            self._store(controller)
             checkpoint.save(folder / BEST, self.model, self._learner_env.state, progress, with_replay=False)
         self._bar.update(step, self._note())
         self._bar.milestone(self._line(score))
@@ -213,7 +213,7 @@ class LiveMonitor(Monitor):
         )
 
     def _save(self, *, final: bool) -> None:  # noqa: ARG002
-        self._store(self._export())
+        self._store(self._controller())
         self._checkpoint()
 
 

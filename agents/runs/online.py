@@ -2,6 +2,7 @@
 """An online learner on a stream of live requests, saved after each of them."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from agents.bandits.base import Bandit
-from agents.parts import Parts
 from agents.registry import AGENTS, TrainingData, begin_learner
 from agents.runs.console import ProgressBar, catch_signals
 from agents.runs.requests import LEARN, DecodedRequest, LiveTask, RequestLog, decode_request, summarise
@@ -17,12 +17,13 @@ from agents.runs.run_folder import Run, RunFolder
 from agents.runs.task import load_splits
 from agents.runs.tensorboard import RunWriter
 from agents.runs.warm_start import start_bandit
-from agents.stored import save_controller
 from speckv.errors import CheckpointError
 from speckv.evaluation.replays import draw_requests
 from speckv.files import write_atomically
+from speckv.runtime.state import ControllerState
+from speckv.runtime.storage import dump_tensors, read_tensors
 
-CHECKPOINT = Path("checkpoints") / "last.npz"
+CHECKPOINT = Path("checkpoints") / "last.safetensors"
 _STATE = "live_state"
 
 
@@ -50,14 +51,18 @@ class OnlineTraining:
         run: With `live` in its settings.
         log: Takes a line a request.
         source: Folder of a stored learner to begin with, or None.
+        provenance: Stored with the learner.
 
     Attributes:
         progress: See there.
     """
 
-    def __init__(self, run: Run, task: LiveTask, log: RequestLog, source: Path | None) -> None:
+    def __init__(
+        self, run: Run, task: LiveTask, log: RequestLog, source: Path | None, provenance: Mapping[str, object]
+    ) -> None:
         assert run.settings.live is not None
         self._run, self._live, self._task, self._log = run, run.settings.live, task, log
+        self._provenance = provenance
         self.progress = OnlineProgress()
         self._bandit, self._begun_with = self._first(source)
 
@@ -120,11 +125,11 @@ class OnlineTraining:
 
     def keep(self, folder: RunFolder) -> None:
         """Stores the controller as it is, the steps of an unfinished request included."""
-        save_controller(folder.path, self._run.name, self._run.agent, self._bandit)
+        folder.save_policy(self._bandit, self._provenance)
 
     def _save(self, folder: RunFolder) -> None:
         self.keep(folder)
-        save_online(folder / CHECKPOINT, self._run.name, self._bandit, self.progress)
+        save_online(folder / CHECKPOINT, self._bandit, self.progress)
 
     def _report(self, decoded: DecodedRequest, writer: RunWriter, bar: ProgressBar) -> None:
         progress = self.progress
@@ -147,12 +152,17 @@ class OnlineTraining:
         )
 
 
-def save_online(path: Path, name: str, bandit: Bandit, progress: OnlineProgress) -> None:
+def save_online(path: Path, bandit: Bandit, progress: OnlineProgress) -> None:
     """Writes a learner, its generator and the stream's state as one file, or leaves the file as it was."""
-    parts = AGENTS[name].parts(bandit)
-    text = json.dumps({"rng": bandit.rng.bit_generator.state, "state": asdict(progress)})
-    arrays = {**parts.arrays, _STATE: np.array(text)}
-    write_atomically(path, Parts(networks=parts.networks, times=parts.times, arrays=arrays).to_bytes())
+    learned = bandit.state()
+    rest = {
+        "kind": bandit.kind,
+        "compressions": learned.compressions,
+        "rng": bandit.rng.bit_generator.state,
+        "state": asdict(progress),
+    }
+    text = np.frombuffer(json.dumps(rest).encode(), np.uint8)
+    write_atomically(path, dump_tensors({**learned.arrays, _STATE: text}))
 
 
 def load_online(path: Path, name: str, settings: Any) -> tuple[Bandit, OnlineProgress]:
@@ -162,20 +172,20 @@ def load_online(path: Path, name: str, settings: Any) -> tuple[Bandit, OnlinePro
         CheckpointError: if there is none, or it is damaged or of another agent.
     """
     try:
-        parts = Parts.from_bytes(path.read_bytes())
+        arrays = read_tensors(path.read_bytes(), path)
     except OSError as error:
         raise CheckpointError(
             f"Expected a checkpoint at {path}, found none. Name a run of agent={name} in env=live."
         ) from error
-    restore = AGENTS[name].restore
-    assert restore is not None
     try:
-        stored = json.loads(str(parts.needed_array(_STATE)))
-        bandit = restore(settings, parts)
-        assert isinstance(bandit, Bandit)
-        bandit.rng.bit_generator.state = stored["rng"]
-        progress = OnlineProgress(**stored["state"])
-        progress.recent = [DecodedRequest(**one) for one in stored["state"]["recent"]]
+        rest = json.loads(arrays.pop(_STATE).tobytes())
+        if rest["kind"] != name:
+            raise CheckpointError(f"{path}: expected a checkpoint of agent={name}, got one of {rest['kind']}.")
+        learned = ControllerState(settings=asdict(settings), arrays=arrays, compressions=tuple(rest["compressions"]))
+        bandit: Bandit = AGENTS[name].controller_class.from_state(learned)
+        bandit.rng.bit_generator.state = rest["rng"]
+        progress = OnlineProgress(**rest["state"])
+        progress.recent = [DecodedRequest(**one) for one in rest["state"]["recent"]]
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, CheckpointError):
             raise

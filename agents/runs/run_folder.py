@@ -20,10 +20,13 @@ from speckv.evaluation.curves import EVAL
 from speckv.evaluation.metrics import Grid, Sums
 from speckv.evaluation.run_facts import CONFIG, RUN, read_facts
 from speckv.files import canonical_json, csv_text, write_atomically
+from speckv.runtime import Policy
+from speckv.runtime.storage import RUN_POLICY
+from speckv.types import Controller
 
 OVERRIDES = "overrides.txt"
 EVENTS = "tb"
-POLICY = "policy"
+POLICY = RUN_POLICY
 EVALUATION = "evaluation"
 LAST = Path("checkpoints") / "last.pt"
 BEST = Path("checkpoints") / "best.pt"
@@ -118,6 +121,10 @@ class RunFolder:
                     f"Expected to continue {self.path} with the same {key}, {json.dumps(before.get(key))}, "
                     f"got {json.dumps(facts[key])}. Restore it, or start a new run."
                 )
+
+    def save_policy(self, controller: Controller, provenance: Mapping[str, object]) -> None:
+        """Writes the run's controller, which `evaluate.py`, `decode` and `export` load, in place of an earlier one."""
+        Policy.of(controller, trained_on=provenance).save(self / POLICY)
 
     def append_evaluation(self, step: int, grid: Grid, sums: Sums) -> None:
         """Adds one row per prompt and compression."""

@@ -20,8 +20,15 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from agents.depth import within_depth
-from agents.registry import AGENTS, TrainingData, agent_settings, make_controller, require_batch, with_cost_table
+from agents.registry import (
+    AGENTS,
+    TrainingData,
+    agent_settings,
+    make_controller,
+    require_batch,
+    with_cost_table,
+    within_depth,
+)
 from agents.rl.hyperparameters import LearnerSettings, OnPolicySettings
 from agents.rl.learners import build_learner, make_learner
 from agents.runs import checkpoint
@@ -45,7 +52,6 @@ from agents.runs.settings import TrainSettings, hyperparameters
 from agents.runs.task import Score, Task, Validator, load_task
 from agents.runs.tensorboard import RunWriter
 from agents.runs.warm_start import find_source, start_learner
-from agents.stored import load_controller, save_controller
 from speckv.errors import ConfigError, SpecKVError, nearest
 from speckv.evaluation.metrics import ALL
 from speckv.evaluation.report import TEXT
@@ -53,6 +59,7 @@ from speckv.evaluation.results import headline
 from speckv.files import canonical_json, write_atomically
 from speckv.models.device import use_threads
 from speckv.profiling.machine import describe_machine
+from speckv.runtime.policy import load_controller
 from speckv.types import FloatArray
 
 DECODED = "decoded.jsonl"
@@ -151,8 +158,8 @@ class Fitting:
         if settings.learn.reclock:
             met = {*task.learning.compressions, *task.test.compressions}
             known = [compression for compression in task.cost.compressions if compression in met]
-            controller = with_cost_table(run.name, run.agent, controller, task.cost, known)
-        self._run, self._validator, self.controller = run, validator, controller
+            controller = with_cost_table(controller, task.cost, known)
+        self._provenance, self._validator, self.controller = provenance_of(run, task), validator, controller
         self.score: Score | None = None
 
     def begin(self, folder: RunFolder) -> str:  # noqa: ARG002
@@ -167,7 +174,7 @@ class Fitting:
 
     def keep(self, folder: RunFolder) -> None:
         """Stores the controller."""
-        save_controller(folder.path, self._run.name, self._run.agent, self.controller)
+        folder.save_policy(self.controller, self._provenance)
 
 
 class LearnerTraining:
@@ -291,16 +298,21 @@ def train_on_recordings(run: Run, task: Task, validator: Validator) -> LearnerTr
     vec = make_environment(task.learning, task.learning_cost, settings.env, settings.reward, run.agent.num_envs)
     torch.set_num_threads(settings.threads)
     env, threads = ReplayEnvironment(vec), f"{settings.threads} thread{'s' if settings.threads > 1 else ''}"
-    provenance: dict[str, str | int | float] = {
+    place = f"{run.agent.num_envs} environments, on the CPU with {threads}"
+    monitor = partial(ReplayMonitor, env, validator)
+    return LearnerTraining(run, env, monitor, provenance=provenance_of(run, task), place=place)
+
+
+def provenance_of(run: Run, task: Task) -> dict[str, str | int | float]:
+    """What is stored with the controller of a run on recordings."""
+    return {
         "agent": run.name,
         "cost": task.learning_cost.name,
         "cost_sha256": task.learning_cost.sha256,
-        "seed": settings.seed,
-        "traces": Path(settings.learn.traces or task.traces_name).name,
+        "seed": run.settings.seed,
+        "traces": Path(run.settings.learn.traces or task.traces_name).name,
         "traces_sha256": task.learning.sha256,
     }
-    place = f"{run.agent.num_envs} environments, on the CPU with {threads}"
-    return LearnerTraining(run, env, partial(ReplayMonitor, env, validator), provenance=provenance, place=place)
 
 
 class ReplaySetup:
@@ -414,21 +426,25 @@ class LiveSetup:
         warm_up(self.task)
         return training
 
+    @property
+    def _provenance(self) -> dict[str, str | int | float]:
+        return {
+            "agent": self.run.name,
+            "cost": self.task.cost.name,
+            "cost_sha256": self.task.cost.sha256,
+            "init_from": self.run.settings.init_from or "",
+            "live": json.dumps(self.task.facts, sort_keys=True),
+            "seed": self.run.settings.seed,
+        }
+
     def _online(self) -> Training:
-        return OnlineTraining(self.run, self.task, self._log, self._source)
+        return OnlineTraining(self.run, self.task, self._log, self._source, self._provenance)
 
     def _learner(self) -> Training:
         run, task, settings = self.run, self.task, self.run.settings
         env = LiveEnvironment(make_live_environment(task, settings), self._log, run.name, self._live.recent)
-        provenance: dict[str, str | int | float] = {
-            "agent": run.name,
-            "cost": task.cost.name,
-            "cost_sha256": task.cost.sha256,
-            "init_from": settings.init_from or "",
-            "live": json.dumps(task.facts, sort_keys=True),
-            "seed": settings.seed,
-        }
-        return LearnerTraining(run, env, partial(LiveMonitor, env), provenance=provenance, source=self._source)
+        monitor = partial(LiveMonitor, env)
+        return LearnerTraining(run, env, monitor, provenance=self._provenance, source=self._source)
 
     def open_folder(self) -> RunFolder:
         """Opens the run folder and the log of requests in it."""
@@ -492,7 +508,7 @@ class LiveSetup:
 
 
 def _require_learns_live(name: str, agent: Any, decides: str) -> None:
-    known = sorted(n for n, a in AGENTS.items() if a.begin is not None or issubclass(a.settings, OnPolicySettings))
+    known = sorted(n for n, a in AGENTS.items() if a.online or issubclass(a.settings_class, OnPolicySettings))
     if name not in known:
         raise ConfigError(
             f"Expected an agent that learns from live requests, of {known}, got {name!r}.{nearest(name, known)} "

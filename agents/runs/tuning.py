@@ -5,9 +5,8 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from agents.depth import within_depth
 from agents.per_compression import PerCompression, StoppingPerCompression
-from agents.registry import TrainingData, decides_token_by_token, default_settings, make_controller
+from agents.registry import TrainingData, decides_token_by_token, default_settings, make_controller, within_depth
 from speckv.cost import require_single_request
 from speckv.errors import ConfigError, nearest
 from speckv.evaluation.replays import compile_pair

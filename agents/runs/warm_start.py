@@ -11,19 +11,15 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 from agents.bandits.base import Bandit
-from agents.parts import Parts
-from agents.registry import AGENTS
 from agents.rl.export import export_policy
 from agents.rl.normalisation import NormalisingExtractor
 from agents.runs import checkpoint
 from agents.runs.run_folder import BEST, LAST
-from agents.stored import load_controller, read_agent
 from speckv.cost import CostTable
 from speckv.cost.times import StepTimes
 from speckv.errors import CheckpointError, nearest
-from speckv.runtime.policy import SHIPPED, MlpPolicy
-from speckv.runtime.recurrent import LstmPolicy
-from speckv.runtime.stored import Policy
+from speckv.runtime.learned import LstmPolicy, MlpPolicy, NetworkPolicy
+from speckv.runtime.policy import SHIPPED, load_controller, shipped_policy
 
 
 def find_source(init_from: str, cost: str) -> Path:
@@ -32,10 +28,10 @@ def find_source(init_from: str, cost: str) -> Path:
     Raises:
         CheckpointError: if it is none of them.
     """
-    names = sorted(path.name for path in SHIPPED.iterdir() if path.is_dir())
+    names = sorted(path.stem for path in SHIPPED.iterdir() if path.is_dir())
     name = cost if init_from == "shipped" else init_from
     if name in names:
-        return SHIPPED / name
+        return shipped_policy(name)
     if not Path(init_from).is_dir():
         raise CheckpointError(
             f"Expected init_from to name a run folder or a shipped policy of {names}, got {init_from!r}."
@@ -56,27 +52,23 @@ def start_bandit(name: str, settings: Any, source: Path, cost: CostTable, compre
         CheckpointError: if the folder holds no such learner, or one without the compression.
         CostTableError: if the clock lacks a compression of the stored one.
     """
-    kind, stored_settings, parts = read_agent(source)
-    if kind != name:
-        raise CheckpointError(f"Expected init_from to hold an agent {name!r}, got {kind!r} in {source}.")
-    if stored_settings != settings:
+    bandit = load_controller(source)
+    if not isinstance(bandit, Bandit) or bandit.kind != name:
+        raise CheckpointError(f"Expected init_from to hold an agent {name!r}, got {bandit.name!r} in {source}.")
+    if bandit.settings != settings:
         raise CheckpointError(
-            f"Expected init_from to hold {name} with the settings of this run, {settings}, got {stored_settings}. "
+            f"Expected init_from to hold {name} with the settings of this run, {settings}, got {bandit.settings}. "
             "Give this run those."
         )
-    known = parts.needed_times()
+    known = bandit.times
     if compression not in known.compressions:
         raise CheckpointError(
             f"Expected init_from to hold a bandit that has met {compression}, got one of {list(known.compressions)}. "
             "Train it on recordings of that compression, or begin without init_from."
         )
-    times = StepTimes.of(cost, known.compressions, gamma_max=known.verify_s.shape[1] - 1)
-    restore = AGENTS[name].restore
-    assert restore is not None
-    bandit = restore(settings, Parts(networks=parts.networks, times=times, arrays=parts.arrays))
-    assert isinstance(bandit, Bandit)
-    bandit.reseed(seed)
-    return bandit
+    moved = bandit.with_times(StepTimes.of(cost, known.compressions, gamma_max=known.verify_s.shape[1] - 1))
+    moved.reseed(seed)
+    return moved
 
 
 def start_learner(model: BaseAlgorithm, source: Path, gamma_max: int) -> str:
@@ -115,16 +107,14 @@ def start_learner(model: BaseAlgorithm, source: Path, gamma_max: int) -> str:
     return f"actor and normalisation of {controller.name} in {source}; its critic is not stored and begins untrained"
 
 
-def _require_same_build(model: BaseAlgorithm, policy: Policy, source: Path, gamma_max: int) -> None:
-    fresh = export_policy(model, provenance={}, gamma_max=gamma_max)
+def _require_same_build(model: BaseAlgorithm, policy: NetworkPolicy, source: Path, gamma_max: int) -> None:
+    fresh = export_policy(model, gamma_max=gamma_max)
     if type(policy) is not type(fresh):
+        raise CheckpointError(f"Expected init_from to hold a policy that remembers as this agent's does, got {source}.")
+    if policy.environment != fresh.environment or policy.gammas != fresh.gammas:
         raise CheckpointError(
-            f"Expected init_from to hold a policy that remembers as this agent's does, got {policy.name!r} in {source}."
-        )
-    if _environment(policy) != _environment(fresh) or policy.gammas != fresh.gammas:
-        raise CheckpointError(
-            f"Expected init_from to hold a policy of {_environment(fresh)} with gammas {list(fresh.gammas)}, got "
-            f"one of {_environment(policy)} with {list(policy.gammas)} in {source}. Choose env=live or "
+            f"Expected init_from to hold a policy of {fresh.environment} with gammas {list(fresh.gammas)}, got "
+            f"one of {policy.environment} with {list(policy.gammas)} in {source}. Choose env=live or "
             "env=live_stopping and env.gamma_max as it was trained."
         )
     shapes, wanted = ([w.shape for w in p.weights] for p in (policy, fresh))
@@ -136,13 +126,9 @@ def _require_same_build(model: BaseAlgorithm, policy: Policy, source: Path, gamm
         )
 
 
-def _environment(policy: Policy) -> str:
-    return policy.environment if isinstance(policy, MlpPolicy) else "SpecKV/GammaSelection-v0"
-
-
-def _same_actor(model: BaseAlgorithm, policy: Policy, gamma_max: int) -> bool:
+def _same_actor(model: BaseAlgorithm, policy: NetworkPolicy, gamma_max: int) -> bool:
     """Whether a learner's actor equals a stored policy to the last bit."""
-    ours = export_policy(model, provenance={}, gamma_max=gamma_max)
+    ours = export_policy(model, gamma_max=gamma_max)
     pairs = zip(
         (ours.mean, ours.std, *ours.weights, *ours.biases),
         (policy.mean, policy.std, *policy.weights, *policy.biases),

@@ -8,16 +8,19 @@ Source:
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from agents.rules.base import Rule
-from agents.survival.controllers import logistic
+from agents.survival.controllers import check_fit_options, logistic
 from speckv.cost.times import StepTimes
+from speckv.errors import ConfigError
 from speckv.observation import SCHEMA
 from speckv.runtime.network import Network
-from speckv.types import FloatArray, IntArray
+from speckv.runtime.state import ControllerState, tokens
+from speckv.types import GAMMA_MAX, FloatArray, IntArray
 
 Float64 = NDArray[np.float64]
 
@@ -32,6 +35,43 @@ FEATURES = (
 
 GAMMA_SCALE = 16.0
 _COLUMNS = [SCHEMA.index(name) for name in FEATURES]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpecKVMlpSettings:
+    """Hyper-parameters.
+
+    Attributes:
+        gammas: On offer, ascending; the paper's by default.
+        hidden: Units of each hidden layer; the paper's by default.
+        epochs: Passes over the samples.
+        batch_size: Samples in a minibatch.
+        learning_rate: Of Adam at the start; it falls to zero along a cosine.
+        weight_decay: Of AdamW.
+    """
+
+    gammas: tuple[int, ...] = (2, 4, 6, 8)
+    hidden: tuple[int, ...] = (16,)
+    epochs: int = 12
+    batch_size: int = 4096
+    learning_rate: float = 1e-2
+    weight_decay: float = 1e-4
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        check_fit_options(self)
+        ascending = list(self.gammas) == sorted(set(self.gammas))
+        if not self.gammas or not ascending or self.gammas[0] < 0 or not 1 <= self.gammas[-1] <= GAMMA_MAX:
+            raise ConfigError(
+                f"Expected agent.gammas to ascend within 0 to {GAMMA_MAX}, with one above 0, got {list(self.gammas)}."
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpecKVMlpCostSettings(SpecKVMlpSettings):
+    """The same, with every gamma on offer by default: with time in the rule, the largest is no foregone choice."""
+
+    gammas: tuple[int, ...] = tuple(range(GAMMA_MAX + 1))
 
 
 def acceptance_inputs(observations: FloatArray, gammas: ArrayLike) -> FloatArray:
@@ -60,10 +100,23 @@ class SpecKVMlp(Rule):
         SpecKV, arXiv:2605.02888, "SpecKV-fast", with the features of the step before.
     """
 
+    kind = "speckv_mlp"
+    settings_class = SpecKVMlpSettings
+
     def __init__(self, acceptance: Network, gammas: Sequence[int], *, name: str = "speckv-mlp") -> None:
         super().__init__(name)
         self.acceptance = acceptance
         self.gammas = np.array(gammas, np.int64)
+
+    def state(self) -> ControllerState:
+        """Returns network and gammas."""
+        return ControllerState.of({"gammas": self.gammas.tolist()}, networks={"acceptance": self.acceptance})
+
+    @classmethod
+    def from_state(cls, state: ControllerState) -> "SpecKVMlp":
+        """Makes the stored controller."""
+        gammas = [tokens(gamma) for gamma in state.settings["gammas"]]
+        return cls(state.network("acceptance", reads_observations=False), gammas)
 
     def expected_tokens(self, observations: FloatArray) -> Float64:
         """Shape [N, gammas]; tokens that a step is expected to emit at each gamma on offer."""
@@ -93,9 +146,21 @@ class SpecKVMlpCost(Rule):
         Ours; the network is that of SpecKV, arXiv:2605.02888.
     """
 
+    kind = "speckv_mlp_cost"
+    settings_class = SpecKVMlpCostSettings
+
     def __init__(self, paper: SpecKVMlp, times: StepTimes, *, name: str = "speckv-mlp-cost") -> None:
         super().__init__(name)
         self.paper, self.times = paper, times
+
+    def state(self) -> ControllerState:
+        """Returns network, gammas and times."""
+        return self.paper.state().with_times(self.times)
+
+    @classmethod
+    def from_state(cls, state: ControllerState) -> "SpecKVMlpCost":
+        """Makes the stored controller."""
+        return cls(SpecKVMlp.from_state(state), state.times())
 
     def act_batch(self, observations: FloatArray) -> IntArray:
         """Returns the gamma of most expected tokens a second."""

@@ -20,20 +20,82 @@ Source:
     survival learned from recordings; optimal stopping for its one-step form (Chow and Robbins 1961).
 """
 
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
 import numpy as np
 from numpy.typing import NDArray
 
 from agents.rules.base import Rule, StoppingRule
-from agents.survival.single import SingleOutlook
 from speckv.cost.times import StepTimes
-from speckv.observation import drafted_so_far
+from speckv.errors import ConfigError
+from speckv.observation import SCHEMA, drafted_so_far
 from speckv.runtime.network import Network
+from speckv.runtime.state import ControllerState
 from speckv.types import BoolArray, FloatArray, IntArray
 
 Float64 = NDArray[np.float64]
+_BITS = SCHEMA.index("bits_per_weight")
 LEAST_SURVIVAL = 1e-6
 NEVER = -1
 """The floor of a compression at which nothing is ever drafted."""
+
+
+class FitOptions(Protocol):
+    """What `fit_probabilities` needs to know; see `SurvivalSettings` for the meaning."""
+
+    @property
+    def hidden(self) -> tuple[int, ...]: ...  # noqa: D102
+    @property
+    def epochs(self) -> int: ...  # noqa: D102
+    @property
+    def batch_size(self) -> int: ...  # noqa: D102
+    @property
+    def learning_rate(self) -> float: ...  # noqa: D102
+    @property
+    def weight_decay(self) -> float: ...  # noqa: D102
+
+
+def check_fit_options(options: FitOptions) -> None:
+    """Passes if every option is in its range.
+
+    Raises:
+        ConfigError: naming the first that is not.
+    """
+    if not options.hidden or min(options.hidden) < 1:
+        raise ConfigError(f"Expected agent.hidden to list at least one layer of 1 unit or more, got {options.hidden}.")
+    for name in ("epochs", "batch_size"):
+        if getattr(options, name) < 1:
+            raise ConfigError(f"Expected agent.{name} 1 or more, got {getattr(options, name)}.")
+    if options.learning_rate <= 0 or options.weight_decay < 0:
+        raise ConfigError("Expected agent.learning_rate above 0 and agent.weight_decay 0 or more.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SurvivalSettings:
+    """Hyper-parameters.
+
+    Attributes:
+        hidden: Units of each hidden layer.
+        epochs: Passes over the samples.
+        batch_size: Samples in a minibatch.
+        learning_rate: Of Adam at the start; it falls to zero along a cosine.
+        weight_decay: Of AdamW.
+        rounds: Fits; all but the first add the states that the controller of the fit before meets.
+    """
+
+    hidden: tuple[int, ...] = (64, 64)
+    epochs: int = 12
+    batch_size: int = 4096
+    learning_rate: float = 3e-3
+    weight_decay: float = 1e-3
+    rounds: int = 2
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        check_fit_options(self)
+        if self.rounds < 1:
+            raise ConfigError(f"Expected agent.rounds 1 or more, got {self.rounds}.")
 
 
 def logistic(scores: NDArray[np.floating]) -> Float64:
@@ -43,6 +105,60 @@ def logistic(scores: NDArray[np.floating]) -> Float64:
     [0.0, 0.5]
     """
     return np.exp(-np.logaddexp(0.0, -np.asarray(scores, np.float64)))
+
+
+class Outlook(NamedTuple):
+    """Before one step.
+
+    Attributes:
+        which: Row of the compression in the times.
+        survival: Shape [gamma_max]; chance that a draft survives to each depth from 1, never rising.
+        rates: Shape [gamma_max + 1]; expected tokens a second, for each gamma from 0.
+    """
+
+    which: int
+    survival: Float64
+    rates: Float64
+
+
+class SingleOutlook:
+    """Computes outlooks one at a time. Not for use from two threads at once.
+
+    Args:
+        before: Features of `SCHEMA` -> log-odds of surviving to each depth from 1.
+        times: What steps take.
+    """
+
+    def __init__(self, before: Network, times: StepTimes) -> None:
+        self._before, self._times = before, times
+        self._which: dict[float, int] = {}
+        depth = len(before.biases[-1])
+        self._tokens = np.ones(depth + 1)
+        self._scores = np.zeros(depth)
+
+    def which(self, observation: FloatArray) -> int:
+        """Row of an observation's compression in the times."""
+        bits = float(observation[_BITS])
+        found = self._which.get(bits)
+        if found is None:
+            found = self._which.setdefault(bits, int(self._times.which(observation[np.newaxis])[0]))
+        return found
+
+    def of(self, observation: FloatArray) -> Outlook:
+        """Before a step.
+
+        Args:
+            observation: Shape [features].
+        """
+        which = self.which(observation)
+        np.negative(self._before.one(observation), out=self._scores)
+        # The logistic function, as for a batch: exp(-log(exp(0) + exp(-score))).
+        chances = np.exp(-np.logaddexp(0.0, self._scores))
+        survival: Float64 = np.minimum.accumulate(chances)
+        tokens = self._tokens
+        np.add(np.cumsum(survival), 1.0, out=tokens[1:])
+        rates: Float64 = tokens / self._times.one_step_s(which, observation)[: len(tokens)]
+        return Outlook(which, survival, rates)
 
 
 class SurvivalGamma(Rule):
@@ -55,6 +171,9 @@ class SurvivalGamma(Rule):
         name: Shown in tables.
     """
 
+    kind = "survival"
+    settings_class = SurvivalSettings
+
     def __init__(
         self, before: Network, times: StepTimes, floor: IntArray | None = None, *, name: str = "survival"
     ) -> None:
@@ -62,6 +181,19 @@ class SurvivalGamma(Rule):
         self.before, self.times = before, times
         self.floor = np.zeros(len(times.compressions), np.int64) if floor is None else floor
         self.single = SingleOutlook(before, times)
+
+    def state(self) -> ControllerState:
+        """Returns network, times and floors."""
+        return ControllerState.of(networks={"before": self.before}, times=self.times, arrays={"floor": self.floor})
+
+    @classmethod
+    def from_state(cls, state: ControllerState) -> "SurvivalGamma":
+        """Makes the stored controller."""
+        return cls(state.network("before"), state.times(), state.array("floor"))
+
+    def with_times(self, times: StepTimes) -> "SurvivalGamma":
+        """Returns the controller for another machine, where it may draft at every compression."""
+        return SurvivalGamma(self.before, times, _moved_floor(self, times))
 
     def survival(self, observations: FloatArray) -> Float64:
         """Shape [N, gamma_max]; chance that a draft survives to each depth from 1, never rising."""
@@ -104,6 +236,9 @@ class SurvivalStopping(StoppingRule):
         name: Shown in tables.
     """
 
+    kind = "survival_stopping"
+    settings_class = SurvivalSettings
+
     def __init__(
         self,
         before: Network,
@@ -124,6 +259,30 @@ class SurvivalStopping(StoppingRule):
         self._never = np.zeros(1, np.bool_)
         self._expected = np.ones((1, self.gamma_max))
         self._row: tuple[list[float], list[float]] = ([], [])
+
+    def state(self) -> ControllerState:
+        """Returns networks, times, floors and price scales."""
+        return ControllerState.of(
+            networks={"before": self.before.before, "inside": self.inside},
+            times=self.times,
+            arrays={"floor": self.before.floor, "price_scale": self.price_scale},
+        )
+
+    @classmethod
+    def from_state(cls, state: ControllerState) -> "SurvivalStopping":
+        """Makes the stored controller."""
+        return cls(
+            state.network("before"),
+            state.network("inside"),
+            state.times(),
+            state.array("floor"),
+            state.array("price_scale"),
+        )
+
+    def with_times(self, times: StepTimes) -> "SurvivalStopping":
+        """Returns the controller for another machine, where it may draft at every compression."""
+        scale = self.price_scale[self.times.rows_of(times.compressions)]
+        return SurvivalStopping(self.before.before, self.inside, times, _moved_floor(self.before, times), scale)
 
     def act_batch(self, observations: FloatArray) -> IntArray:
         """Returns the most tokens to draft, or 0, and notes what a second is worth in each request."""
@@ -170,6 +329,12 @@ class SurvivalStopping(StoppingRule):
         chance = logistic(self.inside.batch(observations)[:, 0])
         price = self._value[:, None] * self._scaled_s[self._which]
         return worth_more(chance, self._expected, drafted_so_far(observations), price) & ~self._never
+
+
+def _moved_floor(controller: SurvivalGamma, times: StepTimes) -> IntArray:
+    """Floors for the compressions of other times; that nothing is ever drafted held on the old clock alone."""
+    floor: IntArray = np.maximum(controller.floor[controller.times.rows_of(times.compressions)], 0)
+    return floor
 
 
 def summed_more_s(times: StepTimes, gamma_max: int) -> Float64:

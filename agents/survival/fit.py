@@ -1,22 +1,134 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fits a small network to outcomes between no and yes, with PyTorch; what comes out is NumPy."""
+"""Fits survival controllers to recordings: collect states with the outcome of every draft, fit, repeat, calibrate.
+
+Replay gives how far the deepest draft from a state is accepted, so every sample has its full outcome: nothing is
+censored, and no sample is kept or left out because of how it ended, which would bias what is learned.
+"""
 
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from agents.survival.samples import Samples
-from agents.survival.settings import FitOptions
-from speckv.observation import hidden_columns, hide_from
+from agents.registry import TrainingData
+from agents.survival.controllers import NEVER, FitOptions, SurvivalGamma, SurvivalSettings, SurvivalStopping
+from speckv.cost import CompiledCost
+from speckv.cost.times import StepTimes
+from speckv.errors import TraceError
+from speckv.evaluation.replays import compile_pair
+from speckv.observation import hidden_columns, hide_from, observe_draft
+from speckv.replay import CompiledTraces, VisitedStates, replay_controller, visit
+from speckv.runtime.constant import ConstantGamma
 from speckv.runtime.network import Network, fold
-from speckv.types import FloatArray
+from speckv.types import Controller, FloatArray, IntArray, StepOutcome
 
+DEPTH_DECAY = 0.88
+"""A state gives a sample at depth d with this probability to the power d: shallow decisions are the frequent ones."""
 MIN_STD = 1e-3
+EVERYDAY_GAMMAS = (2, 5)
+"""Constants whose states every fit begins with."""
+FLOORS = (NEVER, 0, 1)
+"""Tried in this order: the first of equals is kept, and what never drafts needs no draft model."""
+PRICE_SCALES = (1.0, 0.95, 1.05, 0.9, 1.1, 0.85, 1.15, 0.8, 1.2)
+"""Tried in this order: the first of equals is kept."""
+
+
+class RandomGammaSampler:
+    """Draws gamma anew for every step, small ones more often, so that states of every kind are met.
+
+    Args:
+        rng: Source of the draws.
+        gamma_max: In tokens.
+    """
+
+    name = "random"
+    charges_decision = False
+
+    def __init__(self, rng: np.random.Generator, gamma_max: int) -> None:
+        self._rng, self._gamma_max = rng, gamma_max
+
+    def reset(self) -> None:
+        """Nothing to forget."""
+
+    def act(self, observation: FloatArray) -> int:
+        """Returns a draw."""
+        return int(self.act_batch(observation[np.newaxis])[0])
+
+    def act_batch(self, observations: FloatArray) -> IntArray:
+        """Returns a draw for each row."""
+        square = self._rng.random(len(observations)) ** 2
+        return np.minimum((square * (self._gamma_max + 1)).astype(np.int64), self._gamma_max)
+
+    def learn(self, outcome: StepOutcome) -> None:
+        """Learns nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Samples:
+    """Inputs with outcomes.
+
+    Attributes:
+        inputs: Shape [M, features].
+        labels: Shape [M, outputs]; 0 or 1, or a share between.
+        known: Shape [M, outputs]; 0 where an outcome is unknown, because the text or the budget ended before.
+    """
+
+    inputs: FloatArray
+    labels: FloatArray
+    known: FloatArray
+
+
+def collect(compiled: CompiledTraces, cost: CompiledCost, controllers: Sequence[Controller]) -> VisitedStates:
+    """Collects the states that some controllers meet.
+
+    Raises:
+        TraceError: if nothing can be drafted from any of them.
+    """
+    parts = [visit(compiled, cost, controller) for controller in controllers]
+    if not any(p.limits.any() for p in parts):
+        raise TraceError(
+            "Expected train prompts with a position from which something can be drafted, got none: the texts are too "
+            "short. Record longer texts."
+        )
+    return VisitedStates(
+        observations=np.concatenate([p.observations for p in parts]),
+        places=np.concatenate([p.places for p in parts]),
+        limits=np.concatenate([p.limits for p in parts]),
+        accepted=np.concatenate([p.accepted for p in parts]),
+    )
+
+
+def before_steps(states: VisitedStates, gamma_max: int) -> Samples:
+    """Samples of what is known before a step: does the draft survive to each depth from 1 to gamma_max?"""
+    depths = np.arange(1, gamma_max + 1)
+    return Samples(
+        inputs=states.observations,
+        labels=(states.accepted[:, None] >= depths).astype(np.float32),
+        # A draft that was rejected before it had to end has not survived to any depth behind.
+        known=((states.limits[:, None] >= depths) | (states.accepted < states.limits)[:, None]).astype(np.float32),
+    )
+
+
+def inside_steps(states: VisitedStates, compiled: CompiledTraces, rng: np.random.Generator) -> Samples:
+    """Samples of what is known behind each drafted token: would the next one be accepted, with all before it?
+
+    Args:
+        states: Where steps began.
+        compiled: The recordings.
+        rng: Chooses the depths, blind to the outcomes.
+    """
+    chance = DEPTH_DECAY ** np.arange(compiled.gamma_max, dtype=np.float64)
+    kept = rng.random((len(states.limits), compiled.gamma_max)) < chance
+    kept &= np.arange(compiled.gamma_max) < states.limits[:, None]
+    rows, depths = np.nonzero(kept)
+    drafts = compiled.drafts[states.places[rows], depths]
+    labels = (states.accepted[rows] > depths).astype(np.float32)[:, None]
+    return Samples(inputs=observe_draft(states.observations[rows], drafts), labels=labels, known=np.ones_like(labels))
 
 
 def fit_probabilities(samples: Samples, settings: FitOptions, *, seed: int, hide: Sequence[str] = ()) -> Network:
@@ -78,3 +190,68 @@ def _forward(layers: list[nn.Linear], values: torch.Tensor) -> torch.Tensor:
 
 def _array(tensor: torch.Tensor) -> FloatArray:
     return np.array(tensor.detach().numpy(), np.float32)
+
+
+def fit_survival(settings: SurvivalSettings, data: TrainingData) -> SurvivalGamma:
+    """Fits the controller that decides before steps; it holds the times of every compression of the cost table."""
+    pair = compile_pair(data.train, data.cost)
+    times = StepTimes.of(data.cost, gamma_max=data.train.metadata.gamma_max)
+    fitted, _ = _fit(*pair, times, settings, seed=data.seed, inside=False, hide=data.hide)
+    trials = [SurvivalGamma(fitted.before, times, np.full(len(times.compressions), floor)) for floor in FLOORS]
+    return SurvivalGamma(fitted.before, times, np.array(FLOORS)[_best_of(trials, *pair, times)])
+
+
+def fit_survival_stopping(settings: SurvivalSettings, data: TrainingData) -> SurvivalStopping:
+    """Fits the controller that also decides inside steps, as `fit_survival` does."""
+    pair = compile_pair(data.train, data.cost)
+    times = StepTimes.of(data.cost, gamma_max=data.train.metadata.gamma_max)
+    _, fitted = _fit(*pair, times, settings, seed=data.seed, inside=True, hide=data.hide)
+    assert fitted is not None
+    before, inside = fitted.before.before, fitted.inside
+    ones = np.ones(len(times.compressions))
+
+    def with_(floor: IntArray, scale: float) -> SurvivalStopping:
+        return SurvivalStopping(before, inside, times, floor, scale * ones)
+
+    trials = [with_(ones.astype(np.int64) * value, 1.0) for value in FLOORS]
+    floor = np.array(FLOORS)[_best_of(trials, *pair, times)]
+    scale = _best_of([with_(floor, value) for value in PRICE_SCALES], *pair, times)
+    return SurvivalStopping(before, inside, times, floor, np.array(PRICE_SCALES)[scale])
+
+
+def _fit(
+    compiled: CompiledTraces,
+    cost: CompiledCost,
+    times: StepTimes,
+    settings: SurvivalSettings,
+    *,
+    seed: int,
+    inside: bool,
+    hide: Sequence[str],
+) -> tuple[SurvivalGamma, SurvivalStopping | None]:
+    rng = np.random.default_rng(seed)
+    met: list[Controller] = [
+        RandomGammaSampler(rng, compiled.gamma_max),
+        *(ConstantGamma(gamma) for gamma in sorted({min(g, compiled.gamma_max) for g in EVERYDAY_GAMMAS})),
+    ]
+    for number in range(settings.rounds):
+        states = collect(compiled, cost, met)
+        before = fit_probabilities(before_steps(states, compiled.gamma_max), settings, seed=seed + number, hide=hide)
+        chooser, stopper = SurvivalGamma(before, times), None
+        if inside:
+            samples = inside_steps(states, compiled, rng)
+            within = fit_probabilities(samples, settings, seed=seed + number, hide=hide)
+            stopper = SurvivalStopping(before, within, times)
+        met.append(stopper or chooser)
+    return chooser, stopper
+
+
+def _best_of(trials: Sequence[Controller], compiled: CompiledTraces, cost: CompiledCost, times: StepTimes) -> IntArray:
+    """Shape [compressions], in the order of `times`; the trial that decodes the train prompts in the least time."""
+    which = np.array([times.compressions.index(name) for name in compiled.compressions])
+    seconds = [
+        np.bincount(which, replay_controller(trial, compiled, cost).seconds, len(times.compressions))
+        for trial in trials
+    ]
+    best: IntArray = np.stack(seconds).argmin(axis=0)
+    return best

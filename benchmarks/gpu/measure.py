@@ -38,7 +38,7 @@ from speckv.models.linear import dtype_name
 from speckv.profiling.calibrate import CalibrationPlan, calibrate
 from speckv.profiling.timing import TimingPlan
 from speckv.runtime.constant import ConstantGamma
-from speckv.runtime.policy import PolicyController
+from speckv.runtime.learned import PolicyController
 
 SHIPPED_CLOCK = "rtx3090-paper"
 """The shipped policy that was trained on a GPU's cost table, and the table where this device has none."""

@@ -29,8 +29,7 @@ from speckv.profiling.prompts import EXAMPLES, first_of_each, read_prompts
 from speckv.profiling.timing import PassTimes, TimingPlan, entry_of
 from speckv.runtime import Policy
 from speckv.runtime.constant import ConstantGamma
-from speckv.runtime.policy import SHIPPED
-from speckv.runtime.stored import load_controller
+from speckv.runtime.policy import load_controller, shipped_policy
 from speckv.types import BITS_PER_WEIGHT
 
 logger = logging.getLogger(__name__)
@@ -61,7 +60,7 @@ def entry(
 
 def time_decision(repeats: int = 500) -> float:
     """Median seconds of a decision of the shipped network, with observing and remembering."""
-    session = Policy.of(load_controller(SHIPPED / "cpu-2core")).session(max_new_tokens=1 << 20)
+    session = Policy.of(load_controller(shipped_policy("cpu-2core"))).session(max_new_tokens=1 << 20)
     session.start(0.5, 0.9)
     seconds = []
     for _ in range(repeats):

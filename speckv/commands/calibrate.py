@@ -18,7 +18,7 @@ from speckv.observation import SCHEMA
 from speckv.profiling.calibrate import CalibrationPlan, CheckPlan, calibrate, with_lookup_times
 from speckv.profiling.prompts import first_of_each, read_prompts
 from speckv.profiling.timing import WIDTHS, TimingPlan
-from speckv.runtime.policy import MlpPolicy, PolicyController
+from speckv.runtime.learned import MlpPolicy, PolicyController
 from speckv.types import GAMMA_MAX
 
 TIMED_VOCABULARY = 50_000
@@ -119,5 +119,4 @@ def typical_policy(hidden: int = 64) -> MlpPolicy:
         std=np.ones(SCHEMA.size, np.float32),
         weights=tuple(rng.normal(size=(b, a)).astype(np.float32) for a, b in itertools.pairwise(sizes)),
         biases=tuple(np.zeros(size, np.float32) for size in sizes[1:]),
-        provenance={},
     )

@@ -28,8 +28,7 @@ from speckv.models import ModelPair, load_pair
 from speckv.models.device import use_threads
 from speckv.models.pair import choose_pair
 from speckv.runtime.constant import ConstantGamma
-from speckv.runtime.policy import SHIPPED
-from speckv.runtime.stored import load_controller
+from speckv.runtime.policy import load_controller, shipped_policy
 from speckv.types import Controller, StoppingController
 
 logger = logging.getLogger(__name__)
@@ -152,7 +151,7 @@ def find_controller(spec: str | int, cost_name: str) -> Controller:
     text = str(spec)
     if text.isdigit():
         return ConstantGamma(int(text))
-    return load_controller(SHIPPED / cost_name if text == "shipped" else Path(text))
+    return load_controller(shipped_policy(cost_name) if text == "shipped" else Path(text))
 
 
 def summary(

@@ -17,9 +17,8 @@ from speckv.export.making import of_controller
 from speckv.export.onnx import write_onnx
 from speckv.files import replacing_folder
 from speckv.runtime import Policy
-from speckv.runtime.exported import SUFFIX
-from speckv.runtime.kinds import pack_controller
-from speckv.runtime.stored import load_controller
+from speckv.runtime.policy import load_controller
+from speckv.runtime.storage import SUFFIX
 
 logger = logging.getLogger(__name__)
 
@@ -93,9 +92,7 @@ def _per_step(source: Source, name: str | None) -> Policy:
             ", ".join(f"{edge:.2f}" for edge in table.edges),
             _describe_loss(loss, source),
         )
-    packed = pack_controller(table)
-    assert packed is not None
-    return of_controller(source, table, packed, name=f"{name}-per-step")
+    return of_controller(source, table, name=f"{name}-per-step")
 
 
 def _describe_loss(loss: float | None, source: Source) -> str:

@@ -20,7 +20,7 @@ from speckv.profiling.prompts import read_prompts
 from speckv.report.content import PageTexts, ShownController, page_content
 from speckv.report.page import render_page
 from speckv.report.texts import Vocabulary, shipped_vocabulary
-from speckv.runtime.stored import load_controller, name_apart
+from speckv.runtime.policy import load_controller, name_apart
 from speckv.traces import TraceSet, find_traces
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from pathlib import Path
 from speckv.cost import CostTable
 from speckv.errors import CheckpointError, ConfigError
 from speckv.evaluation.entrants import MIN_SEEDS, SeedGroup
-from speckv.runtime.policy import SHIPPED
+from speckv.runtime.policy import shipped_policy
 from speckv.types import Controller
 
 RUN, CONFIG = "run.json", "config.yaml"
@@ -32,7 +32,7 @@ def controller_folder(word: str, cost: str | None) -> Path:
             f"Expected a cost table beside `{SHIPPED_WORD}`, because there is a policy for each, got none. "
             "Name it: cost=NAME data=NAME, or --cost NAME for an export."
         )
-    folder = SHIPPED / CostTable.load(cost).name if word == SHIPPED_WORD and cost is not None else Path(word)
+    folder = shipped_policy(CostTable.load(cost).name) if word == SHIPPED_WORD and cost is not None else Path(word)
     if not folder.is_dir():
         raise CheckpointError(f"Expected a run folder or a policy's folder at {folder}, found none.")
     return folder

@@ -15,9 +15,6 @@ from pathlib import Path
 
 from speckv.errors import ConfigError
 
-Table = tuple[str, str]
-"""Name of a dictionary at the top of a module, and the one key that is needed of it."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
@@ -41,25 +38,24 @@ def flat_name(module: str) -> str:
     return module.replace(".", "_")
 
 
-def bundle(roots: Collection[str], *, narrow: Mapping[str, Table] | None = None) -> Bundle:
+def bundle(roots: Collection[str]) -> Bundle:
     """Copies modules with all that they import from their own packages.
 
     Args:
         roots: Dotted names; everything in their top-level packages that they need is copied, anything else is not.
-        narrow: Module -> a table of which one entry is kept, with the imports that nothing else in the module uses.
 
     Raises:
         ConfigError: if a module cannot be found, or imports in a way that cannot be copied.
     """
     own = frozenset(root.partition(".")[0] for root in roots)
-    narrow, waiting, copied = narrow or {}, sorted(roots), dict[str, _Copy]()
+    waiting, copied = sorted(roots), dict[str, _Copy]()
     while waiting:
         module = waiting.pop()
         known = copied.get(flat_name(module))
         if known is not None and known.module != module:
             raise ConfigError(f"Expected modules whose names differ when flat, got {known.module} and {module}.")
         if known is None:
-            copied[flat_name(module)] = copy = _Copy(module, own, narrow.get(module))
+            copied[flat_name(module)] = copy = _Copy(module, own)
             waiting += sorted(copy.needed)
     return Bundle(
         sources={name: copied[name].text for name in sorted(copied)},
@@ -77,21 +73,17 @@ class _Copy:
         libraries: What else it imports: top-level names.
     """
 
-    def __init__(self, module: str, own: Collection[str], table: Table | None) -> None:
+    def __init__(self, module: str, own: Collection[str]) -> None:
         path = _path(module)
         self.module, self._own = module, own
         self._package = module if path.name == "__init__.py" else module.rpartition(".")[0]
         self.needed: set[str] = set()
         self.libraries: set[str] = set()
         source = path.read_text(encoding="utf-8")
-        used = None
-        if table is not None:
-            source = _narrowed(source, module, *table)
-            used = {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
-        edits = [(node, self._rewritten(node, runs, used)) for node, runs in _imports(ast.parse(source))]
+        edits = [(node, self._rewritten(node, runs)) for node, runs in _imports(ast.parse(source))]
         self.text = _edited(source, [(node, text) for node, text in edits if text is not None])
 
-    def _rewritten(self, node: ast.Import | ast.ImportFrom, runs: bool, used: Collection[str] | None) -> str | None:
+    def _rewritten(self, node: ast.Import | ast.ImportFrom, runs: bool) -> str | None:
         """What takes a statement's place, or None if it stays."""
         if isinstance(node, ast.Import):
             modules = [alias.name for alias in node.names]
@@ -107,8 +99,7 @@ class _Copy:
             return None
         if not runs:
             return "pass"
-        kept = [alias for alias in node.names if used is None or (alias.asname or alias.name) in used]
-        return f"\n{' ' * node.col_offset}".join(self._imported(origin, kept))
+        return f"\n{' ' * node.col_offset}".join(self._imported(origin, node.names))
 
     def _imported(self, origin: str, aliases: Collection[ast.alias]) -> list[str]:
         """One import for each module that something of a package or a module comes from."""
@@ -180,22 +171,6 @@ def _imports(tree: ast.AST, runs: bool = True) -> Iterator[tuple[ast.Import | as
                 yield from _imports(ast.Module(part, []), inside)
         else:
             yield from _imports(node, runs)
-
-
-def _narrowed(source: str, module: str, table: str, key: str) -> str:
-    """A module's source with one entry left in a table.
-
-    Raises:
-        ConfigError: if it has no such table, or the table no such entry.
-    """
-    for node in ast.parse(source).body:
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        found = getattr(node, "value", None)
-        if isinstance(found, ast.Dict) and any(isinstance(t, ast.Name) and t.id == table for t in targets):
-            for name, value in zip(found.keys, found.values, strict=True):
-                if isinstance(name, ast.Constant) and name.value == key:
-                    return _edited(source, [(found, f"{{{key!r}: {ast.get_source_segment(source, value)}}}")])
-    raise ConfigError(f"Expected a dictionary {table} with a key {key!r} at the top of {module}, found none.")
 
 
 def _edited(source: str, edits: Collection[tuple[ast.stmt | ast.expr, str]]) -> str:

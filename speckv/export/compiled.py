@@ -14,8 +14,7 @@ from speckv.cost import CostTable
 from speckv.evaluation.replays import compile_pair, controller_sums, tune_fixed
 from speckv.observation import SCHEMA
 from speckv.replay import replay_controller, visit
-from speckv.runtime.acceptance_table import AcceptanceTable
-from speckv.runtime.constant import ConstantGamma, ConstantPerCompression
+from speckv.runtime.constant import AcceptanceTable, ConstantGamma, ConstantPerCompression
 from speckv.traces import TraceSet
 from speckv.types import Controller, StoppingController
 

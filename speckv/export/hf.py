@@ -13,12 +13,12 @@ from textwrap import wrap
 
 from speckv import __version__
 from speckv.errors import ConfigError
-from speckv.export.bundle import Bundle, Table, bundle, flat_name
+from speckv.export.bundle import Bundle, bundle, flat_name
 from speckv.files import write_atomically
 from speckv.runtime import Policy
-from speckv.runtime.card import CARD
-from speckv.runtime.exported import WEIGHTS
-from speckv.runtime.kinds import offering
+from speckv.runtime.policy import class_of
+from speckv.runtime.state import Storable
+from speckv.runtime.storage import CARD, WEIGHTS
 
 FOLDER = "custom_generate"
 """Where transformers looks inside the folder that it is given."""
@@ -32,7 +32,7 @@ _GENERATE = '''{header}
 
 {imports}
 
-embedded = Embedded(FILES, kinds=[{kinds}])
+embedded = Embedded(FILES, kinds={{{kinds}}})
 
 
 def generate(inputs=None, *, model, assistant_model=None, **options):
@@ -57,11 +57,12 @@ def write_custom_generate(policy: Policy, folder: Path) -> list[Path]:
         ConfigError: if what its kind needs cannot be copied, or needs more than NumPy, PyTorch and transformers.
     """
     policy.save(folder)
-    kinds, copied = _copied(policy)
+    kind = class_of(policy.controller.kind)  # type: ignore[attr-defined]
+    copied = _copied(kind)
     modules = {
         **copied.sources,
         DATA: _data([folder / CARD, folder / WEIGHTS]),
-        "generate": _generate(policy, kinds, [*copied.sources, DATA]),
+        "generate": _generate(policy, kind, [*copied.sources, DATA]),
     }
     files = {f"{name}.py": text for name, text in modules.items()}
     files["requirements.txt"] = "\n".join([*REQUIREMENTS, ""])
@@ -71,40 +72,30 @@ def write_custom_generate(policy: Policy, folder: Path) -> list[Path]:
     return [folder / CARD, folder / WEIGHTS, folder / "README.md", *(folder / FOLDER / name for name in sorted(files))]
 
 
-def _copied(policy: Policy) -> tuple[Sequence[str], Bundle]:
-    """Modules whose `unpack` the policy needs beyond `speckv.runtime`, and all that is to be copied."""
-    assert policy.packed is not None
-    offered = offering(policy.packed)
-    kinds: list[str] = []
-    narrow: dict[str, Table] = {}
-    if offered is not None:
-        kinds.append(offered.unpack.__module__)
-        table = getattr(offered, "TABLE", None)
-        if table is not None:
-            narrow[kinds[0]] = (table, policy.packed.kind)
-    copied = bundle([EMBEDDED, *kinds], narrow=narrow)
+def _copied(kind: type[Storable]) -> Bundle:
+    """All modules that are to be copied: those of the runtime, and those of the controller's class."""
+    copied = bundle({EMBEDDED, kind.__module__})
     allowed = {name.rstrip("<>=.0123456789") for name in REQUIREMENTS}
     if extra := copied.libraries - allowed:
         raise ConfigError(
-            f"Expected a policy that runs with {sorted(allowed)} alone, but kind {policy.packed.kind!r} also imports "
+            f"Expected a policy that runs with {sorted(allowed)} alone, but kind {kind.kind!r} also imports "
             f"{sorted(extra)}. Export it as a policy (--to policy), and install SpecKV where it runs."
         )
-    return kinds, copied
+    return copied
 
 
-def _generate(policy: Policy, kinds: Sequence[str], modules: Collection[str]) -> str:
-    names = [flat_name(kind) for kind in kinds]
-    imports = [
-        *(f"from . import {name}" for name in names),
+def _generate(policy: Policy, kind: type[Storable], modules: Collection[str]) -> str:
+    imports = {
         f"from .{DATA} import FILES",
+        f"from .{flat_name(kind.__module__)} import {kind.__name__}",
         f"from .{flat_name(EMBEDDED)} import Embedded",
-    ]
+    }
     return _GENERATE.format(
         header=_HEADER,
         name=json.dumps(policy.name).replace('"""', ""),
         version=__version__,
-        imports="\n".join(imports),
-        kinds=", ".join(names),
+        imports="\n".join(sorted(imports)),
+        kinds=f'"{kind.kind}": {kind.__name__}',
         manifest="\n".join(f"    from .{name} import *" for name in sorted(modules)),
     )
 

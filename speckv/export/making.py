@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A policy from a run folder, with what it must know away from home."""
+"""A policy from a run folder, with the deployment metadata that a decoding library needs."""
 
 import numpy as np
 
@@ -8,8 +8,7 @@ from speckv.export.source import Source
 from speckv.replay import visit
 from speckv.runtime import Policy
 from speckv.runtime.constant import ConstantPerCompression
-from speckv.runtime.kinds import Packed, pack_folder
-from speckv.runtime.stored import load_controller
+from speckv.runtime.policy import load_controller
 from speckv.types import Controller
 
 
@@ -22,14 +21,13 @@ def make_policy(source: Source, *, name: str | None = None, learns: bool | None 
         learns: Whether a learner goes on learning where it runs; by default it does.
 
     Raises:
-        CheckpointError: if the folder's controller cannot be stored in this format.
+        CheckpointError: if the folder holds no policy, or a damaged one.
     """
-    controller = load_controller(source.folder)
-    return of_controller(source, controller, pack_folder(source.folder), name=name, learns=learns)
+    return of_controller(source, load_controller(source.folder), name=name, learns=learns)
 
 
 def of_controller(
-    source: Source, controller: Controller, packed: Packed, *, name: str | None = None, learns: bool | None = None
+    source: Source, controller: Controller, *, name: str | None = None, learns: bool | None = None
 ) -> Policy:
     """The same for a controller that is at hand; see `make_policy`."""
     metadata, train = source.traces.metadata, source.traces.select(split="train")
@@ -40,7 +38,6 @@ def of_controller(
         controller,
         learns=learns,
         name=name or controller.name,
-        packed=packed,
         fallback={compression: int(gamma) for compression, gamma in best.items()},
         gamma_max=metadata.gamma_max,
         typical=seen.mean(axis=0, dtype=np.float64).astype(np.float32),

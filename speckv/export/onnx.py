@@ -10,7 +10,7 @@ import numpy as np
 from speckv.errors import CheckpointError, ConfigError
 from speckv.files import write_atomically
 from speckv.runtime import Policy
-from speckv.runtime.policy import PolicyController
+from speckv.runtime.learned import PolicyController
 
 MODEL = "policy.onnx"
 OPSET = 17

@@ -1,216 +1,400 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trained policy as two small files, and the NumPy code that decides with it.
+"""A policy: a controller with what a decode loop must know to run it, in memory and on disk.
 
-`policy.json` is the card: what the policy reads (the observation schema), what its outputs mean (one gamma each) and
-where it came from. `policy.npz` holds the weights and the normalisation of the inputs. Together they are the whole
-policy: no PyTorch, no Stable-Baselines3, no pickle.
+A stored policy holds test vectors that are played whenever it is loaded. The reference page is docs/export.md.
 """
 
-import itertools
+import copy
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from speckv.errors import CheckpointError, SchemaError
-from speckv.observation import SCHEMA, STOPPING_SCHEMA, ObservationSchema, observe_draft, summarise_draft
-from speckv.runtime.card import CARD, read_fields, read_network_card, save_policy
-from speckv.runtime.network import Network, fold
-from speckv.types import NUM_SIGNALS, BoolArray, FloatArray, IntArray, StepOutcome
+from speckv import __version__
+from speckv.errors import CheckpointError, ConfigError, SpecKVError
+from speckv.observation import (
+    DECAY,
+    PRIOR_ACCEPTANCE,
+    PRIOR_TOKENS,
+    SCHEMA,
+    STOPPING_SCHEMA,
+    ObservationSchema,
+    RequestMemory,
+)
+from speckv.runtime.constant import AcceptanceTable, ConstantGamma, ConstantPerCompression
+from speckv.runtime.learned import LstmController, PolicyController
+from speckv.runtime.session import HIDDEN, Session, shared
+from speckv.runtime.state import ControllerState, Storable
+from speckv.runtime.storage import (
+    CARD,
+    SUFFIX,
+    WEIGHTS,
+    read_card,
+    read_weights,
+    require_policy,
+    write_policy,
+)
+from speckv.runtime.vectors import make_script, play
+from speckv.types import (
+    BITS_PER_WEIGHT,
+    GAMMA_MAX,
+    Abstainer,
+    Controller,
+    FloatArray,
+    InterleavedLearner,
+    OnlineLearner,
+    StoppingController,
+    same_but_padding,
+)
 
-FORMAT = "speckv-policy"
-FORMAT_VERSION = 1
 SHIPPED = Path(__file__).resolve().parents[1] / "assets" / "policies"
-"""Folders of the policies that come with SpecKV, by cost table."""
-STEP_ENVIRONMENT = "SpecKV/GammaSelection-v0"
-STOPPING_ENVIRONMENT = "SpecKV/DraftStopping-v0"
-SCHEMAS = {STEP_ENVIRONMENT: SCHEMA, STOPPING_ENVIRONMENT: STOPPING_SCHEMA}
-"""What a policy of each environment reads."""
-NOT_FINITE = "Expected a finite observation, got NaN. Check the signals it was computed from."
+"""Holds the policies that come with SpecKV, one for each of some cost tables."""
+GROUP = "speckv.policy_kinds"
+"""Entry points by which packages offer controllers: each is a function, kind -> class, or None for an unknown kind."""
+MEMORY = {"decay": DECAY, "prior_acceptance": PRIOR_ACCEPTANCE, "prior_tokens": PRIOR_TOKENS}
+"""Constants of the memory of a request."""
+_CLASSES: Sequence[type[Storable]] = (
+    ConstantGamma,
+    ConstantPerCompression,
+    AcceptanceTable,
+    PolicyController,
+    LstmController,
+)
+_OWN = {one.kind: one for one in _CLASSES}
+"""Kind -> class of the controllers of this package."""
+_ENDLESS = 1 << 30
+"""Budget, in tokens, of a text whose budget is unknown."""
+_NEUTRAL_RATIO = 0.3
+"""Cost ratio where none is known."""
+
+
+def shipped_policy(cost: str) -> Path:
+    """Folder of the policy that comes with SpecKV for a cost table, whether there is one or not."""
+    return SHIPPED / f"{cost}{SUFFIX}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class MlpPolicy:
-    """A tanh network from a raw observation to one score per gamma.
+class Policy:
+    """A controller with everything that someone else's decode loop needs to run it.
 
     Attributes:
         name: Shown in tables.
-        schema: What it reads.
-        gammas: Speculation length, in tokens, that each output stands for.
-        mean: Shape [features]; subtracted from a raw observation.
-        std: Shape [features], above zero; divides it then.
-        weights: One matrix a layer, of shape [outputs, inputs].
-        biases: One vector a layer, of shape [outputs].
-        environment: Id of the environment it was trained in.
-        provenance: Where it came from: traces, cost table, seed, versions.
+        controller: Decides; sessions get copies of it, or share it where it goes on learning.
+        fallback: Compression -> gamma where the controller cannot decide, in tokens.
+        gamma_max: Most tokens of a draft.
+        learns: Whether what one request teaches is used in the next.
+        typical: Shape [features]; mean observation on the recordings, used in place of what a library does not show.
+        cost_ratio: Compression -> one draft pass over one target pass, where it was trained.
+        trained_on: Provenance, such as pair, recordings and clock: plain data.
+        warnings: Reason -> how often the fallback was used, in all sessions.
     """
 
     name: str
-    schema: ObservationSchema
-    gammas: tuple[int, ...]
-    mean: FloatArray
-    std: FloatArray
-    weights: tuple[FloatArray, ...]
-    biases: tuple[FloatArray, ...]
-    environment: str = STEP_ENVIRONMENT
-    provenance: Mapping[str, str | int | float]
+    controller: Controller
+    fallback: Mapping[str, int] = field(default_factory=dict)
+    gamma_max: int = GAMMA_MAX
+    learns: bool = False
+    typical: FloatArray
+    cost_ratio: Mapping[str, float] = field(default_factory=dict)
+    trained_on: Mapping[str, Any] = field(default_factory=dict)
+    warnings: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        """Checks that the arrays fit each other, the schema and the gammas."""
-        sizes = [self.schema.size, *(len(b) for b in self.biases)]
-        wanted = [(rows, columns) for columns, rows in itertools.pairwise(sizes)]
-        shapes = [w.shape for w in self.weights]
-        if shapes != wanted or sizes[-1] != len(self.gammas) or not self.weights:
+        """Checks ranges."""
+        if not 0 <= self.gamma_max <= GAMMA_MAX:
+            raise CheckpointError(f"Expected gamma from 0 to {GAMMA_MAX} tokens at most, got {self.gamma_max}.")
+        if any(type(g) is not int or not 0 <= g <= self.gamma_max for g in self.fallback.values()):
             raise CheckpointError(
-                f"Expected layers of shapes {wanted} that end in {len(self.gammas)} gammas, got weights of shapes "
-                f"{shapes}. Export the policy again."
+                f"Expected fallback gammas from 0 to {self.gamma_max} tokens, got {dict(self.fallback)}."
             )
-        if self.mean.shape != (self.schema.size,) or self.std.shape != self.mean.shape or not np.all(self.std > 0):
-            raise CheckpointError(
-                f"Expected {self.schema.size} normalisation means and positive deviations, got shapes "
-                f"{self.mean.shape} and {self.std.shape}. Export the policy again."
-            )
-        if not all(np.isfinite(a).all() for a in (self.mean, self.std, *self.weights, *self.biases)):
-            raise CheckpointError("Expected finite weights, got NaN or infinity: the training diverged. Train again.")
-
-    def folded(self) -> tuple[tuple[FloatArray, ...], tuple[FloatArray, ...]]:
-        """Weights and biases that act on raw observations."""
-        return fold(self.mean, self.std, self.weights, self.biases)
-
-    def save(self, folder: Path | str) -> None:
-        """Writes the two files, each atomically; the card last, so that it never describes weights to come."""
-        save_policy(
-            Path(folder),
-            self,
-            _SINGLE,
-            kind=FORMAT,
-            version=FORMAT_VERSION,
-            environment=self.environment,
-            schema=self.schema.to_json(),
-        )
+        if self.typical.shape != (SCHEMA.size,) or not np.isfinite(self.typical).all():
+            raise CheckpointError(f"Expected {SCHEMA.size} finite typical features, got shape {self.typical.shape}.")
+        if any(not 0 < ratio < 100 for ratio in self.cost_ratio.values()):
+            raise CheckpointError(f"Expected cost ratios above 0 and below 100, got {dict(self.cost_ratio)}.")
+        if unknown := {*self.fallback, *self.cost_ratio} - set(BITS_PER_WEIGHT):
+            raise CheckpointError(f"Expected compressions of {list(BITS_PER_WEIGHT)}, got {sorted(unknown)}.")
 
     @staticmethod
-    def load(folder: Path | str, *, schema: ObservationSchema | None = None) -> "MlpPolicy":
-        """Reads a policy.
+    def of(controller: Controller, *, learns: bool | None = None, **known: Any) -> "Policy":
+        """Makes the policy of a controller.
 
         Args:
-            folder: Holds `policy.json` and `policy.npz`.
-            schema: The observation that this program computes; by default the one of the policy's environment.
+            controller: Any.
+            learns: Whether it goes on learning; by default as it is. False freezes a copy of it.
+            **known: Other attributes.
+        """
+        learner = isinstance(controller, OnlineLearner) and controller.learns
+        controller = controller if learns is not False else _frozen(controller)
+        known.setdefault("typical", _neutral())
+        return Policy(
+            name=known.pop("name", controller.name),
+            controller=controller,
+            learns=learner if learns is None else learns and learner,
+            **known,
+        )
+
+    @property
+    def granularity(self) -> str:
+        """What it decides: "token" if also inside steps, else "step"."""
+        return "token" if isinstance(self.controller, StoppingController) else "step"
+
+    @property
+    def sampling_safe(self) -> bool:
+        """Whether it is lossless under rejection sampling: the token that ends a draft stays in it, so always."""
+        return True
+
+    @property
+    def interleaves(self) -> bool:
+        """Whether steps of several sessions may interleave; of learners, those that can put a request aside."""
+        return not self.learns or isinstance(self.controller, InterleavedLearner)
+
+    @property
+    def compressions(self) -> tuple[str, ...]:
+        """Those it was made for; the first is a session's default."""
+        return tuple(self.cost_ratio) or ("fp16",)
+
+    def never_drafts(self, compression: str | None = None) -> bool:
+        """Whether it is plain decoding at a compression, whatever it sees; that of a session by default."""
+        controller = self.controller
+        return isinstance(controller, Abstainer) and controller.never_drafts(compression or self.compressions[0])
+
+    @property
+    def fallback_gamma(self) -> int:
+        """Tokens drafted at the default compression where the controller cannot be asked."""
+        return self.fallback.get(self.compressions[0], 0)
+
+    def session(
+        self,
+        *,
+        max_new_tokens: int | None,
+        compression: str | None = None,
+        cost_ratio: float | None = None,
+        vocab_size: int | None = None,
+        hidden: Collection[str] = (),
+    ) -> Session:
+        """Opens a session, for one request.
+
+        Sessions of a policy that learns share what it learns. Their steps may interleave if it `interleaves`; otherwise
+        its requests come one after the other.
+
+        Args:
+            max_new_tokens: Token budget, the prefill's token included; None where nobody tells, which hides the budget
+                and bounds no draft.
+            compression: Of the target; the policy's first by default.
+            cost_ratio: One draft pass over one target pass; what it was trained with by default.
+            vocab_size: Of the target; where it is another tokenizer's than in training, every decision is the fallback.
+            hidden: What the library does not tell, seen as typical: signals of "target" and "draft"; "budget", where
+                `max_new_tokens` is a mere bound, such as that of the context, at which few texts end.
 
         Raises:
-            CheckpointError: if a file is missing, damaged or of another format version.
-            SchemaError: naming the first difference, if the policy reads another observation.
+            ConfigError: for a compression or a hidden part that is not known.
         """
-        folder = Path(folder)
-        card = read_network_card(folder / CARD, FORMAT, FORMAT_VERSION)
-        trained_on = ObservationSchema.from_json(json.dumps(card["observation_schema"]))
-        environment = str(card["environment"])
-        if schema is None and environment not in SCHEMAS:
+        compression = compression or self.compressions[0]
+        if compression not in BITS_PER_WEIGHT:
+            raise ConfigError(f"Expected a compression of {list(BITS_PER_WEIGHT)}, got {compression!r}.")
+        if unknown := set(hidden) - set(HIDDEN):
+            raise ConfigError(f"Expected hidden to name some of {list(HIDDEN)}, got {sorted(unknown)}.")
+        hidden = {*hidden, "budget"} if max_new_tokens is None else hidden
+        trained, refuse = self.trained_on.get("vocab_size"), None
+        if vocab_size is not None and trained is not None and not same_but_padding(vocab_size, trained):
+            refuse = f"a vocabulary of {vocab_size} tokens, where the policy was trained on one of {trained}"
+        ratio = cost_ratio if cost_ratio is not None else self.cost_ratio.get(compression, _NEUTRAL_RATIO)
+        return Session(
+            shared(self.controller) if self.learns else copy.deepcopy(self.controller),
+            max_new_tokens=_ENDLESS if max_new_tokens is None else max_new_tokens,
+            cost_ratio=ratio,
+            bits_per_weight=BITS_PER_WEIGHT[compression],
+            gamma_max=self.gamma_max,
+            fallback=self.fallback.get(compression, self.fallback_gamma),
+            warnings=self.warnings,
+            hidden=hidden,
+            typical=self.typical,
+            refuse=refuse,
+        )
+
+    # -- on disk --------------------------------------------------------------------------------------------------
+
+    def save(self, folder: Path | str) -> None:
+        """Writes the policy's two files.
+
+        Raises:
+            CheckpointError: if the controller is of a kind that cannot be stored.
+        """
+        if not isinstance(self.controller, Storable):
+            raise CheckpointError(f"Expected a controller of a kind that can be stored, got {self.controller!r}.")
+        state = self.controller.state()
+        script = make_script(self.compressions, depth=max(self.gamma_max, 1))
+        card = {
+            "speckv_version": __version__,
+            "name": self.name,
+            "kind": self.controller.kind,
+            "settings": dict(state.settings),
+            "compressions": list(state.compressions),
+            "granularity": self.granularity,
+            "gamma": {"min": 0, "max": self.gamma_max, "fallback": dict(self.fallback)},
+            "learns": self.learns,
+            "sampling_safe": self.sampling_safe,
+            "observation": {
+                "schema": json.loads(self._schema.to_json()),
+                "memory": MEMORY,
+                "typical": dict(zip(SCHEMA.names, map(float, self.typical), strict=True)),
+                "cost_ratio": dict(self.cost_ratio),
+            },
+            "trained_on": dict(self.trained_on),
+            "test_vectors": {
+                "requests": script,
+                "decisions": play(script, self._restored(type(self.controller), state).session),
+            },
+        }
+        write_policy(Path(folder), card, state.arrays)
+
+    @property
+    def _schema(self) -> ObservationSchema:
+        return STOPPING_SCHEMA if self.granularity == "token" else SCHEMA
+
+    def _restored(self, kind: type[Storable], state: ControllerState) -> "Policy":
+        """The same as it is stored, with warnings of its own, for test vectors."""
+        controller = _restore(kind, state, self.name)
+        return replace(self, controller=controller if self.learns else _frozen(controller), warnings=Counter())
+
+    @staticmethod
+    def load(folder: Path | str, *, kinds: Mapping[str, type[Storable]] | None = None) -> "Policy":
+        """Reads and tries a policy.
+
+        Args:
+            folder: A policy's folder, or a run folder.
+            kinds: Kind -> class of controllers that no installed package offers.
+
+        Raises:
+            CheckpointError: if it is missing, truncated, tampered with, of another version or absurd, or decides
+                otherwise here than where it was saved.
+            SchemaError: if it reads features of the observation that do not exist here or mean something else.
+        """
+        folder = require_policy(Path(folder))
+        card = read_card(folder / CARD)
+        arrays = read_weights(folder / WEIGHTS, card["weights_sha256"])
+        try:
+            kind = (kinds or {}).get(str(card["kind"])) or class_of(str(card["kind"]))
+            schema = ObservationSchema.from_json(json.dumps(card["observation"]["schema"]))
+            today = STOPPING_SCHEMA if card["granularity"] == "token" else SCHEMA
+            schema.select_from(today)  # passes if every stored feature exists today
+            state = ControllerState(
+                settings=card["settings"],
+                arrays=arrays,
+                compressions=tuple(map(str, card["compressions"])),
+                schema=None if schema.names == today.names else schema,
+            )
+            policy = _policy(card, _restore(kind, state, str(card["name"])), schema)
+            played = play(card["test_vectors"]["requests"], policy._restored(kind, state).session)
+        except SpecKVError as error:
+            raise type(error)(f"{folder}: {error}") from error
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise CheckpointError(
-                f"{folder / CARD}: expected a policy of an environment in {sorted(SCHEMAS)}, got {environment!r}. "
-                "Export it with this version of SpecKV."
+                f"{folder / CARD}: a malformed field ({error!r}). Export the policy again."
+            ) from error
+        if played != card["test_vectors"]["decisions"]:
+            raise CheckpointError(
+                f"{folder}: the policy decides otherwise here than where it was saved (test vectors differ). "
+                "Export it again with this version of SpecKV."
             )
-        schema = schema or SCHEMAS[environment]
-        schema.require_same(trained_on)
-        return MlpPolicy(schema=trained_on, environment=environment, **read_fields(folder, card, _SINGLE))
+        return policy
 
 
-_SINGLE = ("mean", "std")
+load = Policy.load
 
 
-class PolicyController:
-    """Decides with an exported policy: a few microseconds a step, no allocation. Not for use from two threads at once.
+def load_controller(path: Path | str, *, name: str | None = None) -> Controller:
+    """Loads the controller of a run folder or of a policy's folder; raises what `Policy.load` raises.
 
-    Ties go to the smaller gamma index, as in every comparison of this project.
+    Args:
+        path: The folder.
+        name: Shown in tables in place of the controller's own.
     """
-
-    charges_decision = True
-
-    def __init__(self, policy: MlpPolicy, *, name: str | None = None) -> None:
-        self.name = name or policy.name
-        self.policy = policy
-        self._gammas = list(policy.gammas)
-        self._lookup = np.array(policy.gammas, np.int64)
-        self._network = Network(*policy.folded())
-
-    @staticmethod
-    def load(folder: Path | str, *, name: str | None = None) -> "PolicyController":
-        """Reads a policy from its folder; raises what `MlpPolicy.load` raises."""
-        return PolicyController.of(MlpPolicy.load(folder), name=name)
-
-    @staticmethod
-    def of(policy: MlpPolicy, *, name: str | None = None) -> "PolicyController":
-        """The controller for a policy's environment."""
-        stops = policy.environment == STOPPING_ENVIRONMENT
-        return StoppingPolicyController(policy, name=name) if stops else PolicyController(policy, name=name)
-
-    def reset(self) -> None:
-        """Nothing to forget: the observation carries the history."""
-
-    def learn(self, outcome: StepOutcome) -> None:
-        """Ignored: the policy is fixed."""
-
-    def act(self, observation: FloatArray) -> int:
-        """Returns gamma in tokens for one raw observation of shape [features].
-
-        Raises:
-            SchemaError: if the observation has another size or holds NaN.
-        """
-        if observation.shape != (self._network.num_features,):
-            raise SchemaError(
-                f"Expected {self._network.num_features} observation fields, got shape {observation.shape}."
-            )
-        values = self._network.one(observation)
-        best = int(values.argmax())
-        # argmax returns the first NaN, and NaN alone differs from itself.
-        if values[best] != values[best]:
-            raise SchemaError(NOT_FINITE)
-        return self._gammas[best]
-
-    def scores(self, observations: FloatArray) -> FloatArray:
-        """Scores of shape [rows, gammas] for raw observations of shape [rows, features]."""
-        return self._network.batch(observations)
-
-    def act_batch(self, observations: FloatArray) -> IntArray:
-        """Returns gamma for each row; equal to `act` on that row unless two scores agree to rounding."""
-        if observations.ndim != 2 or observations.shape[1] != self._network.num_features:
-            raise SchemaError(
-                f"Expected [rows, {self._network.num_features}] observations, got shape {observations.shape}."
-            )
-        scores = self.scores(observations)
-        if np.isnan(scores).any():
-            raise SchemaError(NOT_FINITE)
-        chosen: IntArray = self._lookup[scores.argmax(axis=1)]
-        return chosen
+    controller = Policy.load(path).controller
+    controller.name = name or controller.name
+    return controller
 
 
-class StoppingPolicyController(PolicyController):
-    """Decides token by token: the policy's first output verifies, its second drafts on, up to its greatest gamma."""
+def name_apart(controllers: Sequence[Controller], paths: Sequence[Path]) -> None:
+    """Gives controllers that share a name the names of the folders that they were loaded from."""
+    names = [controller.name for controller in controllers]
+    for controller, path in zip(controllers, paths, strict=True):
+        if names.count(controller.name) > 1:
+            controller.name = path.resolve().name
 
-    def __init__(self, policy: MlpPolicy, *, name: str | None = None) -> None:
-        super().__init__(policy, name=name)
-        self._seen = np.zeros(policy.schema.size, np.float32)
-        self._seen[SCHEMA.size :] = summarise_draft(np.zeros((1, 0, NUM_SIGNALS)))[0, 0]
 
-    def act(self, observation: FloatArray) -> int:
-        """Returns the most tokens to draft, or 0, for one observation of shape [features], before a step."""
-        if observation.shape != (SCHEMA.size,):
-            raise SchemaError(f"Expected {SCHEMA.size} observation fields, got shape {observation.shape}.")
-        self._seen[: SCHEMA.size] = observation
-        return super().act(self._seen)
+def class_of(kind: str) -> type[Storable]:
+    """Returns the class of a kind of controller: one of this package, or one that an installed package offers.
 
-    def act_batch(self, observations: FloatArray) -> IntArray:
-        """Returns the same for each row."""
-        nothing = np.broadcast_to(self._seen[SCHEMA.size :], (len(observations), self._seen.size - SCHEMA.size))
-        return super().act_batch(observe_draft(observations, np.asarray(nothing, np.float32)))
+    Raises:
+        CheckpointError: if there is none.
+    """
+    if kind in _OWN:
+        return _OWN[kind]
+    for point in entry_points(group=GROUP):
+        found: type[Storable] | None = point.load()(kind)
+        if found is not None:
+            return found
+    raise CheckpointError(
+        f"Expected a policy of a kind in {sorted(_OWN)} or of an installed package (entry point group {GROUP!r}), "
+        f"got {kind!r}. SpecKV's own agents are there once installed: `pip install -e .` in the checkout."
+    )
 
-    def go_on(self, observation: FloatArray) -> bool:
-        """Returns whether to draft another token."""
-        return super().act(observation) > 0
 
-    def go_on_batch(self, observations: FloatArray) -> BoolArray:
-        """Returns the same for each row."""
-        goes_on: BoolArray = super().act_batch(observations) > 0
-        return goes_on
+def _restore(kind: type[Storable], state: ControllerState, name: str) -> Controller:
+    try:
+        controller = kind.from_state(state)
+    except ConfigError as error:
+        raise CheckpointError(f"{error} Export the policy again.") from error
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        if isinstance(error, SpecKVError):
+            raise
+        text = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"A policy of kind {kind.kind!r} has a missing or malformed part ({text}). Export it again."
+        ) from error
+    controller.name = name
+    return controller
+
+
+def _policy(card: Mapping[str, Any], controller: Controller, schema: ObservationSchema) -> Policy:
+    observation, gamma = card["observation"], card["gamma"]
+    typical = _neutral()
+    for place, name in enumerate(SCHEMA.names):
+        if name in schema.names:
+            typical[place] = observation["typical"][name]
+    policy = Policy.of(
+        controller,
+        learns=bool(card["learns"]),
+        fallback=gamma["fallback"],
+        gamma_max=gamma["max"],
+        typical=typical,
+        cost_ratio={str(c): float(ratio) for c, ratio in observation["cost_ratio"].items()},
+        trained_on=dict(card["trained_on"]),
+    )
+    if observation["memory"] != MEMORY:
+        raise CheckpointError(
+            f"Expected memory constants {MEMORY}, got {observation['memory']}. Export it with this version of SpecKV."
+        )
+    stated = (card["granularity"], card["sampling_safe"], card["learns"], gamma["min"])
+    if stated != (policy.granularity, policy.sampling_safe, policy.learns, 0):
+        raise CheckpointError(f"The card states {stated}, which is not what its controller is. Export it again.")
+    return policy
+
+
+def _frozen(controller: Controller) -> Controller:
+    """A copy that does not go on learning, or the controller itself if it never does."""
+    if not (isinstance(controller, OnlineLearner) and controller.learns):
+        return controller
+    frozen = copy.deepcopy(controller)
+    frozen.learns = False
+    return frozen
+
+
+def _neutral() -> FloatArray:
+    return RequestMemory(cost_ratio=_NEUTRAL_RATIO, bits_per_weight=16.0, budget=256).render().copy()

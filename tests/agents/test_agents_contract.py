@@ -11,15 +11,17 @@ import pytest
 
 from agents.bandits.base import Bandit
 from agents.registry import AGENTS, TrainingData, agent_settings, make_controller
-from agents.stored import load_controller, save_controller
 from speckv.errors import CheckpointError
 from speckv.observation import SCHEMA, STOPPING_SCHEMA
 from speckv.replay import StepLog, replay_controller, replay_stream
+from speckv.runtime.policy import load_controller
+from speckv.runtime.storage import CARD, RUN_POLICY, WEIGHTS
 from speckv.traces import TraceSequence, TraceSet, accepted_lengths
 from speckv.types import BatchMemory, Controller, OnlineLearner, StoppingController
+from tests.fakes_policies import store
 from tests.fakes_traces import compile_both, make_cost_table, make_sequence, make_traces, random_traces
 
-NAMES = sorted(name for name, agent in AGENTS.items() if agent.make is not None)
+NAMES = sorted(name for name, agent in AGENTS.items() if not agent.in_environment)
 OPTIONS: dict[str, dict[str, object]] = {
     "fixed": {"gamma": 3},
     "speckv_mlp": {"epochs": 2},
@@ -97,7 +99,7 @@ def replayed(folder: Path, sequence: TraceSequence, length: int) -> StepLog:
 
 
 def test_it_knows_nothing_of_what_is_still_to_come(agent: tuple[str, object, Controller], tmp_path: Path) -> None:
-    save_controller(tmp_path, *agent)
+    store(tmp_path, agent[2])
     rng = np.random.default_rng(3)
     length, at, decisions = 80, 70, 0
     for number in range(6):
@@ -124,8 +126,8 @@ def one(sequence: TraceSequence, length: int) -> TraceSet:
 
 
 def test_it_survives_the_disk(agent: tuple[str, object, Controller], tmp_path: Path) -> None:
-    name, settings, controller = agent
-    save_controller(tmp_path, name, settings, controller)
+    controller = agent[2]
+    store(tmp_path, controller)
     loaded = load_controller(tmp_path)
     assert loaded.name == controller.name
     if isinstance(controller, Bandit):
@@ -144,19 +146,19 @@ def test_it_survives_the_disk(agent: tuple[str, object, Controller], tmp_path: P
 
 
 def test_damaged_agents_are_refused(tmp_path: Path) -> None:
-    settings, controller = make("goodput")
-    save_controller(tmp_path, "goodput", settings, controller)
-    card = (tmp_path / "agent.json").read_text()
+    store(tmp_path, make("goodput")[1])
+    folder = tmp_path / RUN_POLICY
+    card = (folder / CARD).read_text()
     for changed, message in (
         ("{", "not readable JSON"),
-        (card.replace('"format_version": 1', '"format_version": 9'), "version 1"),
-        (card.replace('"goodput"', '"goodpu"'), "Did you mean 'goodput'"),
+        (card.replace('"format_version": 2', '"format_version": 9'), "version 2, got speckv-policy version 9"),
+        (card.replace('"goodput"', '"goodpu"'), "got 'goodpu'"),
         (card.replace('"gamma_max": 16', '"gamma_max": 99'), "from 1 to 16"),
     ):
-        (tmp_path / "agent.json").write_text(changed)
+        (folder / CARD).write_text(changed)
         with pytest.raises(CheckpointError, match=message):
             load_controller(tmp_path)
-    (tmp_path / "agent.json").write_text(card)
-    (tmp_path / "agent.npz").write_bytes(b"nothing")
+    (folder / CARD).write_text(card)
+    (folder / WEIGHTS).write_bytes(b"nothing")
     with pytest.raises(CheckpointError, match="not the file that its card describes"):
         load_controller(tmp_path)

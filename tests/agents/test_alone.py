@@ -9,7 +9,7 @@ from speckv.observation import SCHEMA, STOPPING_SCHEMA
 from speckv.types import OnlineLearner, StoppingController
 from tests.agents.test_agents_contract import make
 
-NAMES = sorted(name for name, agent in AGENTS.items() if agent.make is not None)
+NAMES = sorted(name for name, agent in AGENTS.items() if not agent.in_environment)
 
 
 @pytest.mark.parametrize("name", NAMES)

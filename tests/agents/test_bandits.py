@@ -8,17 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agents.bandits.arms import Exp3Spec, GaussianThompson, Ucb1, UcbSpec
-from agents.bandits.linear import RidgeBank, revealed
-from agents.bandits.neural import LastHidden, NeuralLinear
-from agents.bandits.settings import (
-    ArmsSettings,
-    HazardSettings,
-    LinearSettings,
-    NeuralLinearSettings,
-    TapOutSettings,
-    UcbSettings,
-)
+from agents.bandits.arms import ArmsSettings, Exp3Spec, GaussianThompson, Ucb1, UcbSettings, UcbSpec
+from agents.bandits.hazard import HazardSettings
+from agents.bandits.linear import LastHidden, LinearSettings, NeuralLinear, NeuralLinearSettings, RidgeBank, revealed
+from agents.bandits.tapout import TapOutSettings
 from agents.building import build_settings
 from agents.registry import TrainingData, agent_settings, begin_learner, make_controller
 from agents.rules.adaedl import AdaEdl, AdaEdlSettings

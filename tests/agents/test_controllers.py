@@ -7,22 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agents import controllers
-from agents.best_fixed import BestFixedGamma
-from agents.controllers import latest_run, load_named, shipped_policy
-from agents.fixed import FixedGamma
+from agents.constants import BestFixedGamma, FixedGamma
+from agents.controllers import latest_run, load_named
 from speckv.errors import CheckpointError
 from speckv.observation import SCHEMA
-from speckv.runtime import PolicyController
-from speckv.runtime.stored import load_controller, save_rule
-from tests.speckv.test_runtime_policy import random_policy
+from speckv.runtime import Policy, PolicyController, policy
+from speckv.runtime.policy import load_controller, shipped_policy
+from speckv.runtime.storage import RUN_POLICY, find_policy
+from tests.fakes_policies import store
+from tests.speckv.test_runtime_learned import random_policy
 
 
 @pytest.mark.parametrize("rule", [FixedGamma(5), BestFixedGamma({"fp16": 5, "nf4": 2})])
 def test_rules_survive_the_disk(tmp_path: Path, rule: FixedGamma | BestFixedGamma) -> None:
-    save_rule(tmp_path, rule)
+    store(tmp_path, rule)
     loaded = load_controller(tmp_path)
-    assert vars(loaded).keys() == vars(rule).keys()
     assert loaded.name == rule.name
     rows = np.zeros((3, SCHEMA.size), np.float32)
     rows[:, SCHEMA.index("bits_per_weight")] = [1.0, 0.25, 0.9]
@@ -31,24 +30,16 @@ def test_rules_survive_the_disk(tmp_path: Path, rule: FixedGamma | BestFixedGamm
 
 
 def test_policies_load_from_a_run_and_from_their_own_folder(tmp_path: Path) -> None:
-    random_policy().save(tmp_path / "policy")
-    for folder in (tmp_path, tmp_path / "policy"):
+    store(tmp_path, PolicyController(random_policy()))
+    for folder in (tmp_path, tmp_path / RUN_POLICY):
         assert isinstance(load_controller(folder), PolicyController)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("{", "not readable JSON"),
-        ("[]", 'expected "format"'),
-        (json.dumps({"format": "speckv-controller", "format_version": 2, "gamma": 1}), "version 1"),
-        (json.dumps({"format": "speckv-controller", "format_version": 1, "name": "x", "gamma": "four"}), "one gamma"),
-        (json.dumps({"format": "speckv-controller", "format_version": 1, "gamma": 4}), "expected a name"),
-    ],
-)
-def test_damaged_rules_are_refused(tmp_path: Path, content: str, message: str) -> None:
-    (tmp_path / "controller.json").write_text(content)
-    with pytest.raises(CheckpointError, match=message):
+@pytest.mark.parametrize("name", ["agent.json", "controller.json", "policy/policy.json"])
+def test_runs_of_earlier_versions_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(CheckpointError, match=rf"found {name} of an earlier version of SpecKV. Train again"):
         load_controller(tmp_path)
 
 
@@ -59,8 +50,8 @@ def test_a_folder_without_a_controller_is_refused(tmp_path: Path) -> None:
 
 def test_two_of_a_name_are_called_after_their_folders(tmp_path: Path) -> None:
     for name in ("one", "two"):
-        random_policy().save(tmp_path / name / "policy")
-    save_rule(tmp_path / "three", FixedGamma(1))
+        store(tmp_path / name, PolicyController(random_policy()))
+    store(tmp_path / "three", FixedGamma(1))
     loaded = load_named([tmp_path / name for name in ("one", "two", "three")])
     assert [c.name for c in loaded] == ["one", "two", "agent fixed-1"]
 
@@ -70,7 +61,7 @@ def make_run(folder: Path, *, started: str, cost: str = "c", traces: str = "t", 
     facts = {"started": started, "cost": {"name": cost}, "traces": {"sha256": traces}}
     (folder / "run.json").write_text(json.dumps(facts))
     if whole:
-        save_rule(folder, FixedGamma(1))
+        store(folder, FixedGamma(1))
 
 
 def test_the_latest_run_is_the_newest_that_fits(tmp_path: Path) -> None:
@@ -86,7 +77,7 @@ def test_the_latest_run_is_the_newest_that_fits(tmp_path: Path) -> None:
 
 
 def test_a_shipped_policy_goes_by_its_cost_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(controllers, "SHIPPED", tmp_path)
-    random_policy().save(tmp_path / "fast")
-    assert shipped_policy("fast") == tmp_path / "fast"
-    assert shipped_policy("slow") is None
+    monkeypatch.setattr(policy, "SHIPPED", tmp_path)
+    Policy.of(PolicyController(random_policy())).save(tmp_path / "fast.speckv")
+    assert find_policy(shipped_policy("fast")) == tmp_path / "fast.speckv"
+    assert find_policy(shipped_policy("slow")) is None

@@ -6,22 +6,24 @@ from pathlib import Path
 import pytest
 
 from agents.bandits.base import Bandit
-from agents.restoring import RESTORE
+from agents.registry import AGENTS
 from speckv.export.hf import write_custom_generate
 from speckv.runtime import load
 from tests.agents.test_exported import made
 from tests.fakes_custom_generate import Pair, call
+
+NAMES = [name for name, agent in AGENTS.items() if not agent.in_environment]
 
 
 @pytest.mark.slow
 def test_every_agent_runs_without_speckv_as_it_does_with_it(tmp_path: Path) -> None:
     """Those that learn from the clock draft what they will; all others draft what `control` lets them draft here."""
     pair = Pair.save(tmp_path / "pair")
-    for name in RESTORE:
+    for name in NAMES:
         write_custom_generate(made(name, tmp_path / "runs" / name), tmp_path / name)
-    answers = pair.without_speckv([call(1, assisted=False), *(call(1, tmp_path / name) for name in RESTORE)])
+    answers = pair.without_speckv([call(1, assisted=False), *(call(1, tmp_path / name) for name in NAMES)])
     plain, *others = answers
-    for name, answer in zip(RESTORE, others, strict=True):
+    for name, answer in zip(NAMES, others, strict=True):
         assert answer.get("text") == plain["text"], (name, answer)
         policy = load(tmp_path / name)
         if not isinstance(policy.controller, Bandit):
@@ -31,4 +33,4 @@ def test_every_agent_runs_without_speckv_as_it_does_with_it(tmp_path: Path) -> N
 def test_a_folder_holds_its_own_agent_and_no_other(tmp_path: Path) -> None:
     write_custom_generate(made("svip", tmp_path / "run"), tmp_path / "folder")
     held = {path.stem for path in (tmp_path / "folder" / "custom_generate").glob("agents_*.py")}
-    assert held == {"agents_building", "agents_parts", "agents_restoring", "agents_rules_base", "agents_rules_svip"}
+    assert held == {"agents_building", "agents_storing", "agents_rules_base", "agents_rules_svip"}

@@ -8,8 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agents.depth import UNBOUNDED, within_depth
-from agents.registry import AGENTS, TrainingData, agent_settings, make_controller
+from agents.registry import (
+    AGENTS,
+    UNBOUNDED,
+    TrainingData,
+    agent_settings,
+    decides_token_by_token,
+    make_controller,
+    within_depth,
+)
 from agents.runs.evaluating import evaluate
 from agents.runs.settings import CostSettings, DataSettings, EvaluateSettings, TrainSettings
 from agents.runs.training import train
@@ -17,7 +24,7 @@ from agents.runs.tuning import GRIDS, tune
 from speckv.errors import ConfigError, SpecKVError
 from speckv.evaluation.replays import compile_pair, controller_sums
 from speckv.observation import SCHEMA
-from speckv.runtime.stored import load_controller
+from speckv.runtime.policy import load_controller
 from speckv.traces import TraceSequence, TraceSet
 from speckv.types import StoppingController
 from tests.fakes_runs import TINY_PPO, CapturedConsole, toy_settings, toy_traces
@@ -55,7 +62,7 @@ def settings(tmp_path: Path, traces: TraceSet, output: str, agent: dict[str, obj
     return made
 
 
-@pytest.mark.parametrize("name", sorted(n for n, a in AGENTS.items() if a.make is not None and n not in UNBOUNDED))
+@pytest.mark.parametrize("name", sorted(n for n, a in AGENTS.items() if not a.in_environment and n not in UNBOUNDED))
 def test_every_agent_drafts_as_deep_as_was_recorded(name: str) -> None:
     traces = shallow()
     train_half, test_half = traces.select(split="train"), traces.select(split="test")
@@ -66,7 +73,7 @@ def test_every_agent_drafts_as_deep_as_was_recorded(name: str) -> None:
     sums = controller_sums(controller, *compile_pair(test_half, make_cost_table()))  # refuses anything deeper
     assert sums.gammas.shape[-1] == DEPTH + 1
     assert (sums.accepted <= sums.drafted).all()
-    assert AGENTS[name].stops == isinstance(controller, StoppingController)
+    assert decides_token_by_token(name, limited) == isinstance(controller, StoppingController)
 
 
 def test_full_depth_changes_no_settings() -> None:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from agents.registry import AGENTS, TrainingData, agent_settings, make_controller
-from agents.stored import load_controller, save_controller
 from speckv.commands.export import main
 from speckv.cost import CostTable
 from speckv.decoding.batched_generation import control
@@ -20,17 +19,17 @@ from speckv.evaluation.replays import compile_pair
 from speckv.observation import SCHEMA, STOPPING_SCHEMA
 from speckv.replay import replay_controller, replay_stream
 from speckv.runtime import Policy, load
-from speckv.runtime.kinds import pack_folder
-from speckv.runtime.policy import SHIPPED
+from speckv.runtime.policy import load_controller, shipped_policy
 from speckv.runtime.session import Session
 from speckv.runtime.vectors import make_script
 from speckv.runtime.vectors import play as play_vectors
 from speckv.traces import TraceSequence, TraceSet, find_traces
 from speckv.types import BatchMemory, Controller, OnlineLearner, StoppingController
 from tests.agents.test_agents_contract import OPTIONS
+from tests.fakes_policies import store
 from tests.fakes_traces import compile_both, make_cost_table, random_traces
 
-NAMES = sorted(name for name, agent in AGENTS.items() if agent.make is not None)
+NAMES = sorted(name for name, agent in AGENTS.items() if not agent.in_environment)
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -70,8 +69,8 @@ def test_a_session_decides_as_replay_does_on_test_prompts(both: tuple[Controller
 
 @pytest.mark.parametrize("name", ["cpu-2core", "rtx3090-paper"])
 def test_so_does_a_shipped_policy(name: str, shipped: TraceSet, tmp_path: Path) -> None:
-    live = load_controller(SHIPPED / name)
-    Policy.of(live, packed=pack_folder(SHIPPED / name), fallback={"fp16": 2}).save(tmp_path / "mine.speckv")
+    live = load_controller(shipped_policy(name))
+    Policy.of(live, fallback={"fp16": 2}).save(tmp_path / "mine.speckv")
     assert_same_steps(live, load(tmp_path / "mine.speckv"), shipped, CostTable.load(name))
 
 
@@ -96,7 +95,7 @@ def assert_same_steps(live: Controller, policy: Policy, traces: TraceSet, table:
         assert record.log is not None
         ratio = float(table.cost_ratio(sequence.compression))
         budget = traces.metadata.max_new_tokens
-        played = play(policy._fresh(), sequence, budget, ratio, record.log.seconds.tolist())
+        played = play(copy.deepcopy(policy), sequence, budget, ratio, record.log.seconds.tolist())
         assert played == list(zip(record.log.num_drafted.tolist(), record.log.num_accepted.tolist(), strict=True))
     assert not policy.warnings
 
@@ -136,7 +135,7 @@ def test_a_frozen_policy_learns_nothing_in_its_sessions_or_anywhere(both: tuple[
     live, _ = both
     if not isinstance(live, OnlineLearner):
         pytest.skip("it never learns")
-    frozen, sessions = Policy.of(live, learns=False, packed=None, cost_ratio={"fp16": 0.3, "nf4": 0.5}), list[Session]()
+    frozen, sessions = Policy.of(live, learns=False, cost_ratio={"fp16": 0.3, "nf4": 0.5}), list[Session]()
 
     def opened(**options: Any) -> Session:
         sessions.append(frozen.session(**options))
@@ -163,8 +162,8 @@ def made(name: str, folder: Path) -> Policy:
     _, settings = agent_settings({"name": name, **OPTIONS.get(name, {})})
     train = random_traces(num_prompts=8, seed=5).select(split="train")
     controller = make_controller(name, settings, TrainingData(train=train, cost=make_cost_table(), seed=0))
-    save_controller(folder, name, settings, controller)
-    return Policy.of(load_controller(folder), packed=pack_folder(folder), cost_ratio={"fp16": 0.3, "nf4": 0.5})
+    store(folder, controller)
+    return Policy.of(load_controller(folder), cost_ratio={"fp16": 0.3, "nf4": 0.5})
 
 
 def test_an_exported_folder_is_exported_again(tmp_path: Path) -> None:
@@ -178,8 +177,9 @@ def test_an_exported_folder_is_exported_again(tmp_path: Path) -> None:
     first, frozen, again = (load(folder) for folder in folders[1:])
     assert (first.learns, frozen.learns, again.learns) == (True, False, False)
     assert not load_controller(folders[-1]).learns  # type: ignore[attr-defined]
-    for name, values in first.packed.arrays.items():  # type: ignore[union-attr]
-        np.testing.assert_array_equal(values, again.packed.arrays[name])  # type: ignore[union-attr]
+    mine, theirs = (policy.controller.state().arrays for policy in (first, again))  # type: ignore[attr-defined]
+    for name, values in mine.items():
+        np.testing.assert_array_equal(values, theirs[name])
 
 
 def test_frozen_learners_decode_side_by_side_each_with_a_memory_of_its_own(tmp_path: Path) -> None:

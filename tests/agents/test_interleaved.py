@@ -16,7 +16,7 @@ from speckv.types import InterleavedLearner, StepOutcome
 from tests.agents.test_agents_contract import OPTIONS
 from tests.fakes_traces import make_cost_table, random_traces
 
-LEARNERS = sorted(name for name, agent in AGENTS.items() if agent.begin is not None)
+LEARNERS = sorted(name for name, agent in AGENTS.items() if agent.online)
 RULES = [f"tapout:{rule}" for rule in range(5)]
 """Whose rules remember steps, some of them."""
 NUM_TURNS = 60
@@ -47,7 +47,7 @@ class Requests:
     """
 
     def __init__(self, learner: Bandit, seed: int) -> None:
-        self.policy = Policy.of(learner, packed=None, cost_ratio={"fp16": 0.3, "nf4": 0.5})
+        self.policy = Policy.of(learner, cost_ratio={"fp16": 0.3, "nf4": 0.5})
         assert self.policy.learns
         assert self.policy.interleaves
         compressions = ("fp16", "nf4", "fp16")

@@ -20,8 +20,7 @@ from speckv.errors import ConfigError
 from speckv.observation import SCHEMA, STOPPING_SCHEMA
 from speckv.replay import CompiledTraces, replay_controller, replay_fixed
 from speckv.runtime import MlpPolicy, PolicyController
-from speckv.runtime.recurrent import LstmController, LstmPolicy
-from speckv.runtime.stored import controller_of
+from speckv.runtime.learned import LstmController, LstmPolicy, controller_of
 from speckv.traces import TraceSet
 from speckv.types import FloatArray, StoppingController
 from tests.fakes_settings import shipped
@@ -86,7 +85,7 @@ def bound(compression: str, decides: str) -> float:
 
 def share_of_best(model: BaseAlgorithm, decides: str) -> dict[str, float]:
     """Throughput over the greatest, at each compression."""
-    controller = controller_of(export_policy(model, provenance={}, gamma_max=GAMMA_MAX))
+    controller = controller_of(export_policy(model, gamma_max=GAMMA_MAX))
     shares = {}
     for compression in ("fp16", "nf4"):
         record = replay_controller(controller, *compiled(compression, decides))
@@ -131,7 +130,7 @@ def random_rows(schema_low: FloatArray, schema_high: FloatArray, count: int, see
 def test_an_export_decides_as_the_learner_does(name: str, decides: str) -> None:
     model = learner(quick(name, total_steps=2048), decides=decides, seed=3)
     model.learn(2048, log_interval=10**9)
-    policy = export_policy(model, provenance={})
+    policy = export_policy(model)
     assert isinstance(policy, MlpPolicy)
     schema = SCHEMA if decides == "per_step" else STOPPING_SCHEMA
     rows = random_rows(schema.low, schema.high, 5000)
@@ -149,7 +148,7 @@ def test_a_recurrent_export_decides_as_the_learner_does_all_along_a_sequence() -
     model = learner(quick("recurrent_ppo", total_steps=2048), seed=3)
     model.learn(2048)
     assert isinstance(model, RecurrentPPO)
-    policy = export_policy(model, provenance={})
+    policy = export_policy(model)
     assert isinstance(policy, LstmPolicy)
     controller, count = LstmController(policy), 50
     controller.start(count)

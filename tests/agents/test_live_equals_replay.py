@@ -4,13 +4,12 @@
 import numpy as np
 import pytest
 
-from agents.stored import load_controller
 from speckv.decoding import Engine, RequestContext, SamplingConfig, generate
 from speckv.models import CausalModel
 from speckv.profiling.prompts import Prompt
 from speckv.profiling.record import Recorder
 from speckv.replay import replay_controller
-from speckv.runtime.policy import SHIPPED
+from speckv.runtime.policy import load_controller, shipped_policy
 from speckv.traces import TraceSequence
 from speckv.types import Controller, OnlineLearner
 from tests.agents.test_agents_contract import NAMES, make
@@ -68,4 +67,4 @@ def test_every_agent(name: str, models: tuple[CausalModel, CausalModel], recordi
 
 
 def test_the_shipped_policy(models: tuple[CausalModel, CausalModel], recording: Recording) -> None:
-    assert compare(load_controller(SHIPPED / "cpu-2core"), models, recording) > 0
+    assert compare(load_controller(shipped_policy("cpu-2core")), models, recording) > 0

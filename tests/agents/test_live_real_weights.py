@@ -8,8 +8,8 @@ import pytest
 
 from agents.runs.requests import load_models
 from agents.runs.settings import CostSettings, DataSettings, EnvSettings, TrainSettings
-from agents.stored import load_controller
-from speckv.runtime.policy import SHIPPED
+from speckv.runtime.policy import load_controller, shipped_policy
+from speckv.runtime.storage import RUN_POLICY, WEIGHTS
 from tests.fakes_live import TINY_LIVE_PPO, lines, live_settings, run_live
 from tests.fakes_runs import CapturedConsole
 from tests.fakes_settings import shipped
@@ -55,6 +55,6 @@ def test_real_models_teach_and_the_text_stays_the_targets(tmp_path: Path, weight
     assert str(weights_dir) not in (Path(str(settings.output)) / "run.json").read_text()
     if name == "ppo":
         weights = [
-            (folder / "policy.npz").read_bytes() for folder in (SHIPPED / "cpu-2core", tmp_path / "run" / "policy")
+            (folder / WEIGHTS).read_bytes() for folder in (shipped_policy("cpu-2core"), tmp_path / "run" / RUN_POLICY)
         ]
         assert weights[0] != weights[1]

@@ -24,11 +24,12 @@ from agents.runs.run_folder import LAST, Run, RunFolder
 from agents.runs.settings import TrainSettings
 from agents.runs.training import LearnerTraining, train
 from agents.runs.warm_start import find_source, start_bandit
-from agents.stored import load_controller
 from speckv.cost import CostTable
 from speckv.errors import CheckpointError, ConfigError, DataError, DeviceError, ProbabilityError, SpecKVError
 from speckv.observation import SCHEMA
-from speckv.runtime.policy import PolicyController
+from speckv.runtime.learned import PolicyController
+from speckv.runtime.policy import load_controller
+from speckv.runtime.storage import RUN_POLICY, WEIGHTS
 from speckv.types import StoppingController
 from tests.fakes_live import (
     TINY_LIVE_PPO,
@@ -114,7 +115,9 @@ def test_the_comparison_decodes_the_same_prompts_with_all_arms_and_teaches_nobod
     assert comparison["best_fixed"] == best
     assert comparison["x_best_fixed"] == figures["ucb1"]["tokens_per_s"] / figures[best]["tokens_per_s"]
     assert all(figures[arm]["other_texts"] == 0 for arm in arms), "greedy texts do not depend on who decides"
-    assert (tmp_path / "with" / "agent.npz").read_bytes() == (tmp_path / "without" / "agent.npz").read_bytes()
+    assert (tmp_path / "with" / RUN_POLICY / WEIGHTS).read_bytes() == (
+        tmp_path / "without" / RUN_POLICY / WEIGHTS
+    ).read_bytes()
 
 
 @pytest.mark.parametrize(("name", "decides"), [("ppo", "per_step"), ("ppo", "per_token"), ("a2c", "per_step")])
@@ -149,7 +152,7 @@ def test_a_resumed_bandit_equals_one_that_never_stopped(tmp_path: Path, name: st
     run_live(replace(stopped, resume=stopped.output))
     assert [line["tokens"] for line in lines(straight)] == [line["tokens"] for line in lines(stopped)]
     first, second = tmp_path / "straight", tmp_path / "stopped"
-    assert (first / "agent.npz").read_bytes() == (second / "agent.npz").read_bytes()
+    assert (first / RUN_POLICY / WEIGHTS).read_bytes() == (second / RUN_POLICY / WEIGHTS).read_bytes()
     _, agent = agent_settings({"name": name})
     generators = [load_online(folder / CHECKPOINT, name, agent)[0].rng for folder in (first, second)]
     assert generators[0].random() == generators[1].random()

@@ -4,8 +4,8 @@
 import numpy as np
 import pytest
 
+from agents.constants import fit_per_request
 from agents.per_request import PerRequestGamma, PerRequestSettings
-from agents.per_request_fit import fit_per_request
 from agents.registry import TrainingData, agent_settings, make_controller
 from speckv.errors import ConfigError
 from speckv.evaluation.replays import compile_pair
@@ -27,7 +27,7 @@ def test_with_nothing_to_tell_requests_apart_it_is_the_best_fixed_gamma() -> Non
     """An enormous ridge leaves the constants: the least mean seconds a token, requests weighing as their tokens."""
     traces, cost = random_traces(num_prompts=12, seed=4), make_cost_table()
     compiled, compiled_cost = compile_pair(traces, cost)
-    controller = fit_per_request(traces, cost, PerRequestSettings(ridge=1e9))
+    controller = fit_per_request(PerRequestSettings(ridge=1e9), TrainingData(train=traces, cost=cost, seed=0))
     record = replay_controller(controller, compiled, compiled_cost)
     _, settings = agent_settings({"name": "best_fixed"})
     best = make_controller("best_fixed", settings, TrainingData(train=traces, cost=cost, seed=0))

@@ -22,8 +22,10 @@ from speckv.errors import SchemaError
 from speckv.evaluation.replays import tune_fixed
 from speckv.observation import SCHEMA, STOPPING_SCHEMA
 from speckv.runtime import MlpPolicy, PolicyController
-from speckv.runtime.stored import controller_of
+from speckv.runtime.learned import controller_of
+from speckv.runtime.policy import load_controller
 from speckv.types import StoppingController
+from tests.fakes_policies import store
 from tests.fakes_runs import toy_traces
 from tests.fakes_settings import shipped
 from tests.fakes_traces import make_cost_table
@@ -47,9 +49,9 @@ def test_ppo_beats_the_best_constant_where_signals_tell_easy_from_hard() -> None
     env = make_environment(train, cost, shipped(EnvSettings), shipped(RewardSettings), settings.num_envs)
     model = build_learner(settings, env, seed=0)
     validator = Validator(test, cost, tune_fixed(train, cost).best())
-    before = validator.score(controller_of(export_policy(model, provenance={})))
+    before = validator.score(controller_of(export_policy(model)))
     model.learn(25_000)
-    after = validator.score(controller_of(export_policy(model, provenance={})))
+    after = validator.score(controller_of(export_policy(model)))
     assert after.speedup_vs_best_fixed > 1.15 > before.speedup_vs_best_fixed
     assert after.speedup_vs_ar > 1.3
 
@@ -70,7 +72,7 @@ def test_ppo_learns_to_stop_token_by_token() -> None:
     # Tokens a second, near what is achieved: a lambda twice as high makes time so dear that drafting never pays.
     env.envs.set_lambda({"fp16": 0.17, "nf4": 0.27})
     model.learn(40_000)
-    controller = controller_of(export_policy(model, provenance={}))
+    controller = controller_of(export_policy(model))
     assert isinstance(controller, StoppingController)
     score = validator.score(controller)
     assert score.speedup_vs_best_fixed > 1.1
@@ -85,11 +87,11 @@ def test_a_stopping_policy_survives_the_disk_and_answers_alone_as_among_others(t
         shipped(RewardSettings, name="time"),
         8,
     )
-    policy = export_policy(build_learner(TINY, env, seed=2), provenance={}, gamma_max=9)
+    policy = export_policy(build_learner(TINY, env, seed=2), gamma_max=9)
     assert isinstance(policy, MlpPolicy)
     assert policy.environment == "SpecKV/DraftStopping-v0"
-    policy.save(tmp_path)
-    controller = PolicyController.load(tmp_path)
+    store(tmp_path, controller_of(policy))
+    controller = load_controller(tmp_path)
     assert isinstance(controller, StoppingController)
     rng = np.random.default_rng(0)
     schema = STOPPING_SCHEMA
@@ -106,7 +108,7 @@ def test_export_decides_as_the_learner_does() -> None:
     """10,000 random observations; only scores that agree to rounding may be told apart differently."""
     model = build_learner(TINY, toy_env(), seed=1)
     model.learn(256)
-    controller = controller_of(export_policy(model, provenance={}))
+    controller = controller_of(export_policy(model))
     assert isinstance(controller, PolicyController)
     rng = np.random.default_rng(0)
     rows = (SCHEMA.low + rng.random((10_000, SCHEMA.size)) * (SCHEMA.high - SCHEMA.low)).astype(np.float32)

@@ -7,7 +7,7 @@ import pytest
 from agents.building import build_settings
 from agents.rules.adaedl import AdaEdl, AdaEdlSettings
 from agents.rules.base import StoppingRule
-from agents.rules.gammatune import GammaTunePlus, GammaTuneSettings, make_gammatune
+from agents.rules.gammatune import GammaTune, GammaTunePlus, GammaTuneSettings
 from agents.rules.goodput import Goodput, GoodputSettings
 from agents.rules.kangaroo import Kangaroo, KangarooSettings
 from agents.rules.llama_cpp import LlamaCpp, LlamaCppSettings
@@ -139,7 +139,7 @@ def test_adaedl() -> None:
 
 
 def test_gammatune() -> None:
-    rule = make_gammatune(GammaTuneSettings())
+    rule = GammaTune(GammaTuneSettings())
     assert rule.act(before()[0]) == 4
     rule.remember(step(4, 4), ALL)
     assert rule.act(before()[0]) == 6  # 4 + 2
@@ -149,7 +149,7 @@ def test_gammatune() -> None:
         rule.remember(step(4, 0), ALL)
     assert rule.act(before()[0]) == 2  # not below half of 4
     assert rule.name == "gammatune"
-    plus = make_gammatune(GammaTuneSettings(threshold=0.3))
+    plus = GammaTunePlus(GammaTuneSettings(threshold=0.3))
     assert isinstance(plus, GammaTunePlus)
     assert plus.name == "gammatune+"
     assert not plus.go_on(inside(token_confidence=0.29)[0])

@@ -4,9 +4,8 @@
 import numpy as np
 import pytest
 
-from agents.best_fixed import BestFixedGamma
-from agents.fixed import FixedGamma
-from agents.registry import BestFixedSettings, FixedSettings, TrainingData, agent_settings, make_controller
+from agents.constants import BestFixedGamma, BestFixedSettings, FixedGamma, FixedSettings
+from agents.registry import TrainingData, agent_settings, make_controller
 from speckv.cost import CompiledCost
 from speckv.errors import ConfigError
 from speckv.observation import SCHEMA
@@ -53,7 +52,7 @@ def test_best_fixed_refuses_nonsense(gammas: dict[str, int], message: str) -> No
 
 def test_best_fixed_is_the_best_of_all_constants_on_train_prompts() -> None:
     traces, cost = random_traces(num_prompts=12, seed=3).select(split="train"), make_cost_table()
-    controller = BestFixedGamma.tune(traces, cost)
+    controller = BestFixedGamma.make(BestFixedSettings(), TrainingData(train=traces, cost=cost, seed=0))
     for compression in traces.compressions:
         part = traces.select(compressions=[compression])
         compiled, compiled_cost = CompiledTraces(part), CompiledCost(cost, [compression])

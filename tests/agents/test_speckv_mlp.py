@@ -6,7 +6,7 @@ import pytest
 
 from agents.registry import TrainingData, agent_settings, make_controller
 from agents.speckv_mlp.controllers import FEATURES, SpecKVMlp, SpecKVMlpCost, acceptance_inputs
-from agents.speckv_mlp.train import acceptance_samples
+from agents.speckv_mlp.fit import acceptance_samples
 from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError
 from speckv.observation import SCHEMA

@@ -6,9 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from agents.bandits.settings import TapOutSettings
-from agents.bandits.stopping_arms import EntropyRise, LeastMargin
-from agents.bandits.tapout import TapOut
+from agents.bandits.tapout import EntropyRise, LeastMargin, TapOut, TapOutSettings
 from speckv.cost.times import StepTimes
 from speckv.evaluation.replays import controller_sums
 from speckv.observation import SCHEMA, STOPPING_SCHEMA

@@ -94,7 +94,7 @@ def test_the_optimum_is_what_it_is_said_to_be(traces: TraceSet) -> None:
 
 
 def test_every_learner_is_tried() -> None:
-    online = {name for name, agent in AGENTS.items() if agent.begin is not None}
+    online = {name for name, agent in AGENTS.items() if agent.online}
     assert set(LEARNERS) == online | {"survival", "survival_stopping"}
 
 
@@ -126,22 +126,22 @@ def test_where_the_first_drafts_prompt_costs_more_than_is_gained_nothing_is_ever
     for session in sessions.values():
         session.start(0.1, 0.95)
     assert {c: session.begin_step() > 0 for c, session in sessions.items()} == {c: c != "nf4" for c in BEST}
-    # Told of a clock on which drafting pays, it drafts again.
-    elsewhere = with_cost_table(name, settings, controller, TABLE, tuple(BEST))
+    # With the times of a clock on which drafting pays, it drafts again.
+    elsewhere = with_cost_table(controller, TABLE, tuple(BEST))
     assert isinstance(elsewhere, Abstainer)
     assert not any(map(elsewhere.never_drafts, BEST))
 
 
 @pytest.mark.parametrize("name", ["survival", "survival_stopping"])
-def test_the_times_of_a_compression_that_was_not_seen_can_be_told(name: str, traces: TraceSet) -> None:
+def test_the_times_of_a_compression_that_was_not_seen_can_be_given(name: str, traces: TraceSet) -> None:
     settings = agent_settings({"name": name, **QUICK})[1]
     controller = make_controller(name, settings, TrainingData(train=traces.select(split="train"), cost=TABLE, seed=0))
     slow = replace(TABLE.entry("nf4"), verify_s=(4.0, 60.0, 120.0))
     table = replace(TABLE, entries={**TABLE.entries, "int8": replace(slow, compression="int8")})
-    told = with_cost_table(name, settings, controller, table, (*BEST, "int8"))
+    moved = with_cost_table(controller, table, (*BEST, "int8"))
     test = traces.select(split="test", compressions=["nf4"])
     as_int8 = replace(test, sequences=tuple(replace(one, compression="int8") for one in test.sequences))
     for recorded, drafts in ((test, True), (as_int8, False)):
         compiled, cost = compile_both(recorded, table)
         assert replay_controller(controller, compiled, cost).num_drafted.any()  # it takes the times of nf4 for int8's
-        assert replay_controller(told, compiled, cost).num_drafted.any() == drafts
+        assert replay_controller(moved, compiled, cost).num_drafted.any() == drafts

@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from agents.fixed import FixedGamma
+from agents.constants import FixedGamma
 from agents.per_compression import PerCompression, StoppingPerCompression
 from agents.registry import AGENTS, TrainingData, agent_settings, make_controller
 from agents.rules.llama_cpp import LlamaCpp, LlamaCppSettings
@@ -80,7 +80,7 @@ def test_tuning_is_never_worse_than_any_setting_that_was_tried(name: str) -> Non
 
 def test_every_grid_is_made_of_settings_that_its_agent_takes() -> None:
     for name, options in GRIDS.items():
-        assert AGENTS[name].make is not None
+        assert not AGENTS[name].in_environment
         for key, values in options.items():
             for value in values:
                 agent_settings({"name": name, key: value})

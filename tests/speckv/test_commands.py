@@ -10,15 +10,15 @@ import pytest
 
 from agents.bandits.arms import Ucb1
 from agents.registry import TrainingData, agent_settings, make_controller
-from agents.stored import save_controller
 from speckv.commands.main import main
 from speckv.cost import CostTable
 from speckv.cost.times import StepTimes
 from speckv.errors import CheckpointError
-from speckv.runtime import stored
+from speckv.runtime import policy
 from speckv.traces import TraceSet
 from speckv.types import Controller
 from tests.fakes import save_tiny, tiny_qwen
+from tests.fakes_policies import store
 from tests.fakes_runs import toy_traces
 from tests.fakes_traces import make_cost_table
 
@@ -76,7 +76,7 @@ def agent_run(folder: Path, name: str) -> Path:
         controller: Controller = Ucb1(settings, StepTimes.of(make_cost_table()), 0)
     else:
         controller = make_controller(name, settings, TrainingData(train=toy_traces(4), cost=make_cost_table(), seed=0))
-    save_controller(folder, name, settings, controller)
+    store(folder, controller)
     return folder
 
 
@@ -90,8 +90,8 @@ def test_decode_runs_agents_that_an_installed_package_loads(
 ) -> None:
     """As the checkout declares it: an installation made before it did would not know."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    offered = [EntryPoint(n, v, stored.LOADERS) for n, v in project["entry-points"][stored.LOADERS].items()]
-    monkeypatch.setattr(stored, "entry_points", lambda group: [point for point in offered if point.group == group])
+    offered = [EntryPoint(n, v, policy.GROUP) for n, v in project["entry-points"][policy.GROUP].items()]
+    monkeypatch.setattr(policy, "entry_points", lambda group: [point for point in offered if point.group == group])
     run = agent_run(tmp_path / "run", name)
     cost = tmp_path / "fake.json"
     make_cost_table().save(cost)
@@ -105,9 +105,9 @@ def test_decode_runs_agents_that_an_installed_package_loads(
 def test_decode_says_what_is_missing_where_no_package_loads_an_agent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stored, "entry_points", lambda group: [])  # noqa: ARG005
-    with pytest.raises(CheckpointError, match=r"offers to load 'speckv-agent'.*pip install"):
-        stored.load_controller(agent_run(tmp_path / "run", "kangaroo"))
+    monkeypatch.setattr(policy, "entry_points", lambda group: [])  # noqa: ARG005
+    with pytest.raises(CheckpointError, match=r"got 'kangaroo'.*pip install"):
+        policy.load_controller(agent_run(tmp_path / "run", "kangaroo"))
 
 
 def test_a_lookup_in_every_command(

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from agents.registry import TrainingData
 from agents.runs.settings import CostSettings
 from agents.runs.task import load_cost
-from agents.survival.settings import SurvivalSettings
-from agents.survival.train import fit_survival
+from agents.survival.controllers import SurvivalSettings
+from agents.survival.fit import fit_survival
 from speckv.cost import ASSETS, CompiledCost, CostEntry, CostFit, CostTable, require_single_request
 from speckv.errors import ConfigError, CostTableError
 from speckv.evaluation.replays import tune_fixed
@@ -213,7 +214,7 @@ def test_a_loaded_machine_leaves_speculation_alone() -> None:
     assert all(gamma > 0 for gamma in tune_fixed(train, quiet).best().values())
     assert set(tune_fixed(train, busy).best().values()) == {0}
     for table, drafts in ((quiet, True), (busy, False)):
-        controller = fit_survival(train, table, settings, seed=0)
+        controller = fit_survival(settings, TrainingData(train=train, cost=table, seed=0))
         record = replay_controller(controller, *compile_both(traces.select(split="test"), table))
         assert (record.num_drafted.sum() > 0) == drafts
 

@@ -4,8 +4,7 @@
 import numpy as np
 import pytest
 
-from agents.best_fixed import BestFixedGamma
-from agents.fixed import FixedGamma
+from agents.constants import BestFixedGamma, FixedGamma
 from speckv.cost import CostEntry, CostTable
 from speckv.errors import ConfigError, CostTableError, TraceError
 from speckv.evaluation.compare import Comparison, compare
@@ -174,7 +173,7 @@ def test_only_a_controller_that_decides_pays_for_deciding() -> None:
 def test_the_agent_best_fixed_equals_the_baseline() -> None:
     traces, cost = random_traces(num_prompts=16, seed=5), flat_costs()
     train, test = traces.select(split="train"), traces.select(split="test")
-    agent = BestFixedGamma.tune(train, cost)
+    agent = BestFixedGamma(tune_fixed(train, cost).best())
     comparison = compare(train=train, test=test, cost=cost, controllers=[agent], num_resamples=50)
     for result in comparison.groups:
         assert result.row(agent.name).throughput == result.row(BEST_FIXED).throughput

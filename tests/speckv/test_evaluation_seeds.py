@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from agents.constants import FixedGamma
 from agents.controllers import load_named
-from agents.fixed import FixedGamma
 from speckv.evaluation.entrants import SeedGroup
 from speckv.evaluation.run_facts import find_seed_groups
-from speckv.runtime.stored import load_controller, save_rule
+from speckv.runtime.policy import load_controller
+from tests.fakes_policies import store
 
 CONFIG = """\
 agent:
@@ -35,7 +36,7 @@ def make_run(
     (folder / "config.yaml").write_text(text)
     facts = {"agent": "fixed", "seed": seed, "cost": {"name": "c", "sha256": "c"}, "traces": {"sha256": traces}}
     (folder / "run.json").write_text(json.dumps(facts))
-    save_rule(folder, FixedGamma(gamma))
+    store(folder, FixedGamma(gamma))
     return folder
 
 
@@ -74,7 +75,7 @@ def test_two_trainings_of_one_agent_are_told_apart(tmp_path: Path) -> None:
 
 def test_what_is_no_run_folder_is_in_no_group(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        save_rule(tmp_path / name, FixedGamma(2))
+        store(tmp_path / name, FixedGamma(2))
     without_seed = [make_run(tmp_path / f"c{seed}", seed=seed, config="") for seed in (0, 1)]
     damaged = make_run(tmp_path / "d", seed=0)
     (damaged / "run.json").write_text("{")

@@ -14,12 +14,12 @@ from speckv.export import Source, make_policy
 from speckv.export.compiled import compile_batches, compile_steps, loss_of
 from speckv.export.onnx import write_onnx
 from speckv.runtime import Policy, PolicyController, load
-from speckv.runtime.constant import ConstantGamma
-from speckv.runtime.policy import STOPPING_ENVIRONMENT
-from speckv.runtime.stored import save_rule
+from speckv.runtime.constant import AcceptanceTable, ConstantGamma
+from speckv.runtime.learned import controller_of
 from speckv.traces import TraceSet
+from tests.fakes_policies import store
 from tests.fakes_traces import make_cost_table, random_traces
-from tests.speckv.test_runtime_policy import random_policy
+from tests.speckv.test_runtime_learned import random_policy
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def folder(traces: TraceSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     cost = {"name": "mine", "table": str(place / "cost.json")}
     names = {"cost": cost, "traces": {"name": str(place / "traces.parquet")}}
     (place / "run.json").write_text(json.dumps(names))
-    random_policy().save(place / "policy")
+    store(place, PolicyController(random_policy()))
     return place
 
 
@@ -69,7 +69,7 @@ def test_the_command_writes_a_policy_that_loads(folder: Path, tmp_path: Path) ->
 def test_once_a_step_says_its_loss(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     main([str(folder), "--out", str(tmp_path / "steps.speckv"), "--per-step"])
-    assert load(tmp_path / "steps.speckv").packed.kind == "acceptance_table"  # type: ignore[union-attr]
+    assert isinstance(load(tmp_path / "steps.speckv").controller, AcceptanceTable)
     assert "of its tokens a second" in caplog.text
 
 
@@ -104,7 +104,6 @@ def test_onnx_decides_alike(inside: bool, tmp_path: Path) -> None:
         made = replace(
             made,
             schema=STOPPING_SCHEMA,
-            environment=STOPPING_ENVIRONMENT,
             mean=np.zeros(size, np.float32),
             std=np.ones(size, np.float32),
             weights=weights,
@@ -112,7 +111,7 @@ def test_onnx_decides_alike(inside: bool, tmp_path: Path) -> None:
     else:
         made = random_policy()
     controller = PolicyController(made)
-    write_onnx(Policy.of(PolicyController.of(made)), tmp_path)
+    write_onnx(Policy.of(controller_of(made)), tmp_path)
     session = onnxruntime.InferenceSession(tmp_path / "policy.onnx")
     rows = np.random.default_rng(1).random((10_000, made.schema.size)).astype(np.float32)
     gammas, scores = session.run(["gamma", "scores"], {"observation": rows})
@@ -132,7 +131,7 @@ def test_what_is_no_network_has_no_graph(tmp_path: Path) -> None:
 def test_a_folder_that_does_not_say_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="found none"):
         Source.find(str(tmp_path / "nowhere"))
-    save_rule(tmp_path, ConstantGamma(3))
+    store(tmp_path, ConstantGamma(3))
     with pytest.raises(CheckpointError, match="Give --cost"):
         Source.find(str(tmp_path))
     (tmp_path / "run.json").write_text("{", encoding="utf-8")

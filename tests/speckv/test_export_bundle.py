@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from agents.registry import AGENTS, Agent
 from speckv.errors import ConfigError
 from speckv.export.bundle import bundle
 from speckv.export.hf import EMBEDDED
+from speckv.runtime.constant import ConstantGamma, ConstantPerCompression
 
 Make = Callable[[Mapping[str, str]], None]
 
@@ -100,23 +102,6 @@ def test_copies_work_where_the_package_is_not(installed: Make, tmp_path: Path) -
     assert importlib.import_module("copied.cask_a").four() == 4
 
 
-TABLE = (
-    "from cask.hoops import Hoop\nfrom cask.heavy import stove\nfrom cask.staves import oak, json\n"
-    'KINDS: dict = {\n    "light": (Hoop, lambda: json.dumps),\n    "warm": stove,\n}\n'
-)
-
-
-def test_one_entry_of_a_table_keeps_its_imports_alone(installed: Make) -> None:
-    installed({**FILES, "cask/table.py": TABLE})
-    made = bundle(["cask.table"], narrow={"cask.table": ("KINDS", "light")})
-    assert made.sources["cask_table"] == (
-        "from .cask_hoops import Hoop\n\nfrom .cask_staves import json\n"
-        "KINDS: dict = {'light': (Hoop, lambda: json.dumps)}\n"
-    )
-    assert "cask_heavy" not in made.sources
-    assert "cask_heavy" in bundle(["cask.table"]).sources
-
-
 REFUSED = {
     "a plain import": ("import cask.hoops\n", "by `from ... import`, got line 1"),
     "a star": ("from cask.hoops import *\n", "got a star"),
@@ -132,13 +117,6 @@ def test_what_cannot_be_copied_is_refused(what: str, installed: Make) -> None:
     installed({"cask/a_b.py": "c = 1"})
     with pytest.raises(ConfigError, match=message):
         bundle(["cask.lid"])
-
-
-@pytest.mark.parametrize("table", [("KINDS", "tepid"), ("SORTS", "light")])
-def test_a_table_that_is_not_there_is_refused(table: tuple[str, str], installed: Make) -> None:
-    installed({**FILES, "cask/table.py": TABLE})
-    with pytest.raises(ConfigError, match=f"{table[0]} with a key '{table[1]}' at the top of cask.table"):
-        bundle(["cask.table"], narrow={"cask.table": table})
 
 
 def test_a_package_without_source_is_refused() -> None:
@@ -157,8 +135,12 @@ def without_imports(source: str) -> str:
     return ast.dump(Dropped().visit(ast.parse(source)))
 
 
+def stored_by_itself(agent: Agent) -> bool:
+    return not agent.in_environment and not issubclass(agent.controller_class, ConstantGamma | ConstantPerCompression)
+
+
 def test_speckvs_own_modules_are_whole_and_need_three_libraries() -> None:
-    made = bundle([EMBEDDED, "agents.restoring"])
+    made = bundle({EMBEDDED, *(a.controller_class.__module__ for a in AGENTS.values() if stored_by_itself(a))})
     assert made.libraries == {"numpy", "torch", "transformers"}
     root = Path(__file__).resolve().parents[2]
     originals = {str(p.relative_to(root).with_suffix("")).replace("/", "_"): p for p in root.glob("*/**/*.py")}

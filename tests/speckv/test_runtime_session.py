@@ -13,7 +13,7 @@ from speckv.observation import SCHEMA
 from speckv.runtime import Policy, PolicyController, Session
 from speckv.runtime.constant import ConstantGamma
 from speckv.types import FloatArray, IntArray, StepOutcome
-from tests.speckv.test_runtime_policy import random_policy
+from tests.speckv.test_runtime_learned import random_policy
 
 
 class Watching(ConstantGamma):

@@ -15,8 +15,7 @@ from speckv.integrations.llama_cpp.library import Llama, TokenIds, base_class, l
 from speckv.integrations.llama_cpp.proposers import LlamaDraft, LookupDraft, Proposer
 from speckv.integrations.llama_cpp.target import Target
 from speckv.runtime import Policy, Session
-from speckv.runtime.acceptance_table import AcceptanceTable
-from speckv.runtime.constant import ConstantGamma, ConstantPerCompression
+from speckv.runtime.constant import AcceptanceTable, ConstantGamma, ConstantPerCompression
 
 logger = logging.getLogger(__name__)
 _UNKNOWN = (math.nan, math.nan)

@@ -20,7 +20,7 @@ from speckv.integrations.transformers.criteria import (
 from speckv.models.causal import CausalModel
 from speckv.models.processors import Processors
 from speckv.models.signals import signals
-from speckv.runtime.exported import Policy
+from speckv.runtime.policy import Policy
 from speckv.runtime.session import Session
 
 _LEARNING = threading.RLock()

@@ -29,7 +29,7 @@ from speckv.integrations.transformers.models import (
     vocabulary,
 )
 from speckv.models.parts import unwrapped
-from speckv.runtime.exported import Policy
+from speckv.runtime.policy import Policy
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import copy
 import tempfile
 import threading
 from base64 import b64decode
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from typing import Any
 from speckv.errors import ConfigError, SpecKVError
 from speckv.integrations.transformers.control import control
 from speckv.models.parts import unwrapped
-from speckv.runtime.exported import Policy
-from speckv.runtime.kinds import offer
+from speckv.runtime.policy import Policy
+from speckv.runtime.state import Storable
 
 
 class Embedded:
@@ -28,15 +28,13 @@ class Embedded:
 
     Args:
         files: The policy's two files: name -> content in base 64.
-        kinds: Objects whose `unpack` puts controllers together that `speckv.runtime` does not know.
+        kinds: Kind -> class of controllers that are not among those of `speckv.runtime`.
     """
 
-    def __init__(self, files: Mapping[str, str], kinds: Collection[Any] = ()) -> None:
-        self._files = files
+    def __init__(self, files: Mapping[str, str], kinds: Mapping[str, type[Storable]] | None = None) -> None:
+        self._files, self._kinds = files, kinds
         self._policy: Policy | None = None
         self._loading, self._learning = threading.Lock(), threading.Lock()
-        for kind in kinds:
-            offer(kind)
 
     @property
     def policy(self) -> Policy:
@@ -55,7 +53,7 @@ class Embedded:
             for name, content in self._files.items():
                 Path(folder, name).write_bytes(b64decode(content))
             try:
-                return Policy.load(folder)
+                return Policy.load(folder, kinds=self._kinds)
             except SpecKVError as error:
                 raise type(error)(f"The policy inside this custom_generate folder: {error}") from error
 

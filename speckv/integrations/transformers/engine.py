@@ -23,7 +23,7 @@ from speckv.integrations.transformers.request import Request
 from speckv.models.causal import CausalModel
 from speckv.models.pair import causal_model
 from speckv.models.parts import hard_context_limit, unwrapped
-from speckv.runtime.exported import Policy
+from speckv.runtime.policy import Policy
 from speckv.runtime.session import Session
 from speckv.types import FloatArray
 

@@ -17,12 +17,12 @@ from speckv.decoding import BatchEngine, Engine, RequestContext, SamplingConfig,
 from speckv.errors import ConfigError
 from speckv.observation import SCHEMA
 from speckv.runtime.constant import ConstantGamma
-from speckv.runtime.policy import SHIPPED, PolicyController
-from speckv.runtime.recurrent import LstmController
+from speckv.runtime.learned import LstmController
+from speckv.runtime.policy import load_controller, shipped_policy
 from speckv.types import Controller, FloatArray, IntArray, OnlineLearner
 from tests.fakes import BatchTableModel, TableModel, save_tiny, tiny_qwen
 from tests.fakes_traces import make_cost_table, random_traces
-from tests.speckv.test_runtime_recurrent import random_lstm
+from tests.speckv.test_runtime_learned import random_lstm
 
 COST_RATIO = SCHEMA.index("cost_ratio")
 CONTEXT = RequestContext(compression="fp16", cost_ratio=0.25)
@@ -30,7 +30,7 @@ PROMPTS = [[0, 1], [2], [3, 3, 3], [4, 5], [1, 0, 5, 2], [5]]
 BUDGETS = [30, 1, 12, 25, 17, 40]
 CONTROLLERS: dict[str, Callable[[], Controller]] = {
     "constant": lambda: ConstantGamma(3),
-    "policy": lambda: PolicyController.load(SHIPPED / "cpu-2core"),
+    "policy": lambda: load_controller(shipped_policy("cpu-2core")),
     "recurrent": lambda: LstmController(random_lstm()),
     "remembers": lambda: GammaTune(GammaTuneSettings()),
     "stops": lambda: LlamaCpp(LlamaCppSettings()),

@@ -16,13 +16,12 @@ from speckv.errors import CheckpointError, ConfigError
 from speckv.export import hf
 from speckv.export.hf import REQUIREMENTS, write_custom_generate
 from speckv.runtime import Policy, PolicyController, load
-from speckv.runtime.acceptance_table import AcceptanceTable
-from speckv.runtime.constant import ConstantGamma
-from speckv.runtime.stored import save_rule
+from speckv.runtime.constant import AcceptanceTable, ConstantGamma
 from tests.fakes import VOCAB
 from tests.fakes_custom_generate import Pair, call
+from tests.fakes_policies import Scheduled, store
 from tests.fakes_traces import make_cost_table, random_traces
-from tests.speckv.test_runtime_policy import random_policy
+from tests.speckv.test_runtime_learned import random_policy
 
 ROOT = Path(__file__).resolve().parents[3]
 SAMPLED: dict[str, Any] = {"do_sample": True, "top_k": 0, "temperature": 1.3}
@@ -198,11 +197,8 @@ def test_a_kind_that_needs_more_is_refused(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_what_cannot_be_stored_is_refused(tmp_path: Path) -> None:
-    class Mine(ConstantGamma):
-        pass
-
     with pytest.raises(CheckpointError, match="can be stored"):
-        write_custom_generate(Policy.of(Mine(3), packed=None), tmp_path)
+        write_custom_generate(Policy.of(Scheduled.turns(3)), tmp_path)
 
 
 def test_the_command_writes_it(tmp_path: Path) -> None:
@@ -212,7 +208,7 @@ def test_the_command_writes_it(tmp_path: Path) -> None:
     make_cost_table().save(run / "cost.json")
     names = {"cost": {"name": str(run / "cost.json")}, "traces": {"name": str(run / "traces.parquet")}}
     (run / "run.json").write_text(json.dumps(names))
-    save_rule(run, ConstantGamma(3))
+    store(run, ConstantGamma(3))
     main([str(run), "--to", "hf-custom-generate", "--out", str(tmp_path / "out")])
     assert (tmp_path / "out" / "custom_generate" / "generate.py").is_file()
     assert load(tmp_path / "out").name == "fixed-3"

@@ -21,8 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from vllm import LLM, SamplingParams
 from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
-from agents.bandits.arms import Ucb1
-from agents.bandits.settings import UcbSettings
+from agents.bandits.arms import Ucb1, UcbSettings
 from speckv.cost import CostTable
 from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError
@@ -255,7 +254,7 @@ def test_a_bandit_learns_from_three_requests_at_once(
         update(compression, arm, observation, outcome)
 
     monkeypatch.setattr(learner, "update", noting)
-    policy = Policy.of(learner, packed=None, cost_ratio={"fp16": 0.3})
+    policy = Policy.of(learner, cost_ratio={"fp16": 0.3})
     speculation = _speculation(models) if drafts_with == "model" else LOOKUP
     with use(policy):
         texts, counts = run(3, speculative_config=speculation, **(_scheduler() if drafts_with == "model" else {}))

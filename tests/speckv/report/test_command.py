@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agents.fixed import FixedGamma
+from agents.constants import FixedGamma
 from agents.runs.evaluating import evaluate
 from agents.runs.settings import CostSettings, DataSettings, EvaluateSettings
 from speckv.commands import report
@@ -18,9 +18,9 @@ from speckv.commands.main import main
 from speckv.cost import CostTable
 from speckv.models.tokenizer import load_tokenizer, token_bytes, vocabulary_hash
 from speckv.report.texts import Vocabulary
-from speckv.runtime.stored import save_rule
 from speckv.traces import TraceSet
 from tests.fakes import LETTERS, save_tiny, tiny_qwen
+from tests.fakes_policies import store
 from tests.fakes_report import toy_run
 from tests.fakes_runs import TINY_PPO, CapturedConsole
 from tests.fakes_settings import shipped
@@ -118,7 +118,7 @@ def test_two_runs_of_one_name_are_told_apart_by_their_folders(runs: tuple[Path, 
 
 
 def test_a_policys_folder_is_judged_where_it_is_told(runs: tuple[Path, Path], tmp_path: Path) -> None:
-    save_rule(tmp_path / "rule", FixedGamma(2))
+    store(tmp_path / "rule", FixedGamma(2))
     home = runs[0].parent
     ground = ["cost=cpu-2core", f"cost.table={home / 'toy.json'}", "data=qwen2.5-coder"]
     ground.append(f"data.traces={home / 'toy.parquet'}")
@@ -205,7 +205,7 @@ def test_one_clear_error(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    save_rule(tmp_path / "rule", FixedGamma(2))
+    store(tmp_path / "rule", FixedGamma(2))
     empty = tmp_path / "empty"
     empty.mkdir()
     monkeypatch.chdir(empty)

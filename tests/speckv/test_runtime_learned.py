@@ -1,22 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An exported policy: the same after a round trip, and refused when anything about its files is off."""
+"""Controllers that decide by a network: what they compute, what they remember, and what they refuse."""
 
-import hashlib
 import itertools
-import json
-import shutil
 import time
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from speckv.errors import CheckpointError, SchemaError
-from speckv.observation import SCHEMA, ObservationSchema
+from speckv.observation import SCHEMA
+from speckv.replay import replay_controller
 from speckv.runtime import MlpPolicy, PolicyController
-from speckv.types import Controller, FloatArray
+from speckv.runtime.learned import LstmController, LstmPolicy
+from speckv.types import BatchMemory, Controller, FloatArray
+from tests.fakes_traces import compile_both, make_traces, random_traces
 
 
 def random_policy(seed: int = 0, gammas: tuple[int, ...] = tuple(range(17))) -> MlpPolicy:
@@ -24,13 +22,11 @@ def random_policy(seed: int = 0, gammas: tuple[int, ...] = tuple(range(17))) -> 
     sizes = [SCHEMA.size, 64, 64, len(gammas)]
     return MlpPolicy(
         name="random",
-        schema=SCHEMA,
         gammas=gammas,
         mean=rng.random(SCHEMA.size).astype(np.float32),
         std=(0.1 + rng.random(SCHEMA.size)).astype(np.float32),
         weights=tuple((rng.normal(size=(b, a)) / np.sqrt(a)).astype(np.float32) for a, b in itertools.pairwise(sizes)),
         biases=tuple(rng.normal(size=b).astype(np.float32) for b in sizes[1:]),
-        provenance={"seed": seed},
     )
 
 
@@ -83,19 +79,6 @@ def test_ties_go_to_the_lowest_index() -> None:
     assert controller.act_batch(random_rows(4)).tolist() == [3, 3, 3, 3]
 
 
-def test_round_trip_through_the_files(tmp_path: Path) -> None:
-    policy, rows = random_policy(), random_rows(10_000)
-    policy.save(tmp_path)
-    loaded = PolicyController.load(tmp_path, name="loaded")
-    np.testing.assert_array_equal(loaded.scores(rows), PolicyController(policy).scores(rows))
-    assert loaded.name == "loaded"
-    assert loaded.policy.provenance == {"seed": 0}
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["policy.json", "policy.npz"]
-    before = [(tmp_path / name).read_bytes() for name in ("policy.json", "policy.npz")]
-    loaded.policy.save(tmp_path)
-    assert before == [(tmp_path / name).read_bytes() for name in ("policy.json", "policy.npz")]
-
-
 def test_a_decision_takes_microseconds() -> None:
     """The promise is 20 us on a quiet machine; the best of 2,000 is compared, with a factor 4 for slow ones."""
     controller, rows = PolicyController(random_policy()), random_rows(2000)
@@ -105,19 +88,6 @@ def test_a_decision_takes_microseconds() -> None:
         controller.act(row)
         best = min(best, time.perf_counter() - start)
     assert best < 80e-6
-
-
-def test_a_policy_for_another_observation_is_refused(tmp_path: Path) -> None:
-    random_policy().save(tmp_path)
-    renamed = ObservationSchema(
-        version=SCHEMA.version,
-        fields=(*SCHEMA.fields[:3], SCHEMA.fields[3]._replace(name="draft_doubt"), *SCHEMA.fields[4:]),
-    )
-    with pytest.raises(SchemaError, match=r"draft_doubt.*draft_confidence_min"):
-        MlpPolicy.load(tmp_path, schema=renamed)
-    newer = ObservationSchema(version=SCHEMA.version + 1, fields=SCHEMA.fields)
-    with pytest.raises(SchemaError, match="version"):
-        MlpPolicy.load(tmp_path, schema=newer)
 
 
 @pytest.mark.parametrize(
@@ -136,64 +106,6 @@ def test_a_malformed_batch_is_refused() -> None:
         PolicyController(random_policy()).act_batch(np.full((2, SCHEMA.size), np.nan, np.float32))
 
 
-def edit_card(change: Callable[[dict[str, object]], object]) -> Callable[[Path], None]:
-    def edit(folder: Path) -> None:
-        card = json.loads((folder / "policy.json").read_text())
-        change(card)
-        (folder / "policy.json").write_text(json.dumps(card))
-
-    return edit
-
-
-def swap_weights(folder: Path) -> None:
-    random_policy(1).save(folder / "other")
-    shutil.copy(folder / "other" / "policy.npz", folder / "policy.npz")
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda f: (f / "policy.json").unlink(), "found none"),
-        (lambda f: (f / "policy.npz").unlink(), "found none"),
-        (lambda f: (f / "policy.json").write_text("{"), "not readable JSON"),
-        (lambda f: (f / "policy.json").write_text("[]"), "expected a policy card"),
-        (lambda f: (f / "policy.npz").write_bytes(b"x"), "SHA-256 differs"),
-        (swap_weights, "SHA-256 differs"),
-        (edit_card(lambda c: c.update(format_version=2)), "format version 1, got 2"),
-        (edit_card(lambda c: c.update(extra=1)), "extra"),
-        (edit_card(lambda c: c.pop("activation")), "activation"),
-        (edit_card(lambda c: c.update(activation="relu")), "expected activation 'tanh'"),
-        (edit_card(lambda c: c.update(gammas=[0, 1])), "that end in 2 gammas"),
-        (edit_card(lambda c: c.update(gammas=[-1])), "counts of tokens"),
-        (edit_card(lambda c: c.update(layers=[1, 2])), "Expected layers of shapes"),
-        (edit_card(lambda c: c.update(layers=[1, 2, 3, 4])), "expected an array 'weight_3'"),
-        (edit_card(lambda c: c.update(layers=None)), "malformed"),
-    ],
-)
-def test_damaged_files_are_refused(tmp_path: Path, damage: Callable[[Path], object], message: str) -> None:
-    random_policy().save(tmp_path)
-    damage(tmp_path)
-    with pytest.raises(CheckpointError, match=message):
-        MlpPolicy.load(tmp_path)
-
-
-def test_a_malformed_schema_is_refused(tmp_path: Path) -> None:
-    random_policy().save(tmp_path)
-    edit_card(lambda c: c.update(observation_schema={"version": 1}))(tmp_path)
-    with pytest.raises(SchemaError, match="observation schema"):
-        MlpPolicy.load(tmp_path)
-
-
-def test_pickles_are_never_read(tmp_path: Path) -> None:
-    policy = random_policy()
-    policy.save(tmp_path)
-    np.savez(tmp_path / "policy.npz", mean=np.array([{"a": 1}], object), allow_pickle=True)
-    digest = hashlib.sha256((tmp_path / "policy.npz").read_bytes()).hexdigest()
-    edit_card(lambda c: c.update(weights_sha256=digest))(tmp_path)
-    with pytest.raises(CheckpointError, match="no plain arrays"):
-        MlpPolicy.load(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -206,3 +118,86 @@ def test_pickles_are_never_read(tmp_path: Path) -> None:
 def test_arrays_that_do_not_fit_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         replace(random_policy(), **change)  # type: ignore[arg-type]
+
+
+# -- with a memory --------------------------------------------------------------------------------------------------
+
+UNITS = 8
+
+
+def random_lstm(seed: int = 0) -> LstmPolicy:
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape: int, scale: float = 1.0) -> FloatArray:
+        return (scale * rng.normal(size=shape)).astype(np.float32)
+
+    return LstmPolicy(
+        name="remembers",
+        gammas=tuple(range(17)),
+        mean=rng.random(SCHEMA.size).astype(np.float32),
+        std=(0.1 + rng.random(SCHEMA.size)).astype(np.float32),
+        input_weight=draw(4 * UNITS, SCHEMA.size, scale=0.25),
+        state_weight=draw(4 * UNITS, UNITS),
+        gate_bias=draw(4 * UNITS),
+        weights=(draw(12, UNITS), draw(17, 12)),
+        biases=(draw(12, scale=0.1), draw(17, scale=0.1)),
+    )
+
+
+def lstm_reference(policy: LstmPolicy, rows: np.ndarray) -> np.ndarray:
+    """The same cell in float64 along one sequence, written out from its definition."""
+    hidden, cell, scores = np.zeros(UNITS), np.zeros(UNITS), []
+    for row in (rows.astype(np.float64) - policy.mean) / policy.std:
+        gates = policy.input_weight @ row + policy.state_weight @ hidden + policy.gate_bias
+        i, f, g, o = gates.reshape(4, UNITS)
+        i, f, o = (1 / (1 + np.exp(-gate)) for gate in (i, f, o))
+        cell = f * cell + i * np.tanh(g)
+        hidden = o * np.tanh(cell)
+        values = np.tanh(policy.weights[0] @ hidden + policy.biases[0])
+        scores.append(policy.weights[1] @ values + policy.biases[1])
+    return np.array(scores)
+
+
+def test_scores_are_those_of_the_definition_all_along_a_sequence() -> None:
+    policy, rows = random_lstm(), random_rows(100)
+    controller = LstmController(policy)
+    scores = np.concatenate([controller.scores(row[np.newaxis]) for row in rows])
+    np.testing.assert_allclose(scores, lstm_reference(policy, rows), atol=1e-4)
+
+
+def test_it_remembers_and_forgets() -> None:
+    controller, rows = LstmController(random_lstm()), random_rows(30)
+    assert isinstance(controller, Controller)
+    assert isinstance(controller, BatchMemory)
+    first = [controller.act(row) for row in rows]
+    on = [controller.act(row) for row in rows]
+    controller.reset()
+    assert [controller.act(row) for row in rows] == first != on
+
+
+def test_each_request_has_a_state_of_its_own() -> None:
+    controller = LstmController(random_lstm())
+    traces = random_traces(num_prompts=6, seed=4)
+    together = replay_controller(controller, *compile_both(traces))
+    assert len(np.flatnonzero(together.gamma_counts.sum(axis=0))) > 2
+    for row, sequence in enumerate(traces.sequences):
+        alone = replay_controller(controller, *compile_both(make_traces([sequence], max_new_tokens=40)))
+        assert alone.gamma_counts[0].tolist() == together.gamma_counts[row].tolist()
+
+
+def test_wrong_observations_are_refused() -> None:
+    controller = LstmController(random_lstm())
+    with pytest.raises(SchemaError, match=r"shape \(1, 17\), got \(1, 3\)"):
+        controller.act(np.zeros(3, np.float32))
+    with pytest.raises(SchemaError, match=r"shape \(1, 17\), got \(2, 17\)"):
+        controller.act_batch(random_rows(2))
+    with pytest.raises(SchemaError, match="NaN"):
+        controller.act(np.full(SCHEMA.size, np.nan, np.float32))
+
+
+def test_lstm_arrays_that_do_not_fit_are_refused() -> None:
+    policy = random_lstm()
+    with pytest.raises(CheckpointError, match="Expected arrays of shapes"):
+        replace(policy, gate_bias=np.zeros(3, np.float32))
+    with pytest.raises(CheckpointError, match="diverged"):
+        replace(policy, state_weight=np.full((4 * UNITS, UNITS), np.nan, np.float32))

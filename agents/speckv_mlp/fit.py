@@ -5,16 +5,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from agents.speckv_mlp.controllers import SpecKVMlp, SpecKVMlpCost, acceptance_inputs
-from agents.speckv_mlp.settings import SpecKVMlpSettings
-from agents.survival.fit import fit_probabilities
-from agents.survival.samples import Samples, collect
-from speckv.cost import CostTable
-from speckv.cost.times import StepTimes
+from agents.registry import TrainingData
+from agents.speckv_mlp.controllers import SpecKVMlp, SpecKVMlpCost, SpecKVMlpSettings, acceptance_inputs
+from agents.survival.fit import Samples, collect, fit_probabilities
 from speckv.evaluation.replays import compile_pair
 from speckv.replay import VisitedStates
 from speckv.runtime.constant import ConstantGamma
-from speckv.traces import TraceSet
 
 
 def acceptance_samples(states: VisitedStates, gammas: Sequence[int], rng: np.random.Generator) -> Samples:
@@ -39,16 +35,15 @@ def acceptance_samples(states: VisitedStates, gammas: Sequence[int], rng: np.ran
     )
 
 
-def fit_speckv_mlp(train: TraceSet, cost: CostTable, settings: SpecKVMlpSettings, *, seed: int) -> SpecKVMlp:
+def fit_speckv_mlp(settings: SpecKVMlpSettings, data: TrainingData) -> SpecKVMlp:
     """Fits the paper's rule, on the states that its gammas meet as constants."""
-    compiled, compiled_cost = compile_pair(train, cost)
+    compiled, compiled_cost = compile_pair(data.train, data.cost)
     constants = [ConstantGamma(gamma) for gamma in settings.gammas if gamma > 0]
     states = collect(compiled, compiled_cost, constants)
-    samples = acceptance_samples(states, settings.gammas, np.random.default_rng(seed))
-    return SpecKVMlp(fit_probabilities(samples, settings, seed=seed), settings.gammas)
+    samples = acceptance_samples(states, settings.gammas, np.random.default_rng(data.seed))
+    return SpecKVMlp(fit_probabilities(samples, settings, seed=data.seed), settings.gammas)
 
 
-def fit_speckv_mlp_cost(train: TraceSet, cost: CostTable, settings: SpecKVMlpSettings, *, seed: int) -> SpecKVMlpCost:
+def fit_speckv_mlp_cost(settings: SpecKVMlpSettings, data: TrainingData) -> SpecKVMlpCost:
     """Fits the same network, and weighs its tokens against the times of a cost table."""
-    paper = fit_speckv_mlp(train, cost, settings, seed=seed)
-    return SpecKVMlpCost(paper, StepTimes.of(cost, train.compressions))
+    return SpecKVMlpCost(fit_speckv_mlp(settings, data), data.times)
