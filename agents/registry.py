@@ -8,7 +8,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agents.bandits import making
 from agents.building import build_settings
 from speckv.cost import CostTable, require_single_request
 from speckv.cost.times import StepTimes
