@@ -258,6 +258,7 @@ def begin_learner(name: str, settings: Any, data: TrainingData) -> Controller:
     if not AGENTS[name].online:
         known = sorted(other for other, agent in AGENTS.items() if agent.online)
         raise ConfigError(f"Expected an agent that learns online, of {known}, got {name!r}.{nearest(name, known)}")
+    from agents.bandits import making  # late, as above
 
     return making.begin(AGENTS[name].controller_class, settings, data)
 
