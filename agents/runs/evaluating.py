@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From settings to a saved comparison on the test prompts: what `evaluate.py` does, and `train.py` at its end."""
+"""Comparisons on the test prompts: what `evaluate.py` does, and `train.py` at its end."""
 
 import json
 import logging
@@ -60,14 +60,10 @@ def evaluate_controllers(
     """Compares, prints the table, and saves everything.
 
     Args:
-        controllers: Under test.
         train: Prompts that the best fixed gamma is tuned on.
-        test: Prompts to compare on.
-        cost: The clock.
         output: Folder for text, JSON, CSV and figures.
         num_resamples: Of the bootstrap.
         seed: Of the bootstrap and the tests.
-        console: Takes the table.
         train_sweep: Every fixed gamma on `train`, if that was replayed already.
         seed_groups: Which controllers are runs of one agent that differ by their seed.
     """
@@ -92,10 +88,10 @@ def evaluate_controllers(
 
 
 def evaluate(settings: EvaluateSettings, console: Console) -> Comparison:
-    """Does what `evaluate.py` promises.
+    """Compares controllers from run folders and agents made now.
 
     Raises:
-        SpecKVError: one clear error if anything named is missing or does not fit; nothing is written then.
+        SpecKVError: if anything named is missing or does not fit; nothing is written then.
     """
     require_agents(settings.agents)
     train, test = load_splits(settings.data)

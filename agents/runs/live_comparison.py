@@ -4,14 +4,19 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from agents.runs.console import StopRequest
 from agents.runs.requests import COMPARE, DecodedRequest, LiveTask, RequestLog, decode_request, summarise, warm_up
+from agents.runs.run_folder import EVALUATION, Run, RunFolder
 from speckv.evaluation.text import render_table
+from speckv.files import canonical_json, write_atomically
+from speckv.profiling.machine import describe_machine
 from speckv.runtime.constant import ConstantGamma
 from speckv.types import Controller
 
 PLAIN = "plain"
+REPORT = Path(EVALUATION) / "live.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,3 +138,49 @@ def compare_live(
         prompt_ids=tuple(prompt.prompt_id for prompt in task.heldout),
         max_new_tokens=task.max_new_tokens,
     )
+
+
+def report_live(
+    run: Run,
+    task: LiveTask,
+    folder: RunFolder,
+    controller: Controller | None,
+    recent: Sequence[DecodedRequest],
+    log: RequestLog,
+    request: StopRequest,
+) -> dict[str, float]:
+    """Compares, prints, and writes the report of a live run.
+
+    Args:
+        controller: The learned one; None leaves the comparison out.
+        recent: The last requests of learning.
+        log: Takes a line a request.
+
+    Returns:
+        The final figures, by TensorBoard tag.
+    """
+    assert run.settings.live is not None
+    report: dict[str, object] = {
+        "agent": run.name,
+        "cost": task.cost.name,
+        "live": task.facts,
+        "machine": describe_machine(getattr(task.engine.target, "device", None)),
+        "run": str(folder.path),
+    }
+    final: dict[str, float] = {}
+    if recent:
+        figures = summarise(recent)
+        final["final/tokens_per_s_recent"] = figures["tokens_per_s"]
+        report["last_requests"] = {"requests": len(recent), **figures}
+        run.console.write(
+            f"\nWhile learning, the last {len(recent)} requests: {figures['tokens_per_s']:.2f} tokens/s, "
+            "exploration included, on train prompts"
+        )
+    if controller is not None:
+        comparison = compare_live(task, controller, run.settings.live.fixed_gammas, log, request)
+        report["comparison"] = comparison.to_dict()
+        final["final/tokens_per_s"] = comparison.arms[controller.name].tokens_per_s
+        final |= {f"final/{name}": value for name, value in comparison.ratios().items()}
+        run.console.write(f"\n{comparison.render()}")
+    write_atomically(folder / REPORT, canonical_json(report))
+    return final

@@ -43,10 +43,10 @@ from agents.runs.environments import (
     make_live_environment,
 )
 from agents.runs.evaluating import CONSTANTS, evaluate_controllers, warn_of_waiting
-from agents.runs.live_comparison import compare_live
+from agents.runs.live_comparison import report_live
 from agents.runs.monitor import LiveMonitor, Monitor, MonitorContext, ReplayMonitor
 from agents.runs.online import OnlineTraining
-from agents.runs.requests import DecodedRequest, Loader, RequestLog, load_live_task, load_models, summarise, warm_up
+from agents.runs.requests import DecodedRequest, Loader, RequestLog, load_live_task, load_models, warm_up
 from agents.runs.run_folder import EVALUATION, EVENTS, LAST, Run, RunFolder
 from agents.runs.settings import TrainSettings, hyperparameters
 from agents.runs.task import Score, Task, Validator, load_task
@@ -56,14 +56,11 @@ from speckv.errors import ConfigError, SpecKVError, nearest
 from speckv.evaluation.metrics import ALL
 from speckv.evaluation.report import TEXT
 from speckv.evaluation.results import headline
-from speckv.files import canonical_json, write_atomically
 from speckv.models.device import use_threads
-from speckv.profiling.machine import describe_machine
 from speckv.runtime.policy import load_controller
 from speckv.types import FloatArray
 
 DECODED = "decoded.jsonl"
-LIVE_REPORT = Path(EVALUATION) / "live.json"
 _NEVER = 10**12
 """More episodes than any run has."""
 
@@ -355,7 +352,7 @@ class ReplaySetup:
 
     @contextmanager
     def keeping(self, training: Training, folder: RunFolder) -> Iterator[None]:  # noqa: ARG002
-        """Does nothing: a replay that fails has nothing to keep."""
+        """Does nothing: what the last update left is saved."""
         yield
 
     def evaluate(self, training: Training, folder: RunFolder, writer: RunWriter) -> tuple[dict[str, float], Figures]:
@@ -422,29 +419,24 @@ class LiveSetup:
 
     def prepare(self) -> Training:
         """Makes the learner and warms the models up."""
-        training = self._learner() if isinstance(self.run.agent, LearnerSettings) else self._online()
-        warm_up(self.task)
-        return training
-
-    @property
-    def _provenance(self) -> dict[str, str | int | float]:
-        return {
-            "agent": self.run.name,
-            "cost": self.task.cost.name,
-            "cost_sha256": self.task.cost.sha256,
-            "init_from": self.run.settings.init_from or "",
-            "live": json.dumps(self.task.facts, sort_keys=True),
-            "seed": self.run.settings.seed,
+        run, task, log = self.run, self.task, self._log
+        provenance: dict[str, str | int | float] = {
+            "agent": run.name,
+            "cost": task.cost.name,
+            "cost_sha256": task.cost.sha256,
+            "init_from": run.settings.init_from or "",
+            "live": json.dumps(task.facts, sort_keys=True),
+            "seed": run.settings.seed,
         }
-
-    def _online(self) -> Training:
-        return OnlineTraining(self.run, self.task, self._log, self._source, self._provenance)
-
-    def _learner(self) -> Training:
-        run, task, settings = self.run, self.task, self.run.settings
-        env = LiveEnvironment(make_live_environment(task, settings), self._log, run.name, self._live.recent)
-        monitor = partial(LiveMonitor, env)
-        return LearnerTraining(run, env, monitor, provenance=self._provenance, source=self._source)
+        training: Training
+        if isinstance(run.agent, LearnerSettings):
+            env = LiveEnvironment(make_live_environment(task, run.settings), log, run.name, self._live.recent)
+            monitor = partial(LiveMonitor, env)
+            training = LearnerTraining(run, env, monitor, provenance=provenance, source=self._source)
+        else:
+            training = OnlineTraining(run, task, log, self._source, provenance)
+        warm_up(task)
+        return training
 
     def open_folder(self) -> RunFolder:
         """Opens the run folder and the log of requests in it."""
@@ -478,32 +470,9 @@ class LiveSetup:
             InterruptedTraining: if a signal came.
             SpecKVError: if models fail.
         """
-        console, task = self.run.console, self.task
-        report: dict[str, object] = {
-            "agent": self.run.name,
-            "cost": task.cost.name,
-            "live": task.facts,
-            "machine": describe_machine(getattr(task.engine.target, "device", None)),
-            "run": str(folder.path),
-        }
-        final: dict[str, float] = {}
-        if recent := training.recent:
-            figures = summarise(recent)
-            final["final/tokens_per_s_recent"] = figures["tokens_per_s"]
-            report["last_requests"] = {"requests": len(recent), **figures}
-            console.write(
-                f"\nWhile learning, the last {len(recent)} requests: {figures['tokens_per_s']:.2f} tokens/s, "
-                "exploration included, on train prompts"
-            )
-        if self._live.heldout:
-            stored = load_controller(folder.path)
-            with catch_signals() as request:
-                comparison = compare_live(task, stored, self._live.fixed_gammas, self._log, request)
-            report["comparison"] = comparison.to_dict()
-            final["final/tokens_per_s"] = comparison.arms[stored.name].tokens_per_s
-            final |= {f"final/{name}": value for name, value in comparison.ratios().items()}
-            console.write(f"\n{comparison.render()}")
-        write_atomically(folder / LIVE_REPORT, canonical_json(report))
+        controller = load_controller(folder.path) if self._live.heldout else None
+        with catch_signals() as request:
+            final = report_live(self.run, self.task, folder, controller, training.recent, self._log, request)
         return final, final
 
 
