@@ -34,12 +34,13 @@ from speckv.runtime.storage import (
     CARD,
     SUFFIX,
     WEIGHTS,
+    make_script,
+    play,
     read_card,
     read_weights,
     require_policy,
     write_policy,
 )
-from speckv.runtime.vectors import make_script, play
 from speckv.types import (
     BITS_PER_WEIGHT,
     GAMMA_MAX,
@@ -121,12 +122,10 @@ class Policy:
 
     @staticmethod
     def of(controller: Controller, *, learns: bool | None = None, **known: Any) -> "Policy":
-        """Makes the policy of a controller.
+        """Makes the policy of a controller; `known` are other attributes.
 
         Args:
-            controller: Any.
             learns: Whether it goes on learning; by default as it is. False freezes a copy of it.
-            **known: Other attributes.
         """
         learner = isinstance(controller, OnlineLearner) and controller.learns
         controller = controller if learns is not False else _frozen(controller)
@@ -140,7 +139,7 @@ class Policy:
 
     @property
     def granularity(self) -> str:
-        """What it decides: "token" if also inside steps, else "step"."""
+        """Returns "token" for a policy that also decides inside steps, else "step"."""
         return "token" if isinstance(self.controller, StoppingController) else "step"
 
     @property
@@ -150,22 +149,22 @@ class Policy:
 
     @property
     def interleaves(self) -> bool:
-        """Whether steps of several sessions may interleave; of learners, those that can put a request aside."""
+        """Whether steps of several sessions may interleave; with learners, only `InterleavedLearner` allows it."""
         return not self.learns or isinstance(self.controller, InterleavedLearner)
 
     @property
     def compressions(self) -> tuple[str, ...]:
-        """Those it was made for; the first is a session's default."""
+        """Compressions that it was trained for; the first is a session's default."""
         return tuple(self.cost_ratio) or ("fp16",)
 
     def never_drafts(self, compression: str | None = None) -> bool:
-        """Whether it is plain decoding at a compression, whatever it sees; that of a session by default."""
+        """Whether every decision is 0 at a compression; by default at that of a session."""
         controller = self.controller
         return isinstance(controller, Abstainer) and controller.never_drafts(compression or self.compressions[0])
 
     @property
     def fallback_gamma(self) -> int:
-        """Tokens drafted at the default compression where the controller cannot be asked."""
+        """Fallback at the default compression, in tokens."""
         return self.fallback.get(self.compressions[0], 0)
 
     def session(
@@ -177,22 +176,22 @@ class Policy:
         vocab_size: int | None = None,
         hidden: Collection[str] = (),
     ) -> Session:
-        """Opens a session, for one request.
+        """Opens a session for one request.
 
         Sessions of a policy that learns share what it learns. Their steps may interleave if it `interleaves`; otherwise
-        its requests come one after the other.
+        its requests must come one after the other.
 
         Args:
-            max_new_tokens: Token budget, the prefill's token included; None where nobody tells, which hides the budget
-                and bounds no draft.
+            max_new_tokens: Token budget, the prefill's token included; None if unknown, which hides the budget and
+                bounds no draft.
             compression: Of the target; the policy's first by default.
-            cost_ratio: One draft pass over one target pass; what it was trained with by default.
-            vocab_size: Of the target; where it is another tokenizer's than in training, every decision is the fallback.
-            hidden: What the library does not tell, seen as typical: signals of "target" and "draft"; "budget", where
-                `max_new_tokens` is a mere bound, such as that of the context, at which few texts end.
+            cost_ratio: One draft pass over one target pass; that of training by default.
+            vocab_size: Of the target; if it differs from training by more than padding, all decisions are the fallback.
+            hidden: What the library does not show, for which typical values stand: signals of "target" and "draft";
+                "budget", where `max_new_tokens` is only a bound that few texts reach, such as the context's.
 
         Raises:
-            ConfigError: for a compression or a hidden part that is not known.
+            ConfigError: for an unknown compression or hidden part.
         """
         compression = compression or self.compressions[0]
         if compression not in BITS_PER_WEIGHT:
@@ -258,22 +257,21 @@ class Policy:
         return STOPPING_SCHEMA if self.granularity == "token" else SCHEMA
 
     def _restored(self, kind: type[Storable], state: ControllerState) -> "Policy":
-        """The same as it is stored, with warnings of its own, for test vectors."""
+        """The policy as it is loaded from a state, with a counter of its own, to play test vectors on."""
         controller = _restore(kind, state, self.name)
         return replace(self, controller=controller if self.learns else _frozen(controller), warnings=Counter())
 
     @staticmethod
     def load(folder: Path | str, *, kinds: Mapping[str, type[Storable]] | None = None) -> "Policy":
-        """Reads and tries a policy.
+        """Reads a policy and plays its test vectors.
 
         Args:
             folder: A policy's folder, or a run folder.
             kinds: Kind -> class of controllers that no installed package offers.
 
         Raises:
-            CheckpointError: if it is missing, truncated, tampered with, of another version or absurd, or decides
-                otherwise here than where it was saved.
-            SchemaError: if it reads features of the observation that do not exist here or mean something else.
+            CheckpointError: if it is missing, damaged or of another version, or a test vector's decision differs.
+            SchemaError: if it reads features that observations lack or define differently.
         """
         folder = require_policy(Path(folder))
         card = read_card(folder / CARD)
@@ -309,11 +307,10 @@ load = Policy.load
 
 
 def load_controller(path: Path | str, *, name: str | None = None) -> Controller:
-    """Loads the controller of a run folder or of a policy's folder; raises what `Policy.load` raises.
+    """Loads the controller of a run folder or of a policy's folder, under another name if one is given.
 
-    Args:
-        path: The folder.
-        name: Shown in tables in place of the controller's own.
+    Raises:
+        CheckpointError, SchemaError: as `Policy.load`.
     """
     controller = Policy.load(path).controller
     controller.name = name or controller.name

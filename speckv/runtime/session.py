@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A policy at work in someone else's decode loop, one request each. Nothing in here raises."""
+"""Sessions: a policy decides for one request in a foreign decode loop. No call of a session raises."""
 
 import copy
 import logging
@@ -27,39 +27,39 @@ from speckv.types import (
 logger = logging.getLogger(__name__)
 
 HIDDEN = ("target", "draft", "budget")
-"""What a library may not show: signals of either model, or where a text has to end."""
+"""What a library may not show: the signals of either model, or the token budget."""
 _NAN = math.nan
 _MOST_NATS = 64.0
 """No vocabulary is large enough for such an entropy."""
 _SLACK = 1e-3
-"""By which rounding may carry a probability over 1."""
+"""Rounding may carry a probability this far over 1."""
 _COLUMNS = {
     "target": [SCHEMA.index(name) for name in ("target_entropy", "target_confidence")],
     "draft": [SCHEMA.index(n) for n in SCHEMA.names if n.startswith("draft_") and n != "draft_lag"],
     "budget": [SCHEMA.index(name) for name in ("position", "tokens_left")],
 }
 _SURE = (0.0, 1.0, 1.0)
-"""Signals of a token of which nothing is known."""
+"""Stands for signals that are unknown."""
 
 
 class Session:
     """Decides for one request; made by `Policy.session`.
 
-    The calls of a request: `start` once, then for every decode step `begin_step`, `go_on` behind each drafted token,
-    `end_step`. A value that cannot be is never believed: the decisions that it would have led to become the fallback
-    gamma, and `warnings` counts them.
+    The calls of a request: `start` once, then for every decode step `begin_step`, `go_on` after each drafted token,
+    `end_step`. An impossible value is never used: the decisions that depend on it become the fallback gamma, and
+    `warnings` counts them by reason.
 
     Args:
-        controller: Decides; this session's own, or one that learns and is shared.
-        max_new_tokens: Token budget, the prefill's token included; where the budget is hidden, no more than a bound.
+        controller: The session's own, or a learner that sessions share.
+        max_new_tokens: Token budget, the prefill's token included; where the budget is hidden, an upper bound.
         cost_ratio: One draft pass over one target pass.
         bits_per_weight: Of the target.
-        gamma_max: Most tokens of a draft, whatever the controller says.
-        fallback: Gamma where the controller cannot be asked.
-        warnings: Counts why it could not, by reason.
-        hidden: Of `HIDDEN`; what is seen in the place of their features is `typical`.
+        gamma_max: Most tokens of a draft.
+        fallback: Gamma where the controller cannot decide.
+        warnings: Reason of a fallback -> count.
+        hidden: Some of `HIDDEN`; `typical` stands for their features.
         typical: Shape [features].
-        refuse: A reason to distrust everything from the start, such as a wrong vocabulary.
+        refuse: A reason for the fallback at every decision, such as another vocabulary.
     """
 
     def __init__(
@@ -85,12 +85,12 @@ class Session:
         self._target_hidden, self._draft_hidden = ("target" in hidden), ("draft" in hidden)
         self._columns = np.array([column for name in hidden for column in _COLUMNS[name]], np.int64)
         self._typical = None if typical is None else typical[self._columns]
-        # Why decisions are not asked for: for ever, in this step, and in the next one.
+        # Reasons for the fallback: in all steps, in this one, and in the next one.
         self._refuse = self._doubt = refuse
         self._carried: str | None = None
         if refuse is not None:
             self._count(refuse)
-        self._asked = False
+        self._decided = False
         self._gamma = 0
         self._began = time.perf_counter()
         controller.reset()
@@ -104,26 +104,26 @@ class Session:
         """Begins the request, right after the prefill emitted its token.
 
         Args:
-            target_entropy: Of the distribution that it came from, in nats; anything if the target's signals are hidden.
-            target_confidence: Its top-1 probability.
+            target_entropy: In nats, at that token; ignored if the target's signals are hidden.
+            target_confidence: Top-1 probability at that token; likewise.
         """
         self._doubt, self._carried = self._refuse, None
         self._controller.reset()
         self._memory.start(*self._target(target_entropy, target_confidence))
-        self._asked = False
+        self._decided = False
 
     def begin_step(self) -> int:
         """Returns how many tokens to draft at most: 0 to what is left of the budget, one token less."""
         memory = self._memory
         observation = memory.render()
-        self._asked = False
+        self._decided = False
         gamma = self._fallback
         if self._doubt is None:
             if len(self._columns):
                 observation[self._columns] = self._typical
             try:
                 gamma = int(self._controller.act(observation))
-                self._asked = True
+                self._decided = True
             except Exception as error:  # whatever a policy does, the text goes on
                 self._failed(error)
         self._gamma = max(0, min(gamma, self._gamma_max, memory.tokens_left - 1))
@@ -131,19 +131,19 @@ class Session:
         return self._gamma
 
     def go_on(self, entropy: float = _NAN, confidence: float = _NAN, margin: float = _NAN) -> bool:
-        """Takes in a drafted token and returns whether to draft another; the token itself stays in the draft.
+        """Records a drafted token, which stays in the draft, and returns whether to draft another.
 
         Args:
-            entropy: Of the draft's distribution at that token, in nats; anything if the draft's signals are hidden.
-            confidence: Its top-1 probability.
-            margin: Top-1 minus top-2 probability.
+            entropy: Of the draft's distribution at that token, in nats; ignored if the draft's signals are hidden.
+            confidence: Its top-1 probability; likewise.
+            margin: Top-1 minus top-2 probability; likewise.
         """
         memory = self._memory
         possible = _possible(entropy, confidence) and -_SLACK <= margin <= 1 + _SLACK
         if not possible:
             entropy, confidence, margin = _SURE
             if not self._draft_hidden:
-                # It is part of what the next step is decided on, too.
+                # The next step is decided on it, too.
                 self._carried = self._distrust("a signal of the draft that cannot be")
         inside = memory.add_draft(entropy, confidence, margin)
         drafted = len(memory.drafted)
@@ -151,7 +151,7 @@ class Session:
             return False
         if not self._stops:
             return True
-        if self._doubt is not None or self._draft_hidden or not self._asked:
+        if self._doubt is not None or self._draft_hidden or not self._decided:
             return drafted < self._fallback
         try:
             return bool(cast(StoppingController, self._controller).go_on(inside))
@@ -169,14 +169,14 @@ class Session:
         num_emitted: int | None = None,
         seconds: float | None = None,
     ) -> None:
-        """Takes in what a step came to.
+        """Records the outcome of a step.
 
         Args:
             num_accepted: Drafted tokens kept, bonus excluded.
-            target_entropy: At the newest emitted token, in nats; anything if the target's signals are hidden.
-            target_confidence: Its top-1 probability there.
-            num_drafted: Tokens verified; by default as many as `go_on` was told of. A loop may verify fewer; where it
-                drops the whole draft, the controller is told nothing.
+            target_entropy: At the newest emitted token, in nats; ignored if the target's signals are hidden.
+            target_confidence: Top-1 probability at that token; likewise.
+            num_drafted: Tokens verified; by default the calls of `go_on`. A loop may verify fewer; from a step whose
+                whole draft it drops, the controller learns nothing.
             num_emitted: Tokens added to the output; by default one more than were accepted.
             seconds: Of the step; by default since `begin_step` returned.
         """
@@ -202,7 +202,7 @@ class Session:
             target_entropy=entropy,
             target_confidence=confidence,
         )
-        if self._asked and not dropped:
+        if self._decided and not dropped:
             self._learn(
                 StepOutcome(
                     gamma=drafted if self._stops else self._gamma,
@@ -216,7 +216,7 @@ class Session:
                     seconds=elapsed,
                 )
             )
-        self._asked = False
+        self._decided = False
 
     def _learn(self, outcome: StepOutcome) -> None:
         try:
@@ -251,26 +251,23 @@ def _possible(entropy: float, confidence: float) -> bool:
 
 
 def shared(learner: Controller) -> Controller:
-    """Returns what a request uses of a learner: its part, or the learner itself where requests cannot interleave."""
+    """Returns one request's view of a shared learner, or the learner itself if its requests cannot interleave."""
     if not isinstance(learner, InterleavedLearner):
         return learner
     return SharedStoppingSession(learner) if isinstance(learner, StoppingController) else SharedLearnerSession(learner)
 
 
 class SharedLearnerSession:
-    """One request's part of a learner.
+    """One request's view of a learner that several requests share.
 
-    What belongs to the request, such as the choice that the next outcome is about, is taken up before each call and put
-    aside behind it, so that no request's outcome is taken for that of another's choice.
-
-    Args:
-        learner: Shared.
+    What belongs to the request, such as the choice that the next outcome is about, is loaded before each call and saved
+    after it, so that an outcome is always learned as that of its own request's choice.
     """
 
     def __init__(self, learner: InterleavedLearner) -> None:
         self.name, self.charges_decision = learner.name, learner.charges_decision
         self._learner = learner
-        # Of whatever request was at hand; `reset` makes it this one's, and nothing in it may be that one's.
+        # Of another request until `reset`; a copy, so that neither changes the other's.
         self._request = copy.deepcopy(learner.save_request())
 
     @contextmanager
@@ -297,7 +294,7 @@ class SharedLearnerSession:
             return self._learner.act_batch(observations)
 
     def learn(self, outcome: StepOutcome) -> None:
-        """Lets the learner learn from what this request's last choice led to."""
+        """Learns from the outcome of this request's last choice."""
         with self._turn():
             self._learner.learn(outcome)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two files of a stored policy: `policy.json`, a card, and `policy.safetensors`, its arrays. NumPy alone.
+"""The two files of a stored policy: `policy.json`, a card with test vectors, and `policy.safetensors`, its arrays.
 
 Run folders, shipped policies and exports hold the same two files: in a folder `NAME.speckv/`, which in a run folder is
 `policy.speckv/`. The reference page is docs/export.md.
@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from speckv.errors import CheckpointError
 from speckv.files import canonical_json, write_atomically
+from speckv.runtime.session import Session
 from speckv.runtime.state import Arrays
 
 FORMAT = "speckv-policy"
@@ -210,3 +211,77 @@ def _read(data: bytes) -> dict[str, NDArray[Any]]:
     if body + end != len(data):
         raise ValueError(f"{len(data) - body - end} bytes behind the last array")
     return arrays
+
+
+# -- test vectors: scripted requests with the decisions that the policy took on them -------------------------------
+
+NUM_REQUESTS = 5
+NUM_STEPS = 10
+"""Steps of a request."""
+_DIGITS = 4
+
+Script = Sequence[Mapping[str, Any]]
+"""One entry a request: `compression`, `start`, `max_new_tokens` and `steps`. A step has the `draft`'s signals at every
+token that may be drafted, the number that the target would accept (`acceptable`), the `target`'s signals at the newest
+token, and its `seconds`."""
+
+
+def make_script(compressions: Sequence[str], *, depth: int, seed: int = 0) -> Script:
+    """Draws easy and hard requests for some compressions in turn, with drafts of up to `depth` tokens."""
+    rng = np.random.default_rng(seed)
+    return [
+        {
+            "compression": compressions[number % len(compressions)],
+            "max_new_tokens": 64,
+            "start": _rounded(_signals(rng, 1, 0.8)[0, :2]),
+            "steps": [_step(rng, depth, ease) for _ in range(NUM_STEPS)],
+        }
+        for number, ease in enumerate(rng.uniform(0.3, 0.98, max(NUM_REQUESTS, len(compressions))).tolist())
+    ]
+
+
+def _step(rng: np.random.Generator, depth: int, ease: float) -> Mapping[str, Any]:
+    draft = _signals(rng, depth, ease)
+    kept = rng.random(depth) < draft[:, 1]
+    return {
+        "draft": [_rounded(row) for row in draft],
+        "acceptable": depth if kept.all() else int(kept.argmin()),
+        "target": _rounded(_signals(rng, 1, ease)[0, :2]),
+        "seconds": round(float(rng.uniform(0.01, 0.2)), _DIGITS),
+    }
+
+
+def _signals(rng: np.random.Generator, number: int, ease: float) -> Any:
+    confidence = rng.beta(4 * ease, 4 * (1 - ease), number).clip(0.02, 1.0)
+    entropy = -3.0 * np.log(confidence) * rng.uniform(0.3, 1.0, number)
+    margin = np.maximum(confidence - (1 - confidence) * rng.uniform(0, 1, number), 0.0)
+    return np.stack([entropy, confidence, margin], axis=1)
+
+
+def _rounded(values: Any) -> list[float]:
+    return [round(float(value), _DIGITS) for value in values]
+
+
+def play(script: Script, session: Callable[..., Session]) -> list[list[list[int]]]:
+    """Plays requests one after the other in sessions that `session(compression=, max_new_tokens=)` opens.
+
+    Returns:
+        For each request, for each of its steps: the gamma of `begin_step`, and how many tokens were drafted.
+    """
+    return [_request(request, session) for request in script]
+
+
+def _request(request: Mapping[str, Any], session: Callable[..., Session]) -> list[list[int]]:
+    running = session(compression=request["compression"], max_new_tokens=request["max_new_tokens"])
+    running.start(*request["start"])
+    decided = []
+    for step in request["steps"]:
+        gamma, drafted = running.begin_step(), 0
+        more = gamma > 0
+        while more:
+            more = running.go_on(*step["draft"][drafted])
+            drafted += 1
+        decided.append([gamma, drafted])
+        accepted = min(drafted, int(step["acceptable"]))
+        running.end_step(accepted, *step["target"], seconds=step["seconds"])
+    return decided

@@ -21,8 +21,8 @@ from speckv.replay import replay_controller, replay_stream
 from speckv.runtime import Policy, load
 from speckv.runtime.policy import load_controller, shipped_policy
 from speckv.runtime.session import Session
-from speckv.runtime.vectors import make_script
-from speckv.runtime.vectors import play as play_vectors
+from speckv.runtime.storage import make_script
+from speckv.runtime.storage import play as play_vectors
 from speckv.traces import TraceSequence, TraceSet, find_traces
 from speckv.types import BatchMemory, Controller, OnlineLearner, StoppingController
 from tests.agents.test_agents_contract import OPTIONS
