@@ -28,7 +28,7 @@ class PerRequestSettings:
         ridge: Prior precision of every weight but the constants', in requests.
     """
 
-    ridge: float = 10.0
+    ridge: float
 
     def __post_init__(self) -> None:
         """Checks ranges."""

@@ -167,45 +167,38 @@ def require_agent(name: str) -> None:
 
 
 def agent_settings(options: Mapping[str, object]) -> tuple[str, Any]:
-    """Checks an agent's options.
-
-    Args:
-        options: `name` and the agent's own settings.
+    """Checks an agent's options: `name` and settings; those that are left out have the defaults of `configs/agent`.
 
     Returns:
         The name and the checked settings.
 
     Raises:
-        ConfigError: naming the option, if one is unknown, missing or wrong.
+        ConfigError: naming the option, if one is unknown or wrong.
     """
     name = options.get("name")
     if not isinstance(name, str):
         raise ConfigError(f"Expected agent.name to be one of {sorted(AGENTS)}, got {name!r}.")
     require_agent(name)
-    rest = {key: value for key, value in options.items() if key != "name"}
-    return name, build_settings(AGENTS[name].settings_class, rest, "agent")
-
-
-@cache
-def default_options(name: str) -> Mapping[str, object]:
-    """An agent's name and default settings: the content of `configs/agent/NAME.yaml`."""
-    import yaml  # late, because stored policies also run where it is not installed
-
-    require_agent(name)
-    content: dict[str, object] = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
-    return content
+    content = {**_defaults(name), **options}
+    del content["name"]
+    return name, build_settings(AGENTS[name].settings_class, content, "agent")
 
 
 def default_settings(name: str, **changes: object) -> Any:
-    """An agent's default settings with some changes, checked.
-
-    Raises:
-        ConfigError: if there is no such agent, or a change is unknown or wrong.
+    """An agent's default settings with some changes, checked; see `agent_settings`.
 
     >>> default_settings("fixed", gamma=2)
     FixedSettings(gamma=2)
     """
-    return agent_settings({**default_options(name), **changes})[1]
+    return agent_settings({"name": name, **changes})[1]
+
+
+@cache
+def _defaults(name: str) -> Mapping[str, object]:
+    import yaml  # late, because stored policies also run where it is not installed
+
+    content: dict[str, object] = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
+    return content
 
 
 def decides_token_by_token(name: str, settings: Any, decides: str = "per_step") -> bool:

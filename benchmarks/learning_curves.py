@@ -17,11 +17,12 @@ from matplotlib.figure import Figure
 
 import train as program
 from agents.bandits.base import Bandit
-from agents.bandits.hazard import HazardSettings, HazardThompson
-from agents.bandits.linear import LinearSettings, LinThompson
+from agents.bandits.hazard import HazardThompson
+from agents.bandits.linear import LinThompson
 from agents.bandits.making import measure_scaling
+from agents.registry import default_settings
 from agents.runs.task import Task, Validator, load_task
-from agents.survival.controllers import SurvivalGamma, SurvivalSettings, SurvivalStopping
+from agents.survival.controllers import SurvivalGamma, SurvivalStopping
 from agents.survival.fit import (
     EVERYDAY_GAMMAS,
     RandomGammaSampler,
@@ -97,6 +98,7 @@ def _point(samples: int, validator: Validator, controller: Controller) -> Record
 def supervised(name: str, *, cost: str, most: int, seed: int) -> Record:
     """Fits survival models to more and more decode steps, drawn from those that a random and two constants make."""
     task, validator = _load(cost)
+    survival = default_settings("survival")
     compiled, compiled_cost = compile_pair(task.learning, task.cost)
     rng = np.random.default_rng(seed)
     times = StepTimes.of(task.cost, task.learning.compressions, gamma_max=compiled.gamma_max)
@@ -108,8 +110,8 @@ def supervised(name: str, *, cost: str, most: int, seed: int) -> Record:
     order, points = rng.permutation(len(states.limits)), []
     for size in sizes(min(most, len(order))):
         some = take(states, order[:size])
-        batch = int(np.clip(size // BATCHES_A_PASS, SMALLEST_BATCH, SurvivalSettings().batch_size))
-        settings = replace(SurvivalSettings(), batch_size=batch)
+        batch = int(np.clip(size // BATCHES_A_PASS, SMALLEST_BATCH, survival.batch_size))
+        settings = replace(survival, batch_size=batch)
         fitted: Controller = SurvivalGamma(
             fit_probabilities(before_steps(some, compiled.gamma_max), settings, seed=seed), times
         )
@@ -161,9 +163,9 @@ def online(name: str, *, cost: str, most: int, seed: int) -> Record:
     times = StepTimes.of(task.cost, task.learning.compressions, gamma_max=compiled.gamma_max)
     scaling = measure_scaling(compiled, compiled_cost)
     bandit: Bandit = (
-        HazardThompson(HazardSettings(), times, scaling, seed)
+        HazardThompson(default_settings("hazard_thompson"), times, scaling, seed)
         if name == "hazard_thompson"
-        else LinThompson(LinearSettings(), times, scaling, seed)
+        else LinThompson(default_settings("lints"), times, scaling, seed)
     )
     seen, points, due = 0, [], sizes(most)
     order = np.random.default_rng(seed).permutation(len(compiled)).tolist()

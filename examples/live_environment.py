@@ -13,7 +13,8 @@ from pathlib import Path
 import gymnasium as gym
 
 import envs
-from agents.bandits.calibrated import CalibratedSettings, CalibratedStopping
+from agents.bandits.calibrated import CalibratedStopping
+from agents.registry import default_settings
 from agents.token_by_token import TokenByToken
 from envs.live import LivePrompt
 from speckv.cost import CostTable
@@ -43,7 +44,7 @@ def main() -> None:
         max_new_tokens=MAX_NEW_TOKENS,
         decides="per_token",
     )
-    player = TokenByToken(CalibratedStopping(CalibratedSettings(), StepTimes.of(cost, ["fp16"]), 0))
+    player = TokenByToken(CalibratedStopping(default_settings("calibrated_stopping"), StepTimes.of(cost, ["fp16"]), 0))
     for index in range(len(prompts)):
         observation, info = env.reset(seed=0, options={"prompt": index})
         player.reset()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agents.bandits.base import ARMS, Bandit
+from agents.bandits.base import Bandit
 from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError
 from speckv.types import FloatArray, StepOutcome
@@ -20,7 +20,7 @@ class ArmsSettings:
         arms: Speculation lengths to choose from.
     """
 
-    arms: tuple[int, ...] = ARMS
+    arms: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +32,8 @@ class UcbSettings:
         width: Multiplies the bonus; 1 is the theory's.
     """
 
-    arms: tuple[int, ...] = ARMS
-    width: float = 1.0
+    arms: tuple[int, ...]
+    width: float
 
     def __post_init__(self) -> None:
         """Checks ranges."""

@@ -15,7 +15,6 @@ from speckv.runtime.state import ControllerState
 from speckv.types import GAMMA_MAX, FloatArray, IntArray, StepOutcome
 
 Float64 = NDArray[np.float64]
-ARMS = (0, 1, 2, 3, 4, 6, 8, 12, 16)
 """Speculation lengths that bandits choose among by default."""
 
 

@@ -43,15 +43,15 @@ class CalibratedSettings:
             0.95 did best on train prompts of the shipped recordings.
     """
 
-    gamma_max: int = 16
-    slope: float = 0.5
-    offset: float = -0.2
-    refit_every: int = 100
-    ridge: float = 1e-3
-    damping: float = 50.0
-    memory: int = 2000
-    decay: float = 0.9
-    price_scale: float = 0.95
+    gamma_max: int
+    slope: float
+    offset: float
+    refit_every: int
+    ridge: float
+    damping: float
+    memory: int
+    decay: float
+    price_scale: float
 
     def __post_init__(self) -> None:
         """Checks ranges."""

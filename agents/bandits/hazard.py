@@ -35,11 +35,11 @@ class HazardSettings:
         probe: Chance of drafting two tokens where none looks best: plain steps reveal nothing.
     """
 
-    gamma_max: int = 16
-    width: float = 0.2
-    ridge: float = 1.0
-    forget: float = 1.0
-    probe: float = 0.03
+    gamma_max: int
+    width: float
+    ridge: float
+    forget: float
+    probe: float
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -49,17 +49,6 @@ class HazardSettings:
             )
         if not 0 < self.forget <= 1 or not 0 <= self.probe <= 1:
             raise ConfigError(f"Expected agent.forget in (0, 1] and agent.probe in [0, 1], got {self}.")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DiscountedHazardSettings(HazardSettings):
-    """Of hazard Thompson sampling for drifting streams.
-
-    Attributes:
-        forget: A regression's memory is about 1 / (1 - forget) of its own updates.
-    """
-
-    forget: float = 0.999
 
 
 class HazardThompson(Bandit):
@@ -117,7 +106,6 @@ class DiscountedHazardThompson(HazardThompson):
     """
 
     kind = "hazard_thompson_discounted"
-    settings_class = DiscountedHazardSettings
 
     def __init__(self, settings: HazardSettings, times: StepTimes, features: Features, seed: int) -> None:
         super().__init__(settings, times, features, seed)

@@ -3,12 +3,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.bandits.base import ARMS, Bandit, Features, Float64
+from agents.bandits.base import Bandit, Features, Float64
 from agents.survival.controllers import SurvivalSettings
 from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError
@@ -36,11 +36,11 @@ class LinearSettings:
             step revealed; "naive" from larger arms too where a rejection revealed those, which is biased: a warning.
     """
 
-    arms: tuple[int, ...] = ARMS
-    width: float = 0.3
-    ridge: float = 1.0
-    forget: float = 1.0
-    side_information: str = "smaller"
+    arms: tuple[int, ...]
+    width: float
+    ridge: float
+    forget: float
+    side_information: str
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -65,12 +65,12 @@ class NeuralLinearSettings(LinearSettings):
         rounds: Fits.
     """
 
-    hidden: tuple[int, ...] = (64, 32)
-    epochs: int = 12
-    batch_size: int = 4096
-    learning_rate: float = 3e-3
-    weight_decay: float = 1e-3
-    rounds: int = 2
+    hidden: tuple[int, ...]
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    rounds: int
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -242,7 +242,7 @@ class LinThompson(_Linear):
     """
 
     kind = "lints"
-    settings_class = LinearSettings
+    settings_class: ClassVar[type[Any]] = LinearSettings
 
     def __init__(self, settings: LinearSettings, times: StepTimes, features: Features, seed: int) -> None:
         super().__init__("lints", settings, times, features, seed)

@@ -32,12 +32,12 @@ class TapOutSettings:
         margin: The margin stops below this.
     """
 
-    gamma_max: int = 16
-    level: str = "request"
-    width: float = 1.0
-    confidence: float = 0.8
-    entropy_rise: float = 0.2
-    margin: float = 0.2
+    gamma_max: int
+    level: str
+    width: float
+    confidence: float
+    entropy_rise: float
+    margin: float
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -99,14 +99,24 @@ class LeastMargin(StoppingRule):
 
 
 def make_rules(settings: TapOutSettings) -> tuple[StoppingRule, ...]:
-    """The rules, in the order in which they are tried first."""
+    """The rules, in the order in which they are tried first; published ones with their papers' constants."""
     most = settings.gamma_max
     confident = LlamaCpp(LlamaCppSettings(n_max=most, p_min=settings.confidence))
     confident.name = "max-confidence"
     return (
         confident,
-        Svip(SvipSettings(gamma_max=most)),
-        AdaEdl(AdaEdlSettings(gamma_max=most)),
+        Svip(SvipSettings(gamma_max=most, scale=0.15, threshold=0.3)),
+        AdaEdl(
+            AdaEdlSettings(
+                gamma_max=most,
+                scale=0.2,
+                threshold=0.5,
+                target=0.9,
+                rate_decay=0.5,
+                threshold_decay=0.9,
+                step=0.01,
+            )
+        ),
         EntropyRise(most, settings.entropy_rise),
         LeastMargin(most, settings.margin),
     )

@@ -20,13 +20,13 @@ class LearnerSettings:
         normalisation_steps: Steps of a random policy that the observations' mean and deviation come from.
     """
 
-    total_steps: int = 1_000_000
-    num_envs: int = 256
-    num_steps: int = 32
-    learning_rate: float = 1e-3
-    discount: float = 0.0
-    hidden: tuple[int, ...] = (64, 64)
-    normalisation_steps: int = 20_000
+    total_steps: int
+    num_envs: int
+    num_steps: int
+    learning_rate: float
+    discount: float
+    hidden: tuple[int, ...]
+    normalisation_steps: int
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -61,8 +61,8 @@ class OnPolicySettings(LearnerSettings):
         entropy_coef: Weight of the entropy bonus.
     """
 
-    gae_lambda: float = 0.95
-    entropy_coef: float = 0.05
+    gae_lambda: float
+    entropy_coef: float
 
     def check(self) -> None:
         """See `LearnerSettings.check`."""
@@ -77,9 +77,6 @@ class OnPolicySettings(LearnerSettings):
 class A2CSettings(OnPolicySettings):
     """Hyper-parameters of A2C: one update a rollout, on all of it."""
 
-    num_steps: int = 8
-    learning_rate: float = 3e-3
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PPOSettings(OnPolicySettings):
@@ -91,9 +88,9 @@ class PPOSettings(OnPolicySettings):
         clip_range: Of the probability ratio.
     """
 
-    batch_size: int = 2048
-    num_epochs: int = 4
-    clip_range: float = 0.2
+    batch_size: int
+    num_epochs: int
+    clip_range: float
 
     def check(self) -> None:
         """See `LearnerSettings.check`."""
@@ -116,8 +113,7 @@ class RecurrentPPOSettings(PPOSettings):
         lstm_hidden: Units of the LSTM; `hidden` are the layers behind it.
     """
 
-    hidden: tuple[int, ...] = (64,)
-    lstm_hidden: int = 64
+    lstm_hidden: int
 
     def check(self) -> None:
         """See `LearnerSettings.check`."""
@@ -148,16 +144,14 @@ class DQNSettings(LearnerSettings):
         final_exploration: Share of random actions from then on.
     """
 
-    total_steps: int = 500_000
-    num_steps: int = 8
-    gradient_steps: int = 8
-    batch_size: int = 2048
-    buffer_size: int = 200_000
-    learning_starts: int = 10_000
-    target_interval: int = 8192
-    return_steps: int = 1
-    exploration_fraction: float = 0.5
-    final_exploration: float = 0.05
+    gradient_steps: int
+    batch_size: int
+    buffer_size: int
+    learning_starts: int
+    target_interval: int
+    return_steps: int
+    exploration_fraction: float
+    final_exploration: float
 
     def check(self) -> None:
         """See `LearnerSettings.check`."""
@@ -182,8 +176,7 @@ class QRDQNSettings(DQNSettings):
         num_quantiles: For each action.
     """
 
-    batch_size: int = 512
-    num_quantiles: int = 25
+    num_quantiles: int
 
     def check(self) -> None:
         """See `LearnerSettings.check`."""

@@ -24,13 +24,13 @@ class AdaEdlSettings:
         step: epsilon: by how much lambda is moved.
     """
 
-    gamma_max: int = 16
-    scale: float = 0.2
-    threshold: float = 0.5
-    target: float = 0.9
-    rate_decay: float = 0.5
-    threshold_decay: float = 0.9
-    step: float = 0.01
+    gamma_max: int
+    scale: float
+    threshold: float
+    target: float
+    rate_decay: float
+    threshold_decay: float
+    step: float
 
     def __post_init__(self) -> None:
         """Checks ranges."""

@@ -21,10 +21,10 @@ class GammaTuneSettings:
         threshold: Least top-1 probability to go on; 0 is GammaTune, above 0 GammaTune+.
     """
 
-    start: int = 4
-    eta: float = 0.2
-    delta: int = 2
-    threshold: float = 0.0
+    start: int
+    eta: float
+    delta: int
+    threshold: float
 
     def __post_init__(self) -> None:
         """Checks ranges."""

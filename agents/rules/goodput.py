@@ -28,7 +28,7 @@ class GoodputSettings:
         gamma_max: Most tokens of a draft.
     """
 
-    gamma_max: int = 16
+    gamma_max: int
 
     def __post_init__(self) -> None:
         """Checks ranges."""

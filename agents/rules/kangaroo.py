@@ -17,8 +17,8 @@ class KangarooSettings:
         eta: Least top-1 probability to go on, in [0, 1]; its command line's default is 0.4.
     """
 
-    gamma_max: int = 6
-    eta: float = 0.6
+    gamma_max: int
+    eta: float
 
     def __post_init__(self) -> None:
         """Checks ranges."""

@@ -17,8 +17,8 @@ class LlamaCppSettings:
         p_min: Least top-1 probability to go on, in [0, 1].
     """
 
-    n_max: int = 16
-    p_min: float = 0.75
+    n_max: int
+    p_min: float
 
     def __post_init__(self) -> None:
         """Checks ranges."""

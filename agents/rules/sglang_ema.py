@@ -24,13 +24,13 @@ class SglangEmaSettings:
         up: Added to the bar above which a longer length is taken.
     """
 
-    candidates: tuple[int, ...] = (1, 3, 5, 7)
-    start: int = 1
-    decay: float = 0.8
-    warmup: int = 10
-    interval: int = 5
-    down: float = -0.25
-    up: float = 0.0
+    candidates: tuple[int, ...]
+    start: int
+    decay: float
+    warmup: int
+    interval: int
+    down: float
+    up: float
 
     def __post_init__(self) -> None:
         """Checks ranges."""

@@ -20,9 +20,9 @@ class SvipSettings:
         threshold: h: the draft ends behind a token with sqrt(c * entropy) above it.
     """
 
-    gamma_max: int = 40
-    scale: float = 0.15
-    threshold: float = 0.3
+    gamma_max: int
+    scale: float
+    threshold: float
 
     def __post_init__(self) -> None:
         """Checks ranges."""

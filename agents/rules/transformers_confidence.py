@@ -27,9 +27,9 @@ class TransformersConfidenceSettings:
         adaptive: Whether the threshold is refitted after every step, as transformers does where scikit-learn is there.
     """
 
-    gamma_max: int = 20
-    threshold: float = 0.4
-    adaptive: bool = True
+    gamma_max: int
+    threshold: float
+    adaptive: bool
 
     def __post_init__(self) -> None:
         """Checks ranges."""

@@ -20,9 +20,9 @@ class TransformersHeuristicSettings:
         down: Subtracted otherwise, down to 1.
     """
 
-    start: int = 5
-    up: int = 2
-    down: int = 1
+    start: int
+    up: int
+    down: int
 
     def __post_init__(self) -> None:
         """Checks ranges."""

@@ -50,12 +50,12 @@ class SpecKVMlpSettings:
         weight_decay: Of AdamW.
     """
 
-    gammas: tuple[int, ...] = (2, 4, 6, 8)
-    hidden: tuple[int, ...] = (16,)
-    epochs: int = 12
-    batch_size: int = 4096
-    learning_rate: float = 1e-2
-    weight_decay: float = 1e-4
+    gammas: tuple[int, ...]
+    hidden: tuple[int, ...]
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -65,13 +65,6 @@ class SpecKVMlpSettings:
             raise ConfigError(
                 f"Expected agent.gammas to ascend within 0 to {GAMMA_MAX}, with one above 0, got {list(self.gammas)}."
             )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpecKVMlpCostSettings(SpecKVMlpSettings):
-    """The same, with every gamma on offer by default: with time in the rule, the largest is no foregone choice."""
-
-    gammas: tuple[int, ...] = tuple(range(GAMMA_MAX + 1))
 
 
 def acceptance_inputs(observations: FloatArray, gammas: ArrayLike) -> FloatArray:
@@ -147,7 +140,7 @@ class SpecKVMlpCost(Rule):
     """
 
     kind = "speckv_mlp_cost"
-    settings_class = SpecKVMlpCostSettings
+    settings_class = SpecKVMlpSettings
 
     def __init__(self, paper: SpecKVMlp, times: StepTimes, *, name: str = "speckv-mlp-cost") -> None:
         super().__init__(name)

@@ -84,12 +84,12 @@ class SurvivalSettings:
         rounds: Fits; all but the first add the states that the controller of the fit before meets.
     """
 
-    hidden: tuple[int, ...] = (64, 64)
-    epochs: int = 12
-    batch_size: int = 4096
-    learning_rate: float = 3e-3
-    weight_decay: float = 1e-3
-    rounds: int = 2
+    hidden: tuple[int, ...]
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    rounds: int
 
     def __post_init__(self) -> None:
         """Checks ranges."""

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from agents.bandits.calibrated import CalibratedSettings, CalibratedStopping
+from agents.bandits.calibrated import CalibratedStopping
+from agents.registry import default_settings
 from benchmarks.against_transformers import THEIRS, make_engines, ours, theirs, theirs_assisted
 from benchmarks.arms import Decode, run_arms
 from benchmarks.divergence import explain
@@ -239,7 +240,7 @@ def measure_arms(settings: Settings, compression: str, end: float) -> dict[str, 
     named = {f"ours, {gamma}": decode for gamma, decode in sweep.items()}
     tuned = run_arms(named, tuning, synchronise=wait, go_on=lambda: time.monotonic() < sweep_end)
     best = max(sweep, key=lambda gamma: tuned.tokens_per_s(f"ours, {gamma}"))
-    learner = CalibratedStopping(CalibratedSettings(), StepTimes.of(table), 0)
+    learner = CalibratedStopping(default_settings("calibrated_stopping"), StepTimes.of(table), 0)
     controllers = [find_controller("shipped", SHIPPED_CLOCK), learner]
     arms: dict[str, Decode] = {
         THEIRS: theirs(pair, budget),

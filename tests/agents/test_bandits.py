@@ -2,7 +2,7 @@
 """Bandits: formulas by hand, regressions against the closed form, and learning where there is something to learn."""
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from speckv.runtime.constant import ConstantGamma
 from speckv.runtime.network import Network
 from speckv.types import OnlineLearner
 from tests.fakes_runs import toy_traces
+from tests.fakes_settings import shipped
 from tests.fakes_traces import compile_both, make_cost_table, outcome, random_traces
 
 TIMES = StepTimes.of(make_cost_table())
@@ -34,13 +35,13 @@ FP16[SCHEMA.index("bits_per_weight")] = 1.0
 
 
 def test_rewards_are_speedups_over_plain_decoding() -> None:
-    bandit = Ucb1(UcbSettings(arms=(0, 2)), TIMES, 0)
+    bandit = Ucb1(shipped(UcbSettings, arms=(0, 2)), TIMES, 0)
     # fp16's plain pass takes 8 s: 3 tokens in 12 s are 0.25 a second, twice plain decoding's 0.125.
     assert bandit.speedup(0, outcome(2, 2, seconds=12.0)) == pytest.approx(2.0)
 
 
 def test_ucb1_follows_its_bound() -> None:
-    bandit = Ucb1(UcbSettings(arms=(0, 2)), TIMES, 0)
+    bandit = Ucb1(shipped(UcbSettings, arms=(0, 2)), TIMES, 0)
     assert [bandit.act(FP16), bandit.act(FP16)] == [0, 0]  # nothing learned yet: the first arm stays untried
     bandit.learn(outcome(0, 0))
     assert bandit.act(FP16) == 2
@@ -54,7 +55,7 @@ def test_ucb1_follows_its_bound() -> None:
 
 
 def test_ucbspec_is_the_papers_bound() -> None:
-    bandit = UcbSpec(UcbSettings(arms=(0, 2)), TIMES, 0)
+    bandit = UcbSpec(shipped(UcbSettings, arms=(0, 2)), TIMES, 0)
     bandit.counts[0], bandit.means[0] = [30, 20], [2.0, 1.9]
     largest = 3 * 8.0 / (8.5 + 2 * 1.0)
 
@@ -65,7 +66,7 @@ def test_ucbspec_is_the_papers_bound() -> None:
 
 
 def test_exp3_weighs_losses_by_the_chance_they_had() -> None:
-    bandit = Exp3Spec(ArmsSettings(arms=(0, 2)), TIMES, 0)
+    bandit = Exp3Spec(shipped(ArmsSettings, arms=(0, 2)), TIMES, 0)
     arm = bandit.choose(0, FP16)
     assert bandit._probability == pytest.approx(0.5)
     bandit.update(0, arm, FP16, outcome(0, 0))
@@ -74,7 +75,7 @@ def test_exp3_weighs_losses_by_the_chance_they_had() -> None:
 
 
 def test_each_compression_learns_for_itself() -> None:
-    bandit = GaussianThompson(ArmsSettings(arms=(0, 2)), TIMES, 0)
+    bandit = GaussianThompson(shipped(ArmsSettings, arms=(0, 2)), TIMES, 0)
     bandit.act(FP16)
     bandit.learn(outcome(0, 0))
     assert bandit.counts.tolist() == [[1, 0], [0, 0]]
@@ -159,7 +160,7 @@ def test_a_stream_of_one_kind_of_request_equals_requests_side_by_side() -> None:
     assert stream.prompt_ids == together.prompt_ids
 
 
-@pytest.mark.parametrize("rule", [Svip(SvipSettings()), AdaEdl(AdaEdlSettings(threshold=0.3))])
+@pytest.mark.parametrize("rule", [Svip(shipped(SvipSettings)), AdaEdl(shipped(AdaEdlSettings, threshold=0.3))])
 def test_a_stream_asks_inside_steps_as_often_as_requests_side_by_side_are_asked(rule: StoppingRule) -> None:
     table = replace(make_cost_table(), controller_s=0.125)
     compiled, cost = compile_both(random_traces(num_prompts=6, seed=4), table)
@@ -210,15 +211,15 @@ def test_bandits_without_context_come_near_the_best_constant(name: str) -> None:
         (TapOutSettings, {"margin": 1.5}),
     ],
 )
-def test_settings_out_of_range_are_refused(settings: type[object], options: dict[str, object]) -> None:
+def test_settings_out_of_range_are_refused(settings: type[Any], options: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="Expected agent"):
-        build_settings(settings, options, "agent")
+        build_settings(settings, {**asdict(shipped(settings)), **options}, "agent")
 
 
 @pytest.mark.parametrize("arms", [(), (3, 1), (0, 17)])
 def test_arms_out_of_range_are_refused(arms: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match="ascending from 0 to 16"):
-        Ucb1(UcbSettings(arms=arms), TIMES, 0)
+        Ucb1(shipped(UcbSettings, arms=arms), TIMES, 0)
 
 
 def test_neural_linear_regresses_on_the_last_hidden_layer() -> None:
@@ -228,7 +229,7 @@ def test_neural_linear_regresses_on_the_last_hidden_layer() -> None:
     features = LastHidden(Network(weights, biases))
     hidden = np.tanh(weights[1] @ np.tanh(weights[0] @ FP16 + biases[0]) + biases[1])
     np.testing.assert_allclose(features.features(FP16), [*hidden, 1.0], rtol=1e-5)
-    bandit = NeuralLinear(NeuralLinearSettings(arms=(0, 2)), TIMES, features, 0)
+    bandit = NeuralLinear(shipped(NeuralLinearSettings, arms=(0, 2)), TIMES, features, 0)
     assert bandit.act(FP16) in (0, 2)
     bandit.learn(outcome(0, 0))
     assert bandit.bank.inverse.shape == (2, 4, 4)
@@ -237,7 +238,7 @@ def test_neural_linear_regresses_on_the_last_hidden_layer() -> None:
 
 def test_a_learner_begins_knowing_nothing() -> None:
     data = TrainingData(train=random_traces(num_prompts=8).select(split="train"), cost=make_cost_table(), seed=0)
-    fresh = begin_learner("ucb1", UcbSettings(), data)
+    fresh = begin_learner("ucb1", shipped(UcbSettings), data)
     assert isinstance(fresh, Ucb1)
     assert not fresh.counts.any()
     with pytest.raises(ConfigError, match="learns online"):

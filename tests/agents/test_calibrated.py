@@ -11,6 +11,7 @@ from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError
 from speckv.observation import SCHEMA, STOPPING_SCHEMA
 from speckv.types import StepOutcome
+from tests.fakes_settings import shipped
 from tests.fakes_traces import make_cost_table, outcome
 
 TIMES = StepTimes.of(make_cost_table(controller_s=0.0), ["fp16"])
@@ -60,7 +61,7 @@ def test_it_goes_on_while_a_token_is_worth_its_time() -> None:
     One token more costs 1.25 s, so it has to be worth 0.2083 tokens: 0.25 behind one token is. Behind two, a third one
     is worth 0.125, a third and a fourth 0.1875 where 0.4167 would be needed, and so on.
     """
-    rule = CalibratedStopping(CalibratedSettings(slope=0.0, offset=0.0, price_scale=1.0), TIMES, 0)
+    rule = CalibratedStopping(shipped(CalibratedSettings, slope=0.0, offset=0.0, price_scale=1.0), TIMES, 0)
     rule.reset()
     assert rule.act(observation(0, 0.5)[: SCHEMA.size]) == 16
     assert rule.go_on(observation(1, 0.9))
@@ -76,13 +77,17 @@ def test_it_looks_further_ahead_than_one_token() -> None:
     verify[0, :3] = [8.0, 8.0, 13.0]
     times = replace(TIMES, verify_s=verify)
     chance = float(logit(np.array([0.8]))[0])
-    rule = CalibratedStopping(CalibratedSettings(gamma_max=4, slope=0.0, offset=chance, price_scale=1.0), times, 0)
+    rule = CalibratedStopping(
+        shipped(CalibratedSettings, gamma_max=4, slope=0.0, offset=chance, price_scale=1.0), times, 0
+    )
     rule.reset()
     rule.act(observation(0, 0.5)[: SCHEMA.size])
     # g = 1: 1.8 / 9 = 0.2; g = 4: 3.36 / 17 = 0.198. One more costs 6 s, 1.2 tokens; three more 8 s, 1.6.
     assert not rule.go_on(observation(1, 0.5))
     cheaper = replace(TIMES, verify_s=np.minimum(verify, 12.0))
-    rule = CalibratedStopping(CalibratedSettings(gamma_max=4, slope=0.0, offset=chance, price_scale=1.0), cheaper, 0)
+    rule = CalibratedStopping(
+        shipped(CalibratedSettings, gamma_max=4, slope=0.0, offset=chance, price_scale=1.0), cheaper, 0
+    )
     rule.reset()
     rule.act(observation(0, 0.5)[: SCHEMA.size])
     # g = 4: 3.3616 / 16 = 0.2101. One more costs 5 s, 1.05 tokens; three more 7 s, 1.47 of 1.56.
@@ -91,7 +96,7 @@ def test_it_looks_further_ahead_than_one_token() -> None:
 
 def test_it_decodes_plainly_where_no_draft_pays() -> None:
     """With chances of 1 in 10 a draft of one gives 1.1 tokens in 9.25 s; plain decoding one in 8 s."""
-    rule = CalibratedStopping(CalibratedSettings(slope=0.0, offset=float(logit(np.array([0.1]))[0])), TIMES, 0)
+    rule = CalibratedStopping(shipped(CalibratedSettings, slope=0.0, offset=float(logit(np.array([0.1]))[0])), TIMES, 0)
     rule.reset()
     assert rule.act(observation(0, 0.5)[: SCHEMA.size]) == 16  # it has seen nothing yet
     rule.num_steps[0] = rule.settings.refit_every
@@ -100,7 +105,7 @@ def test_it_decodes_plainly_where_no_draft_pays() -> None:
 
 def test_it_learns_that_confidence_misleads() -> None:
     """The draft is sure of everything and always wrong: at first it drafts, after a refit it does not."""
-    rule = CalibratedStopping(CalibratedSettings(refit_every=50), TIMES, 0)
+    rule = CalibratedStopping(shipped(CalibratedSettings, refit_every=50), TIMES, 0)
     rule.reset()
     before = observation(0, 0.99)[: SCHEMA.size]
     assert rule.act(before) == 16
@@ -112,6 +117,6 @@ def test_it_learns_that_confidence_misleads() -> None:
 
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match="gamma_max from 1 to 16"):
-        CalibratedSettings(gamma_max=0)
+        shipped(CalibratedSettings, gamma_max=0)
     with pytest.raises(ConfigError, match="price_scale above 0"):
-        CalibratedSettings(ridge=0.0)
+        shipped(CalibratedSettings, ridge=0.0)

@@ -10,6 +10,7 @@ from agents.registry import TrainingData, agent_settings, make_controller
 from speckv.errors import ConfigError
 from speckv.evaluation.replays import compile_pair
 from speckv.replay import replay_controller
+from tests.fakes_settings import shipped
 from tests.fakes_traces import make_cost_table, random_traces
 
 
@@ -27,7 +28,7 @@ def test_with_nothing_to_tell_requests_apart_it_is_the_best_fixed_gamma() -> Non
     """An enormous ridge leaves the constants: the least mean seconds a token, requests weighing as their tokens."""
     traces, cost = random_traces(num_prompts=12, seed=4), make_cost_table()
     compiled, compiled_cost = compile_pair(traces, cost)
-    controller = fit_per_request(PerRequestSettings(ridge=1e9), TrainingData(train=traces, cost=cost, seed=0))
+    controller = fit_per_request(shipped(PerRequestSettings, ridge=1e9), TrainingData(train=traces, cost=cost, seed=0))
     record = replay_controller(controller, compiled, compiled_cost)
     _, settings = agent_settings({"name": "best_fixed"})
     best = make_controller("best_fixed", settings, TrainingData(train=traces, cost=cost, seed=0))
@@ -36,4 +37,4 @@ def test_with_nothing_to_tell_requests_apart_it_is_the_best_fixed_gamma() -> Non
 
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match="ridge above 0"):
-        PerRequestSettings(ridge=0.0)
+        shipped(PerRequestSettings, ridge=0.0)

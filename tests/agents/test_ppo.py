@@ -30,7 +30,7 @@ from tests.fakes_runs import toy_traces
 from tests.fakes_settings import shipped
 from tests.fakes_traces import make_cost_table
 
-TINY = PPOSettings(num_envs=8, num_steps=16, batch_size=64, hidden=(16, 16), normalisation_steps=256)
+TINY = shipped(PPOSettings, num_envs=8, num_steps=16, batch_size=64, hidden=(16, 16), normalisation_steps=256)
 
 
 def toy_env(num_envs: int = 8, reward: str = "throughput") -> SB3VecEnv:
@@ -45,7 +45,9 @@ def test_ppo_beats_the_best_constant_where_signals_tell_easy_from_hard() -> None
     """Easy prompts want a large gamma, hard ones 0; the best constant must serve both."""
     traces, cost = toy_traces(), make_cost_table()
     train, test = traces.select(split="train"), traces.select(split="test")
-    settings = PPOSettings(num_envs=64, num_steps=16, batch_size=512, hidden=(32, 32), normalisation_steps=2000)
+    settings = shipped(
+        PPOSettings, num_envs=64, num_steps=16, batch_size=512, hidden=(32, 32), normalisation_steps=2000
+    )
     env = make_environment(train, cost, shipped(EnvSettings), shipped(RewardSettings), settings.num_envs)
     model = build_learner(settings, env, seed=0)
     validator = Validator(test, cost, tune_fixed(train, cost).best())
@@ -60,8 +62,8 @@ def test_ppo_beats_the_best_constant_where_signals_tell_easy_from_hard() -> None
 def test_ppo_learns_to_stop_token_by_token() -> None:
     traces, cost = toy_traces(), make_cost_table()
     train, test = traces.select(split="train"), traces.select(split="test")
-    settings = PPOSettings(
-        num_envs=64, num_steps=32, batch_size=512, hidden=(32, 32), discount=0.97, normalisation_steps=2000
+    settings = shipped(
+        PPOSettings, num_envs=64, num_steps=32, batch_size=512, hidden=(32, 32), discount=0.97, normalisation_steps=2000
     )
     token_by_token = shipped(EnvSettings, decides="per_token")
     env = make_environment(

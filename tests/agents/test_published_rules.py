@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each published rule against cases worked out by hand."""
 
+from dataclasses import asdict
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -23,6 +26,7 @@ from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError
 from speckv.observation import SCHEMA, STOPPING_SCHEMA
 from speckv.types import DecodedSteps, FloatArray
+from tests.fakes_settings import shipped
 from tests.fakes_traces import make_cost_table
 
 ALL = np.ones(1, np.bool_)
@@ -57,7 +61,7 @@ def goes_on(rule: StoppingRule, **values: float) -> bool:
 
 
 def test_transformers_heuristic() -> None:
-    rule = TransformersHeuristic(TransformersHeuristicSettings())
+    rule = TransformersHeuristic(shipped(TransformersHeuristicSettings))
     played = []
     for accepted in (5, 2, 0, 0, 0, 0, 0, 1, 3):
         gamma = rule.act(before()[0])
@@ -71,7 +75,7 @@ def test_transformers_heuristic() -> None:
 
 
 def test_memory_moves_only_where_a_step_was_made() -> None:
-    rule = TransformersHeuristic(TransformersHeuristicSettings(start=4))
+    rule = TransformersHeuristic(shipped(TransformersHeuristicSettings, start=4))
     rule.start(2)
     both = DecodedSteps(
         gamma=np.array([4, 4]),
@@ -86,7 +90,7 @@ def test_memory_moves_only_where_a_step_was_made() -> None:
 
 
 def test_transformers_confidence() -> None:
-    rule = TransformersConfidence(TransformersConfidenceSettings())
+    rule = TransformersConfidence(shipped(TransformersConfidenceSettings))
     assert rule.act(before()[0]) == 16  # 20, cut to what recordings know of
     assert goes_on(rule, token_confidence=0.4)
     assert not goes_on(rule, token_confidence=0.39)
@@ -103,26 +107,28 @@ def test_the_threshold_weighs_a_miss_three_times() -> None:
     assert best_threshold([(0.9, True), (0.3, True), (0.8, False), (0.7, False), (0.6, False), (0.5, False)]) == 0.3
 
 
-@pytest.mark.parametrize(("rule", "least"), [(LlamaCpp(LlamaCppSettings()), 0.75), (Kangaroo(KangarooSettings()), 0.6)])
+@pytest.mark.parametrize(
+    ("rule", "least"), [(LlamaCpp(shipped(LlamaCppSettings)), 0.75), (Kangaroo(shipped(KangarooSettings)), 0.6)]
+)
 def test_least_probabilities(rule: StoppingRule, least: float) -> None:
     assert goes_on(rule, token_confidence=least + 1e-6)
     assert not goes_on(rule, token_confidence=least - 0.01)
 
 
 def test_caps() -> None:
-    assert LlamaCpp(LlamaCppSettings(n_max=3)).act(before()[0]) == 3
-    assert Kangaroo(KangarooSettings()).act(before()[0]) == 6
+    assert LlamaCpp(shipped(LlamaCppSettings, n_max=3)).act(before()[0]) == 3
+    assert Kangaroo(shipped(KangarooSettings)).act(before()[0]) == 6
 
 
 def test_svip() -> None:
-    rule = Svip(SvipSettings())
+    rule = Svip(shipped(SvipSettings))
     # sqrt(0.15 * 0.6) = 0.3
     assert goes_on(rule, token_entropy=0.59)
     assert not goes_on(rule, token_entropy=0.61)
 
 
 def test_adaedl() -> None:
-    rule = AdaEdl(AdaEdlSettings())
+    rule = AdaEdl(shipped(AdaEdlSettings))
     # 1 - sqrt(0.2 * 1.25) = 0.5
     assert goes_on(rule, token_entropy=1.24)
     assert not goes_on(rule, token_entropy=1.26)
@@ -139,7 +145,7 @@ def test_adaedl() -> None:
 
 
 def test_gammatune() -> None:
-    rule = GammaTune(GammaTuneSettings())
+    rule = GammaTune(shipped(GammaTuneSettings))
     assert rule.act(before()[0]) == 4
     rule.remember(step(4, 4), ALL)
     assert rule.act(before()[0]) == 6  # 4 + 2
@@ -149,14 +155,14 @@ def test_gammatune() -> None:
         rule.remember(step(4, 0), ALL)
     assert rule.act(before()[0]) == 2  # not below half of 4
     assert rule.name == "gammatune"
-    plus = GammaTunePlus(GammaTuneSettings(threshold=0.3))
+    plus = GammaTunePlus(shipped(GammaTuneSettings, threshold=0.3))
     assert isinstance(plus, GammaTunePlus)
     assert plus.name == "gammatune+"
     assert not plus.go_on(inside(token_confidence=0.29)[0])
 
 
 def test_sglang_ema() -> None:
-    rule = SglangEma(SglangEmaSettings())
+    rule = SglangEma(shipped(SglangEmaSettings))
     played = []
     for number in range(60):
         gamma = rule.act(before()[0])
@@ -170,7 +176,7 @@ def test_sglang_ema() -> None:
 
 
 def test_sglang_ema_switches_off_and_looks_again() -> None:
-    rule = SglangEma(SglangEmaSettings(candidates=(0, 1, 2), start=1, warmup=0, interval=2))
+    rule = SglangEma(shipped(SglangEmaSettings, candidates=(0, 1, 2), start=1, warmup=0, interval=2))
     played = []
     for _ in range(8):
         gamma = rule.act(before()[0])
@@ -183,7 +189,7 @@ def test_sglang_ema_switches_off_and_looks_again() -> None:
 def test_goodput_is_the_argmax() -> None:
     table = make_cost_table()
     times = StepTimes.of(table)
-    rule = Goodput(GoodputSettings(), times)
+    rule = Goodput(shipped(GoodputSettings), times)
     rows = before(3)
     rows[:, SCHEMA.index("bits_per_weight")] = [1.0, 0.25, 1.0]
     rows[:, SCHEMA.index("acceptance_ema")] = [0.9, 0.9, 0.05]
@@ -223,6 +229,6 @@ def test_step_times_are_the_tables() -> None:
         (GoodputSettings, {"gamma_max": 17}),
     ],
 )
-def test_settings_out_of_range_are_refused(settings: type[object], options: dict[str, object]) -> None:
+def test_settings_out_of_range_are_refused(settings: type[Any], options: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="Expected agent"):
-        build_settings(settings, options, "agent")
+        build_settings(settings, {**asdict(shipped(settings)), **options}, "agent")

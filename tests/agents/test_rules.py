@@ -77,7 +77,6 @@ def test_options_become_checked_settings() -> None:
     [
         ({"name": "pop"}, "Did you mean 'ppo'"),
         ({"gamma": 4}, "agent.name"),
-        ({"name": "fixed"}, "agent.gamma"),
         ({"name": "fixed", "gama": 4}, "Did you mean 'gamma'"),
         ({"name": "fixed", "gamma": "four"}, "agent.gamma to be of type int"),
         ({"name": "ppo", "num_envs": 3, "num_steps": 5, "batch_size": 4}, "to divide a rollout"),

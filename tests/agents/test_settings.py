@@ -40,7 +40,9 @@ def test_every_default_stands_in_one_place(overrides: list[str]) -> None:
     """A setting that the configs hold has no default in its class."""
     content = plain(compose_checked("train", overrides))
     settings = build_settings(TrainSettings, content)
-    parts = {"": settings} | {key: getattr(settings, key) for key in content if is_dataclass(getattr(settings, key))}
+    parts = {"agent": agent_settings(settings.agent)[1], "": settings} | {
+        key: getattr(settings, key) for key in content if is_dataclass(getattr(settings, key))
+    }
     for key, part in parts.items():
         held = content[key] if key else content
         assert isinstance(held, dict)

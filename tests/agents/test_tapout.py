@@ -11,6 +11,7 @@ from speckv.cost.times import StepTimes
 from speckv.evaluation.replays import controller_sums
 from speckv.observation import SCHEMA, STOPPING_SCHEMA
 from speckv.types import FloatArray, OnlineLearner, StoppingController
+from tests.fakes_settings import shipped
 from tests.fakes_traces import compile_both, make_cost_table, outcome, random_traces
 
 TIMES = StepTimes.of(make_cost_table())
@@ -47,7 +48,7 @@ def test_the_margin_stops_where_two_tokens_are_alike() -> None:
 
 @pytest.mark.parametrize(("level", "steps"), [("request", [0, 0, 1, 1]), ("step", [0, 1, 2, 3])])
 def test_it_keeps_a_rule_for_a_request_or_for_a_step(level: str, steps: list[int]) -> None:
-    bandit = TapOut(TapOutSettings(level=level), TIMES, 0)
+    bandit = TapOut(shipped(TapOutSettings, level=level), TIMES, 0)
     followed = []
     for _ in range(2):
         bandit.reset()
@@ -60,7 +61,7 @@ def test_it_keeps_a_rule_for_a_request_or_for_a_step(level: str, steps: list[int
 
 
 def test_it_follows_ucb1_on_blended_rewards() -> None:
-    bandit = TapOut(TapOutSettings(), TIMES, 0)
+    bandit = TapOut(shipped(TapOutSettings), TIMES, 0)
     bandit.act(FP16)
     bandit.learn(outcome(4, 2))
     assert bandit.means[0, 0] == pytest.approx(0.5 * 2 / 4 + 0.5 * 2 / 16)
@@ -73,7 +74,7 @@ def test_it_follows_ucb1_on_blended_rewards() -> None:
 
 
 def test_the_rule_that_was_chosen_stops_the_draft() -> None:
-    bandit = TapOut(TapOutSettings(), TIMES, 0)
+    bandit = TapOut(shipped(TapOutSettings), TIMES, 0)
     unsure, scattered = seen(2, confidence=0.5), seen(2, entropy=3.0)
     answers = []
     for number in range(len(bandit.rules)):
@@ -86,7 +87,7 @@ def test_the_rule_that_was_chosen_stops_the_draft() -> None:
 
 
 def test_it_is_asked_inside_the_steps_of_a_comparison() -> None:
-    bandit = TapOut(TapOutSettings(), TIMES, 0)
+    bandit = TapOut(shipped(TapOutSettings), TIMES, 0)
     assert isinstance(bandit, StoppingController)
     assert isinstance(bandit, OnlineLearner)
     compiled, cost = compile_both(random_traces(num_prompts=8, seed=1))

@@ -14,6 +14,7 @@ from speckv.errors import ConfigError
 from speckv.replay import ReplayRecord, replay_controller
 from speckv.types import Controller, StoppingController
 from tests.fakes_runs import toy_traces
+from tests.fakes_settings import shipped
 from tests.fakes_traces import compile_both, make_cost_table, random_traces
 
 TRAIN = toy_traces(24).select(split="train")
@@ -27,7 +28,7 @@ def rate(record: ReplayRecord, compression: str) -> float:
 def test_each_compression_is_steered_by_its_own() -> None:
     compiled, cost = compile_both(random_traces(num_prompts=6, seed=1))
     parts: dict[str, Controller] = {
-        "fp16": TransformersHeuristic(TransformersHeuristicSettings()),
+        "fp16": TransformersHeuristic(shipped(TransformersHeuristicSettings)),
         "nf4": FixedGamma(2),
     }
     together = replay_controller(PerCompression(parts, name="both"), compiled, cost, controller_s=0.0)
@@ -51,7 +52,7 @@ def test_a_tuned_rule_is_told_of_every_step_once() -> None:
 
 def test_stopping_rules_stay_stopping_rules() -> None:
     compiled, cost = compile_both(random_traces(num_prompts=6, seed=1))
-    parts = {name: LlamaCpp(LlamaCppSettings(p_min=p)) for name, p in (("fp16", 0.3), ("nf4", 0.8))}
+    parts = {name: LlamaCpp(shipped(LlamaCppSettings, p_min=p)) for name, p in (("fp16", 0.3), ("nf4", 0.8))}
     controller = StoppingPerCompression(parts, name="both")
     assert isinstance(controller, StoppingController)
     together = replay_controller(controller, compiled, cost)

@@ -18,6 +18,7 @@ from envs.live import LiveDecodingEnv, LivePrompt
 from speckv.decoding import Engine, RequestContext, SamplingConfig, generate
 from speckv.errors import ConfigError
 from tests.fakes import TableModel
+from tests.fakes_settings import shipped
 from tests.fakes_traces import make_cost_table
 
 TABLE = make_cost_table()
@@ -68,7 +69,7 @@ def test_gymnasium_finds_nothing_to_complain_about(decides: str) -> None:
 @pytest.mark.parametrize("mode", ["greedy", "gumbel"])
 @pytest.mark.parametrize("index", range(len(PROMPTS)))
 def test_steps_are_those_of_generate(mode: str, index: int) -> None:
-    controller = TransformersHeuristic(TransformersHeuristicSettings())
+    controller = TransformersHeuristic(shipped(TransformersHeuristicSettings))
     prompt = PROMPTS[index]
     lived = generate(
         make_engine(mode),
@@ -96,7 +97,7 @@ def test_steps_are_those_of_generate(mode: str, index: int) -> None:
 
 @pytest.mark.parametrize("index", range(len(PROMPTS)))
 def test_token_by_token_too(index: int) -> None:
-    controller, prompt = Kangaroo(KangarooSettings(eta=0.5)), PROMPTS[index]
+    controller, prompt = Kangaroo(shipped(KangarooSettings, eta=0.5)), PROMPTS[index]
     lived = generate(
         make_engine("gumbel"),
         prompt.tokens,

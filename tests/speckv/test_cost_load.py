@@ -209,7 +209,7 @@ def serving_table() -> CostTable:
 def test_a_loaded_machine_leaves_speculation_alone() -> None:
     traces = toy_traces(48)
     train = traces.select(split="train")
-    settings = SurvivalSettings(rounds=1)
+    settings = shipped(SurvivalSettings, rounds=1)
     quiet, busy = serving_table(), serving_table().at_batch(64)
     assert all(gamma > 0 for gamma in tune_fixed(train, quiet).best().values())
     assert set(tune_fixed(train, busy).best().values()) == {0}

@@ -21,6 +21,7 @@ from speckv.runtime.learned import LstmController
 from speckv.runtime.policy import load_controller, shipped_policy
 from speckv.types import Controller, FloatArray, IntArray, OnlineLearner
 from tests.fakes import BatchTableModel, TableModel, save_tiny, tiny_qwen
+from tests.fakes_settings import shipped
 from tests.fakes_traces import make_cost_table, random_traces
 from tests.speckv.test_runtime_learned import random_lstm
 
@@ -32,9 +33,9 @@ CONTROLLERS: dict[str, Callable[[], Controller]] = {
     "constant": lambda: ConstantGamma(3),
     "policy": lambda: load_controller(shipped_policy("cpu-2core")),
     "recurrent": lambda: LstmController(random_lstm()),
-    "remembers": lambda: GammaTune(GammaTuneSettings()),
-    "stops": lambda: LlamaCpp(LlamaCppSettings()),
-    "remembers and stops": lambda: GammaTunePlus(GammaTuneSettings()),
+    "remembers": lambda: GammaTune(shipped(GammaTuneSettings)),
+    "stops": lambda: LlamaCpp(shipped(LlamaCppSettings)),
+    "remembers and stops": lambda: GammaTunePlus(shipped(GammaTuneSettings)),
 }
 TARGET = TableModel.random(2, vocab=24)
 DRAFT = TARGET.perturbed(3, 0.7)

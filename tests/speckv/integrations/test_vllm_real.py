@@ -33,6 +33,7 @@ from speckv.integrations.vllm.settings import PER_REQUEST, SIGNALS
 from speckv.runtime import Policy
 from speckv.runtime.constant import ConstantGamma
 from speckv.types import FloatArray, StepOutcome
+from tests.fakes_settings import shipped
 from tests.fakes_vllm import PLACE, TYPICAL, Script, StopsUnsure
 
 pytestmark = pytest.mark.slow
@@ -234,7 +235,7 @@ def test_a_lookup_with_a_gamma_for_each_request(run: Run, plain: list[list[int]]
 
 
 def _learner() -> Ucb1:
-    return Ucb1(UcbSettings(arms=(0, 2, 4)), StepTimes.of(CostTable.load("cpu-2core"), ["fp16"]), 0)
+    return Ucb1(shipped(UcbSettings, arms=(0, 2, 4)), StepTimes.of(CostTable.load("cpu-2core"), ["fp16"]), 0)
 
 
 @pytest.mark.parametrize("drafts_with", ["model", "lookup"])
