@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The policy that the environment names, for libraries that build our classes themselves."""
+"""The policy named by an environment variable, for libraries that construct the classes of an integration."""
 
 import os
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ def named_policy(environment: Mapping[str, str] = os.environ) -> Policy:
     """Loads the policy that SPECKV_POLICY names.
 
     Raises:
-        ConfigError: if it names none.
+        ConfigError: if it is not set.
         CheckpointError: if the policy cannot be used.
     """
     folder = environment.get(POLICY)

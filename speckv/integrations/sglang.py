@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A policy in the place of SGLang's own adaptive speculation, through its plugins.
+"""A policy that replaces SGLang's adaptive speculation, as a plugin of SGLang.
 
-SGLang builds its policy by one class, tells it how many tokens each request of a batch had accepted, names no request,
-and takes one number of draft steps for the whole batch, out of a few that it has prepared. So a batch is one request
-here: every batch size that the engine has graphs for has a session, which is told the mean.
+SGLang passes the accepted tokens of each request of a batch without naming requests, and takes one of a few prepared
+numbers of draft steps for the whole batch. So a batch is treated as one request: every batch size that the engine has
+graphs for has a session, whose outcomes are means over the batch.
 
     SPECKV_POLICY=mine.speckv python -m sglang.launch_server ... --speculative-adaptive
 
@@ -24,13 +24,13 @@ from speckv.runtime import Policy, Session
 logger = logging.getLogger(__name__)
 
 REPLACED = "sglang.srt.speculative.adaptive_spec_params.AdaptiveSpeculativeParams"
-"""The class that SGLang's workers build their policy by; 0.5.23 has it."""
+"""SGLang's own class of policies, in 0.5.23."""
 STEPS = (0, 1, 3, 5, 7)
-"""Numbers of draft steps to prepare where no file names others: SGLang's own, and none."""
+"""Draft steps to prepare by default: SGLang's own, and 0."""
 
 
 def register() -> None:
-    """Asks SGLang's hooks to build `SpecKVSpeculativeParams` in place of its own policy."""
+    """Registers `SpecKVSpeculativeParams` as the replacement of SGLang's policy."""
     if not os.environ.get(POLICY):
         return
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
@@ -39,13 +39,13 @@ def register() -> None:
 
 
 class SpecKVSpeculativeParams:
-    """SGLang's `AdaptiveSpecPolicy`, decided by an exported policy; built by SGLang, from the class that it replaces.
+    """SGLang's `AdaptiveSpecPolicy` with the decisions of an exported policy; constructed by SGLang.
 
     Args:
         initial_steps: Draft steps that the engine starts with.
-        cfg_path: `--speculative-adaptive-config`: batch size -> its `candidate_steps`, of which the nearest to the
-            policy's gamma is taken.
-        policy: Instead of the one that SPECKV_POLICY names.
+        cfg_path: `--speculative-adaptive-config`: batch size -> its `candidate_steps`; the one nearest to the policy's
+            gamma is used.
+        policy: By default the one that SPECKV_POLICY names.
 
     Raises:
         ConfigError: if there is no policy, the file names no steps, or the policy goes on learning.
@@ -57,8 +57,8 @@ class SpecKVSpeculativeParams:
             policy = named_policy()
         if policy.learns:
             raise ConfigError(
-                f"Expected a policy that does not go on learning, got {policy.name!r}: what its choices came to is "
-                "told late and for a batch at once. Export it with --frozen."
+                f"Expected a policy that does not go on learning, got {policy.name!r}: SGLang reports "
+                "outcomes late and for a whole batch. Export it with --frozen."
             )
         self._policy = policy
         self._steps = _read_steps(cfg_path) if cfg_path else {1: sorted({*STEPS, initial_steps})}
@@ -68,27 +68,23 @@ class SpecKVSpeculativeParams:
 
     @property
     def candidate_steps(self) -> list[int]:
-        """All numbers of draft steps that the engine must prepare."""
+        """Numbers of draft steps that the engine must prepare."""
         return sorted({step for steps in self._steps.values() for step in steps})
 
     def set_cuda_graph_bs(self, cuda_graph_bs: list[int] | None) -> None:
-        """Takes the batch sizes that the engine has graphs for; None without graphs."""
+        """Sets the batch sizes that the engine has graphs for; None without graphs."""
         self._graphs = sorted(cuda_graph_bs) if cuda_graph_bs else None
 
     def get_steps_for_batch(self, batch_size: int) -> int:
-        """Returns the number of draft steps for a batch, as of what was verified until now."""
+        """Number of draft steps for a batch."""
         return self._slot(batch_size).steps
 
     def on_verify_complete(self, num_correct_drafts_per_req: list[int], batch_size: int) -> int | None:
-        """Takes in how many drafted tokens each request of a batch had accepted.
-
-        Returns:
-            The number of draft steps if it changed, else None.
-        """
+        """Records the accepted tokens of each request; returns the number of draft steps if it changed, else None."""
         return self._slot(batch_size).end(num_correct_drafts_per_req) if num_correct_drafts_per_req else None
 
     def cuda_graph_bs_for_step(self, step: int) -> list[int] | None:
-        """Returns the batch sizes with graphs at which a number of steps can occur; None without graphs."""
+        """Batch sizes with graphs at which a number of steps can occur; None without graphs."""
         if self._graphs is None:
             return None
         return [batch for batch in self._graphs if step in self._candidates(batch)]
@@ -109,7 +105,7 @@ class SpecKVSpeculativeParams:
 
 
 class _Slot:
-    """One batch size: a session, and the number of draft steps that follows from its gamma."""
+    """The session of one batch size, and the number of draft steps nearest to its gamma."""
 
     def __init__(self, policy: Policy, candidates: Sequence[int]) -> None:
         self._session: Session = policy.session(max_new_tokens=None, hidden={"target", "draft"})

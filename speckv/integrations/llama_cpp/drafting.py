@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The callable that llama-cpp-python asks for a draft before each verification."""
+"""The callable that llama-cpp-python calls for a draft before each verification."""
 
 import logging
 import math
@@ -11,29 +11,26 @@ from typing import Any
 import numpy as np
 
 from speckv.errors import ConfigError
-from speckv.integrations.llama_cpp.library import Llama, TokenIds, base_class, library
+from speckv.integrations.llama_cpp.library import Llama, Target, TokenIds, base_class, library
 from speckv.integrations.llama_cpp.proposers import LlamaDraft, LookupDraft, Proposer
-from speckv.integrations.llama_cpp.target import Target
 from speckv.runtime import Policy, Session
 from speckv.runtime.constant import AcceptanceTable, ConstantGamma, ConstantPerCompression
 
 logger = logging.getLogger(__name__)
 _UNKNOWN = (math.nan, math.nan)
 _BLIND = (ConstantGamma, ConstantPerCompression, AcceptanceTable)
-"""Controllers that look at no signal, so that none need be computed."""
+"""Controllers that use no signals, so that none are computed."""
 
 
 @dataclass(slots=True)
 class Totals:
-    """What drafts came to, all requests together.
-
-    A request's last step is in `steps` and `drafted` alone: nobody tells what became of it.
+    """Counts over all requests.
 
     Attributes:
-        requests: Begun.
-        steps: Verifications asked for.
+        requests: Requests begun.
+        steps: Verifications.
         drafted: Tokens proposed.
-        accepted: Of them kept, as far as known.
+        accepted: Tokens accepted; the outcome of a request's last step is not known.
     """
 
     requests: int = 0
@@ -43,31 +40,28 @@ class Totals:
 
 
 class PolicyDrafting:
-    """Drafts as a policy says, for one target and one text at a time; made by `draft_model`.
+    """Drafts for one target and one text at a time; made by `draft_model`.
 
-    llama-cpp-python tells a drafter the text so far and nothing else. How much of the last draft was kept is how far
-    the text has grown; a text that is no such continuation is another request, and begins another session, so that
-    nothing that was seen in one request is taken for the past of the next. Two requests look like one only where the
-    second goes on exactly where the first stopped, with a token that the last draft had wrong or did not reach; what
-    is remembered is then true of the text. `new_request` parts those, too.
+    llama-cpp-python passes the text only. The accepted tokens of the last draft follow from how far the text has grown.
+    A text that does not continue the last one begins a new request, with a new session. A request that continues
+    exactly where the last one stopped is not recognised; `new_request` separates the two.
 
     Args:
-        policy: Decides.
-        proposer: Proposes.
-        max_new_tokens: Token budget of a request, which the policy sees and no draft exceeds; None for what the
-            contexts hold. May be set between requests.
-        compression: Of the target, as the policy knows it; its first by default.
-        cost_ratio: One draft pass over one target pass; by default what the policy was trained with.
+        policy: Chooses the length of drafts.
+        proposer: Proposes tokens.
+        max_new_tokens: Token budget of a request, an input of the policy and a bound of drafts; None for the room in
+            the contexts. May be set between requests.
+        compression: Of the target; the policy's first by default.
+        cost_ratio: One draft pass over one target pass; by default that of the policy's training.
         temperature: Of the target's sampling, above 0; 1 for greedy decoding.
-        signals: Whether to compute entropy, confidence and margin; by default where the policy looks at them.
-        exact: Let no draft change the text: `attach` tries out how many tokens the target reads at once exactly as one
-            by one (`exactness`), and drafts are cut to that. Otherwise the text may differ at near-ties, as with
-            llama.cpp's own speculative decoding.
+        signals: Whether to compute entropy, confidence and margin; by default if the policy uses them.
+        exact: Keep the text exactly: `attach` measures `exact_width`, and drafts are limited to it. Otherwise the text
+            may differ at near-ties, as with llama.cpp's own speculative decoding.
 
     Attributes:
         policy: Its `warnings` count fallbacks and failures of the draft.
-        totals: What drafts came to.
-        never_drafts: Whether the policy is plain decoding here, so that a target does best without this drafter.
+        totals: Counts over all requests.
+        never_drafts: Whether the policy is plain decoding here, which is faster without this drafter.
 
     Raises:
         ConfigError: for settings out of range.
@@ -103,27 +97,26 @@ class PolicyDrafting:
         policy.session(max_new_tokens=max_new_tokens or 1, compression=compression, cost_ratio=cost_ratio)
 
     def target_options(self) -> dict[str, Any]:
-        """What the target is to be made with, besides a user's own: `Llama(path, ..., **drafter.target_options())`.
+        """Options for the target: `Llama(path, ..., **drafter.target_options())`.
 
-        Returns:
-            Nothing for a policy that never drafts: a target with a drafter keeps the logits of the whole prompt, which
-            makes reading it slower. Otherwise this drafter, and `logits_all`.
+        None for a policy that never drafts, as a target with a drafter keeps the logits of the whole prompt and reads
+        it more slowly.
         """
         return {} if self.never_drafts else {"draft_model": self, "logits_all": True}
 
     def attach(self, target: Llama) -> None:
-        """Makes a target's signals visible to the policy, and checks the target.
+        """Checks the target, and reads its signals from then on.
 
-        A target that was made without a drafter, because the policy never drafts, is left alone. With `exact`, the
-        target's cache is emptied; that takes as long as reading some 600 tokens.
+        A target without a drafter, for a policy that never drafts, is ignored. With `exact`, the target's cache is
+        emptied, and the measurement takes as long as reading some 600 tokens.
 
         Args:
             target: Made with this drafter as `draft_model`.
 
         Raises:
-            ConfigError: if it was made with another drafter, is the draft itself, has settings that cannot be, or, with
-                `exact`, reads no two tokens at once as it reads them one by one.
-            ModelError: if the draft speaks other tokens.
+            ConfigError: for another drafter, the draft itself, unsupported settings, or an exact width of 1 with
+                `exact`.
+            ModelError: if the draft has another vocabulary.
         """
         if self.never_drafts and target.draft_model is None:
             return
@@ -136,15 +129,15 @@ class PolicyDrafting:
         self.new_request()
 
     def new_request(self) -> None:
-        """Takes the next call for the first of a request, whatever its text looks like."""
+        """Treats the next call as the first of a request."""
         self._session = None
 
     def __call__(self, input_ids: TokenIds, /, **kwargs: Any) -> TokenIds:
-        """Proposes tokens behind a text; none is plain decoding.
+        """Proposes the next tokens of a text, perhaps none.
 
         Args:
-            input_ids: Prompt and output, the newest token included. The buffer is the target's and is copied.
-            **kwargs: Ignored; llama-cpp-python 0.3 gives none.
+            input_ids: Prompt and output with the newest token, in a buffer of the target.
+            **kwargs: Ignored; llama-cpp-python 0.3 passes none.
         """
         del kwargs
         text = np.array(input_ids, np.intc)
@@ -162,16 +155,16 @@ class PolicyDrafting:
         return draft
 
     def _accepted(self, text: TokenIds) -> int | None:
-        """How much of the last draft a text has kept; None if it is no continuation of the last text."""
+        """Accepted tokens of the last draft; None if the text does not continue the last one."""
         length, drafted = len(self._text), len(self._draft)
         accepted = len(text) - length - 1
         if self._session is None or not 0 <= accepted <= drafted or accepted + 1 >= self._session.tokens_left:
-            return None  # with its budget used up, a request would not have asked again
+            return None  # its budget is used up
         kept, newest = text[length:-1], text[-1]
         if not (np.array_equal(text[:length], self._text) and np.array_equal(kept, self._draft[:accepted])):
             return None
         if accepted < drafted and newest == self._draft[accepted]:
-            return None  # verification would have gone on
+            return None  # verification would have accepted it
         return accepted
 
     def _begin(self, length: int) -> Session:
@@ -201,7 +194,7 @@ class PolicyDrafting:
                     draft.append(proposed.token)
                     if not session.go_on(*proposed.signals) or proposed.ends or len(draft) == gamma:
                         break
-            except (RuntimeError, ValueError) as error:  # whatever a draft does, the text goes on
+            except (RuntimeError, ValueError) as error:  # the target decodes without a draft
                 self._count(f"the draft failed ({type(error).__name__}: {error})")
         return np.array(draft, np.intc)
 
@@ -209,7 +202,7 @@ class PolicyDrafting:
         room, target = self.proposer.room(length), self._target
         if target is None:
             return room
-        # The token behind a wholly accepted draft must find a place, too.
+        # The token after a fully accepted draft needs a place, too.
         return max(min(room, target.widest - 1, target.context - length - 1), 0)
 
     def _count(self, reason: str) -> None:
@@ -219,15 +212,15 @@ class PolicyDrafting:
 
 
 def draft_model(policy: Policy | Path | str, draft: Llama | LookupDraft, **options: Any) -> PolicyDrafting:
-    """Makes what goes into `llama_cpp.Llama(draft_model=...)`: a `LlamaDraftModel` that drafts as a policy says.
+    """The argument of `llama_cpp.Llama(draft_model=...)`: a `LlamaDraftModel` under a policy.
 
     Args:
-        policy: As loaded, or the folder of an exported one.
+        policy: A loaded policy, or the folder of an exported one.
         draft: A second `Llama`, or a lookup.
         **options: See `PolicyDrafting`.
 
     Raises:
-        ConfigError: if llama-cpp-python is not installed, the draft cannot forget tokens, or a setting is out of range.
+        ConfigError: if llama-cpp-python is missing, the draft cannot be rolled back, or a setting is out of range.
         CheckpointError: if the folder's policy cannot be used.
     """
     made = _subclass(base_class())
@@ -236,7 +229,7 @@ def draft_model(policy: Policy | Path | str, draft: Llama | LookupDraft, **optio
     looked_up = str(policy.trained_on.get("draft", "")).startswith("prompt-lookup")
     if "draft" in policy.trained_on and looked_up != isinstance(draft, LookupDraft):
         logger.warning(
-            "Policy %r was trained on the draft %s and now decides on %s, whose signals mean something else.",
+            "Policy %r was trained on the draft %s and now decides on %s, whose signals have another meaning.",
             policy.name,
             policy.trained_on["draft"],
             proposer.name,
@@ -246,6 +239,6 @@ def draft_model(policy: Policy | Path | str, draft: Llama | LookupDraft, **optio
 
 @cache
 def _subclass(base: type) -> type[PolicyDrafting]:
-    # Made here, because the base can only be imported where llama-cpp-python is installed.
+    # The base can be imported only where llama-cpp-python is installed.
     made: type[PolicyDrafting] = type(base)("PolicyDraftModel", (PolicyDrafting, base), {"__doc__": base.__doc__})
     return made

@@ -1,7 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is used of llama-cpp-python, all of it public: `Llama` as a protocol, and a few functions of `llama.h`."""
+"""llama-cpp-python as it is used here: `Llama` as a protocol, functions of `llama.h`, and the target's signals.
+
+llama.cpp chooses kernels by the number of tokens that it reads at once. Their sums differ in the last bits, which
+quantised activations enlarge, so a text with drafts may differ from the text without. On x86 with version 0.3.36 the
+differences of logits were 0.2 to 1.2: from two tokens on where two threads share the attention over more than 256
+tokens, and from four tokens on where weights are K-quants. `exact_width` measures how many tokens can be read at once
+without a difference.
+"""
 
 import importlib
+import logging
+import math
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -9,19 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speckv.errors import ConfigError
+from speckv.runtime.signals import signals_of_logits
 
 TokenIds = NDArray[np.intc]
 
 
 class Llama(Protocol):
-    """What is used of `llama_cpp.Llama`: one model with one sequence in its cache.
+    """The part of `llama_cpp.Llama` that is used: one model with one sequence in its cache.
 
     Attributes:
-        n_tokens: Tokens in the cache; setting it lower makes the next `eval` forget the rest.
-        input_ids: Those tokens, in a buffer as long as the context that was asked for.
-        scores: Row i holds the logits behind token i, where the model keeps all of them.
-        context_params: The C structure that the context was made with.
-        draft_model: What proposes tokens to it.
+        n_tokens: Tokens in the cache; after setting it lower the next `eval` drops the rest.
+        input_ids: Those tokens, in a buffer as long as the requested context.
+        scores: Row i holds the logits after token i, where the model keeps all of them.
+        context_params: The C structure of the context's parameters.
+        draft_model: Proposes tokens.
     """
 
     n_tokens: int
@@ -40,16 +51,16 @@ class Llama(Protocol):
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """Of the GGUF file."""
+        """Metadata of the GGUF file."""
 
     def n_ctx(self) -> int:
-        """Tokens that the context holds: what was asked for, rounded up."""
+        """Length of the context: the requested one, rounded up."""
 
     def n_vocab(self) -> int:
-        """Tokens that the model scores."""
+        """Size of the vocabulary."""
 
     def eval(self, tokens: Sequence[int]) -> None:
-        """Reads tokens behind the first `n_tokens` ones."""
+        """Reads tokens after the first `n_tokens`."""
 
     def detokenize(self, tokens: list[int], prev_tokens: list[int] | None = None, special: bool = False) -> bytes:
         """Text of tokens."""
@@ -71,7 +82,7 @@ def library() -> Any:
 
 
 def base_class() -> type:
-    """The class that llama-cpp-python wants drafters to be of.
+    """The base class of llama-cpp-python's drafters.
 
     Raises:
         ConfigError: if the package is not installed.
@@ -82,43 +93,152 @@ def base_class() -> type:
 
 
 def newest_logits(lib: Any, llama: Llama) -> NDArray[np.single]:
-    """Logits behind the last token that was read: llama.cpp's own buffer, good until the next `eval`.
+    """Logits after the last token that was read: llama.cpp's own buffer, valid until the next `eval`.
 
-    It is there whether or not the model keeps the logits of all tokens, which costs memory for the whole context.
+    It exists even if the model does not keep the logits of all tokens.
     """
     row: NDArray[np.single] = np.ctypeslib.as_array(lib.llama_get_logits_ith(llama.ctx, -1), shape=(llama.n_vocab(),))
     return row
 
 
 def text_ends(lib: Any, llama: Llama) -> Callable[[int], bool]:
-    """Tells tokens that end a text."""
+    """A predicate of tokens that end a text."""
     vocabulary, is_end = lib.llama_model_get_vocab(llama.model), lib.llama_vocab_is_eog
     return lambda token: bool(is_end(vocabulary, token))
 
 
 def has_exact_attention(lib: Any, llama: Llama) -> bool:
-    """Whether attention runs on its own kernel; without it logits always depend on how many tokens are read at once."""
+    """Whether flash attention is on; without it logits always depend on how many tokens are read at once."""
     return bool(llama.context_params.flash_attn_type == lib.LLAMA_FLASH_ATTN_TYPE_ENABLED)
 
 
 def require_rollback(lib: Any, llama: Llama, role: str) -> None:
-    """Passes if a model can forget its newest tokens.
-
-    Args:
-        lib: The module.
-        llama: Target or draft.
-        role: Which of them, for the message.
+    """Checks that a model's cache can drop its newest tokens.
 
     Raises:
-        ConfigError: if it is recurrent, in part or in whole.
+        ConfigError: if the model is recurrent or hybrid.
     """
     if lib.llama_model_is_recurrent(llama.model) or lib.llama_model_is_hybrid(llama.model):
         raise ConfigError(
-            f"Expected a {role} with attention alone, got a recurrent or hybrid model, which cannot forget tokens that "
-            "were not accepted. Choose another, or decode without a draft."
+            f"Expected a {role} with attention alone, got a recurrent or hybrid model, which cannot drop rejected "
+            "tokens. Choose another, or decode without a draft."
         )
 
 
 def usable_context(llama: Llama) -> int:
-    """Tokens that really fit: the buffer is as long as what was asked for, the context is rounded up."""
+    """Tokens that fit: the buffer has the requested length, the context may be longer."""
     return min(llama.n_ctx(), len(llama.input_ids))
+
+
+CONTEXTS = (8, 512)
+"""Context lengths of the measurement: a short one, and one at which threads share the attention."""
+
+
+def exact_width(llama: Llama, *, widest: int, contexts: Sequence[int] = CONTEXTS) -> int:
+    """The greatest width up to which all logits equal those of reading tokens one by one.
+
+    The measurement takes as long as reading some 600 tokens, and empties the cache.
+
+    Args:
+        llama: Keeps the logits of all tokens (`logits_all=True`).
+        widest: Greatest width that is tried, in tokens.
+        contexts: Context lengths; those that do not fit are skipped.
+
+    Returns:
+        1 to `widest`; at 1 no two tokens can be read at once.
+    """
+    found = widest
+    for context in contexts:
+        if context + widest <= min(usable_context(llama), len(llama.scores)):
+            found = _exact_width(llama, found, context)
+    llama.n_tokens = 0
+    return found
+
+
+def _exact_width(llama: Llama, widest: int, context: int) -> int:
+    # Any text will do: a pattern with a long period, of tokens that every vocabulary has.
+    tokens = [1 + (7 * place * place + place) % min(1000, llama.n_vocab() - 1) for place in range(context + widest)]
+    llama.n_tokens = 0
+    llama.eval(tokens[:context])
+    for token in tokens[context:]:
+        llama.eval([token])
+    expected = llama.scores[context : context + widest].copy()
+    for width in range(2, widest + 1):
+        llama.n_tokens = context
+        llama.eval(tokens[context : context + width])
+        if not np.array_equal(llama.scores[context : context + width], expected[:width]):
+            return width - 1
+    return widest
+
+
+logger = logging.getLogger(__name__)
+_UNKNOWN = (math.nan, math.nan)
+
+
+class Target:
+    """A target whose signals are computed from the logits that it keeps.
+
+    Args:
+        lib: The module `llama_cpp`.
+        llama: The target; held weakly, because it holds the drafter.
+        temperature: Of the sampling, above 0; 1 for greedy decoding.
+        widest: Tokens of the widest pass: the newest one and a draft.
+        exact: Limit passes to `exact_width`.
+
+    Attributes:
+        vocab_size: Size of the vocabulary.
+        context: Tokens that fit.
+        widest: Tokens of the widest pass that is allowed.
+
+    Raises:
+        ConfigError: naming an unsupported setting.
+    """
+
+    def __init__(self, lib: Any, llama: Llama, *, temperature: float, widest: int, exact: bool) -> None:
+        require_rollback(lib, llama, "target")
+        _require_all_logits(llama)
+        if not has_exact_attention(lib, llama):
+            text = (
+                "Expected a target made with flash_attn=True, got one without: its logits then depend on how many "
+                "tokens are read at once, so that its text with a draft differs from its text without."
+            )
+            if exact:
+                raise ConfigError(f"{text} Say so, or allow it with exact=False.")
+            logger.warning(text)
+        self.widest = _exact(llama, widest) if exact else widest
+        self._llama = weakref.ref(llama)
+        self._temperature = temperature
+        self.vocab_size = llama.n_vocab()
+        self.context = min(usable_context(llama), len(llama.scores))
+
+    def signals(self, length: int) -> tuple[float, float]:
+        """Entropy (nats) and confidence of the distribution of the newest of `length` tokens; NaN if not known."""
+        llama = self._llama()
+        if llama is None or llama.n_tokens != length - 1:
+            return _UNKNOWN  # the text is another target's
+        entropy, confidence, _ = signals_of_logits(llama.scores[length - 2], self._temperature)
+        return entropy, confidence
+
+
+def _exact(llama: Llama, widest: int) -> int:
+    found = exact_width(llama, widest=widest)
+    if found < min(2, widest):
+        raise ConfigError(
+            "Expected a target that reads two tokens at once with the logits of one by one, got other logits. On a CPU "
+            "several threads share the attention over a 16-bit cache in another order for one token than for two: say "
+            "type_k=8, type_v=8 (Q8_0) or n_threads=1, or allow other texts at near-ties with exact=False."
+        )
+    if found < widest:
+        logger.info("The target reads %d tokens at once exactly as one by one; drafts are cut to %d.", found, found - 1)
+    return found
+
+
+def _require_all_logits(llama: Llama) -> None:
+    # `draft_model=` makes llama-cpp-python keep all logits, but in a buffer of n_batch rows unless it was told
+    # logits_all=True: it then fails in the midst of a text. A target that was given its drafter later keeps too few.
+    rows, tokens = len(llama.scores), usable_context(llama)
+    if rows < len(llama.input_ids) or not getattr(llama, "_logits_all", True):
+        raise ConfigError(
+            f"Expected a target made with logits_all=True, got one with {rows} rows of logits for {tokens} tokens: "
+            "llama-cpp-python would fail once a text is longer. Say logits_all=True beside draft_model=."
+        )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What proposes tokens inside llama-cpp-python: a second `Llama`, or a lookup in the text so far."""
+"""Proposers of tokens inside llama-cpp-python: a second `Llama`, or a lookup in the text so far."""
 
 import math
 import sys
@@ -22,17 +22,17 @@ from speckv.runtime.signals import signals_of_logits
 
 _UNKNOWN = (math.nan, math.nan, math.nan)
 _STRIDE, _TAIL = 61, 320
-"""Of a vocabulary every 61st token and the last ones are compared: another tokenizer differs nearly everywhere, an
+"""Vocabularies are compared at every 61st token and at the last ones: another tokenizer differs nearly everywhere, an
 extended one at the end."""
 
 
 class Proposed(NamedTuple):
-    """A proposal.
+    """A proposed token.
 
     Attributes:
         token: Its id.
         ends: Whether it ends the text.
-        signals: Entropy (nats), confidence and margin of what it was chosen from; NaN if nobody asked for them.
+        signals: Entropy (nats), confidence and margin of its distribution; NaN if not requested.
     """
 
     token: int
@@ -41,35 +41,31 @@ class Proposed(NamedTuple):
 
 
 class Proposer(Protocol):
-    """Proposes one token after the other, the same ones for the same text: then any text stays the target's own."""
+    """Proposes tokens one by one, deterministically, so that the text stays the target's own."""
 
     @property
     def name(self) -> str:
-        """Shown in messages."""
+        """For messages."""
 
     def room(self, length: int) -> int:
-        """Most tokens that can be proposed behind a text of `length` tokens; 0 if none."""
+        """Tokens that can be proposed after a text of `length` tokens."""
 
     def read(self, text: TokenIds) -> None:
-        """Begins a draft behind a text, whatever was read before."""
+        """Begins a draft after a text, whatever was read before."""
 
     def propose(self, *, signals: bool) -> Proposed | None:
-        """Proposes the next token, earlier proposals of this draft taken as read; None if there is nothing to say.
-
-        Args:
-            signals: Whether anyone looks at them.
-        """
+        """Proposes the next token after the text and this draft's proposals, or None; `signals`: compute them."""
 
     def attach(self, lib: Any, target: Llama) -> None:
-        """Gets to know whose text it drafts.
+        """Sets the target.
 
         Args:
             lib: The module `llama_cpp`.
-            target: Whose text it is.
+            target: Verifies the drafts.
 
         Raises:
-            ModelError: if they do not speak the same tokens.
-            ConfigError: if they are one and the same.
+            ModelError: if the vocabularies differ.
+            ConfigError: if target and draft are one object.
         """
 
 
@@ -95,23 +91,23 @@ class LlamaDraft:
 
     @property
     def name(self) -> str:
-        """The model's name, as its file has it."""
+        """The model's name in its file."""
         return self.llama.metadata.get("general.name", "draft")
 
     def room(self, length: int) -> int:
-        """Most tokens that its context has room for; see `Proposer`."""
+        """Room in its context; see `Proposer`."""
         return max(0, usable_context(self.llama) - length + 1)
 
     def read(self, text: TokenIds) -> None:
-        """Finds what of the text is in the cache; see `Proposer`."""
+        """Keeps the common prefix of cache and text; see `Proposer`."""
         llama = self.llama
-        most = min(llama.n_tokens, len(text) - 1)  # logits come from reading, so one token is always read
+        most = min(llama.n_tokens, len(text) - 1)  # at least one token is read, for its logits
         differs = np.flatnonzero(llama.input_ids[:most] != text[:most])
         llama.n_tokens = int(differs[0]) if len(differs) else most
         self._unread = text[llama.n_tokens :].tolist()
 
     def propose(self, *, signals: bool) -> Proposed:
-        """Reads what is unread and proposes the likeliest token; see `Proposer`.
+        """Reads the unread tokens and proposes the most likely one; see `Proposer`.
 
         Raises:
             RuntimeError: if llama.cpp cannot read a token.
@@ -123,7 +119,7 @@ class LlamaDraft:
         return Proposed(token, self._ends(token), signals_of_logits(row) if signals else _UNKNOWN)
 
     def attach(self, lib: Any, target: Llama) -> None:
-        """Passes if the target has as many tokens, and the same texts for a sample of them; see `Proposer`."""
+        """Compares the sizes of the vocabularies and the texts of a sample of tokens; see `Proposer`."""
         del lib
         if target is self.llama:
             raise ConfigError("Expected two Llama objects, got one as target and draft. Load the file twice.")
@@ -137,13 +133,13 @@ class LlamaDraft:
             mine, theirs = (llama.detokenize([token], special=True) for llama in (self.llama, target))
             if mine != theirs:
                 raise ModelError(
-                    f"Expected target and draft to speak the same tokens, got {theirs!r} and {mine!r} for token "
+                    f"Expected target and draft to have the same tokens, got {theirs!r} and {mine!r} for token "
                     f"{token}. Choose a draft with the target's tokenizer."
                 )
 
 
 class LookupDraft:
-    """Drafts what most often followed the newest tokens earlier in the text: no model, and signals from counts.
+    """Proposes what most often followed the newest tokens earlier in the text; signals are computed from counts.
 
     Args:
         longest: Most tokens to match.
@@ -163,7 +159,7 @@ class LookupDraft:
 
     @property
     def name(self) -> str:
-        """As recordings name it."""
+        """Its name in recordings."""
         return f"prompt-lookup({self.longest},{self.shortest})"
 
     def room(self, length: int) -> int:
@@ -171,7 +167,7 @@ class LookupDraft:
         return sys.maxsize - length
 
     def read(self, text: TokenIds) -> None:
-        """Keeps what the index has in common with the text; see `Proposer`."""
+        """Keeps the common prefix of index and text; see `Proposer`."""
         known = np.array(self._index.tokens, np.intc)
         most = min(len(known), len(text))
         differs = np.flatnonzero(known[:most] != text[:most])
@@ -180,7 +176,7 @@ class LookupDraft:
         self._unread = text[kept:].tolist()
 
     def propose(self, *, signals: bool) -> Proposed | None:
-        """Looks up; see `Proposer`. Signals cost nothing, so they are always there."""
+        """Looks up; see `Proposer`. Signals are always computed."""
         del signals
         self._index.extend(self._unread)
         guess = self._index.guess()
@@ -191,5 +187,5 @@ class LookupDraft:
         return Proposed(guess.token, self._ends(guess.token), (guess.entropy, guess.confidence, guess.margin))
 
     def attach(self, lib: Any, target: Llama) -> None:
-        """Learns which tokens end a text; see `Proposer`."""
+        """Takes from the target which tokens end a text; see `Proposer`."""
         self._ends = text_ends(lib, target)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""transformers under a policy: its own assisted generation, or our engine behind its `generate`."""
+"""transformers under a policy: its own assisted generation, or SpecKV's engine behind its `generate`."""
 
 from speckv.integrations.transformers.control import control
 from speckv.integrations.transformers.engine import custom_generate, prepare

@@ -1,53 +1,175 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What drafts in transformers' assisted generation: as many tokens as a policy chooses, by the draft's `forward`."""
+"""Drafting in transformers' assisted generation: as many tokens as a policy chooses, by the draft's `forward`.
+
+transformers' loop calls stopping criteria once a block, so that a text can run past the token that meets one, and
+logits processors for rejected tokens too. Here both are called once for each emitted token.
+"""
 
 import threading
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import LogitsProcessor, StoppingCriteriaList
 from transformers.generation.candidate_generator import CandidateGenerator
-
-from speckv.integrations.transformers.criteria import (
-    STATELESS,
-    ExactBlocks,
-    ExactCriteria,
-    custom_criteria,
-    eos_tokens,
-    length_limit,
+from transformers.generation.stopping_criteria import (
+    EosTokenCriteria,
+    MaxLengthCriteria,
+    MaxTimeCriteria,
+    StopStringCriteria,
 )
+
 from speckv.models.causal import CausalModel
 from speckv.models.processors import Processors
 from speckv.models.signals import signals
 from speckv.runtime.policy import Policy
 from speckv.runtime.session import Session
 
+STATELESS = frozenset({EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria, StopStringCriteria})
+"""Exact types of criteria that keep no state."""
+
+
+def length_limit(criteria: Iterable[Any], generation_config: Any, prompt_len: int) -> int:
+    """Length at which the text ends; the caller's `MaxLengthCriteria` replace transformers' own."""
+    lengths = [int(criterion.max_length) for criterion in criteria if type(criterion) is MaxLengthCriteria]
+    return max(min(lengths, default=int(generation_config.max_length)), prompt_len + 1)
+
+
+def custom_criteria(criteria: Iterable[Any], generation_config: Any) -> list[Any]:
+    """Criteria that transformers' loop does not apply exactly: all but length, time and end of text."""
+    return [criterion for criterion in criteria if not _is_in_loop(criterion, generation_config)]
+
+
+def _is_in_loop(criterion: Any, generation_config: Any) -> bool:
+    if type(criterion) is not EosTokenCriteria:
+        return type(criterion) in (MaxLengthCriteria, MaxTimeCriteria)
+    return eos_tokens(generation_config) == frozenset(criterion.eos_token_id.flatten().tolist())
+
+
+def eos_tokens(generation_config: Any) -> frozenset[int]:
+    """Tokens at which transformers' loop ends a text."""
+    found = getattr(generation_config, "_eos_token_tensor", None)
+    return frozenset() if found is None else frozenset(found.flatten().tolist())
+
+
+class ExactCriteria(StoppingCriteriaList):
+    """All criteria of one call of `generate`, called for each token; before `begin`, transformers' own list."""
+
+    def __init__(self, criteria: Iterable[Any]) -> None:
+        super().__init__(criteria)
+        self._processors: Processors | None = None
+        self._length = 0
+        self.scores: Any = None
+
+    def begin(self, processors: Processors, prompt_len: int, scores: Any) -> None:
+        """Called before the first token of an assisted generation.
+
+        Args:
+            processors: Their state advances with each emitted token.
+            prompt_len: In tokens.
+            scores: An empty tuple if scores are collected, else None.
+        """
+        self._processors, self._length, self.scores = processors, prompt_len, scores
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        """Calls the criteria for each token of a block, up to one that meets them.
+
+        Args:
+            input_ids: Shape [1, tokens]; the text with the block.
+            scores: One tensor for each new token of the text, or None.
+            **kwargs: Passed on.
+        """
+        if self._processors is None:
+            return super().__call__(input_ids, scores, **kwargs)
+        length = input_ids.shape[1]
+        done = torch.zeros(1, dtype=torch.bool, device=input_ids.device)
+        for row in range(length - self._length):
+            later = length - self._length - row - 1
+            self._processors.commit_row(row)
+            so_far = None if scores is None else scores[: len(scores) - later]
+            done = super().__call__(input_ids[:, : length - later], so_far, **kwargs)
+            if bool(done.all()):
+                break
+        self._length, self.scores = length, scores
+        return done
+
+
+class ExactBlocks(LogitsProcessor):
+    """Replaces the loop's logits processors: processes the rows of each verification with copies of the user's.
+
+    A block is cut after the first drafted token that meets the user's criteria: transformers emits no tokens past
+    `generation_config.max_length`, which is lowered for the rest of the block.
+
+    Args:
+        processors: The user's, with the custom criteria `beside`.
+        criteria: None without custom ones.
+        generation_config: Of the call; changed.
+    """
+
+    def __init__(self, processors: Processors, criteria: ExactCriteria | None, generation_config: Any) -> None:
+        self._processors, self._criteria, self._config = processors, criteria, generation_config
+        self._limit = generation_config.max_length
+        self._start = 0
+        self._probes = StoppingCriteriaList()
+        self._rows: list[Tensor] = []
+
+    def begin(self, length: int) -> None:
+        """Called before a verification; `length` is that of the text without the draft, in tokens."""
+        self._start, self._config.max_length = length, self._limit
+        self._rows.clear()
+        self._probes = StoppingCriteriaList(self._processors.begin_verify())
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        """Processes one row of a verification, in order; rows after a cut are not changed.
+
+        Args:
+            input_ids: Shape [1, tokens]; the text with the drafted tokens before the row.
+            scores: Shape [1, vocabulary].
+        """
+        length = input_ids.shape[1]
+        if self._config.max_length < self._limit:
+            return scores
+        if length > self._start and self._is_met(input_ids):
+            self._config.max_length = length
+            return scores
+        processed = self._processors.verify_row(input_ids, scores)
+        self._rows.append(processed)
+        return processed
+
+    def _is_met(self, text: Any) -> bool:
+        if self._criteria is None:
+            return False
+        before = self._criteria.scores
+        return bool(self._probes(text, None if before is None else (*before, *self._rows)).all())
+
+
 _LEARNING = threading.RLock()
 
 
 def exclusive(policy: Policy) -> AbstractContextManager[object]:
-    """Held around each use of a policy that learns, because its sessions in several threads share what it learns."""
+    """A lock around each use of a policy that learns, as its sessions in several threads share one learner."""
     return _LEARNING if policy.learns else nullcontext()
 
 
 class PolicyCandidates(CandidateGenerator):
     """Drafts as many tokens as a policy chooses, for one call of `generate`.
 
-    Where the user's processors keep state, or criteria other than length, time and end of text are given, the content
-    of `logits_processor` is replaced by one `ExactBlocks`. Otherwise the loop stays as it is.
+    If the user's processors keep state, or there are criteria other than length, time and end of text, the content of
+    `logits_processor` is replaced by one `ExactBlocks`. Otherwise the loop is not changed.
 
     Args:
-        draft: Scores the target's tokens.
-        policy: Chooses.
+        draft: Scores the target's vocabulary.
+        policy: Chooses how many tokens to draft.
         generation_config: Of the call, as `generate` prepared it; its `max_length` is changed.
-        logits_processor: Of the target, applied to the draft's scores too; changed in place.
+        logits_processor: Of the target, also applied to the draft's scores; changed in place.
         criteria: All stopping criteria of the call.
         prompt_len: In tokens.
         session: Options of the policy's session, without its budget.
 
     Raises:
-        ConfigError: for processors or criteria that cannot be served.
+        ConfigError: for unsupported processors or criteria.
     """
 
     def __init__(
@@ -81,14 +203,11 @@ class PolicyCandidates(CandidateGenerator):
     def get_candidates(  # type: ignore[override]
         self, input_ids: Tensor, **_: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """Drafts behind a text.
-
-        Args:
-            input_ids: Shape [1, tokens].
+        """Drafts after a text of shape [1, tokens].
 
         Returns:
-            The text with the draft behind it, of shape [1, tokens + drafted], and the processed scores that each
-            drafted token was chosen from, of shape [1, drafted, vocabulary]; None where nothing was drafted.
+            Text and draft, of shape [1, tokens + drafted], and the processed scores that each drafted token was chosen
+            from, of shape [1, drafted, vocabulary]; None if nothing was drafted.
         """
         self._shown.clear()
         text, chosen_from = input_ids, list[Tensor]()
@@ -127,7 +246,7 @@ class PolicyCandidates(CandidateGenerator):
         Args:
             input_ids: Shape [1, tokens]; the text after the step.
             scores: Shape [1, drafted + 1, vocabulary]; the target's processed scores.
-            num_matches: Drafted tokens that were kept.
+            num_matches: Accepted tokens.
         """
         kept = int(num_matches)
         if self._criteria is None:
@@ -143,11 +262,7 @@ class PolicyCandidates(CandidateGenerator):
 
 
 class DraftSequence:
-    """What a draft has read, with its cache; given the whole text each time, it reads what is new.
-
-    Args:
-        draft: The model.
-    """
+    """A draft with its cache; it is given the whole text each time and reads the new part."""
 
     def __init__(self, draft: CausalModel) -> None:
         self._model, self.device = draft, draft.device
@@ -155,18 +270,11 @@ class DraftSequence:
         self._read: Tensor | None = None
 
     def room(self, length: int) -> int:
-        """Tokens that can be drafted behind a text of that length before the draft's context is full."""
+        """Tokens that can be drafted after a text of that length before the draft's context is full."""
         return max(0, self._model.context_limit - length)
 
     def after(self, text: Tensor) -> Tensor:
-        """Scores of the token that follows.
-
-        Args:
-            text: Shape [1, tokens].
-
-        Returns:
-            Shape [1, vocabulary].
-        """
+        """Scores of the next token, of shape [1, vocabulary], after a text of shape [1, tokens]."""
         same = self._common(text)
         self._sequence.truncate(same)
         logits = self._sequence.extend(text[0, same:], num_logits=1)
@@ -174,7 +282,7 @@ class DraftSequence:
         return logits
 
     def _common(self, text: Tensor) -> int:
-        """Tokens that the cache may keep: what was read and is still there, the newest one always read anew."""
+        """Length of the common prefix of cache and text, without the newest token."""
         if self._read is None:
             return 0
         shorter = min(self._read.shape[1], text.shape[1] - 1)

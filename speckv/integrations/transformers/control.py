@@ -5,23 +5,29 @@
         target.generate(**inputs, assistant_model=draft)
 
 The loop, verification, sampling and streaming are transformers' own. Three methods of the target are replaced while
-the block runs (`speckv.integrations.transformers.hooks`). transformers' candidate generator calls the draft's
-`generate` at every step and cannot draft nothing; this one calls the draft's `forward`, and can.
+the block runs. transformers' candidate generator calls the draft's `generate` at every step and always drafts; this one
+calls the draft's `forward`, and may draft nothing.
+
+A block belongs to the context (`contextvars`) that entered it, which is that of its thread or asyncio task. A call of
+`generate` in a context without a block, such as a thread that streams a text, uses the only open block. If several are
+open, such a call is transformers' own.
 """
 
+import inspect
 import threading
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
+from transformers.generation.candidate_generator import CandidateGenerator
 
 from speckv.errors import ConfigError
-from speckv.integrations.transformers.candidates import PolicyCandidates, exclusive
-from speckv.integrations.transformers.criteria import ExactCriteria, custom_criteria
-from speckv.integrations.transformers.hooks import Block, hooked
+from speckv.integrations.transformers.candidates import ExactCriteria, PolicyCandidates, custom_criteria, exclusive
 from speckv.integrations.transformers.models import (
     as_draft,
     require_pair,
@@ -30,6 +36,178 @@ from speckv.integrations.transformers.models import (
 )
 from speckv.models.parts import unwrapped
 from speckv.runtime.policy import Policy
+
+CANDIDATES, CRITERIA, MODE = "_get_candidate_generator", "_get_stopping_criteria", "_validate_generation_mode"
+NEEDS = {
+    CANDIDATES: {"generation_config", "input_ids", "logits_processor", "assistant_model"},
+    CRITERIA: {"generation_config", "stopping_criteria"},
+    MODE: {"generation_mode_kwargs"},
+}
+"""Replaced methods and the parameters that are used, as in transformers 5.23 and 5.24."""
+_HOOKS = "_speckv_hooks"
+_ENTERED: ContextVar[tuple[object, ...]] = ContextVar("speckv_control", default=())
+
+
+class Block(ABC):
+    """Behaviour of the replaced methods in one context."""
+
+    elsewhere: int = 0
+    """Calls of `generate` on the target in contexts without a block, while this one was open."""
+
+    @abstractmethod
+    def drafts_with(self, assistant: Any) -> bool:
+        """Whether a model is the block's draft."""
+
+    def is_here(self) -> bool:
+        """Whether the calling context is inside the block."""
+        return any(block is self for block in _ENTERED.get())
+
+    @abstractmethod
+    def candidates(self, arguments: dict[str, Any]) -> CandidateGenerator:
+        """Returns the candidate generator of one call of `generate`, from the arguments of transformers' method."""
+
+    @abstractmethod
+    def criteria(self, arguments: dict[str, Any], found: Any) -> Any:
+        """Returns the stopping criteria of one call of `generate`; `found` are those of transformers' method."""
+
+    @abstractmethod
+    def mode_arguments(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Returns the arguments of `generate` that transformers validates instead of the given ones."""
+
+
+@contextmanager
+def hooked(target: PreTrainedModel, block: Block) -> Iterator[None]:
+    """Replaces the target's methods for the calling context.
+
+    Raises:
+        ConfigError: if the context is inside another block for this target, or transformers lacks what is needed.
+    """
+    hooks = _enter(target, block)
+    _ENTERED.set((*_ENTERED.get(), block))
+    try:
+        yield
+    finally:
+        _ENTERED.set(tuple(other for other in _ENTERED.get() if other is not block))
+        hooks.leave(block)
+
+
+def _enter(target: PreTrainedModel, block: Block) -> "Hooks":
+    while True:
+        found: Hooks | None = vars(target).get(_HOOKS)
+        hooks = found or vars(target).setdefault(_HOOKS, Hooks(target))  # atomic: two threads get the same object
+        if hooks.enter(block):
+            return hooks
+
+
+class Hooks:
+    """The replaced methods of one target, stored on it so that copies of this module in exported folders share them."""
+
+    def __init__(self, target: PreTrainedModel) -> None:
+        self._target = target
+        self._replaced: dict[str, Any] = {}
+        self._blocks: list[Block] = []
+        self._lock = threading.Lock()
+        self._removed = False
+
+    def __reduce__(self) -> "tuple[type[Hooks], tuple[PreTrainedModel]]":
+        """A copy of the target that is made inside a block is not controlled."""
+        return Hooks, (self._target,)
+
+    def enter(self, block: Block) -> bool:
+        """Adds a block; False if the hooks have been removed meanwhile."""
+        with self._lock:
+            if self._removed:
+                return False
+            try:
+                if self._here() is not None:
+                    raise ConfigError(
+                        "Expected a target that no policy controls yet, got one inside another `control` block."
+                    )
+                self._require_known()
+            except ConfigError:
+                self._remove_if_unused()
+                raise
+            if not self._blocks:
+                self._install()
+            self._blocks.append(block)
+            return True
+
+    def _install(self) -> None:
+        methods = {CANDIDATES: self.candidates, CRITERIA: self.criteria, MODE: self.mode}
+        known = {name: vars(self._target).get(name) for name in methods}
+        # On a copy of a target that was made inside a block, these methods are there already.
+        self._replaced = {n: m for n, m in known.items() if m is not None and getattr(m, "__self__", None) is not self}
+        vars(self._target).update(methods)
+
+    def leave(self, block: Block) -> None:
+        """Removes a block, and with the last one the hooks."""
+        with self._lock:
+            self._blocks.remove(block)
+            self._remove_if_unused()
+
+    def candidates(self, *args: Any, **kwargs: Any) -> Any:
+        """Replaces transformers' method."""
+        block, arguments = self._block(), self._arguments(CANDIDATES, args, kwargs)
+        if block is None or not (block.is_here() or block.drafts_with(arguments.get("assistant_model"))):
+            return self._call(CANDIDATES, *args, **kwargs)
+        return block.candidates(arguments)
+
+    def criteria(self, *args: Any, **kwargs: Any) -> Any:
+        """Replaces transformers' method."""
+        block, found = self._block(), self._call(CRITERIA, *args, **kwargs)
+        if block is None:
+            for other in tuple(self._blocks):
+                other.elsewhere += 1
+            return found
+        return block.criteria(self._arguments(CRITERIA, args, kwargs), found)
+
+    def mode(self, *args: Any, **kwargs: Any) -> Any:
+        """Replaces transformers' method."""
+        block = self._block()
+        if block is None:
+            return self._call(MODE, *args, **kwargs)
+        arguments = self._arguments(MODE, args, kwargs)
+        arguments["generation_mode_kwargs"] = block.mode_arguments(arguments["generation_mode_kwargs"])
+        return self._call(MODE, **arguments)
+
+    def _here(self) -> Block | None:
+        return next((block for block in tuple(self._blocks) if block.is_here()), None)
+
+    def _block(self) -> Block | None:
+        """The block of the calling context, or the only open one."""
+        blocks = tuple(self._blocks)
+        return self._here() or (blocks[0] if len(blocks) == 1 else None)
+
+    def _own(self, name: str) -> Any:
+        """The target's method without the hooks, or None."""
+        method = getattr(type(self._target), name, None)
+        return self._replaced.get(name) or (method and method.__get__(self._target))
+
+    def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        return self._own(name)(*args, **kwargs)
+
+    def _arguments(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        return inspect.signature(self._own(name)).bind(*args, **kwargs).arguments
+
+    def _require_known(self) -> None:
+        for name, needed in NEEDS.items():
+            method = self._own(name)
+            found = inspect.signature(method).parameters if callable(method) else {}
+            if missing := needed - set(found):
+                raise ConfigError(
+                    f"Expected transformers from 5.23, below 6: this version's {name} lacks {sorted(missing)}. "
+                    "Use custom_generate=speckv.integrations.transformers.custom_generate."
+                )
+
+    def _remove_if_unused(self) -> None:
+        if self._blocks:
+            return
+        for name in NEEDS:
+            if getattr(vars(self._target).get(name), "__self__", None) is self:
+                del vars(self._target)[name]
+        vars(self._target).update(self._replaced)
+        vars(self._target).pop(_HOOKS, None)
+        self._removed = True
 
 
 @contextmanager
@@ -44,19 +222,17 @@ def control(
     """Lets a policy choose how many tokens `target.generate(..., assistant_model=draft)` drafts at each step.
 
     Greedy text and the distribution of sampled text are those of plain `generate`, with any logits processors and
-    stopping criteria whose state can be deep-copied. The target's first pass reads the prompt alone; drafting begins
-    behind its token.
+    stopping criteria whose state can be deep-copied. Nothing is drafted before the target has read the prompt.
 
-    Several threads may decode with one target, each inside a `control` block of its own. While one block is open it
-    holds for threads without a block too, such as one that is started to stream its text; while several are open,
-    `generate` in such a thread is transformers' own.
+    Several threads may decode with one target, each inside its own `control` block. Threads without a block use the
+    only open one; if several are open, `generate` in such a thread is transformers' own.
 
     Args:
         target: A transformers model, or one inside a wrapper of PEFT, torch.compile or distributed training.
-        draft: Likewise; it has the target's tokenizer.
-        policy: As loaded, or the folder of an exported one.
+        draft: Likewise, with the target's tokenizer.
+        policy: A loaded policy, or the folder of an exported one.
         compression: Of the target; the policy's first by default.
-        cost_ratio: One draft pass over one target pass; what the policy was trained with by default.
+        cost_ratio: One draft pass over one target pass; by default that of the policy's training.
 
     Yields:
         The policy, whose `warnings` count how often its fallback was used.
@@ -65,16 +241,16 @@ def control(
         UserWarning: at the end of a block in which no call of `generate` used the policy.
 
     Raises:
-        ConfigError: if the models cannot work together, or the target is under control already, or this version of
-            transformers lacks what is needed. Inside the block, from `generate`: for settings that cannot be served.
-        ModelError: for models whose cache cannot forget rejected tokens.
+        ConfigError: if the models do not fit, the target is controlled already, or this version of transformers is not
+            supported. Inside the block, from `generate`: for unsupported settings.
+        ModelError: for models whose cache cannot be rolled back.
         CheckpointError: if the folder's policy cannot be used.
     """
     policy = policy if isinstance(policy, Policy) else Policy.load(policy)
     target, draft = _inner(target), _inner(draft)
     require_pair(target, draft)
     with exclusive(policy):
-        policy.session(max_new_tokens=1, compression=compression)  # a wrong word is refused here, not inside `generate`
+        policy.session(max_new_tokens=1, compression=compression)  # refuses a wrong compression before `generate`
     session = {"compression": compression, "cost_ratio": cost_ratio, "vocab_size": vocabulary(target)}
     block = _Control(target, draft, policy, session)
     with hooked(target, block):
@@ -84,10 +260,10 @@ def control(
 
 
 def _inner(model: Any) -> PreTrainedModel:
-    """The model whose `generate` runs in the end; adapters such as LoRA are part of its layers.
+    """The model inside wrappers; adapters such as LoRA are part of its layers.
 
     Raises:
-        ConfigError: if there is none, or an adapter cannot be served.
+        ConfigError: if there is none, or an adapter is not supported.
     """
     inner = unwrapped(model)
     if not isinstance(inner, PreTrainedModel):
@@ -101,14 +277,7 @@ def _inner(model: Any) -> PreTrainedModel:
 
 
 class _Control(Block):
-    """One `control` block.
-
-    Args:
-        target: Without wrappers.
-        draft: Without wrappers.
-        policy: Chooses.
-        session: Options of its sessions, without their budgets.
-    """
+    """One `control` block, with models without wrappers and the options of its sessions."""
 
     def __init__(
         self, target: PreTrainedModel, draft: PreTrainedModel, policy: Policy, session: dict[str, Any]
@@ -118,7 +287,7 @@ class _Control(Block):
         self._latest = threading.local()
 
     def candidates(self, arguments: dict[str, Any]) -> PolicyCandidates:
-        """Returns the candidate generator of a call."""
+        """Counts the call; see `Block`."""
         self._assisted += 1
         config = arguments["generation_config"]
         self._require_servable(arguments)
@@ -134,7 +303,7 @@ class _Control(Block):
         )
 
     def criteria(self, arguments: dict[str, Any], found: Any) -> Any:
-        """Returns criteria that are exact in blocks, where transformers' own list is not."""
+        """Wraps custom criteria in `ExactCriteria`; see `Block`."""
         self._calls += 1
         config = arguments["generation_config"]
         criteria = ExactCriteria(found) if custom_criteria(found, config) else found
@@ -142,13 +311,13 @@ class _Control(Block):
         return criteria
 
     def drafts_with(self, assistant: Any) -> bool:
-        """Whether a model, perhaps wrapped, is the block's draft."""
+        """See `Block`; the model may be wrapped."""
         return assistant is not None and unwrapped(assistant) is self._draft
 
     def mode_arguments(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Returns the arguments without a draft whose vocabulary differs from the target's by padding.
+        """Leaves out a draft whose vocabulary differs from the target's by padding.
 
-        transformers takes any difference for two tokenizers.
+        transformers treats any difference as two tokenizers.
         """
         padded = vocabulary(self.target) != vocabulary(self._draft) and "assistant_tokenizer" not in given
         if padded and self.drafts_with(given.get("assistant_model")):
@@ -156,7 +325,7 @@ class _Control(Block):
         return given
 
     def why_unused(self) -> str | None:
-        """Why no call of `generate` used the policy; None where one did."""
+        """Why no call of `generate` used the policy, or None."""
         if self._assisted:
             return None
         if self._calls:
@@ -172,7 +341,7 @@ class _Control(Block):
         return "control: generate was not called on the target, so the policy was not used."
 
     def _require_servable(self, arguments: dict[str, Any]) -> None:
-        """Passes if a call can be served; transformers itself refuses batches, beams and caches."""
+        """Refuses unsupported settings; transformers itself refuses batches, beams and caches."""
         if not self.drafts_with(arguments.get("assistant_model")):
             raise ConfigError(
                 "Expected assistant_model to be the draft that `control` was given, got another. "
@@ -190,6 +359,6 @@ class _Control(Block):
                 f"{self.target.config._attn_implementation!r}, which returns no attention weights. Load the target "
                 "with eager attention, or leave output_attentions out."
             )
-        # PEFT puts its own method here while `generate` of a model with virtual tokens runs.
+        # PEFT sets its own method here while `generate` of a model with virtual tokens runs.
         preparing = vars(self.target).get("prepare_inputs_for_generation")
         require_plain_adapters(getattr(preparing, "__self__", self.target))

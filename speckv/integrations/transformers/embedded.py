@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `generate` of a folder that `python -m speckv export --to hf-custom-generate` wrote.
 
-transformers copies the modules of such a folder to a place of its own, and nothing else, so the policy is in one of
-them.
+transformers copies only the modules of such a folder, so the policy's files are stored inside one of them.
 """
 
 import copy
@@ -22,13 +21,11 @@ from speckv.runtime.state import Storable
 
 
 class Embedded:
-    """A policy in the program's text, for transformers' assisted generation.
-
-    Several threads may generate at the same time.
+    """A policy stored in a module, for transformers' assisted generation in any number of threads.
 
     Args:
-        files: The policy's two files: name -> content in base 64.
-        kinds: Kind -> class of controllers that are not among those of `speckv.runtime`.
+        files: The policy's two files: content in base 64 by name.
+        kinds: Classes of controllers by kind that `speckv.runtime` does not define.
     """
 
     def __init__(self, files: Mapping[str, str], kinds: Mapping[str, type[Storable]] | None = None) -> None:
@@ -38,10 +35,10 @@ class Embedded:
 
     @property
     def policy(self) -> Policy:
-        """The policy, read and tested at the first use.
+        """The policy, loaded and tested at the first use.
 
         Raises:
-            SpecKVError: if it is damaged, or its decisions differ here from those where it was exported.
+            SpecKVError: if it is damaged, or its decisions differ from those where it was exported.
         """
         with self._loading:
             if self._policy is None:
@@ -69,44 +66,44 @@ class Embedded:
         custom_generate: object = None,
         **options: Any,
     ) -> Any:
-        """Generates as `model.generate(inputs, assistant_model=...)` does; the policy chooses how many tokens to draft.
+        """Generates like `model.generate(inputs, assistant_model=...)`, with drafts chosen by the policy.
 
         Args:
             model: The target.
-            inputs: As for `generate`, and so is all that is not named here.
+            inputs: As for `generate`.
             assistant_model: The draft, with the target's tokenizer.
             compression: Of the target: "fp16" (unquantised), "int8" or "nf4"; the policy's first by default.
-            cost_ratio: One draft pass over one target pass; what the policy was trained with by default.
+            cost_ratio: One draft pass over one target pass; by default that of the policy's training.
             generation_config: As for `generate`.
-            custom_generate: Another way to generate, which there cannot be.
+            custom_generate: Refused.
             **options: As for `generate`.
 
         Raises:
-            ConfigError: before anything is decoded, for settings that cannot be served.
+            ConfigError: before decoding, for unsupported settings.
             SpecKVError: if the policy cannot be used.
         """
         if custom_generate is not None:
             raise ConfigError(f"Expected no other custom_generate beside this one, got {custom_generate!r}.")
         if assistant_model is None:
             raise ConfigError("Expected assistant_model=DRAFT, a small model with the target's tokenizer, got none.")
-        # Of the class: where the folder lies in the target's own repository, `model.generate` leads back here.
+        # Of the class: if the folder is in the target's own repository, `model.generate` calls this function.
         owner = model if hasattr(type(model), "generate") else unwrapped(model)
         _require_assisted(owner, assistant_model, generation_config, options)
         with (
-            self._turn(),
+            self._exclusive_text(),
             control(model, assistant_model, self.policy, compression=compression, cost_ratio=cost_ratio),
         ):
             return type(owner).generate(
                 owner, inputs, generation_config=generation_config, assistant_model=assistant_model, **options
             )
 
-    def _turn(self) -> AbstractContextManager[object]:
-        """Held for a whole text where the policy learns and the steps of its requests cannot interleave."""
+    def _exclusive_text(self) -> AbstractContextManager[object]:
+        """A lock for a whole text if the policy learns and the steps of its requests cannot interleave."""
         return nullcontext() if self.policy.interleaves else self._learning
 
 
 def _require_assisted(model: Any, draft: Any, given: Any, options: Mapping[str, Any]) -> None:
-    """Passes if transformers would decode with the draft; with beams, say, it warns, and decodes without one."""
+    """Checks that transformers would use the draft; with beams, for example, it warns and decodes without one."""
     config = copy.deepcopy(model.generation_config)
     if given is not None:
         config.update(**{name: value for name, value in given.to_dict().items() if value is not None})

@@ -1,34 +1,210 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our decode loop behind transformers' `generate`, by its `custom_generate` argument.
+"""SpecKV's decode loop behind transformers' `generate`, by its `custom_generate` argument.
 
     target.generate(**inputs, custom_generate=custom_generate, draft_model=draft, policy="mine.speckv")
 
-`draft_model` and `policy` are names of ours: what `generate` itself calls `assistant_model` never reaches a callable.
+`generate` does not pass `assistant_model` to a callable, hence the argument `draft_model`.
 """
 
-from dataclasses import fields, replace
+import inspect
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import GenerationMixin, MaxLengthCriteria, PreTrainedModel, StoppingCriteriaList
+from transformers.generation import logits_process as known
+from transformers.generation.configuration_utils import GenerationMode
+from transformers.generation.stopping_criteria import EosTokenCriteria
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from speckv.decoding import DecodeStep, Engine
+from speckv.decoding import DecodeStep, Engine, SamplingConfig
 from speckv.errors import ConfigError
 from speckv.integrations.transformers.candidates import exclusive
 from speckv.integrations.transformers.models import as_draft, as_is, require_pair, scored_by_both, vocabulary
-from speckv.integrations.transformers.request import Request
 from speckv.models.causal import CausalModel
+from speckv.models.defaults import token_ids
 from speckv.models.pair import causal_model
 from speckv.models.parts import hard_context_limit, unwrapped
+from speckv.models.processors import Processors
 from speckv.runtime.policy import Policy
 from speckv.runtime.session import Session
 from speckv.types import FloatArray
 
+_LARGEST_SEED = 2**62
+_DEEPEST_CALL = 16
+"""Bound on the frames between `generate` and the callable, decorators included."""
+
+_OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+_MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE, GenerationMode.ASSISTED_GENERATION)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateRequest:
+    """A call of `generate` as a request of the engine.
+
+    Attributes:
+        prompt: Token ids.
+        max_new_tokens: Token budget, at least 1.
+        eos_token_ids: Tokens that end the text.
+        sampling: How tokens are chosen.
+        processors: Logits processors, or None.
+        criteria: The caller's stopping criteria, perhaps none.
+        streamer: Receives tokens as they are emitted, or None.
+    """
+
+    prompt: list[int]
+    max_new_tokens: int
+    eos_token_ids: frozenset[int]
+    sampling: SamplingConfig
+    processors: Processors | None
+    criteria: StoppingCriteriaList
+    streamer: Any
+
+    @staticmethod
+    def of(
+        input_ids: Tensor,
+        config: Any,
+        processors: Sequence[Any],
+        criteria: Sequence[Any],
+        model_kwargs: Mapping[str, Any],
+    ) -> "GenerateRequest":
+        """Reads what `generate` prepared: ids of shape [1, tokens], and arguments of the model's `forward`.
+
+        Raises:
+            ConfigError: for anything that the engine does not support.
+        """
+        call = _generate_call()
+        _require_plain(input_ids, config, model_kwargs, call)
+        lengths = [criterion.max_length for criterion in criteria if type(criterion) is MaxLengthCriteria]
+        ends = [criterion.eos_token_id for criterion in criteria if type(criterion) is EosTokenCriteria]
+        own = [criterion for criterion in criteria if type(criterion) not in (MaxLengthCriteria, EosTokenCriteria)]
+        sampling, processing = _sampling(config, processors)
+        return GenerateRequest(
+            prompt=input_ids[0].tolist(),
+            max_new_tokens=max(1, min(lengths, default=config.max_length) - input_ids.shape[1]),
+            eos_token_ids=frozenset[int]().union(*map(token_ids, ends)),
+            sampling=sampling,
+            processors=processing,
+            criteria=StoppingCriteriaList(own),
+            streamer=call.get("streamer"),
+        )
+
+    def ends(self, text: list[int], device: torch.device) -> bool:
+        """Whether one of the caller's criteria ends a text, prompt and output."""
+        return bool(self.criteria(torch.tensor([text], device=device), None).all())
+
+
+def _generate_code() -> CodeType:
+    function: Any = inspect.unwrap(GenerationMixin.generate)
+    code: CodeType = function.__code__
+    return code
+
+
+def _generate_call() -> Mapping[str, Any]:
+    """Arguments of the running call of `generate`, from its frame; empty without one.
+
+    `generate` does not pass `streamer`, `synced_gpus` and `assistant_model` to a callable (transformers 5.24,
+    `_extract_generation_mode_kwargs`). Without its end a streamer's reader would wait for ever.
+    """
+    code, frame = _generate_code(), sys._getframe(1)
+    found: FrameType | None = frame
+    for _ in range(_DEEPEST_CALL):
+        if found is None or found.f_code is code:
+            break
+        found = found.f_back
+    return found.f_locals if found is not None and found.f_code is code else {}
+
+
+def _sampling(config: Any, processors: Sequence[Any]) -> tuple[SamplingConfig, Processors | None]:
+    """How tokens are chosen: by the engine's own warping if it equals that of the processors."""
+    if not config.do_sample:
+        return SamplingConfig(), Processors.of(processors)
+    seed = int(torch.randint(_LARGEST_SEED, ()))  # so that torch.manual_seed repeats a text
+    warped = _warping(processors)
+    if warped is not None:
+        return SamplingConfig(mode="rejection", seed=seed, **warped), None
+    return SamplingConfig(mode="rejection", seed=seed), Processors.of(processors)
+
+
+def _warping(processors: Sequence[Any]) -> dict[str, Any] | None:
+    """Temperature, top-k and top-p, if the processors are at most these three, in this order; else None."""
+    order: tuple[tuple[type, str], ...] = (
+        (known.TemperatureLogitsWarper, "temperature"),
+        (known.TopKLogitsWarper, "top_k"),
+        (known.TopPLogitsWarper, "top_p"),
+    )
+    places = [index for processor in processors for index, (kind, _) in enumerate(order) if type(processor) is kind]
+    if len(places) != len(processors) or places != sorted(set(places)):
+        return None
+    found: dict[str, Any] = {}
+    for place, processor in zip(places, processors, strict=True):
+        filtered = getattr(processor, "filter_value", -torch.inf), getattr(processor, "min_tokens_to_keep", 1)
+        name = order[place][1]
+        found[name] = getattr(processor, name)
+        if filtered != (-torch.inf, 1) or not found[name]:
+            return None
+    return found
+
+
+def _require_plain(input_ids: Tensor, config: Any, model_kwargs: Mapping[str, Any], call: Mapping[str, Any]) -> None:
+    """Refuses everything that a `GenerateRequest` does not hold."""
+    if input_ids.shape[0] != 1:
+        raise ConfigError(f"Expected one prompt, got a batch of {input_ids.shape[0]}. Call generate for each of them.")
+    mode = config.get_generation_mode()
+    if mode not in _MODES:
+        raise ConfigError(f"Expected greedy decoding or sampling, got settings of {mode.value}. Leave them out.")
+    if call.get("synced_gpus"):
+        raise ConfigError("Expected synced_gpus to be off, got it on. The engine runs in one process.")
+    if call.get("assistant_model") is not None:
+        raise ConfigError("Expected the draft as draft_model=..., got assistant_model=.... Rename it.")
+    if wanted := [name for name in _OUTPUTS if getattr(config, name, None)]:
+        raise ConfigError(
+            f"Expected a request for tokens, got {', '.join(wanted)}. Leave {'it' if len(wanted) == 1 else 'them'} "
+            "out, or use speckv.integrations.transformers.control."
+        )
+    _require_known_inputs(model_kwargs)
+    _require_whole_text(input_ids, model_kwargs)
+
+
+def _require_known_inputs(model_kwargs: Mapping[str, Any]) -> None:
+    taken = {"attention_mask", "position_ids", "cache", "past_key_values", "use_cache", "logits_to_keep"}
+    ignored = {"cache_position", "output_attentions", "output_hidden_states"}
+    other = sorted(name for name, value in model_kwargs.items() if _given(value) and name not in taken.union(ignored))
+    if other:
+        raise ConfigError(
+            f"Expected token ids and no other input of the model, got {', '.join(other)}. Leave them out, or use "
+            "speckv.integrations.transformers.control, where transformers passes them on."
+        )
+
+
+def _given(value: object) -> bool:
+    return value is not None and not (isinstance(value, dict | list | tuple) and not value)
+
+
+def _require_whole_text(input_ids: Tensor, model_kwargs: Mapping[str, Any]) -> None:
+    mask, positions = model_kwargs.get("attention_mask"), model_kwargs.get("position_ids")
+    if mask is not None and not bool((mask == 1).all()):
+        raise ConfigError("Expected an attention mask that hides nothing, got one that does. Remove the padding.")
+    counted = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+    if positions is not None and not torch.equal(positions.to(counted), counted):
+        raise ConfigError("Expected position_ids that count from 0, got others. Leave position_ids out.")
+    for name in ("cache", "past_key_values"):
+        cache = model_kwargs.get(name)
+        if cache is not None and type(cache).__name__ not in ("DynamicCache", "EncoderDecoderCache"):
+            raise ConfigError(
+                f"Expected no cache_implementation, got {type(cache).__name__}. The engine brings its own."
+            )
+        if cache is not None and cache.get_seq_length():
+            raise ConfigError("Expected a text from its start, got a cache that holds a part of one.")
+
+
 _PREPARED = "_speckv_prepared"
-"""Attribute of a model that holds what `prepare` made of it, buffers on the device included."""
+"""Attribute of a model with the result of `prepare`."""
 
 
 _CACHE_FIELD = "cache" if "cache" in {one.name for one in fields(GenerateDecoderOnlyOutput)} else "past_key_values"
@@ -39,12 +215,12 @@ def prepare(*models: PreTrainedModel, compression: str = "fp16", static_cache: b
     """Makes models faster for `custom_generate`, in place: narrow layers on CPUs, fixed buffers and graphs on CUDA.
 
     Args:
-        models: Targets and drafts; those that were prepared already are left alone.
-        compression: That they were loaded with.
-        static_cache: Whether sequences live in fixed buffers; by default on CUDA.
+        models: Targets and drafts; prepared ones are skipped.
+        compression: Of the models.
+        static_cache: Whether sequences use fixed buffers; by default on CUDA.
 
     Raises:
-        ConfigError: if a static cache is wanted that a model does not allow.
+        ConfigError: if a model does not support the static cache that is requested.
     """
     for model in models:
         if _causal_of(model) is None:
@@ -74,36 +250,36 @@ def custom_generate(
     cost_ratio: float | None = None,
     **model_kwargs: Any,
 ) -> Tensor | GenerateDecoderOnlyOutput:
-    """Decodes one prompt with SpecKV's engine; given to `generate`, which calls it.
+    """Decodes one prompt with SpecKV's engine; called by `generate`.
 
-    Processors, stopping criteria and streamers are those of plain `generate`: each is called once for every emitted
-    token, in order.
+    Processors, stopping criteria and streamers are called once for every emitted token, in order, as in plain
+    `generate`. Classifier-free guidance is not supported.
 
     Args:
         model: The target.
         input_ids: Shape [1, tokens].
-        generation_config: As `generate` prepared it.
-        logits_processor: As `generate` prepared it; all but classifier-free guidance.
-        stopping_criteria: As `generate` prepared it.
-        draft_model: Proposes; it reads nothing for a policy that never drafts.
-        policy: As loaded, or the folder of an exported one.
+        generation_config: This and the two following as `generate` prepared them.
+        logits_processor: See above.
+        stopping_criteria: See above.
+        draft_model: Drafts, unless the policy never drafts.
+        policy: A loaded policy, or the folder of an exported one.
         compression: Of the target; the policy's first by default.
-        cost_ratio: One draft pass over one target pass; what the policy was trained with by default.
-        **model_kwargs: What else `generate` prepared; see docs/integrations/transformers.md for what is taken.
+        cost_ratio: One draft pass over one target pass; by default that of the policy's training.
+        **model_kwargs: See docs/integrations/transformers.md.
 
     Returns:
-        Shape [1, tokens + new]; or an object with it as `sequences`, and the cache, where the config asks for one.
+        Shape [1, tokens + new]; or, if the config requests it, an object with it as `sequences`, and the cache.
 
     Raises:
-        ConfigError: for what the engine does not serve, before anything is decoded.
-        ModelError: for models whose cache cannot forget rejected tokens.
+        ConfigError: for anything that the engine does not support, before decoding.
+        ModelError: for models whose cache cannot be rolled back.
         BudgetError: if the prompt does not fit the target's positions.
     """
     if draft_model is None or policy is None:
         raise ConfigError("Expected draft_model=... and policy=... beside custom_generate, and one is missing.")
     policy = policy if isinstance(policy, Policy) else Policy.load(policy)
     require_pair(model, draft_model)
-    request = Request.of(input_ids, generation_config, logits_processor, stopping_criteria, model_kwargs)
+    request = GenerateRequest.of(input_ids, generation_config, logits_processor, stopping_criteria, model_kwargs)
     target = _causal(model)
     engine = Engine(
         target,
@@ -127,15 +303,13 @@ def custom_generate(
     return output(**{"sequences": sequences, _CACHE_FIELD: cache})  # type: ignore[no-any-return]
 
 
-def decode(engine: Engine, session: Session, request: Request, policy: Policy, *, device: torch.device) -> list[int]:
-    """Drives the engine with a session until the request ends, and returns the tokens of its text.
+def decode(
+    engine: Engine, session: Session, request: GenerateRequest, policy: Policy, *, device: torch.device
+) -> list[int]:
+    """Decodes a request with an engine and a new session of the policy, and returns the output's tokens.
 
-    Args:
-        engine: Any request that it was decoding is dropped.
-        session: Fresh, of the policy.
-        request: Prompt, budget, processors, criteria and streamer.
-        policy: Where it decides once a step, nothing waits for the device inside a step.
-        device: Where the caller's criteria expect token ids.
+    If the policy decides once a step, nothing waits for the device inside a step. The caller's criteria get token ids
+    on `device`.
     """
     step = engine.start(
         request.prompt,
@@ -177,20 +351,20 @@ def decode(engine: Engine, session: Session, request: Request, policy: Policy, *
     return list(engine.tokens)
 
 
-def _stream(request: Request, step: DecodeStep) -> None:
-    """Hands a step's tokens to the streamer one by one, as plain `generate` does; the prompt it has already."""
+def _stream(request: GenerateRequest, step: DecodeStep) -> None:
+    """Passes a step's tokens to the streamer one by one, as plain `generate` does."""
     if request.streamer is not None:
         for token in step.tokens:
             request.streamer.put(torch.tensor([token]))
 
 
 def _causal(model: PreTrainedModel) -> CausalModel:
-    """The target as the engine drives it: as `prepare` made it, or as it is."""
+    """The target for the engine, prepared or not."""
     return _causal_of(model) or as_is(model)
 
 
 def _draft(model: PreTrainedModel, target: PreTrainedModel) -> CausalModel:
-    """The draft as the engine drives it, with the target's vocabulary."""
+    """The draft for the engine, with the target's vocabulary."""
     prepared = _causal_of(model)
     if prepared is None:
         return as_draft(model, target)
@@ -202,17 +376,17 @@ def _draft(model: PreTrainedModel, target: PreTrainedModel) -> CausalModel:
 
 
 def _causal_of(model: PreTrainedModel) -> CausalModel | None:
-    """What `prepare` made of this very model; a shallow copy of one has not been prepared."""
+    """The result of `prepare`, or None; a shallow copy of a prepared model is not prepared."""
     found = model.__dict__.get(_PREPARED, _Prepared(None)).causal
     return found if found is not None and found.hf is unwrapped(model) else None
 
 
 class _Prepared:
-    """What `prepare` made of a model. Copies and pickles of the model do not hold its buffers and graphs.
+    """The result of `prepare`; copies and pickles of the model do not include its buffers and graphs.
 
     Attributes:
-        causal: The model as the engine drives it.
-        fitted: Vocabulary size of a target -> the model as its draft.
+        causal: The model for the engine.
+        fitted: The model as a draft, by the target's vocabulary size.
     """
 
     def __init__(self, causal: CausalModel | None) -> None:

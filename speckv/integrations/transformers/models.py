@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models that the caller has loaded: whether two fit each other, and how our engine drives them."""
+"""Models that the caller has loaded: checks that two fit each other, and adapters for the engine."""
 
 from dataclasses import replace
 from typing import Any
@@ -16,21 +16,21 @@ from speckv.types import same_but_padding
 
 
 def vocabulary(model: PreTrainedModel) -> int:
-    """Tokens that a model scores, padding included."""
+    """Size of a model's vocabulary with padding."""
     return int(model.config.get_text_config().vocab_size)
 
 
 def scored_by_both(target: PreTrainedModel, draft: PreTrainedModel) -> int:
-    """Tokens that both models score: the smaller of two sizes that differ by padding."""
+    """The smaller of two vocabulary sizes that differ by padding."""
     return min(vocabulary(target), vocabulary(draft))
 
 
 def require_pair(target: PreTrainedModel, draft: PreTrainedModel) -> None:
-    """Checks that a draft can draft for a target.
+    """Checks that a draft fits a target.
 
     Raises:
-        ConfigError: if a model has an encoder or such an adapter, or the vocabularies are not alike.
-        ModelError: if a model's cache cannot forget rejected tokens, as with recurrent layers.
+        ConfigError: if a model has an encoder or an unsupported adapter, or the vocabularies differ.
+        ModelError: if a model's cache cannot be rolled back, as with recurrent layers.
     """
     for model in (target, draft):
         if getattr(model.config, "is_encoder_decoder", False):
@@ -46,12 +46,12 @@ def require_pair(target: PreTrainedModel, draft: PreTrainedModel) -> None:
 
 
 def require_plain_adapters(model: nn.Module) -> None:
-    """Checks that PEFT adapters compute each token the same, whichever tokens are passed with it.
+    """Checks that what PEFT adapters compute for a token does not depend on the tokens passed with it.
 
     Raises:
         ConfigError: for prompt tuning, prefix tuning and their like, for activated LoRA, and for X-LoRA.
     """
-    # Inside its `generate` PEFT calls the model within, on which it has replaced this method by the wrapper's.
+    # Inside `generate` PEFT calls the inner model, where it has replaced this method by the wrapper's.
     caller = getattr(vars(model).get("prepare_inputs_for_generation"), "__self__", None)
     found: list[Any] = [getattr(wrapper, "peft_config", None) for wrapper in (model, caller)]
     for adapter in (adapter for adapters in found if isinstance(adapters, dict) for adapter in adapters.values()):
@@ -70,10 +70,7 @@ def require_plain_adapters(model: nn.Module) -> None:
 
 
 def as_is(model: PreTrainedModel) -> CausalModel:
-    """A model as our engine drives it; nothing about it is changed, and its own defaults are left to `generate`.
-
-    Its context is as long as its positions can be computed, as in `generate`.
-    """
+    """A model for the engine, unchanged; its context limit is that of its positions, as in `generate`."""
     inner = unwrapped(model)
     return CausalModel(
         name=type(inner).__name__,
@@ -87,7 +84,7 @@ def as_is(model: PreTrainedModel) -> CausalModel:
 
 
 def as_draft(draft: CausalModel | PreTrainedModel, target: PreTrainedModel) -> CausalModel:
-    """A draft as our engine drives it: it scores the target's rows, and ends at its own context."""
+    """A draft for the engine, with the target's vocabulary and its own context limit."""
     known = draft if isinstance(draft, CausalModel) else as_is(draft)
     limited = replace(known, context_limit=context_limit(known.hf))
     return with_vocabulary(limited, vocabulary(target))

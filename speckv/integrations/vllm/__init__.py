@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM under a policy: schedulers and a proposer that it builds itself, by name.
+"""vLLM under a policy: schedulers and a proposer that vLLM constructs by name.
 
     SPECKV_POLICY=mine.speckv vllm serve ... --scheduler-cls speckv.integrations.vllm.SpecKVAsyncScheduler
 
-Nothing of vLLM is imported before one of the schedulers is asked for ([docs/integrations/vllm.md]).
+vLLM is imported only when a scheduler is requested (docs/integrations/vllm.md).
 """
 
 from typing import Any
 
 from speckv.integrations.vllm.proposer import SpecKVNgramProposer
-from speckv.integrations.vllm.settings import Settings, use
+from speckv.integrations.vllm.sessions import EnvironmentSettings, use
 
-__all__ = ["Settings", "SpecKVAsyncScheduler", "SpecKVNgramProposer", "SpecKVScheduler", "use"]
+__all__ = ["EnvironmentSettings", "SpecKVAsyncScheduler", "SpecKVNgramProposer", "SpecKVScheduler", "use"]
 
 _made: dict[str, type] = {}
 
 
 def __getattr__(name: str) -> Any:
-    """Makes `SpecKVScheduler`, for passes that do not overlap, and `SpecKVAsyncScheduler`, for any."""
+    """Creates `SpecKVScheduler`, for passes that do not overlap, and `SpecKVAsyncScheduler`, for any."""
     if name not in ("SpecKVScheduler", "SpecKVAsyncScheduler"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name not in _made:

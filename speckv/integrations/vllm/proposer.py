@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A lookup in the text so far as vLLM's proposer, with a gamma for each request.
+"""A lookup in the text so far as a proposer of vLLM, with a gamma for each request.
 
     speculative_config = {
         "method": "custom_class",
@@ -7,8 +7,8 @@
         "num_speculative_tokens": 8,
     }
 
-Each token is the one that most often followed the longest run that the text ends with, and its counts are the signals
-that the policy sees ([docs/drafters.md]). Nothing of vLLM is imported: it hands over arrays and takes lists.
+Each token is the one that most often followed the longest suffix of the text that occurred before; signals are computed
+from its counts (docs/drafters.md). vLLM is not imported: it passes arrays and receives lists.
 """
 
 from collections.abc import Sequence
@@ -18,13 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from speckv.integrations.vllm.sessions import require_turns
-from speckv.integrations.vllm.settings import Settings
+from speckv.integrations.vllm.sessions import EnvironmentSettings, require_turns
 from speckv.ngrams import NgramIndex
 from speckv.runtime import Session
 
 LONGEST, SHORTEST = 4, 2
-"""Runs of tokens that are looked up."""
+"""Lengths of the suffixes that are looked up, in tokens."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -36,20 +35,17 @@ class _Request:
 
 
 class SpecKVNgramProposer:
-    """What vLLM's `method="custom_class"` builds; made by vLLM.
+    """The proposer of vLLM's `method="custom_class"`, constructed by vLLM.
 
-    vLLM names no request to a proposer, so a request is known by its text. The token budget is not told either: the
-    policy sees a typical one, and drafts end where the longest text that the model can hold does.
-
-    Args:
-        vllm_config: vLLM's configuration.
+    vLLM passes neither names of requests nor token budgets to a proposer. A request is recognised by its text, the
+    policy gets a typical budget, and drafts end at the model's longest text.
 
     Raises:
-        ConfigError: if no policy is named, or one that learns cannot tell the requests of a batch apart.
+        ConfigError: if no policy is named, or one that learns cannot separate the requests of a batch.
     """
 
     def __init__(self, vllm_config: Any) -> None:
-        self._settings = settings = Settings.read()
+        self._settings = settings = EnvironmentSettings.read()
         self._most = int(vllm_config.speculative_config.num_speculative_tokens)
         self._max_length = int(vllm_config.model_config.max_model_len)
         self._vocab_size = int(vllm_config.model_config.get_vocab_size())
@@ -58,7 +54,7 @@ class SpecKVNgramProposer:
         self._requests: list[_Request] = []
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
-        """Loads nothing; vLLM asks for it on CPUs."""
+        """Does nothing; vLLM calls it on CPUs."""
 
     def propose(
         self,
@@ -70,13 +66,10 @@ class SpecKVNgramProposer:
         """Drafts for each request of a pass.
 
         Args:
-            sampled_token_ids: The tokens that the pass emitted, a list a row; none while a prompt is being read.
-            num_tokens_no_spec: Shape [rows or more]; tokens of each text, those included.
+            sampled_token_ids: Tokens that the pass emitted, by row; empty while a prompt is being read.
+            num_tokens_no_spec: Shape [rows or more]; tokens of each text with the emitted ones.
             token_ids_cpu: Shape [rows or more, longest text]; the texts.
-            slot_mappings: Of caches; a lookup has none.
-
-        Returns:
-            The drafts, each of a length of its own.
+            slot_mappings: Ignored.
         """
         del slot_mappings
         known: list[_Request | None] = [*self._requests]
@@ -99,7 +92,7 @@ class SpecKVNgramProposer:
                 )
             seen.append(request)
             drafts.append(self._draft(request))
-        # A request that was not in this pass may come back; one that has ended does not.
+        # A request that was not in this pass may return.
         unseen = [request for request in known if request is not None]
         self._requests = [*seen, *unseen[: self._max_requests]]
         return drafts
@@ -108,7 +101,7 @@ class SpecKVNgramProposer:
         index = NgramIndex(LONGEST, SHORTEST)
         index.extend(text.tolist())
         session = self._settings.policy.session(
-            # The prompt's pass has emitted one of them.
+            # The prompt's pass has emitted one token.
             max_new_tokens=self._max_length - len(text) + 1,
             compression=self._settings.compression,
             vocab_size=self._vocab_size,
@@ -132,7 +125,7 @@ class SpecKVNgramProposer:
 
 
 def _take(known: list[_Request | None], text: NDArray[Any], num_sampled: int, row: int) -> _Request | None:
-    """Takes out the request whose text this one goes on from; most often it stands where it stood before."""
+    """Removes and returns the request that a text continues, which is most often in the same row as before."""
     length = len(text) - num_sampled
     for place in (row, *range(len(known))):
         request: _Request | None = known[place] if place < len(known) else None

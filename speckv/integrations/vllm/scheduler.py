@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""vLLM's schedulers with a policy that says how many tokens to draft.
+"""vLLM's schedulers with a policy that chooses how many tokens to draft.
 
-vLLM decides how many tokens to draft behind a pass while it plans that pass, from the number of requests alone
-(`num_speculative_tokens_per_batch_size`). The mix-in takes its place: sessions of the policy, one a request, are told
-how many tokens were accepted, and their gammas become one for the batch. What a pass came to is known one decision
-late, or two where passes overlap. Or it cuts drafts to each request's own gamma behind the pass, when all is known:
-that saves verification, not drafting.
+vLLM chooses the number of tokens to draft after a pass while it plans that pass, by the number of requests
+(`num_speculative_tokens_per_batch_size`). The mix-in replaces this choice: each request has a session, and their gammas
+are combined into one for the batch. Outcomes arrive one decision late, or two where passes overlap.
+Alternatively it cuts drafts to each request's own gamma after the pass, which saves verification, but no drafting.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,13 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from speckv.errors import ConfigError
 from speckv.integrations.vllm import signals
-from speckv.integrations.vllm.sessions import Budget, RequestSessions, require_turns
-from speckv.integrations.vllm.settings import PER_REQUEST, SIGNALS, Settings
+from speckv.integrations.vllm.sessions import (
+    PER_REQUEST,
+    SIGNALS,
+    Budget,
+    EnvironmentSettings,
+    RequestSessions,
+    require_turns,
+)
 
 if TYPE_CHECKING:
 
     class _Scheduler:
-        """What of vLLM's scheduler is relied on; 0.32 has it."""
+        """The part of vLLM's scheduler that is used, as in 0.32."""
 
         requests: Mapping[str, Any]
         num_spec_tokens: int
@@ -39,11 +44,11 @@ HOOKS = ("_update_after_schedule", "update_from_output", "update_draft_token_ids
 
 
 class PolicyScheduling(_Scheduler):
-    """Comes before one of vLLM's schedulers in a class's bases.
+    """A mix-in for vLLM's schedulers.
 
     Attributes:
         speckv: The sessions.
-        overlaps: Whether the scheduler behind it can plan a pass before the last one has ended.
+        overlaps: Whether the scheduler can plan a pass before the last one has ended.
     """
 
     overlaps = False
@@ -51,14 +56,14 @@ class PolicyScheduling(_Scheduler):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         config = self.vllm_config
-        settings = Settings.read()
+        settings = EnvironmentSettings.read()
         _require_servable(config, settings, self.num_spec_tokens, overlaps=self.overlaps)
         self.speckv = RequestSessions(
             settings, most=self.num_spec_tokens, vocab_size=int(config.model_config.get_vocab_size())
         )
 
     def _update_after_schedule(self, scheduler_output: Any) -> None:
-        """Says how many tokens to draft behind the pass that was just planned."""
+        """Sets how many tokens to draft after the pass that was just planned."""
         if not self.speckv.settings.per_request:
             drafting = [
                 (name, self._budget(self.requests[name]))
@@ -69,8 +74,8 @@ class PolicyScheduling(_Scheduler):
         super()._update_after_schedule(scheduler_output)
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
-        """Tells the sessions what a pass came to."""
-        # The engine cuts these lists at a stop, so their lengths are taken before.
+        """Passes the outcome of a pass to the sessions."""
+        # The engine cuts these lists at a stop, hence the lengths before.
         sampled = _lengths(model_runner_output)
         known = {name: self.requests[name] for name in sampled if name in self.requests}
         before = {name: request.num_output_tokens for name, request in known.items()}
@@ -78,7 +83,7 @@ class PolicyScheduling(_Scheduler):
         invalid = scheduler_output.num_invalid_spec_tokens or {}
         for name, request in known.items():
             emitted = request.num_output_tokens - before[name]
-            # The prompt's pass emits the first token, which belongs to no step; a stale pass emits nothing.
+            # The first token is of the prompt's pass, which is no step; a stale pass emits nothing.
             if not emitted or not before[name]:
                 continue
             drafted = len(scheduler_output.scheduled_spec_decode_tokens.get(name, ())) - invalid.get(name, 0)
@@ -88,7 +93,7 @@ class PolicyScheduling(_Scheduler):
         return outputs
 
     def update_draft_token_ids(self, draft_token_ids: Any) -> None:
-        """Takes the draft's signals, and cuts drafts where each request has a gamma of its own."""
+        """Stores the draft's signals, and cuts drafts to each request's own gamma."""
         settings, shown = self.speckv.settings, signals.take()
         rows = zip(draft_token_ids.req_ids, draft_token_ids.draft_token_ids, strict=True)
         for place, (name, drafted) in enumerate(rows):
@@ -102,24 +107,19 @@ class PolicyScheduling(_Scheduler):
         super().update_draft_token_ids(draft_token_ids)
 
     def finish_requests(self, request_ids: Any, finished_status: Any) -> Any:
-        """Closes the sessions of requests that end from outside."""
+        """Closes the sessions of requests that are aborted."""
         finished = super().finish_requests(request_ids, finished_status)
         self.speckv.keep(self.requests.keys())
         return finished
 
     def _budget(self, request: Any) -> Budget:
-        # vLLM gives a request that asked for no max_tokens all that its context holds.
+        # Without max_tokens vLLM sets it to the room in the context.
         room = int(self.vllm_config.model_config.max_model_len) - int(request.num_prompt_tokens)
-        return Budget(min(int(request.max_tokens), room), told=request.max_tokens < room)
+        return Budget(min(int(request.max_tokens), room), requested=request.max_tokens < room)
 
 
 def make_scheduler(base: type, name: str, *, overlaps: bool = False) -> type:
-    """A scheduler class of vLLM under a policy.
-
-    Args:
-        base: vLLM's.
-        name: Of the result, in `speckv.integrations.vllm`.
-        overlaps: Whether it can plan a pass before the last one has ended.
+    """A subclass of a vLLM scheduler under a policy.
 
     Raises:
         ConfigError: if this release of vLLM lacks a method that is needed.
@@ -127,19 +127,19 @@ def make_scheduler(base: type, name: str, *, overlaps: bool = False) -> type:
     missing = [hook for hook in HOOKS if not hasattr(base, hook)]
     if missing:
         raise ConfigError(f"Expected vLLM 0.32, whose scheduler has {list(HOOKS)}; this one's lacks {missing}.")
-    room = __name__.rpartition(".")[0]
-    return type(name, (PolicyScheduling, base), {"__module__": room, "__doc__": base.__doc__, "overlaps": overlaps})
+    package = __name__.rpartition(".")[0]
+    return type(name, (PolicyScheduling, base), {"__module__": package, "__doc__": base.__doc__, "overlaps": overlaps})
 
 
-def _require_servable(config: Any, settings: Settings, num_spec_tokens: int, *, overlaps: bool) -> None:
+def _require_servable(config: Any, settings: EnvironmentSettings, num_spec_tokens: int, *, overlaps: bool) -> None:
     speculative, scheduling = config.speculative_config, config.scheduler_config
     if speculative is None or num_spec_tokens < 1:
-        raise ConfigError("Expected a speculative_config: the policy says how many tokens to draft, not with what.")
+        raise ConfigError("Expected a speculative_config: the policy chooses how many tokens to draft, not the draft.")
     overlapped = bool(scheduling.async_scheduling)
     if overlapped and not overlaps:
         raise ConfigError(
             "Expected speckv.integrations.vllm.SpecKVAsyncScheduler where async_scheduling is on, as by "
-            "default on GPUs: the other one plans no pass before the last one has ended."
+            "default on GPUs: SpecKVScheduler plans no pass before the last one has ended."
         )
     if overlapped and (settings.per_request or settings.signals):
         raise ConfigError(
@@ -162,13 +162,13 @@ def _require_servable(config: Any, settings: Settings, num_spec_tokens: int, *, 
         _require_learnable(settings, int(scheduling.max_num_seqs))
 
 
-def _require_learnable(settings: Settings, num_requests: int) -> None:
-    """Passes if a policy that goes on learning is told what became of its own choices, before it chooses again."""
+def _require_learnable(settings: EnvironmentSettings, num_requests: int) -> None:
+    """Checks that a policy that learns receives the outcome of each of its choices before the next one."""
     policy = settings.policy
     if not settings.per_request:
         raise ConfigError(
             f"Expected {PER_REQUEST}=1 beside {policy.name!r}, which goes on learning, or it exported with --frozen: "
-            "the gamma of a batch is no request's own choice, and what it came to is told after the next one."
+            "the gamma of a batch is no request's own choice, and its outcome arrives after the next choice."
         )
     if policy.granularity == "token" and not settings.signals:
         raise ConfigError(
@@ -179,7 +179,7 @@ def _require_learnable(settings: Settings, num_requests: int) -> None:
 
 
 def _reads_prompt(request: Any, number: int) -> bool:
-    """Whether a pass over `number` more tokens leaves prompt unread, so that nothing is drafted behind it."""
+    """Whether part of the prompt is unread after `number` more tokens, so that nothing is drafted."""
     return bool(request.num_computed_tokens + number < request.num_tokens + request.num_output_placeholders)
 
 

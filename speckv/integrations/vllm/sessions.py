@@ -1,12 +1,96 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One session for each running request, and one gamma for all of them. Knows nothing of vLLM."""
+"""Settings, one session for each running request, and one gamma for a batch; independent of vLLM.
 
-from collections.abc import Collection, Iterable, Sequence
+vLLM builds schedulers and proposers itself, so settings reach them by environment variables.
+"""
+
+import os
+import statistics
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from speckv.errors import ConfigError
-from speckv.integrations.vllm.settings import COMBINATIONS, Settings
+from speckv.errors import ConfigError, nearest
+from speckv.integrations.environment import named_policy
 from speckv.runtime import Policy, Session
+
+COMPRESSION = "SPECKV_COMPRESSION"
+COMBINE = "SPECKV_COMBINE"
+PER_REQUEST = "SPECKV_PER_REQUEST"
+SIGNALS = "SPECKV_SIGNALS"
+
+COMBINATIONS: Mapping[str, Callable[[Sequence[int]], int]] = {
+    "median": statistics.median_low,
+    "mean": lambda gammas: (2 * sum(gammas) + len(gammas)) // (2 * len(gammas)),
+    "min": min,
+    "max": max,
+}
+"""Combines the gammas of a batch: lower median, mean rounded half up, minimum, maximum."""
+
+_in_process: list[Policy] = []
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnvironmentSettings:
+    """EnvironmentSettings from environment variables.
+
+    Attributes:
+        policy: Decides.
+        compression: Of the target; None for the policy's first.
+        combine: A key of `COMBINATIONS`.
+        per_request: Whether drafts are cut to each request's own gamma.
+        signals: Whether the draft's signals are read from vLLM's proposer.
+    """
+
+    policy: Policy
+    compression: str | None = None
+    combine: str = "median"
+    per_request: bool = False
+    signals: bool = False
+
+    @staticmethod
+    def read(environment: Mapping[str, str] | None = None) -> "EnvironmentSettings":
+        """Reads the environment, by default the process's own.
+
+        Raises:
+            ConfigError: if no policy is named, or a value is invalid.
+            CheckpointError: if the policy cannot be used.
+        """
+        env = os.environ if environment is None else environment
+        combine = env.get(COMBINE, "median")
+        if combine not in COMBINATIONS:
+            raise ConfigError(
+                f"Expected {COMBINE} in {sorted(COMBINATIONS)}, got {combine!r}.{nearest(combine, [*COMBINATIONS])}"
+            )
+        return EnvironmentSettings(
+            policy=_in_process[-1] if _in_process else named_policy(env),
+            compression=env.get(COMPRESSION) or None,
+            combine=combine,
+            per_request=_switch(env, PER_REQUEST),
+            signals=_switch(env, SIGNALS),
+        )
+
+
+@contextmanager
+def use(policy: Policy) -> Iterator[Policy]:
+    """Inside the block, engines in this process use this policy instead of the one that SPECKV_POLICY names.
+
+    The engine must run in this process: `VLLM_ENABLE_V1_MULTIPROCESSING=0`.
+    """
+    _in_process.append(policy)
+    try:
+        yield policy
+    finally:
+        _in_process.pop()
+
+
+def _switch(environment: Mapping[str, str], name: str) -> bool:
+    word = environment.get(name, "0")
+    if word not in ("0", "1"):
+        raise ConfigError(f"Expected {name} to be 0 or 1, got {word!r}.")
+    return word == "1"
+
 
 TokenSignals = Sequence[float]
 """Entropy (nats), confidence and margin of the draft at one token."""
@@ -14,10 +98,10 @@ _UNKNOWN: TokenSignals = (float("nan"),) * 3
 
 
 def require_turns(policy: Policy, num_requests: int) -> None:
-    """Passes if so many requests can be decoded together under a policy.
+    """Checks that a policy can decode so many requests together.
 
     Raises:
-        ConfigError: if it goes on learning and cannot tell one request's steps from another's.
+        ConfigError: if it learns and cannot separate the steps of several requests.
     """
     if num_requests > 1 and not policy.interleaves:
         raise ConfigError(
@@ -27,30 +111,25 @@ def require_turns(policy: Policy, num_requests: int) -> None:
 
 
 class Budget(NamedTuple):
-    """Where a request's text has to end.
-
-    Attributes:
-        tokens: Of its output.
-        told: Whether somebody asked for that; otherwise it is a bound of the engine's.
-    """
+    """Token budget of a request's output; not `requested` if it is a bound of the engine."""
 
     tokens: int
-    told: bool = True
+    requested: bool = True
 
 
 class RequestSessions:
-    """The requests that a scheduler runs, each with what the policy remembers of it.
+    """Sessions of the requests that a scheduler runs.
 
-    Two ways to decide. For the batch: `decide` before each pass; what the pass before it came to is then still
-    unknown, and `end` follows. For each request: `cut` behind each pass, when everything is known.
+    There are two ways to decide. For the batch, `decide` is called before each pass, while the outcome of the pass
+    before is not known yet. For each request, `cut` is called after each pass.
 
     Args:
-        settings: Policy and ways.
+        settings: Policy and way to decide.
         most: Tokens that the engine can draft in a step.
         vocab_size: Of the target.
     """
 
-    def __init__(self, settings: Settings, *, most: int, vocab_size: int | None = None) -> None:
+    def __init__(self, settings: EnvironmentSettings, *, most: int, vocab_size: int | None = None) -> None:
         self.settings, self.most = settings, min(most, settings.policy.gamma_max)
         self._vocab_size = vocab_size
         self._combine = COMBINATIONS[settings.combine]
@@ -59,11 +138,11 @@ class RequestSessions:
         self._drafted: dict[str, Sequence[TokenSignals]] = {}
 
     def __len__(self) -> int:
-        """Requests that are open."""
+        """Number of open requests."""
         return len(self._sessions)
 
     def session(self, request: str, budget: Budget) -> Session:
-        """The session of a request, opened and started when it is asked for the first time."""
+        """The session of a request, opened at the first call."""
         if (known := self._sessions.get(request)) is not None:
             return known
         settings = self.settings
@@ -71,37 +150,25 @@ class RequestSessions:
             max_new_tokens=budget.tokens,
             compression=settings.compression,
             vocab_size=self._vocab_size,
-            hidden=self._hidden if budget.told else {*self._hidden, "budget"},
+            hidden=self._hidden if budget.requested else {*self._hidden, "budget"},
         )
         opened.start()
         self._sessions[request] = opened
         return opened
 
     def decide(self, requests: Iterable[tuple[str, Budget]]) -> int:
-        """One gamma for some requests.
-
-        Args:
-            requests: Name and budget of those that will draft.
-
-        Returns:
-            The combination of their gammas, in tokens; 0 if there are none.
-        """
+        """One gamma for the requests that will draft, given by name and budget; 0 for none."""
         gammas = [self.session(*request).begin_step() for request in requests]
         return min(self._combine(gammas), self.most) if gammas else 0
 
     def show(self, request: str, signals: Sequence[TokenSignals]) -> None:
-        """Keeps the draft's signals at the tokens that were just drafted until `end` or `cut` takes them in."""
+        """Stores the signals of the tokens that were just drafted, for `end` or `cut`."""
         self._drafted[request] = signals
 
     def cut(self, request: str, budget: Budget, num_drafted: int) -> int:
-        """How many of a request's drafted tokens are worth verifying.
+        """How many of a request's drafted tokens are verified.
 
-        The rule sees tokens one by one, as if they were being drafted, and the last one that it saw stays.
-
-        Args:
-            request: Its name.
-            budget: Its own.
-            num_drafted: Tokens that were drafted.
+        The policy decides after each token, as if it were being drafted; the token at which it stops is kept.
         """
         session = self.session(request, budget)
         shown = self._drafted.pop(request, ())
@@ -112,18 +179,18 @@ class RequestSessions:
         return gamma
 
     def end(self, request: str, *, num_drafted: int, num_accepted: int, num_emitted: int) -> None:
-        """Takes in what a pass came to; ignored for a request that is not open."""
+        """Records the outcome of a pass; ignored for a request that is not open."""
         if (session := self._sessions.get(request)) is None:
             return
         if not self.settings.per_request and self.settings.signals:
-            # The next step has begun already, and only what the target judged is remembered.
+            # The next step has begun already; the history keeps tested tokens only.
             shown = self._drafted.pop(request, ())
             for place in range(num_drafted):
                 session.go_on(*(shown[place] if place < len(shown) else _UNKNOWN))
         session.end_step(num_accepted, num_drafted=num_drafted, num_emitted=num_emitted)
 
     def keep(self, running: Collection[str]) -> None:
-        """Closes every request that is not among these."""
+        """Closes every other request."""
         for request in [name for name in self._sessions if name not in running]:
             del self._sessions[request]
             self._drafted.pop(request, None)

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The draft's signals, taken from vLLM's proposer, which shows none.
+"""The draft's signals, from wrapped methods of vLLM's proposer, which has no public access to its scores.
 
-`install` wraps two private methods of `SpecDecodeBaseProposer` (draft models, EAGLE, MTP) and does nothing unless
-SPECKV_SIGNALS=1. It is an entry point of the group `vllm.general_plugins`, which vLLM runs in every process, perhaps
-more than once. Scores are read where they are computed; what crosses to the scheduler is three floats a token, and only
-inside one process.
+`install` wraps two private methods of `SpecDecodeBaseProposer` (draft models, EAGLE, MTP) if SPECKV_SIGNALS=1. It is an
+entry point of the group `vllm.general_plugins`, which vLLM runs in every process, perhaps more than once. The
+scheduler, in the same process, receives three floats a token.
 """
 
 import functools
@@ -13,15 +12,15 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from speckv.integrations.vllm.settings import SIGNALS
+from speckv.integrations.vllm.sessions import SIGNALS
 
 logger = logging.getLogger(__name__)
 
 Rows = Sequence[Sequence[Sequence[float]]]
-"""Request -> drafted token -> entropy (nats), confidence, margin."""
+"""By request and drafted token: entropy (nats), confidence, margin."""
 
 _MARK = "_speckv_signals"
-_shelf: list[Rows] = []
+_newest: list[Rows] = []
 _installed: list[type] = []
 
 
@@ -31,8 +30,8 @@ def installed() -> bool:
 
 
 def take() -> Rows:
-    """The signals of the newest draft, once; nothing if there was none since."""
-    return _shelf.pop() if _shelf else ()
+    """The signals of the newest draft; empty if they were taken before."""
+    return _newest.pop() if _newest else ()
 
 
 def install() -> None:
@@ -48,7 +47,7 @@ def install() -> None:
 
 
 def wrap(proposer: type) -> None:
-    """Makes a proposer class leave the signals of each draft on the shelf; a second time changes nothing."""
+    """Makes a proposer class store the signals of each draft for `take`; wraps it once."""
     if proposer in _installed:
         return
     propose, sample = vars(proposer)["propose"], vars(proposer)["_sample_draft_tokens"]
@@ -72,23 +71,23 @@ def wrap(proposer: type) -> None:
             getattr(self, _MARK).append(signals_of(seen[-1]))
         return drawn
 
-    # setattr, because type checkers know nothing of the class.
+    # setattr, because the class is unknown to type checkers.
     setattr(proposer, "propose", proposing)  # noqa: B010
     setattr(proposer, "_sample_draft_tokens", sampling)  # noqa: B010
     _installed.append(proposer)
 
 
 def with_scores(model: Any, seen: list[Any]) -> None:
-    """Shadows a model's `compute_logits` on this one object, until it is deleted from it, with one that remembers."""
+    """Shadows `compute_logits` of one model, until the attribute is deleted, by a function that stores its scores."""
     compute: Callable[..., Any] = model.compute_logits
 
-    def remembering(*args: Any, **kwargs: Any) -> Any:
+    def compute_and_store(*args: Any, **kwargs: Any) -> Any:
         scores = compute(*args, **kwargs)
         seen.append(scores)
         return scores
 
-    # Past nn.Module's own `__setattr__`, so that nothing is registered.
-    object.__setattr__(model, "compute_logits", remembering)
+    # Bypasses nn.Module's `__setattr__`, so that nothing is registered.
+    object.__setattr__(model, "compute_logits", compute_and_store)
 
 
 def signals_of(scores: Any) -> Any:
@@ -98,16 +97,16 @@ def signals_of(scores: Any) -> Any:
     logs = torch.log_softmax(scores.float(), dim=-1)
     probs = logs.exp()
     first, second = probs.topk(2, dim=-1).values.unbind(-1)
-    # An impossible token's logarithm is minus infinity, and zero times that is no number.
+    # The logarithm of a probability of 0 is minus infinity, whose product with 0 would be NaN.
     entropy = -(probs * logs.clamp_min(-1e4)).sum(-1)
     return torch.stack([entropy, first, first - second], dim=-1)
 
 
 def _publish(positions: Sequence[Any]) -> None:
-    """Leaves the signals of a draft, position by position, as rows of requests."""
+    """Stores the signals of a draft, given by position, by request."""
     import torch
 
-    _shelf.clear()
-    # A drafter that proposes all positions at once has other rows than requests.
+    _newest.clear()
+    # Rows of a drafter that proposes all positions at once are not requests.
     if positions and len({len(position) for position in positions}) == 1:
-        _shelf.append(torch.stack(list(positions), dim=1).tolist())
+        _newest.append(torch.stack(list(positions), dim=1).tolist())

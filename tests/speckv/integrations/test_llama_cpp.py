@@ -191,7 +191,7 @@ def test_constants_compute_no_signal(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("nobody looks at them")
 
     monkeypatch.setattr("speckv.integrations.llama_cpp.proposers.signals_of_logits", refuse)
-    monkeypatch.setattr("speckv.integrations.llama_cpp.target.signals_of_logits", refuse)
+    monkeypatch.setattr("speckv.integrations.llama_cpp.library.signals_of_logits", refuse)
     target, drafter = made(ConstantGamma(3))
     assert text(target, PROMPT, 40) == plain(PROMPT, 40)
     assert drafter.totals.drafted > 3

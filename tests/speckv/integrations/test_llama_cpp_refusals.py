@@ -117,7 +117,7 @@ def test_signals_of_another_kind_are_warned_of(caplog: pytest.LogCaptureFixture)
         draft_model(policy, LookupDraft())
         assert not caplog.text
         draft_model(policy, FakeLlama(NEAR))
-    assert "mean something else" in caplog.text
+    assert "have another meaning" in caplog.text
 
 
 def test_it_is_what_the_library_wants() -> None:

@@ -17,7 +17,7 @@ from transformers.generation.utils import GenerationMixin
 
 from speckv.errors import ConfigError
 from speckv.integrations.transformers import control, custom_generate, engine, prepare
-from speckv.integrations.transformers.hooks import CANDIDATES, NEEDS
+from speckv.integrations.transformers.control import CANDIDATES, NEEDS
 from speckv.runtime import Policy
 from speckv.runtime.constant import ConstantGamma
 from tests.fakes import VOCAB, tiny_qwen

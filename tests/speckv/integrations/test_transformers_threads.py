@@ -19,8 +19,8 @@ from transformers import Qwen2ForCausalLM, TextIteratorStreamer
 
 from speckv.errors import ConfigError
 from speckv.integrations.transformers import control
+from speckv.integrations.transformers.control import NEEDS
 from speckv.integrations.transformers.embedded import Embedded
-from speckv.integrations.transformers.hooks import NEEDS
 from speckv.runtime import Policy
 from speckv.runtime.constant import ConstantGamma
 from speckv.types import FloatArray, IntArray, StepOutcome

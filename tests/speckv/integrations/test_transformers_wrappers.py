@@ -12,8 +12,8 @@ from transformers import Qwen2ForCausalLM
 
 from speckv.errors import ConfigError
 from speckv.integrations.transformers import control
+from speckv.integrations.transformers.control import NEEDS
 from speckv.integrations.transformers.embedded import Embedded
-from speckv.integrations.transformers.hooks import NEEDS
 from speckv.runtime import Policy
 from tests.fakes import VOCAB, tiny_qwen
 from tests.fakes_policies import Scheduled

@@ -15,7 +15,7 @@ from speckv.integrations import vllm as rooms
 from speckv.integrations.environment import POLICY
 from speckv.integrations.vllm import signals, use
 from speckv.integrations.vllm.scheduler import make_scheduler
-from speckv.integrations.vllm.settings import COMBINE, PER_REQUEST, SIGNALS, Settings
+from speckv.integrations.vllm.sessions import COMBINE, PER_REQUEST, SIGNALS, EnvironmentSettings
 from speckv.runtime import Policy
 from speckv.runtime.constant import ConstantGamma
 from speckv.runtime.signals import signals_of_logits
@@ -261,9 +261,9 @@ def test_a_scheduler_that_lacks_a_method_is_refused() -> None:
 
 def test_the_policy_comes_from_the_environment(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=POLICY):
-        Settings.read({})
+        EnvironmentSettings.read({})
     Policy.of(ConstantGamma(3)).save(tmp_path / "three.speckv")
-    read = Settings.read({POLICY: str(tmp_path / "three.speckv"), COMBINE: "mean", SIGNALS: "1"})
+    read = EnvironmentSettings.read({POLICY: str(tmp_path / "three.speckv"), COMBINE: "mean", SIGNALS: "1"})
     assert read.policy.name == "fixed-3"
     assert (read.combine, read.per_request, read.signals, read.compression) == ("mean", False, True, None)
 

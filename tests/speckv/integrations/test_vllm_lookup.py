@@ -10,7 +10,7 @@ import pytest
 from speckv.errors import ConfigError
 from speckv.integrations.environment import POLICY
 from speckv.integrations.vllm import SpecKVNgramProposer, use
-from speckv.integrations.vllm.settings import COMBINE, PER_REQUEST, SIGNALS
+from speckv.integrations.vllm.sessions import COMBINE, PER_REQUEST, SIGNALS
 from speckv.ngrams import NgramIndex
 from speckv.runtime import Policy
 from tests.fakes_vllm import PLACE, TYPICAL, Learner, Script, StopsUnsure, fake_config

@@ -29,7 +29,7 @@ from speckv.export.compiled import CompiledTable
 from speckv.export.tables import Origin, write_vllm
 from speckv.integrations.environment import POLICY
 from speckv.integrations.vllm import signals, use
-from speckv.integrations.vllm.settings import PER_REQUEST, SIGNALS
+from speckv.integrations.vllm.sessions import PER_REQUEST, SIGNALS
 from speckv.runtime import Policy
 from speckv.runtime.constant import ConstantGamma
 from speckv.types import FloatArray, StepOutcome
