@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compares controllers on the test prompts: `python evaluate.py controllers=[runs/my-run]`."""
 
-import sys
 from collections.abc import Sequence
 
 import hydra
@@ -11,17 +10,13 @@ from agents.building import build_settings
 from agents.runs.console import Console
 from agents.runs.evaluating import evaluate
 from agents.runs.settings import EvaluateSettings
-from speckv.commands.app import CONFIGS, plain, prepare, run_explained
+from speckv.commands.app import CONFIGS, plain, run_explained, run_program
 
 NAME = "evaluate"
 
 
 def settings_from(config: DictConfig) -> EvaluateSettings:
-    """Checks a composed config.
-
-    Raises:
-        ConfigError: naming the setting that is unknown, missing or wrong.
-    """
+    """Checks a composed config; a ConfigError names the setting that is unknown, missing or wrong."""
     return build_settings(EvaluateSettings, plain(config))
 
 
@@ -30,32 +25,23 @@ def check(config: DictConfig, overrides: Sequence[str] = ()) -> None:  # noqa: A
     settings_from(config)
 
 
+def run(config: DictConfig) -> None:
+    """Compares, or reproduces the SpecKV paper's figures."""
+    settings = settings_from(config)
+    if settings.paper is None:
+        evaluate(settings, Console())
+    else:
+        # Imported here, because `benchmarks` is no part of the installed package.
+        from benchmarks.paper.report import reproduce
+
+        reproduce(settings.paper, settings, Console())
+
+
 @hydra.main(config_path=str(CONFIGS), config_name=NAME, version_base="1.3")
 def job(config: DictConfig) -> None:
-    """Runs one evaluation; Hydra calls it once a combination of settings."""
-
-    def action() -> None:
-        settings = settings_from(config)
-        if settings.paper is None:
-            evaluate(settings, Console())
-        else:
-            # Imported here, because `benchmarks` is no part of the installed package.
-            from benchmarks.paper.report import reproduce
-
-            reproduce(settings.paper, settings, Console())
-
-    run_explained(action)
-
-
-def main() -> None:
-    """Checks the command line, then lets Hydra run it."""
-
-    def action() -> None:
-        sys.argv[1:] = prepare(sys.argv[1:], NAME, check)
-
-    run_explained(action)
-    job()
+    """Runs once for each combination of settings."""
+    run_explained(lambda: run(config))
 
 
 if __name__ == "__main__":
-    main()
+    run_program(NAME, check, job)

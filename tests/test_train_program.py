@@ -15,7 +15,7 @@ import evaluate as evaluation
 import train as program
 from agents.runs.run_folder import LAST, RunFolder
 from agents.runs.study import runs_of
-from speckv.commands.app import compose_checked, prepare
+from speckv.commands.app import compose_checked, prepare, resumed
 from speckv.errors import ConfigError, SpecKVError
 from tests.fakes_runs import TINY_PPO, save_toy
 
@@ -132,9 +132,9 @@ def test_a_learner_is_made_small_where_steps_are_slow_unless_told_otherwise(env:
 def test_resume_takes_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("seed: 7\nresume: null\n")
     config = compose_checked(program.NAME, [f"resume={tmp_path}"])
-    assert program.resumed(config, [f"resume={tmp_path}"]).seed == 7
+    assert resumed(config, [f"resume={tmp_path}"]).seed == 7
     with pytest.raises(ConfigError, match="nothing but resume="):
-        program.resumed(config, [f"resume={tmp_path}", "seed=1"])
+        resumed(config, [f"resume={tmp_path}", "seed=1"])
 
 
 def command(program_name: str, *arguments: str) -> list[str]:

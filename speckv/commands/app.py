@@ -19,7 +19,8 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from speckv.errors import ConfigError, SpecKVError, device_errors_explained, nearest
+from speckv.errors import CheckpointError, ConfigError, SpecKVError, device_errors_explained, nearest
+from speckv.evaluation.run_facts import CONFIG
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 EXPLAINED = 2
@@ -185,6 +186,63 @@ def run_explained(action: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         sys.stderr.write("speckv: interrupted\n")
         sys.exit(INTERRUPTED)
+
+
+def run_program(
+    config_name: str, check: Callable[[DictConfig, Sequence[str]], None], job: Callable[[], object]
+) -> None:
+    """Checks the command line as in `prepare`, then lets Hydra run the job."""
+
+    def action() -> None:
+        sys.argv[1:] = prepare(sys.argv[1:], config_name, check)
+
+    run_explained(action)
+    job()
+
+
+def resumed(config: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
+    """The config itself, or with `resume` the saved one of that run.
+
+    Raises:
+        CheckpointError: if there is no such run.
+        ConfigError: if the overrides hold anything but `resume`.
+    """
+    folder = config.get("resume")
+    if folder is None:
+        return config
+    saved = _saved_config(Path(str(folder)))
+    if saved is None:
+        raise CheckpointError(f"Expected resume= to name a run folder with a {CONFIG}, got {folder}.")
+    if changed := [line for line in overrides if not line.startswith("resume=")]:
+        raise ConfigError(f"Expected nothing but resume=, which continues a run exactly as it began, got {changed}.")
+    saved.resume = str(folder)
+    return saved
+
+
+def require_unchanged(folder: Path, config: DictConfig) -> None:
+    """Passes if a folder holds no run, or one that began with this config; seed and folder aside.
+
+    Raises:
+        ConfigError: naming a setting that has changed.
+    """
+    saved = _saved_config(folder)
+    if saved is None:
+        return
+    before, now = flat(plain(saved)), flat(plain(config))
+    for key in sorted({*before, *now} - {"seed", "output", "resume"}):
+        if before.get(key) != now.get(key):
+            raise ConfigError(
+                f"Expected {folder} to hold a run of today's settings, got {key}={before.get(key)} there and "
+                f"{key}={now.get(key)} now. Restore it, or name another output."
+            )
+
+
+def _saved_config(folder: Path) -> DictConfig | None:
+    if not (folder / CONFIG).is_file():
+        return None
+    saved = OmegaConf.load(folder / CONFIG)
+    assert isinstance(saved, DictConfig)
+    return saved
 
 
 def quoted(text: str) -> str:
