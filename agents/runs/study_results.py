@@ -21,7 +21,7 @@ from agents.runs.run_folder import EVALUATION
 from speckv.errors import CheckpointError
 from speckv.evaluation.bootstrap import Float64, Interval, resample_counts
 from speckv.evaluation.compare import NUM_RESAMPLES
-from speckv.evaluation.entrants import Entrant, References, measure, run_generator, speedup_over
+from speckv.evaluation.entrants import Entrant, References, measure, run_generator, speedups
 from speckv.evaluation.metrics import ALL, Grid, Group, Sums, groups_of
 from speckv.evaluation.plots import INK, PALETTE, figure_text, tidy
 from speckv.evaluation.replays import AUTOREGRESSIVE, BEST_FIXED, CLAIRVOYANT
@@ -163,7 +163,7 @@ def _outcome(
         over_best_fixed=rows[ALL].geomean_vs_best_fixed,
         by_compression={name: row.speedup_vs_best_fixed for name, row in rows.items() if name != ALL},
         by_seed=tuple(float(np.exp(value)) for value in by_seed),
-        over_reference=None if entrant is first else speedup_over(entrant, first, groups[ALL], counts),
+        over_reference=None if entrant is first else speedups(entrant, first, groups[ALL], counts)[1],
         verdict=verdicts.get(entrant.name),
     )
 

@@ -88,37 +88,23 @@ def percentile_interval(estimate: float, replicates: Float64, confidence: float 
 def ratio_interval(numerator: Float64, denominator: Float64, counts: Float64, *, confidence: float = 0.95) -> Interval:
     """Ratio of sums, sum(numerator) / sum(denominator), with a percentile interval over prompts resampled jointly.
 
+    With a second axis it is the geometric mean over that axis of the ratios. Its columns are settings of different
+    speed, such as compressions: the geometric mean weighs them equally, where one sum over all would be dominated by
+    the slowest.
+
     Args:
-        numerator: Shape [prompts]; for a speed-up, the baseline's seconds.
-        denominator: Shape [prompts]; the controller's seconds for the same tokens.
+        numerator: Shape [prompts] or [prompts, columns]; for a speed-up, the baseline's seconds.
+        denominator: The same shape; the controller's seconds for the same tokens.
         counts: Shape [resamples, prompts], from `resample_counts`.
         confidence: Intended coverage, in (0, 1).
     """
-    estimate = float(numerator.sum() / denominator.sum())
-    if np.count_nonzero(denominator) < MIN_PROMPTS:
+
+    def ratio(above: Float64, below: Float64) -> Float64:
+        return above / below if numerator.ndim == 1 else geometric_mean(above / below)
+
+    estimate = float(ratio(numerator.sum(axis=0), denominator.sum(axis=0)))
+    if np.count_nonzero(denominator.reshape(len(denominator), -1).sum(axis=1)) < MIN_PROMPTS:
         return unbounded(estimate)
     with np.errstate(divide="ignore", invalid="ignore"):
-        replicates = (counts @ numerator) / (counts @ denominator)
-    return percentile_interval(estimate, replicates, confidence)
-
-
-def geometric_mean_ratio_interval(
-    numerator: Float64, denominator: Float64, counts: Float64, *, confidence: float = 0.95
-) -> Interval:
-    """Geometric mean, over columns, of sum(numerator) / sum(denominator), with its percentile interval.
-
-    The columns are settings of different speed, such as compressions: the geometric mean weighs them equally, where one
-    sum over all would be dominated by the slowest.
-
-    Args:
-        numerator: Shape [prompts, columns].
-        denominator: Shape [prompts, columns].
-        counts: Shape [resamples, prompts].
-        confidence: Intended coverage, in (0, 1).
-    """
-    estimate = float(geometric_mean(numerator.sum(axis=0) / denominator.sum(axis=0)))
-    if np.count_nonzero(denominator.sum(axis=1)) < MIN_PROMPTS:
-        return unbounded(estimate)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        replicates = geometric_mean((counts @ numerator) / (counts @ denominator))
+        replicates = ratio(counts @ numerator, counts @ denominator)
     return percentile_interval(estimate, replicates, confidence)

@@ -171,8 +171,9 @@ def measure(entrant: Entrant, group: Group, references: References, counts: Floa
         float(group.take(values).sum()) for values in (sums.tokens, sums.steps, sums.drafted, sums.tested)
     )
     by_gamma = group.take(sums.gammas).sum(axis=(0, 1))
-    vs_ar, geomean_vs_ar = _speedups(entrant, references.autoregressive, group, counts)
-    vs_best_fixed, geomean_vs_best_fixed = _speedups(entrant, references.best_fixed, group, counts)
+    plain, fixed = (Entrant.single(s, len(counts)) for s in (references.autoregressive, references.best_fixed))
+    vs_ar, geomean_vs_ar = speedups(entrant, plain, group, counts)
+    vs_best_fixed, geomean_vs_best_fixed = speedups(entrant, fixed, group, counts)
     several = len(entrant.runs) >= MIN_SEEDS
     return ControllerMetrics(
         controller=entrant.name,
@@ -207,7 +208,8 @@ def _seconds(entrant: Entrant, group: Group) -> Float64:
 
 
 def _has_interval(seconds: Float64) -> bool:
-    return bool(np.count_nonzero(seconds.sum(axis=(0, 2))) >= MIN_PROMPTS)
+    """Whether there are prompts enough to resample; shape [prompts, compressions]."""
+    return bool(np.count_nonzero(seconds.sum(axis=-1)) >= MIN_PROMPTS)
 
 
 def _resampled(seconds: Float64, weights: Float64) -> Float64:
@@ -222,31 +224,17 @@ def _resampled_seconds(entrant: Entrant, group: Group, counts: Float64) -> Float
     return seconds
 
 
-def _speedups(entrant: Entrant, baseline: Sums, group: Group, counts: Float64) -> tuple[Interval, Interval]:
-    """Speed-up as a sum over a sum, and the geometric mean over compressions of the speed-ups."""
-    plain, ours = group.take(baseline.seconds), _seconds(entrant, group)
-    mean = ours.mean(axis=0)
-    ratio = float(plain.sum() / mean.sum())
-    geomean = float(geometric_mean(plain.sum(axis=0) / mean.sum(axis=0)))
+def speedups(entrant: Entrant, baseline: Entrant, group: Group, counts: Float64) -> tuple[Interval, Interval]:
+    """Speed-up as a ratio of sums, and the geometric mean over compressions; runs of both are drawn independently."""
+    plain, ours = (group.take(e.sums.seconds) for e in (baseline, entrant))
+    ratio = float(plain.sum() / ours.sum())
+    geomean = float(geometric_mean(plain.sum(axis=0) / ours.sum(axis=0)))
     if not _has_interval(ours):
         return unbounded(ratio), unbounded(geomean)
     with np.errstate(divide="ignore", invalid="ignore"):
-        above = counts[:, group.prompts] @ plain
-        below = _resampled_seconds(entrant, group, counts)
-        ratios = above.sum(axis=1) / below.sum(axis=1)
-        geomeans = geometric_mean(above / below)
+        above, below = (_resampled_seconds(e, group, counts) for e in (baseline, entrant))
+        ratios, geomeans = above.sum(axis=1) / below.sum(axis=1), geometric_mean(above / below)
     return percentile_interval(ratio, ratios), percentile_interval(geomean, geomeans)
-
-
-def speedup_over(entrant: Entrant, other: Entrant, group: Group, counts: Float64) -> Interval:
-    """Geometric mean over compressions of the speed-up over another entrant, whose runs are drawn independently."""
-    above, below = (group.take(e.sums.seconds).sum(axis=0) for e in (other, entrant))
-    estimate = float(geometric_mean(above / below))
-    if not _has_interval(_seconds(entrant, group)):
-        return unbounded(estimate)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = _resampled_seconds(other, group, counts) / _resampled_seconds(entrant, group, counts)
-        return percentile_interval(estimate, geometric_mean(ratios))
 
 
 def _iqm_interval(entrant: Entrant, baseline: Sums, group: Group, counts: Float64) -> Interval:
@@ -254,7 +242,7 @@ def _iqm_interval(entrant: Entrant, baseline: Sums, group: Group, counts: Float6
     plain, ours = group.take(baseline.seconds), _seconds(entrant, group)
     by_run = geometric_mean(plain.sum(axis=0) / ours.sum(axis=1))
     estimate = float(interquartile_mean(by_run))
-    if not _has_interval(ours):
+    if not _has_interval(ours.sum(axis=0)):
         return unbounded(estimate)
     weights = counts[:, group.prompts]
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -28,7 +28,7 @@ from speckv.evaluation.replays import BEST_FIXED, CLAIRVOYANT, DecisionTime, com
 from speckv.evaluation.results import comparison_json, per_prompt_csv
 from speckv.evaluation.text import render_comparison
 from speckv.files import canonical_json, write_atomically
-from speckv.replay import ReplayRecord, StepLog, replay_controller, replay_fixed, replay_stream
+from speckv.replay import StepLog, replay_controller, replay_fixed, replay_stream
 from speckv.traces import TraceSet
 from speckv.types import Controller, OnlineLearner
 
@@ -73,21 +73,20 @@ def make_timelines(comparison: Comparison, test: TraceSet, cost: CostTable, cont
     one = test.select(prompt_ids=[prompt_id], compressions=[compression])
     compiled, compiled_cost = compile_pair(one, cost)
     gamma = comparison.best_fixed_gammas[compression]
+    fixed = replay_fixed(compiled, compiled_cost, gamma, log=True).log
     replay = replay_stream if isinstance(controller, OnlineLearner) else replay_controller
+    steps = replay(copy.deepcopy(controller), compiled, compiled_cost, log=True).log
+    assert fixed is not None
+    assert steps is not None
     return Timelines(
         prompt_id=prompt_id,
         task=one.tasks[0],
         compression=compression,
         baseline_gamma=gamma,
-        baseline=_steps(replay_fixed(compiled, compiled_cost, gamma, log=True)),
+        baseline=fixed,
         controller=controller.name,
-        steps=_steps(replay(copy.deepcopy(controller), compiled, compiled_cost, log=True)),
+        steps=steps,
     )
-
-
-def _steps(record: ReplayRecord) -> StepLog:
-    assert record.log is not None
-    return record.log
 
 
 def speedup_figure(comparison: Comparison) -> Figure:
