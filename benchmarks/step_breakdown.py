@@ -24,7 +24,6 @@ from torch import Tensor
 from benchmarks import qwen
 from speckv.decoding import Engine, GenerationResult, RequestContext, generate, loop
 from speckv.decoding.protocols import CachedTokens, LanguageModel
-from speckv.decoding.request import Draws
 from speckv.evaluation.text import render_table
 from speckv.models import ModelPair
 from speckv.models.linear import dtype_name
@@ -35,8 +34,8 @@ from speckv.runtime.constant import ConstantGamma
 logger = logging.getLogger(__name__)
 PROMPT = "Write a Python function that returns the longest word of a text, with a docstring and two examples."
 FUNCTIONS: tuple[tuple[Any, str, str], ...] = (
-    (Draws, "propose", "choosing"),
-    (Draws, "verify", "choosing"),
+    (loop, "propose", "choosing"),
+    (loop, "verify", "choosing"),
     (loop, "to_host", "fetching"),
 )
 """Functions of the loop, by where they are looked up, and the part that their time belongs to."""

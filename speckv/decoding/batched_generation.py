@@ -4,12 +4,12 @@
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from speckv.decoding.engine import BatchEngine
-from speckv.decoding.generation import GenerationResult, RequestContext
+from speckv.decoding.generation import GenerationResult, RequestContext, RequestRecord
 from speckv.decoding.loop import GoOnRows
 from speckv.decoding.request import DecodeStep
 from speckv.errors import ConfigError, device_errors_explained
@@ -43,8 +43,8 @@ class BatchResult:
     """Many finished requests.
 
     Attributes:
-        results: One a request, in their order. A request's `decode_s` is the time that it was decoded for, beside
-            others: the sum of whole steps. Over requests it sums to nothing; `decode_s` below counts every step once.
+        results: One a request, in their order. A request's `decode_s` is the sum of the whole steps that it took part
+            in, so those of several requests must not be added; `decode_s` below counts every step once.
         running: Requests that took part in each step of the batch, in order.
         decode_s: Seconds of all steps, decisions included, prefills not.
         prefill_s: Seconds of all prefills.
@@ -69,34 +69,9 @@ class BatchResult:
 
     @property
     def mean_gamma(self) -> float:
-        """Speculation length that the controller asked for, over all requests' steps; 0 if there was none."""
+        """Mean of the controller's choices over all requests' steps; 0 if there was none."""
         gammas = [gamma for result in self.results for gamma in result.gammas]
         return sum(gammas) / len(gammas) if gammas else 0.0
-
-
-@dataclass(slots=True, kw_only=True)
-class _RequestRecord:
-    """Steps and times of one request."""
-
-    prefill: DecodeStep | None = None
-    steps: list[DecodeStep] = field(default_factory=list)
-    gammas: list[int] = field(default_factory=list)
-    controller_s: float = 0.0
-    between_s: float = 0.0
-
-    def result(self) -> GenerationResult:
-        assert self.prefill is not None
-        last = self.steps[-1] if self.steps else self.prefill
-        assert last.outcome.finish is not None
-        return GenerationResult(
-            tokens=sum((step.tokens for step in self.steps), self.prefill.tokens),
-            finish=last.outcome.finish,
-            prefill=self.prefill,
-            steps=tuple(self.steps),
-            gammas=tuple(self.gammas),
-            decode_s=sum(step.outcome.seconds for step in self.steps) + self.between_s,
-            controller_s=self.controller_s,
-        )
 
 
 @device_errors_explained()
@@ -172,7 +147,8 @@ class _Batch:
 
     def __init__(self, num_requests: int, budgets: Sequence[int], context: BatchContext) -> None:
         self.running: list[int] = []
-        self._requests = [_RequestRecord() for _ in range(num_requests)]
+        self._num_requests = num_requests
+        self._records: dict[int, RequestRecord] = {}
         self._history = History.start(num_requests, 0.0, 1.0)
         self._budgets, self._context = budgets, context
         self._statics: dict[int, StaticContext] = {}
@@ -184,7 +160,7 @@ class _Batch:
         for i, step in prefills.items():
             target = [[step.outcome.target_entropy, step.outcome.target_confidence]]
             self._history.restart(np.array([i]), np.array(target, np.float32))
-            self._requests[i].prefill = step
+            self._records[i] = RequestRecord(prefill=step)
         self.running += [i for i, step in prefills.items() if step.outcome.finish is None]
 
     def observe(self) -> FloatArray:
@@ -198,10 +174,10 @@ class _Batch:
 
     def take(self, rows: Sequence[int], gammas: Sequence[int], steps: Sequence[DecodeStep]) -> None:
         """Takes in a step of the running requests; those that ended run no longer."""
-        self._history = update_history(self._history, _as_batch(len(self._requests), rows, steps))
+        self._history = update_history(self._history, _as_batch(self._num_requests, rows, steps))
         for i, gamma, step in zip(rows, gammas, steps, strict=True):
-            self._requests[i].steps.append(step)
-            self._requests[i].gammas.append(gamma)
+            self._records[i].steps.append(step)
+            self._records[i].gammas.append(gamma)
         self.running = [i for i, step in zip(rows, steps, strict=True) if step.outcome.finish is None]
         self._counts.append(len(rows))
         self._step_s += steps[0].outcome.seconds
@@ -209,15 +185,15 @@ class _Batch:
     def charge(self, rows: Sequence[int], between_s: float, inside_s: float) -> None:
         """Counts the time of decisions: between steps, which is in no step's time, and inside a step, which is."""
         for i in rows:
-            self._requests[i].between_s += between_s
-            self._requests[i].controller_s += between_s + inside_s
+            self._records[i].between_s += between_s
+            self._records[i].inside_s += inside_s
         self._between_s += between_s
         self._controller_s += between_s + inside_s
 
     def result(self, prefill_s: float) -> BatchResult:
         """All requests, ended."""
         return BatchResult(
-            results=tuple(request.result() for request in self._requests),
+            results=tuple(self._records[i].result() for i in range(self._num_requests)),
             running=tuple(self._counts),
             decode_s=self._step_s + self._between_s,
             prefill_s=prefill_s,

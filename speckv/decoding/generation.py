@@ -3,7 +3,7 @@
 
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -69,6 +69,36 @@ class GenerationResult:
         return sum(step.outcome.num_emitted for step in self.steps) / max(len(self.steps), 1)
 
 
+@dataclass(slots=True, kw_only=True)
+class RequestRecord:
+    """Steps and times of a request as it is decoded.
+
+    Attributes:
+        between_s: Seconds of observing and deciding between steps, which are in no step's time.
+        inside_s: Seconds of decisions inside steps, which are in the steps' time.
+    """
+
+    prefill: DecodeStep
+    steps: list[DecodeStep] = field(default_factory=list)
+    gammas: list[int] = field(default_factory=list)
+    between_s: float = 0.0
+    inside_s: float = 0.0
+
+    def result(self) -> GenerationResult:
+        """The finished request."""
+        finish = (self.steps[-1] if self.steps else self.prefill).outcome.finish
+        assert finish is not None
+        return GenerationResult(
+            tokens=sum((step.tokens for step in self.steps), self.prefill.tokens),
+            finish=finish,
+            prefill=self.prefill,
+            steps=tuple(self.steps),
+            gammas=tuple(self.gammas),
+            decode_s=sum(step.outcome.seconds for step in self.steps) + self.between_s,
+            controller_s=self.between_s + self.inside_s,
+        )
+
+
 @device_errors_explained()
 def generate(
     engine: Engine,
@@ -116,48 +146,32 @@ def stepwise(
     max_new_tokens: int,
     request: str = "",
 ) -> Generator[DecodeStep, None, GenerationResult]:
-    """Decodes one request as a generator of steps; time between two steps is in no step's time.
+    """Yields the prefill's step, then every decode step, and returns the finished request.
 
-    Arguments and errors are those of `generate`.
-
-    Yields:
-        The prefill's step, then every decode step.
-
-    Returns:
-        The finished request.
+    Arguments and errors are those of `generate`. The caller's time between two steps is in no step's time.
     """
     controller.reset()
     prefill = engine.start(prompt, max_new_tokens=max_new_tokens, request=request)
     yield prefill
     static = StaticContext.of([context.compression], {context.compression: context.cost_ratio}, [max_new_tokens])
     history = History.start(1, prefill.outcome.target_entropy, prefill.outcome.target_confidence)
-    steps: list[DecodeStep] = []
-    gammas: list[int] = []
-    controller_s = 0.0
+    record = RequestRecord(prefill=prefill)
     stopper = _Stopper(controller) if isinstance(controller, StoppingController) else None
     while engine.finish is None:
         asked = time.perf_counter()
         observation = observe(history, static)
-        gammas.append(controller.act(observation[0]))
+        gamma = controller.act(observation[0])
         answered = time.perf_counter()
-        step = engine.step(gammas[-1], stopper.at(observation) if stopper else None)
+        step = engine.step(gamma, stopper.at(observation) if stopper else None)
         stepped = time.perf_counter()
         controller.learn(step.outcome)
         history = update_history(history, StepBatch.from_outcome(step.outcome))
-        controller_s += answered - asked + time.perf_counter() - stepped
-        steps.append(step)
+        record.between_s += answered - asked + time.perf_counter() - stepped
+        record.gammas.append(gamma)
+        record.steps.append(step)
         yield step
-    assert engine.finish is not None
-    return GenerationResult(
-        tokens=tuple(engine.tokens),
-        finish=engine.finish,
-        prefill=prefill,
-        steps=tuple(steps),
-        gammas=tuple(gammas),
-        decode_s=sum(step.outcome.seconds for step in steps) + controller_s,
-        # The time of decisions inside steps is in decode_s already.
-        controller_s=controller_s + (stopper.seconds if stopper else 0.0),
-    )
+    record.inside_s = stopper.seconds if stopper else 0.0
+    return record.result()
 
 
 class _Stopper:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from speckv.decoding.protocols import CachedRows, CachedTokens, Clock, Drafter, Proposal
-from speckv.decoding.request import DecodeStep, Draft, RequestState, signal_rows, to_host
+from speckv.decoding.request import DecodeStep, Draft, RequestState, propose, to_host, verify
 from speckv.decoding.sampling import check_finite
 from speckv.errors import BudgetError, ConfigError
 from speckv.models.device import to_device, token_tensor
@@ -100,10 +100,8 @@ class ModelDrafter:
             proposals = request.open_draft.proposals
             pieces.append(proposals[-1].token if proposals else request.context[self.length(place) :])
         scores = self.rows.score(places, pieces, last_only=True)
-        return [
-            request.draws.propose(scores.part(row, row + 1), request.num_tokens + len(request.open_draft.proposals))
-            for row, request in enumerate(requests)
-        ]
+        positions = [request.num_tokens + len(request.open_draft.proposals) for request in requests]
+        return propose([request.draws for request in requests], scores, positions)
 
 
 class SourceDrafter:
@@ -301,29 +299,36 @@ class DecodeLoop:
     def _emit(self, first: int, scores: Scores, started: Any) -> list[DecodeStep]:
         """Emits tokens in the requests from place `first` on, and cuts the caches back."""
         requests = self.requests[first:]
-        rows: list[Tensor] = []
-        sizes: list[tuple[int, int]] = []
-        done = 0
-        for request in requests:
-            draft = request.open_draft
-            part = scores.part(done, done + len(draft.proposals) + 1)
-            verification = request.draws.verify(draft.proposals, part, request.num_tokens)
+        drafts = [request.open_draft for request in requests]
+        verifications = verify(
+            [request.draws for request in requests],
+            [draft.proposals for draft in drafts],
+            scores,
+            [request.num_tokens for request in requests],
+        )
+        own_signals = torch.split(scores.signals, [len(draft.proposals) + 1 for draft in drafts])
+        signals: list[Tensor] = []
+        tokens: list[Tensor] = []
+        for draft, verification, own in zip(drafts, verifications, own_signals, strict=True):
             unfetched = draft.unfetched()
-            count = verification.num_accepted.float().expand(1, NUM_SIGNALS + 1)
-            rows += [*unfetched, signal_rows(part.signals, verification.tokens), count]
-            sizes.append((len(unfetched), len(part.signals)))
-            done += len(part.signals)
-        host = to_host(rows)  # all that the host needs comes in one transfer
-        emitted, done = [], 0
-        for place, (request, (num_drafted, num_verified)) in enumerate(zip(requests, sizes, strict=True), first):
-            drafted, verified = host[done : done + num_drafted], host[done + num_drafted :][:num_verified]
-            num_kept = int(host[done + num_drafted + num_verified, 0])
-            done += num_drafted + num_verified + 1
-            request.open_draft.add_fetched(drafted)
-            request.open_draft.cut(self._eos)
+            # The count is a row of its own, whose signals mean nothing.
+            signals += [*(proposal.signals for proposal in unfetched), own, own[:1]]
+            tokens += [
+                *(proposal.token for proposal in unfetched),
+                verification.tokens,
+                verification.num_accepted[None],
+            ]
+        host = to_host(signals, tokens)  # all that the host needs comes in one transfer
+        emitted = []
+        for place, (request, draft) in enumerate(zip(requests, drafts, strict=True), first):
+            num_drafted, num_verified = len(draft.unfetched()), len(draft.proposals) + 1
+            drafted, verified, host = np.split(host, [num_drafted, num_drafted + num_verified])
+            num_kept, host = int(host[0, NUM_SIGNALS]), host[1:]
+            draft.add_fetched(drafted)
+            draft.cut(self._eos)
             check_finite(verified, "target")
-            tokens = request.emit(verified[: num_kept + 1, NUM_SIGNALS].astype(int).tolist(), self._eos)
-            emitted.append((num_kept, tokens, verified[:, :NUM_SIGNALS]))
+            kept = request.emit(verified[: num_kept + 1, NUM_SIGNALS].astype(int).tolist(), self._eos)
+            emitted.append((num_kept, kept, verified[:, :NUM_SIGNALS]))
             self.target.truncate(place, len(request.context) - 1)
             if self.drafter is not None:
                 self.drafter.truncate(place, len(request.context) - 1)
@@ -337,7 +342,8 @@ class DecodeLoop:
 def _fetch(drafts: Sequence[Draft]) -> None:
     """Brings what is missing of drafts to the host, in one transfer."""
     parts = [draft.unfetched() for draft in drafts]
-    host = to_host([row for part in parts for row in part])
+    proposals = [proposal for part in parts for proposal in part]
+    host = to_host([proposal.signals for proposal in proposals], [proposal.token for proposal in proposals])
     for draft, part in zip(drafts, parts, strict=True):
         draft.add_fetched(host[: len(part)])
         host = host[len(part) :]

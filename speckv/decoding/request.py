@@ -55,7 +55,7 @@ class Draft:
     """The draft of an open step, on the device and, as far as it was fetched, on the host.
 
     Attributes:
-        gamma: Tokens asked for, or drafted when a stopping controller ended the draft.
+        gamma: Requested number of tokens, or those drafted when a stopping controller ended the draft.
         limit: Most tokens that gamma, the token budget and the draft's context allow.
         proposals: On the device.
         tokens: Those of the proposals that are on the host.
@@ -73,12 +73,12 @@ class Draft:
         """Whether the host has all proposals."""
         return len(self.tokens) == len(self.proposals)
 
-    def unfetched(self) -> list[Tensor]:
-        """Signals and token of each proposal that is not on the host, of shape [1, 4]."""
-        return [signal_rows(proposal.signals, proposal.token) for proposal in self.proposals[len(self.tokens) :]]
+    def unfetched(self) -> list[Proposal]:
+        """The proposals that are not on the host."""
+        return self.proposals[len(self.tokens) :]
 
     def add_fetched(self, rows: FloatArray) -> None:
-        """Adds rows of `unfetched` that came to the host."""
+        """Adds `unfetched` proposals that came to the host, signals and token of each, of shape [fetched, 4]."""
         if len(rows):
             check_finite(rows, "draft")
             self.signals = np.concatenate([self.signals, rows[:, :NUM_SIGNALS]])
@@ -95,7 +95,7 @@ class Draft:
 
 
 class Draws:
-    """Chooses every token of one request, the target's and the draft's, on the device of the scores.
+    """The sampling of one request: how its tokens are chosen, and the randomness and processors that belong to it.
 
     Args:
         sampling: How tokens are chosen.
@@ -114,10 +114,10 @@ class Draws:
         processors: Processors | None = None,
         text: Sequence[int] = (),
     ) -> None:
-        self.sampling, self._vocab_size = sampling, vocab_size
+        self.sampling, self.processors = sampling, processors
         self.seed = request_seed(sampling.seed, request)
+        self._vocab_size, self._text = vocab_size, text
         self._generator: torch.Generator | None = None
-        self._processors, self._text = processors, text
         self._drafted: list[Tensor] = []
         self._noise: dict[int, Tensor] = {}
 
@@ -125,68 +125,113 @@ class Draws:
         """Prepares the step whose first output position is given."""
         self._drafted.clear()
         self._noise = {place: noise for place, noise in self._noise.items() if place >= position}
-        if self._processors is not None:
-            self._processors.begin_draft()
+        if self.processors is not None:
+            self.processors.begin_draft()
 
     def commit(self, row: int) -> None:
         """Advances the processors past one emitted token, given its row in the verification; rows come in order."""
-        if self._processors is not None:
-            self._processors.commit_row(row)
+        if self.processors is not None:
+            self.processors.commit_row(row)
 
     def propose(self, scores: Scores, position: int) -> Proposal:
         """The draft's token from one row of scores, for an output position."""
-        if self._processors is None:
-            return self._propose(scores, position)
-        device = scores.logits.device
-        ids = torch.cat([token_tensor(self._text, device), *self._drafted])[None]
-        proposal = self._propose(_processed(scores, self._processors.draft(ids, scores.logits.float())), position)
-        self._drafted.append(proposal.token)
-        return proposal
+        return propose([self], scores, [position])[0]
 
-    def _propose(self, scores: Scores, position: int) -> Proposal:
-        if self.sampling.mode != "rejection":
-            return Proposal(self._choose(scores, position), scores.signals)
-        probs = warp_logits(scores.logits, self.sampling).softmax(-1)
-        return Proposal(draw(probs, self._generator_on(probs.device)), scores.signals, probs)
+    def add_drafted(self, token: Tensor) -> None:
+        """Adds a drafted token, of shape [1], to the text that processors read in this step."""
+        if self.processors is not None:
+            self._drafted.append(token)
 
-    def verify(self, proposals: list[Proposal], scores: Scores, position: int) -> Verification:
-        """Verifies a draft, oldest proposal first, by the target's scores.
+    def process_draft(self, logits: Tensor) -> Tensor:
+        """The draft's float32 logits of shape [1, vocab] as the processors change them."""
+        if self.processors is None:
+            return logits
+        ids = torch.cat([token_tensor(self._text, logits.device), *self._drafted])[None]
+        return self.processors.draft(ids, logits)
 
-        Args:
-            proposals: The draft.
-            scores: One row a proposal and one for the token behind them.
-            position: Output position of the first row.
-        """
-        device = scores.best.device
-        drafted = to_device(torch.cat([p.token for p in proposals]), device) if proposals else scores.best[:0]
-        if self._processors is not None:
-            prefix = token_tensor(self._text, device)[None]
-            scores = _processed(scores, self._processors.verify(prefix, drafted, scores.logits.float()))
-        if self.sampling.mode != "rejection":
-            return verify_match(drafted, self._choose(scores, position))
-        target = warp_logits(scores.logits, self.sampling).softmax(-1)
-        probs = [p.probs for p in proposals if p.probs is not None]
-        draft = to_device(torch.cat(probs), device).to(target.dtype) if probs else target[:0]
-        return verify_rejection(drafted, draft, target, generator=self._generator_on(device))
+    def process_verified(self, drafted: Tensor, logits: Tensor) -> Tensor:
+        """The target's float32 logits of shape [drafted + 1, vocab] as the processors change them."""
+        if self.processors is None:
+            return logits
+        return self.processors.verify(token_tensor(self._text, logits.device)[None], drafted, logits)
 
-    def _choose(self, scores: Scores, position: int) -> Tensor:
-        if self.sampling.mode == "greedy":
-            return scores.best
-        device = scores.logits.device
-        noise = torch.stack([self._noise_at(position + i, device) for i in range(len(scores.best))])
-        return choose(warp_logits(scores.logits, self.sampling), self.sampling, noise)
-
-    def _noise_at(self, position: int, device: torch.device) -> Tensor:
-        # Draft and target share it, and a rejected position is drafted again.
+    def noise_at(self, position: int, device: torch.device) -> Tensor:
+        """Gumbel noise of shape [vocab]; draft and target share it, and a rejected position is drafted again."""
         if position not in self._noise:
             self._noise[position] = to_device(gumbel_noise(self.seed, position, self._vocab_size), device)
         return self._noise[position].to(device)
 
-    def _generator_on(self, device: torch.device) -> torch.Generator:
+    def generator_on(self, device: torch.device) -> torch.Generator:
         """The generator of this request's draws; made on first use, because the scores determine the device."""
         if self._generator is None:
             self._generator = torch.Generator(device).manual_seed(request_seed(self.seed, "draws"))
         return self._generator
+
+
+def propose(draws: Sequence[Draws], scores: Scores, positions: Sequence[int]) -> list[Proposal]:
+    """Drafts a token for each request, from its row of the draft's scores and for its output position."""
+    if any(one.processors is not None for one in draws):
+        parts = torch.split(scores.logits.float(), 1)
+        scores = _with_logits(scores, [one.process_draft(part) for one, part in zip(draws, parts, strict=True)])
+    tokens: Sequence[Tensor]
+    probs: Sequence[Tensor | None] = [None] * len(draws)
+    if draws[0].sampling.mode == "rejection":
+        rows = torch.split(warp_logits(scores.logits, draws[0].sampling).softmax(-1), 1)
+        tokens = [draw(row, one.generator_on(row.device)) for one, row in zip(draws, rows, strict=True)]
+        probs = rows
+    else:
+        tokens = torch.split(_choose(scores, draws, positions), 1)
+    proposals = [Proposal(*parts) for parts in zip(tokens, torch.split(scores.signals, 1), probs, strict=True)]
+    for one, proposal in zip(draws, proposals, strict=True):
+        one.add_drafted(proposal.token)
+    return proposals
+
+
+def verify(
+    draws: Sequence[Draws], drafts: Sequence[Sequence[Proposal]], scores: Scores, positions: Sequence[int]
+) -> list[Verification]:
+    """Verifies each request's draft, oldest proposal first.
+
+    Args:
+        draws: Of each request.
+        drafts: Of each request; one may be empty.
+        scores: Of the target: for each request, one row a proposal and one for the token behind them.
+        positions: Output position of each request's first row.
+    """
+    device, sizes = scores.best.device, [len(draft) + 1 for draft in drafts]
+    drafted = [
+        to_device(torch.cat([proposal.token for proposal in draft]), device) if draft else scores.best[:0]
+        for draft in drafts
+    ]
+    if any(one.processors is not None for one in draws):
+        parts = zip(draws, drafted, torch.split(scores.logits.float(), sizes), strict=True)
+        scores = _with_logits(scores, [one.process_verified(tokens, part) for one, tokens, part in parts])
+    if draws[0].sampling.mode != "rejection":
+        rows = [(one, first + i) for one, first, size in zip(draws, positions, sizes, strict=True) for i in range(size)]
+        chosen = torch.split(_choose(scores, [one for one, _ in rows], [position for _, position in rows]), sizes)
+        return [verify_match(tokens, own) for tokens, own in zip(drafted, chosen, strict=True)]
+    found = []
+    target = warp_logits(scores.logits, draws[0].sampling).softmax(-1)
+    for one, draft, tokens, own in zip(draws, drafts, drafted, torch.split(target, sizes), strict=True):
+        probs = [proposal.probs for proposal in draft if proposal.probs is not None]
+        draft_probs = to_device(torch.cat(probs), device).to(own.dtype) if probs else own[:0]
+        found.append(verify_rejection(tokens, draft_probs, own, generator=one.generator_on(device)))
+    return found
+
+
+def _choose(scores: Scores, draws: Sequence[Draws], positions: Sequence[int]) -> Tensor:
+    """The token of each row of scores by greedy or Gumbel decoding, given the row's request and output position."""
+    sampling = draws[0].sampling
+    if sampling.mode == "greedy":
+        return scores.best
+    noise = [one.noise_at(position, scores.logits.device) for one, position in zip(draws, positions, strict=True)]
+    return choose(warp_logits(scores.logits, sampling), sampling, torch.stack(noise))
+
+
+def _with_logits(scores: Scores, parts: Sequence[Tensor]) -> Scores:
+    """Scores with processed logits; the signals stay those of the model's own distribution."""
+    logits = torch.cat([*parts])
+    return Scores(logits, scores.signals, logits.argmax(-1))
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -361,17 +406,10 @@ def up_to_end(tokens: Sequence[int], eos_token_ids: frozenset[int]) -> list[int]
     return list(tokens[: end + 1])
 
 
-def signal_rows(signals: Tensor, tokens: Tensor) -> Tensor:
-    """Signals of shape [rows, 3] and token ids of shape [rows] side by side."""
-    return torch.cat([signals, tokens[:, None].float()], dim=1)  # ids are exact in float32 below 2**24
-
-
-def to_host(rows: list[Tensor]) -> FloatArray:
-    """Rows of shape [.., 4], joined, on the host; waits for the device."""
-    array: FloatArray = torch.cat(rows).cpu().numpy() if rows else np.zeros((0, NUM_SIGNALS + 1), np.float32)
+def to_host(signals: Sequence[Tensor], tokens: Sequence[Tensor]) -> FloatArray:
+    """Signals of shape [.., 3] and token ids of shape [..], side by side: shape [rows, 4]. Waits for the device."""
+    if not signals:
+        return np.zeros((0, NUM_SIGNALS + 1), np.float32)
+    # Ids are exact in float32 below 2**24.
+    array: FloatArray = torch.cat([torch.cat([*signals]), torch.cat([*tokens])[:, None].float()], dim=1).cpu().numpy()
     return array
-
-
-def _processed(scores: Scores, logits: Tensor) -> Scores:
-    """Scores with processed logits; the signals stay those of the model's own distribution."""
-    return Scores(logits, scores.signals, logits.argmax(-1))

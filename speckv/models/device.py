@@ -18,7 +18,7 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
 
 
 def token_tensor(tokens: Sequence[int] | Tensor, device: torch.device) -> Tensor:
-    """Token ids, or other whole numbers, as a tensor of shape [tokens] on a device, whatever they come as."""
+    """Token ids, or other whole numbers, as a tensor of shape [tokens] on a device; a tensor is returned as it is."""
     if isinstance(tokens, Tensor):
         return tokens
     return to_device(torch.tensor(list(tokens), dtype=torch.long), device)

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Matrix products for the few rows of a verify pass, and for prompts, where the stock ones waste a CPU.
 
-float32: `F.linear(x, weight)` asks BLAS for `x @ weight.T`. With 2 to 64 rows, MKL's kernel for that layout is slow on
+float32: `F.linear(x, weight)` calls BLAS for `x @ weight.T`. With 2 to 64 rows, MKL's kernel for that layout is slow on
 some CPUs: on an AVX2 EPYC, 5 rows took 9.7 ms and the transposed product 4.2 ms for a weight of 8960 x 1536.
 
 bfloat16: a CPU without instructions for it multiplies row by row: 1 row of the same weight took 1.4 ms, 17 rows 22 ms
 and 256 rows 331 ms. Widened to float32 a block at a time, small enough to stay in the cache, 17 rows take 7 ms and 256
 rows 41 ms, and every sum is kept in float32.
 
-Verification and prefill live there, so the other order is timed once per process, at several row counts, and used
-where it wins.
+Verification and prefill have such row counts, so the other order is timed once per process, at several row counts, and
+used where it is faster.
 """
 
 import functools
@@ -44,11 +44,7 @@ class NarrowLinear(nn.Linear):
         rows = input.numel() // self.in_features
         if not 2 <= rows <= widest_narrow_product():
             return F.linear(input, self.weight, self.bias)
-        flat = input.reshape(rows, self.in_features)
-        product = transposed_product(flat, self.weight)
-        if self.bias is not None:
-            product = product + self.bias
-        return product.reshape(*input.shape[:-1], self.out_features)
+        return _apply(self, input, transposed_product)
 
 
 class WideningLinear(nn.Linear):
@@ -60,10 +56,14 @@ class WideningLinear(nn.Linear):
         least = fewest_widened_rows()
         if least is None or rows < least:
             return F.linear(input, self.weight, self.bias)
-        product = widened_product(input.reshape(rows, self.in_features), self.weight)
-        if self.bias is not None:
-            product = product + self.bias
-        return product.reshape(*input.shape[:-1], self.out_features)
+        return _apply(self, input, widened_product)
+
+
+def _apply(layer: nn.Linear, input: Tensor, product: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    output = product(input.reshape(-1, layer.in_features), layer.weight)
+    if layer.bias is not None:
+        output = output + layer.bias
+    return output.reshape(*input.shape[:-1], layer.out_features)
 
 
 def use_fast_linear(model: nn.Module) -> int:
@@ -83,7 +83,7 @@ def use_fast_linear(model: nn.Module) -> int:
 
 @contextmanager
 def stock_linear(*models: nn.Module) -> Iterator[None]:
-    """Switches layers back to `nn.Linear` while it lasts: what a benchmark of other software must run on."""
+    """Switches layers back to `nn.Linear` in a block, for benchmarks of other software."""
     switched = [(m, type(m)) for model in models for m in model.modules() if type(m) in (NarrowLinear, WideningLinear)]
     try:
         for layer, _ in switched:

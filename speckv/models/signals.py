@@ -24,12 +24,6 @@ class Scores:
     signals: Tensor
     best: Tensor
 
-    def part(self, begin: int, end: int) -> "Scores":
-        """Some of the rows; all of them without a copy."""
-        if begin == 0 and end == len(self.best):
-            return self
-        return Scores(self.logits[begin:end], self.signals[begin:end], self.best[begin:end])
-
     @staticmethod
     def of(logits: Tensor) -> "Scores":
         """Summarises logits of shape [rows, vocab]."""

@@ -149,7 +149,7 @@ def _decoding_steps(tokenizer: PreTrainedTokenizerBase) -> set[str]:
 
 
 def _byte_letters() -> dict[str, int]:
-    """The alphabet of byte-level vocabularies: printable bytes stand for themselves, the others for letters from 256.
+    """The alphabet of byte-level vocabularies: printable bytes are letters themselves, the others letters from 256 on.
 
     Source:
         GPT-2's `bytes_to_unicode`, which all of them took over.

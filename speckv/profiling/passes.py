@@ -16,7 +16,7 @@ from torch import Tensor
 from speckv.decoding.clock import device_clock
 from speckv.decoding.prompt_lookup import LookupDrafter, PromptLookup
 from speckv.decoding.protocols import Clock
-from speckv.decoding.request import signal_rows, to_host
+from speckv.decoding.request import to_host
 from speckv.decoding.sampling import check_finite
 from speckv.errors import ConfigError
 from speckv.models.cache import cache_keyword, growing_cache
@@ -155,7 +155,7 @@ def _time_rounds(
 
 def _use(scores: Scores) -> None:
     """Copies tokens and signals to the host in one transfer, as the engine does."""
-    check_finite(to_host([signal_rows(scores.signals, scores.best)]), "model")
+    check_finite(to_host([scores.signals], [scores.best]), "model")
 
 
 def _synchronise(device: torch.device) -> None:

@@ -8,6 +8,7 @@ import itertools
 import json
 import mmap
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ class DivergingEngine(Engine):
         if self.verified % 50 == 0:
             assert self._request is not None
             self._request.context[-1] = (self._request.context[-1] + 1) % self.target.vocab_size
+            return replace(step, tokens=(*step.tokens[:-1], self._request.context[-1]))
         return step
 
 

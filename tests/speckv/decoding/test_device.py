@@ -36,8 +36,8 @@ def transfers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Rows of each transfer from the device."""
     seen: list[int] = []
 
-    def counted(rows: list[torch.Tensor]) -> FloatArray:
-        found = to_host(rows)
+    def counted(signals: list[torch.Tensor], tokens: list[torch.Tensor]) -> FloatArray:
+        found = to_host(signals, tokens)
         seen.append(len(found))
         return found
 
