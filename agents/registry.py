@@ -85,13 +85,13 @@ def _load(path: str) -> Any:
     return found[name] if name in found else {key.lower(): value for key, value in found.items()}[name.lower()]
 
 
-def _rules() -> dict[str, Agent]:
-    """Every module of agents/rules but the base is a rule."""
-    names = sorted(path.stem for path in (Path(__file__).parent / "rules").glob("*.py"))
+def _modules(folder: str, *others: str, online: bool = False) -> dict[str, Agent]:
+    """Every module of a folder holds one agent of its name, apart from some."""
+    names = sorted(path.stem for path in (Path(__file__).parent / folder).glob("*.py"))
     return {
-        name: Agent(controller=f"agents.rules.{name}:{name.replace('_', '')}")
+        name: Agent(controller=f"agents.{folder}.{name}:{name.replace('_', '')}", online=online)
         for name in names
-        if name not in ("__init__", "base")
+        if name not in ("__init__", "base", *others)
     }
 
 
@@ -106,7 +106,8 @@ def _learner(name: str) -> Agent:
 AGENTS: Mapping[str, Agent] = dict(
     sorted(
         {
-            **_rules(),
+            **_modules("rules"),
+            **_modules("bandits", "arms", "calibrated", "hazard", "linear", "making", online=True),
             "best_fixed": Agent(controller="agents.constants:BestFixedGamma"),
             "fixed": Agent(controller="agents.constants:FixedGamma"),
             "per_request": Agent(
@@ -136,7 +137,6 @@ AGENTS: Mapping[str, Agent] = dict(
             "lints": _bandit("linear:LinThompson"),
             "linucb": _bandit("linear:LinUcb"),
             "neural_linear": _bandit("linear:NeuralLinear"),
-            "tapout": _bandit("tapout:TapOut"),
             "thompson": _bandit("arms:GaussianThompson"),
             "ucb1": _bandit("arms:Ucb1"),
             "ucbspec": _bandit("arms:UcbSpec"),
