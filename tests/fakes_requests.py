@@ -10,15 +10,23 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     MaxLengthCriteria,
+    Qwen2ForCausalLM,
     Qwen2Tokenizer,
     StoppingCriteria,
     StoppingCriteriaList,
 )
 from transformers.generation.stopping_criteria import EosTokenCriteria
 
-from tests.fakes import LETTERS, tiny_qwen
+from tests.fakes import LETTERS, VOCAB, tiny_qwen
 
 PROMPT_LENGTH = 9
+
+QwenPair = tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]
+"""Target and draft."""
+
+
+def prompt(seed: int, length: int = PROMPT_LENGTH) -> Tensor:
+    return torch.randint(1, VOCAB, (1, length), generator=torch.Generator().manual_seed(seed))
 
 
 def letters() -> Any:

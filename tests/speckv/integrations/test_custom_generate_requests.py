@@ -14,7 +14,6 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LogitsProcessorList,
-    Qwen2ForCausalLM,
     StoppingCriteriaList,
     StopStringCriteria,
     TemperatureLogitsWarper,
@@ -28,16 +27,9 @@ from speckv.integrations.transformers import custom_generate, prepare
 from speckv.runtime import Policy
 from tests.fakes import VOCAB, tiny_qwen
 from tests.fakes_policies import Scheduled
-from tests.fakes_requests import REFUSED, SERVED, EndsWith, letters
+from tests.fakes_requests import REFUSED, SERVED, EndsWith, QwenPair, letters
 
-Pair = tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]
 GREEDY: dict[str, Any] = {"max_new_tokens": 24, "do_sample": False}
-
-
-@pytest.fixture(scope="module")
-def pair() -> Pair:
-    target = tiny_qwen(0)
-    return target, tiny_qwen(1, like=target, noise=0.008)
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +38,12 @@ def ids() -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def free(pair: Pair, ids: Tensor) -> list[int]:
+def free(pair: QwenPair, ids: Tensor) -> list[int]:
     found: list[int] = pair[0].generate(ids, **GREEDY)[0].tolist()
     return found
 
 
-def ours(pair: Pair, gamma: int | Callable[[int], int], **more: Any) -> dict[str, Any]:
+def ours(pair: QwenPair, gamma: int | Callable[[int], int], **more: Any) -> dict[str, Any]:
     schedule = Scheduled.turns(gamma) if isinstance(gamma, int) else Scheduled(gamma)
     policy = Policy.of(schedule, learns=True, cost_ratio={"fp16": 0.3})
     return {"custom_generate": custom_generate, "draft_model": pair[1], "policy": policy, **more}
@@ -59,7 +51,9 @@ def ours(pair: Pair, gamma: int | Callable[[int], int], **more: Any) -> dict[str
 
 @pytest.mark.parametrize("prepared", [False, True])
 @pytest.mark.parametrize("name", SERVED)
-def test_text_is_that_of_plain_generate(name: str, prepared: bool, pair: Pair, ids: Tensor, free: list[int]) -> None:
+def test_text_is_that_of_plain_generate(
+    name: str, prepared: bool, pair: QwenPair, ids: Tensor, free: list[int]
+) -> None:
     if prepared:
         pair = tiny_qwen(0), tiny_qwen(1, like=tiny_qwen(0), noise=0.008)
         prepare(*pair, static_cache=True)
@@ -70,7 +64,7 @@ def test_text_is_that_of_plain_generate(name: str, prepared: bool, pair: Pair, i
         assert found[0].tolist() == plain, gamma
 
 
-def test_stop_strings_are_a_criterion(pair: Pair, ids: Tensor, free: list[int]) -> None:
+def test_stop_strings_are_a_criterion(pair: QwenPair, ids: Tensor, free: list[int]) -> None:
     tokenizer = letters()
     stop = tokenizer.decode(free[18:20])
     target: Any = pair[0]
@@ -95,7 +89,9 @@ class Kept(BaseStreamer):
 
 
 @pytest.mark.parametrize("gamma", [0, 4])
-def test_a_streamer_receives_what_plain_generate_streams(gamma: int, pair: Pair, ids: Tensor, free: list[int]) -> None:
+def test_a_streamer_receives_what_plain_generate_streams(
+    gamma: int, pair: QwenPair, ids: Tensor, free: list[int]
+) -> None:
     target: Any = pair[0]
     plain, streamed = Kept(), Kept()
     criteria = StoppingCriteriaList([EndsWith(free[18:20])])
@@ -105,7 +101,7 @@ def test_a_streamer_receives_what_plain_generate_streams(gamma: int, pair: Pair,
     assert streamed.ended
 
 
-def test_a_text_is_read_while_it_is_decoded(pair: Pair, ids: Tensor) -> None:
+def test_a_text_is_read_while_it_is_decoded(pair: QwenPair, ids: Tensor) -> None:
     tokenizer = letters()
     target: Any = pair[0]
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=60)
@@ -118,7 +114,7 @@ def test_a_text_is_read_while_it_is_decoded(pair: Pair, ids: Tensor) -> None:
     assert text == tokenizer.decode(target.generate(ids, **GREEDY)[0, 9:])
 
 
-def test_an_object_with_the_cache_is_returned_where_it_is_asked_for(pair: Pair, ids: Tensor) -> None:
+def test_an_object_with_the_cache_is_returned_where_it_is_asked_for(pair: QwenPair, ids: Tensor) -> None:
     target: Any = pair[0]
     plain = target.generate(ids, return_dict_in_generate=True, **GREEDY)
     for static in (False, True):
@@ -135,7 +131,7 @@ def test_an_object_with_the_cache_is_returned_where_it_is_asked_for(pair: Pair, 
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_not_served_is_refused_by_name(name: str, pair: Pair, ids: Tensor) -> None:
+def test_what_is_not_served_is_refused_by_name(name: str, pair: QwenPair, ids: Tensor) -> None:
     asked, fault = REFUSED[name]
     schedule = Scheduled.turns(3)
     policy = Policy.of(schedule, learns=True, cost_ratio={"fp16": 0.3})
@@ -184,7 +180,7 @@ def test_images_are_refused_and_texts_of_a_model_with_eyes_are_served() -> None:
     assert target.generate(ids, **options, **mine).tolist() == target.generate(ids, **options).tolist()
 
 
-def test_a_warper_of_the_callers_is_applied(pair: Pair, ids: Tensor) -> None:
+def test_a_warper_of_the_callers_is_applied(pair: QwenPair, ids: Tensor) -> None:
     """At these settings one token has all the probability, so that a sampled text is the greedy one."""
     target: Any = pair[0]
     greedy = target.generate(ids, **GREEDY).tolist()
@@ -202,7 +198,7 @@ def test_a_warper_of_the_callers_is_applied(pair: Pair, ids: Tensor) -> None:
         assert target.generate(ids, **options, **ours(pair, 3)).tolist() == greedy
 
 
-def test_several_threads_share_a_target(pair: Pair) -> None:
+def test_several_threads_share_a_target(pair: QwenPair) -> None:
     target: Any = pair[0]
     prompts = [torch.randint(1, VOCAB, (1, 5 + i), generator=torch.Generator().manual_seed(i)) for i in range(6)]
     plain = [target.generate(ids, **GREEDY).tolist() for ids in prompts]
@@ -221,7 +217,7 @@ def test_several_threads_share_a_target(pair: Pair) -> None:
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*prepend a padding mask:UserWarning")
 @pytest.mark.parametrize("kind", ["PromptTuningConfig", "PrefixTuningConfig"])
-def test_virtual_tokens_are_refused(kind: str, pair: Pair, ids: Tensor) -> None:
+def test_virtual_tokens_are_refused(kind: str, pair: QwenPair, ids: Tensor) -> None:
     peft = pytest.importorskip("peft")
     wrapped = peft.get_peft_model(tiny_qwen(0), getattr(peft, kind)(num_virtual_tokens=4, task_type="CAUSAL_LM")).eval()
     with pytest.raises(ConfigError, match="without virtual tokens, got a PEFT adapter of type P"):
@@ -229,7 +225,7 @@ def test_virtual_tokens_are_refused(kind: str, pair: Pair, ids: Tensor) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_an_adapter_that_changes_weights_takes_part(pair: Pair, ids: Tensor) -> None:
+def test_an_adapter_that_changes_weights_takes_part(pair: QwenPair, ids: Tensor) -> None:
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
     wrapped = peft.get_peft_model(tiny_qwen(0), config).eval().double()

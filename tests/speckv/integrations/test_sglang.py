@@ -30,11 +30,6 @@ from tests.fakes_vllm import PLACE, TYPICAL, Script
 METHODS = ("set_cuda_graph_bs", "get_steps_for_batch", "on_verify_complete", "cuda_graph_bs_for_step")
 
 
-@pytest.fixture(autouse=True)
-def quiet_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(POLICY, raising=False)
-
-
 def make(script: Script, steps: dict[str, Sequence[int]] | None = None, folder: Path | None = None) -> Any:
     path = None
     if steps is not None:

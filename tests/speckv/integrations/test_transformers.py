@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen2ForCausalLM
 from transformers.generation.candidate_generator import CandidateGenerator
 from transformers.generation.utils import GenerationMixin
 
@@ -22,16 +21,7 @@ from speckv.runtime import Policy
 from speckv.runtime.constant import ConstantGamma
 from tests.fakes import VOCAB, tiny_qwen
 from tests.fakes_policies import Scheduled, StopsUnsure
-
-
-@pytest.fixture(scope="module")
-def pair() -> tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]:
-    target = tiny_qwen(0)
-    return target, tiny_qwen(1, like=target, noise=0.008)
-
-
-def prompt(seed: int, length: int = 9) -> torch.Tensor:
-    return torch.randint(1, VOCAB, (1, length), generator=torch.Generator().manual_seed(seed))
+from tests.fakes_requests import QwenPair, prompt
 
 
 def policy(schedule: Scheduled) -> Policy:
@@ -43,9 +33,7 @@ GREEDY: dict[str, Any] = {"max_new_tokens": 40, "do_sample": False}
 
 @pytest.mark.parametrize("stops", [False, True])
 @pytest.mark.parametrize("way", ["control", "custom_generate"])
-def test_text_is_the_targets_own_over_random_schedules(
-    stops: bool, way: str, pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]
-) -> None:
+def test_text_is_the_targets_own_over_random_schedules(stops: bool, way: str, pair: QwenPair) -> None:
     target, draft = pair
     rng = np.random.default_rng(0)
     accepted = drafted = 0
@@ -76,7 +64,7 @@ def test_text_is_the_targets_own_over_random_schedules(
     assert 0.3 * drafted < accepted < drafted
 
 
-def test_both_ways_show_the_policy_the_same(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
+def test_both_ways_show_the_policy_the_same(pair: QwenPair) -> None:
     target, draft = pair
     seen = []
     for way in ("control", "custom_generate"):
@@ -98,7 +86,7 @@ QUANTILE = 64.4
 
 
 @pytest.mark.parametrize("way", ["control", "custom_generate"])
-def test_sampled_text_has_the_targets_distribution(way: str, pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
+def test_sampled_text_has_the_targets_distribution(way: str, pair: QwenPair) -> None:
     """The third new token, which a draft of two proposed, over 1,500 texts; n * p is pooled below 5."""
     target, draft = tiny_qwen(0), tiny_qwen(1, like=pair[0], noise=0.1)
     ids, number = prompt(3, length=5), 1500
@@ -123,7 +111,7 @@ def test_sampled_text_has_the_targets_distribution(way: str, pair: tuple[Qwen2Fo
     assert ((observed - wanted)[keep] ** 2 / wanted[keep]).sum() < QUANTILE
 
 
-def test_gamma_zero_may_come_at_any_step_of_sampling(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
+def test_gamma_zero_may_come_at_any_step_of_sampling(pair: QwenPair) -> None:
     target, draft = pair
     schedule = Scheduled.turns(0, 3, 0, 0, 2)
     torch.manual_seed(1)
@@ -134,9 +122,7 @@ def test_gamma_zero_may_come_at_any_step_of_sampling(pair: tuple[Qwen2ForCausalL
 
 
 @pytest.mark.parametrize("gamma", [0, 2])
-def test_for_a_policy_that_never_drafts_the_draft_reads_nothing(
-    gamma: int, pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]
-) -> None:
+def test_for_a_policy_that_never_drafts_the_draft_reads_nothing(gamma: int, pair: QwenPair) -> None:
     target, draft = pair
     ours = {"custom_generate": custom_generate, "draft_model": draft, "policy": Policy.of(ConstantGamma(gamma))}
     reading: list[int] = []
@@ -147,7 +133,7 @@ def test_for_a_policy_that_never_drafts_the_draft_reads_nothing(
     assert bool(reading) == (gamma > 0)
 
 
-def test_a_streamer_and_an_end_of_text_work_as_ever(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
+def test_a_streamer_and_an_end_of_text_work_as_ever(pair: QwenPair) -> None:
     target, draft = pair
     plain = target.generate(prompt(7), **GREEDY)[0].tolist()
     options = GREEDY | {"eos_token_id": plain[25], "pad_token_id": 0}
@@ -165,7 +151,7 @@ def test_a_streamer_and_an_end_of_text_work_as_ever(pair: tuple[Qwen2ForCausalLM
         assert ours.tolist() == wanted
 
 
-def test_a_static_cache_is_transformers_own_affair(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
+def test_a_static_cache_is_transformers_own_affair(pair: QwenPair) -> None:
     """Refused by 5.23; since 5.24 it can be cut back, and the text is the same."""
     target, draft = pair
     plain = target.generate(prompt(2), **GREEDY)
@@ -181,7 +167,7 @@ def test_a_static_cache_is_transformers_own_affair(pair: tuple[Qwen2ForCausalLM,
 # -- what is refused, and what is left behind ------------------------------------------------------------------------
 
 
-def test_nothing_is_left_behind(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
+def test_nothing_is_left_behind(pair: QwenPair) -> None:
     target, draft = pair
     before = {k: v for k, v in vars(target).items() if k != "_modules"}, draft.generation_config.to_dict()
     with pytest.raises(RuntimeError, match="mine"), control(target, draft, policy(Scheduled.turns(2))):
@@ -198,7 +184,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_cannot_be_served_is_refused(what: str, pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
+def test_what_cannot_be_served_is_refused(what: str, pair: QwenPair) -> None:
     target, draft = pair
     options, message = REFUSED[what]
     with pytest.raises(ValueError, match=message), control(target, draft, policy(Scheduled.turns(2))):
@@ -215,7 +201,7 @@ OURS_REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("what", OURS_REFUSED)
-def test_what_the_engine_lacks_is_refused(what: str, pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
+def test_what_the_engine_lacks_is_refused(what: str, pair: QwenPair) -> None:
     target, draft = pair
     options, message = OURS_REFUSED[what]
     ours = {"custom_generate": custom_generate, "draft_model": draft, "policy": policy(Scheduled.turns(2))}
@@ -245,7 +231,7 @@ def test_what_prepare_made_lives_as_long_as_its_model_and_belongs_to_it_alone() 
     assert gone() is None
 
 
-def test_models_that_do_not_match_are_refused(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
+def test_models_that_do_not_match_are_refused(pair: QwenPair) -> None:
     target, draft = pair
     other = tiny_qwen(3)
     other.config.vocab_size = 99

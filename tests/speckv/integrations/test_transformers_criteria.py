@@ -11,7 +11,6 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     MaxLengthCriteria,
-    Qwen2ForCausalLM,
     Qwen2Tokenizer,
     StoppingCriteria,
     StoppingCriteriaList,
@@ -24,18 +23,9 @@ from speckv.integrations.transformers import control
 from speckv.runtime import Policy
 from tests.fakes import LETTERS, VOCAB, tiny_qwen
 from tests.fakes_policies import Scheduled, StopsUnsure
+from tests.fakes_requests import QwenPair, prompt
 
 GREEDY: dict[str, Any] = {"max_new_tokens": 40, "do_sample": False}
-
-
-@pytest.fixture(scope="module")
-def pair() -> tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]:
-    target = tiny_qwen(0)
-    return target, tiny_qwen(1, like=target, noise=0.008)
-
-
-def prompt(seed: int) -> torch.Tensor:
-    return torch.randint(1, VOCAB, (1, 9), generator=torch.Generator().manual_seed(seed))
 
 
 def policy(schedule: Scheduled) -> Policy:
@@ -131,7 +121,7 @@ def kept(options: dict[str, Any]) -> list[Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(40))
 def test_random_criteria_and_processors_leave_text_scores_and_state_of_plain_generate(
-    seed: int, pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]
+    seed: int, pair: QwenPair
 ) -> None:
     target, draft = pair
     free = target.generate(prompt(seed), **GREEDY)[0].tolist()
@@ -153,9 +143,7 @@ def test_random_criteria_and_processors_leave_text_scores_and_state_of_plain_gen
 
 
 @pytest.mark.parametrize("gamma", [0, 1, 4, 9])
-def test_criteria_with_state_are_called_once_a_token_and_in_order(
-    gamma: int, pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]
-) -> None:
+def test_criteria_with_state_are_called_once_a_token_and_in_order(gamma: int, pair: QwenPair) -> None:
     target, draft = pair
     recalls = Recalls(17)
     with control(target, draft, policy(Scheduled.turns(gamma))):
@@ -172,7 +160,7 @@ def test_criteria_with_state_are_called_once_a_token_and_in_order(
     assert recalls.scored == list(range(1, 18))
 
 
-def test_functions_may_keep_state_too(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
+def test_functions_may_keep_state_too(pair: QwenPair) -> None:
     target, draft = pair
     calls = {"processor": 0, "criterion": 0}
 
@@ -192,7 +180,7 @@ def test_functions_may_keep_state_too(pair: tuple[Qwen2ForCausalLM, Qwen2ForCaus
     assert calls == {"processor": 15, "criterion": 15}
 
 
-def test_criteria_and_processors_may_share_state(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
+def test_criteria_and_processors_may_share_state(pair: QwenPair) -> None:
     class Reads(StoppingCriteria):
         def __init__(self, processor: Alternates) -> None:
             self.processor = processor
@@ -215,7 +203,7 @@ def test_criteria_and_processors_may_share_state(pair: tuple[Qwen2ForCausalLM, Q
 
 
 def test_stop_strings_end_the_text_where_plain_generate_ends_it(
-    pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM],
+    pair: QwenPair,
 ) -> None:
     target, draft = pair
     tokenizer = Qwen2Tokenizer(vocab={c: i for i, c in enumerate(LETTERS)}, merges=[], unk_token="a")
@@ -228,7 +216,7 @@ def test_stop_strings_end_the_text_where_plain_generate_ends_it(
         assert ours.tolist() == plain.tolist()
 
 
-def test_a_streamer_receives_the_tokens_of_the_cut_text(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
+def test_a_streamer_receives_the_tokens_of_the_cut_text(pair: QwenPair) -> None:
     class Collects(BaseStreamer):
         def __init__(self) -> None:
             self.tokens: list[int] = []
@@ -256,9 +244,7 @@ def test_a_streamer_receives_the_tokens_of_the_cut_text(pair: tuple[Qwen2ForCaus
 
 
 @pytest.mark.parametrize("length", [3, 10, 11, 30, 60])
-def test_a_length_criterion_of_the_users_replaces_the_budget(
-    length: int, pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]
-) -> None:
+def test_a_length_criterion_of_the_users_replaces_the_budget(length: int, pair: QwenPair) -> None:
     target, draft = pair
     options = {"stopping_criteria": StoppingCriteriaList([MaxLengthCriteria(length)]), **GREEDY}
     schedule = Scheduled.turns(4)
@@ -270,7 +256,7 @@ def test_a_length_criterion_of_the_users_replaces_the_budget(
 
 
 def test_without_criteria_or_state_nothing_is_added_to_the_loop(
-    pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM], monkeypatch: pytest.MonkeyPatch
+    pair: QwenPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target, draft = pair
     monkeypatch.setattr(module, "ExactBlocks", lambda *_: pytest.fail("the loop is changed"))
@@ -283,9 +269,7 @@ def test_without_criteria_or_state_nothing_is_added_to_the_loop(
 @pytest.mark.parametrize(
     "options", [{"guidance_scale": 1.5}, {"guidance_scale": 1.5, "negative_prompt_ids": prompt(1)}]
 )
-def test_guidance_is_refused_before_anything_is_decoded(
-    options: dict[str, Any], pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]
-) -> None:
+def test_guidance_is_refused_before_anything_is_decoded(options: dict[str, Any], pair: QwenPair) -> None:
     target, draft = pair
     passes: list[int] = []
     hook = target.register_forward_hook(lambda *_: passes.append(1))
@@ -296,7 +280,7 @@ def test_guidance_is_refused_before_anything_is_decoded(
 
 
 def test_a_criterion_that_cannot_be_copied_is_refused_by_name(
-    pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM],
+    pair: QwenPair,
 ) -> None:
     class Streams(StoppingCriteria):
         def __init__(self) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from transformers import Qwen2ForCausalLM, TextIteratorStreamer
 
 from speckv.errors import ConfigError
@@ -24,21 +23,11 @@ from speckv.integrations.transformers.embedded import Embedded
 from speckv.runtime import Policy
 from speckv.runtime.constant import ConstantGamma
 from speckv.types import FloatArray, IntArray, StepOutcome
-from tests.fakes import VOCAB, tiny_qwen
+from tests.fakes import tiny_qwen
 from tests.fakes_policies import Scheduled
-from tests.fakes_requests import letters
+from tests.fakes_requests import QwenPair, letters, prompt
 
 GREEDY: dict[str, Any] = {"max_new_tokens": 30, "do_sample": False}
-
-
-@pytest.fixture(scope="module")
-def pair() -> tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]:
-    target = tiny_qwen(0)
-    return target, tiny_qwen(1, like=target, noise=0.008)
-
-
-def prompt(seed: int) -> torch.Tensor:
-    return torch.randint(1, VOCAB, (1, 9), generator=torch.Generator().manual_seed(seed))
 
 
 def policy(schedule: Scheduled) -> Policy:
@@ -62,7 +51,7 @@ def left_on(model: Qwen2ForCausalLM) -> set[str]:
 
 
 def test_threads_decode_with_one_target_each_under_its_own_policy(
-    pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM],
+    pair: QwenPair,
 ) -> None:
     target, draft = pair
     plain = [target.generate(prompt(seed), **GREEDY).tolist() for seed in range(4)]
@@ -85,7 +74,7 @@ def test_threads_decode_with_one_target_each_under_its_own_policy(
 
 
 def test_a_thread_without_a_block_belongs_to_the_only_one_that_is_open(
-    pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM],
+    pair: QwenPair,
 ) -> None:
     target, draft = pair
     plain, schedule = target.generate(prompt(0), **GREEDY).tolist(), Scheduled.turns(2)
@@ -102,7 +91,7 @@ def test_a_thread_without_a_block_belongs_to_the_only_one_that_is_open(
 
 
 def test_a_text_is_streamed_from_a_thread_that_is_started_inside_a_block(
-    pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM],
+    pair: QwenPair,
 ) -> None:
     target, draft = pair
     schedule, tokenizer = Scheduled.turns(3), letters()
@@ -118,7 +107,7 @@ def test_a_text_is_streamed_from_a_thread_that_is_started_inside_a_block(
 
 
 def test_a_thread_outside_several_blocks_uses_transformers_own_generation(
-    pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM],
+    pair: QwenPair,
 ) -> None:
     target, draft = pair
     plain, schedules = target.generate(prompt(0), **GREEDY).tolist(), (Scheduled.turns(2), Scheduled.turns(3))
@@ -148,7 +137,7 @@ def test_a_thread_outside_several_blocks_uses_transformers_own_generation(
     assert [any(schedule.said) for schedule in schedules] == [True, False]
 
 
-def test_blocks_may_end_in_any_order(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
+def test_blocks_may_end_in_any_order(pair: QwenPair) -> None:
     target, draft = pair
     one, other = (contextvars.copy_context() for _ in range(2))
     first, second = Scheduled.turns(1), Scheduled.turns(2)
@@ -165,7 +154,7 @@ def test_blocks_may_end_in_any_order(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausa
 
 
 def test_a_method_that_the_target_had_before_is_called_and_put_back(
-    pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM],
+    pair: QwenPair,
 ) -> None:
     target: Any = tiny_qwen(0)
     draft = pair[1]
@@ -183,7 +172,7 @@ def test_a_method_that_the_target_had_before_is_called_and_put_back(
 
 
 def test_a_copy_of_the_target_made_inside_a_block_is_not_controlled(
-    pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM],
+    pair: QwenPair,
 ) -> None:
     target, draft = pair
     plain, schedule = target.generate(prompt(0), **GREEDY).tolist(), Scheduled.turns(2)
@@ -242,7 +231,7 @@ def files(folder: Path) -> dict[str, str]:
     return {path.name: b64encode(path.read_bytes()).decode() for path in folder.iterdir()}
 
 
-def test_threads_share_what_a_policy_learns(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
+def test_threads_share_what_a_policy_learns(pair: QwenPair) -> None:
     target, draft = pair
     counts = Counts()
     made, plain = Policy.of(counts, learns=True), target.generate(prompt(0), **GREEDY).tolist()
@@ -263,7 +252,7 @@ def test_threads_share_what_a_policy_learns(pair: tuple[Qwen2ForCausalLM, Qwen2F
 
 @pytest.mark.parametrize("interleaves", [True, False])
 def test_threads_generate_with_the_policy_of_one_folder(
-    interleaves: bool, pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    interleaves: bool, pair: QwenPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Read once; where its requests cannot interleave, one text at a time."""
     target, draft = pair
@@ -295,9 +284,7 @@ UNUSED: dict[str, tuple[Sequence[dict[str, Any]], str]] = {
 
 
 @pytest.mark.parametrize("what", UNUSED)
-def test_a_block_in_which_no_call_used_the_policy_warns(
-    what: str, pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]
-) -> None:
+def test_a_block_in_which_no_call_used_the_policy_warns(what: str, pair: QwenPair) -> None:
     target, draft = pair
     calls, message = UNUSED[what]
 
@@ -312,13 +299,13 @@ def test_a_block_in_which_no_call_used_the_policy_warns(
     assert caught[-1].filename == __file__
 
 
-def test_a_block_that_ends_with_an_error_does_not_warn(pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM]) -> None:
+def test_a_block_that_ends_with_an_error_does_not_warn(pair: QwenPair) -> None:
     with pytest.raises(KeyError, match="mine"), control(*pair, policy(Scheduled.turns(2))):
         raise KeyError("mine")
 
 
 def test_an_older_transformers_is_refused_and_nothing_is_left_behind(
-    pair: tuple[Qwen2ForCausalLM, Qwen2ForCausalLM], monkeypatch: pytest.MonkeyPatch
+    pair: QwenPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target, draft = pair
     monkeypatch.setattr(type(target), "_get_candidate_generator", lambda self, input_ids: (self, input_ids))

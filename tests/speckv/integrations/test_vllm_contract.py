@@ -23,12 +23,6 @@ from speckv.types import FloatArray, IntArray
 from tests.fakes_vllm import PLACE, TYPICAL, FakeRequest, FakeScheduler, Learner, Script, StopsUnsure, fake_config
 
 
-@pytest.fixture(autouse=True)
-def quiet_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (POLICY, COMBINE, PER_REQUEST, SIGNALS):
-        monkeypatch.delenv(name, raising=False)
-
-
 def build(script: Script | Learner, *, budget: int = 64, requests: int = 1, **changes: Any) -> Any:
     with use(Policy.of(script)):
         overlaps = changes.get("scheduler_config__async_scheduling", False)

@@ -8,19 +8,10 @@ import numpy as np
 import pytest
 
 from speckv.errors import ConfigError
-from speckv.integrations.environment import POLICY
 from speckv.integrations.vllm import SpecKVNgramProposer, use
-from speckv.integrations.vllm.sessions import COMBINE, PER_REQUEST, SIGNALS
 from speckv.ngrams import NgramIndex
 from speckv.runtime import Policy
 from tests.fakes_vllm import PLACE, TYPICAL, Learner, Script, StopsUnsure, fake_config
-
-
-@pytest.fixture(autouse=True)
-def quiet_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (POLICY, COMBINE, PER_REQUEST, SIGNALS):
-        monkeypatch.delenv(name, raising=False)
-
 
 PERIODIC = [1, 2, 3, 4] * 4
 
