@@ -41,7 +41,7 @@ class Engine:
 
     Raises:
         ConfigError: if a draft model scores another number of tokens than the target; see
-            `speckv.models.pair.with_vocabulary`.
+            `speckv.models.causal.with_vocabulary`.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Engine:
         if draft is not None and not isinstance(draft, DraftSource) and draft.vocab_size != target.vocab_size:
             raise ConfigError(
                 f"Expected a draft that scores the target's {target.vocab_size} tokens, got one that scores "
-                f"{draft.vocab_size}. Fit it with speckv.models.pair.with_vocabulary."
+                f"{draft.vocab_size}. Fit it with speckv.models.causal.with_vocabulary."
             )
         self.target, self.draft = target, draft
         self.eos_token_ids = eos_token_ids

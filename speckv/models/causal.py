@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.utils.hub import cached_file
 
@@ -16,6 +16,7 @@ from speckv.errors import BudgetError
 from speckv.models.cache import cache_keyword, exported, growing_cache, require_rollback
 from speckv.models.defaults import GenerationDefaults
 from speckv.models.device import token_tensor, without_plans
+from speckv.models.parts import with_modules
 from speckv.models.processors import Processors
 from speckv.models.signals import ScoredTokens
 from speckv.models.static import StaticSequence
@@ -161,3 +162,58 @@ def _hub_snapshot(name: str) -> Path | None:
     except (OSError, ValueError):
         return None
     return Path(found).parent if found else None
+
+
+def with_vocabulary(draft: CausalModel, vocab_size: int) -> CausalModel:
+    """A draft of the target's tokenizer that scores `vocab_size` rows, as the target does, sharing the draft's weights.
+
+    Models of one family pad their vocabularies differently: Qwen2.5 7B scores 152,064 rows, 0.5B 151,936, and the
+    tokenizer of both has 151,665 tokens. Rows that only the target has score minus infinity, so they are never
+    proposed. Rows that only the draft has are left out. A token that the draft has no embedding for is read as its last
+    one, which costs at most acceptance.
+    """
+    if draft.vocab_size == vocab_size:
+        return draft
+    hf: Any = draft.hf
+    inner, head = hf.get_input_embeddings(), hf.get_output_embeddings()
+    replacements: dict[nn.Module, nn.Module] = {head: _FittedHead(head, vocab_size)}
+    if inner.weight.shape[0] < vocab_size:
+        replacements[inner] = _ClampedEmbedding(inner)
+    return replace(draft.sharing(with_modules(hf, replacements)), vocab_size=vocab_size)
+
+
+class _ClampedEmbedding(nn.Module):
+    """An embedding that reads ids past its end as its last one."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    @property
+    def weight(self) -> Tensor:
+        weight: Any = self.inner.weight
+        return weight  # type: ignore[no-any-return]
+
+    def forward(self, ids: Tensor) -> Tensor:
+        embedded: Tensor = self.inner(ids.clamp(max=self.weight.shape[0] - 1))
+        return embedded
+
+
+class _FittedHead(nn.Module):
+    """A scoring layer cut or padded to a number of rows."""
+
+    def __init__(self, inner: nn.Module, vocab_size: int) -> None:
+        super().__init__()
+        self.inner, self._vocab_size = inner, vocab_size
+
+    @property
+    def weight(self) -> Tensor:
+        weight: Any = self.inner.weight
+        return weight  # type: ignore[no-any-return]
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        scores: Tensor = self.inner(hidden)[..., : self._vocab_size]
+        missing = self._vocab_size - scores.shape[-1]
+        if missing > 0:
+            scores = torch.cat([scores, scores.new_full((*scores.shape[:-1], missing), -torch.inf)], dim=-1)
+        return scores

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from speckv.errors import ConfigError, ModelError, device_error, device_errors_explained, nearest
 from speckv.models.cache import has_special_layers, require_rollback
-from speckv.models.causal import CausalModel
+from speckv.models.causal import CausalModel, with_vocabulary
 from speckv.models.compression import get_compression, silence_int8_cast_notice
 from speckv.models.defaults import GenerationDefaults
 from speckv.models.gguf import refuse_incomplete
@@ -318,58 +318,3 @@ def choose_pair(model: Mapping[str, Any]) -> PairConfig:
         if model.get("draft_gguf") and model.get("draft") not in ("self", "lookup"):
             fields["draft"] = str(Path(folder) / model["draft_gguf"])
     return PairConfig(**fields)
-
-
-def with_vocabulary(draft: CausalModel, vocab_size: int) -> CausalModel:
-    """A draft of the target's tokenizer that scores `vocab_size` rows, as the target does, sharing the draft's weights.
-
-    Models of one family pad their vocabularies differently: Qwen2.5 7B scores 152,064 rows, 0.5B 151,936, and the
-    tokenizer of both has 151,665 tokens. Rows that only the target has score minus infinity, so they are never
-    proposed. Rows that only the draft has are left out. A token that the draft has no embedding for is read as its last
-    one, which costs at most acceptance.
-    """
-    if draft.vocab_size == vocab_size:
-        return draft
-    hf: Any = draft.hf
-    inner, head = hf.get_input_embeddings(), hf.get_output_embeddings()
-    replacements: dict[nn.Module, nn.Module] = {head: _FittedHead(head, vocab_size)}
-    if inner.weight.shape[0] < vocab_size:
-        replacements[inner] = _ClampedEmbedding(inner)
-    return replace(draft.sharing(with_modules(hf, replacements)), vocab_size=vocab_size)
-
-
-class _ClampedEmbedding(nn.Module):
-    """An embedding that reads ids past its end as its last one."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    @property
-    def weight(self) -> Tensor:
-        weight: Any = self.inner.weight
-        return weight  # type: ignore[no-any-return]
-
-    def forward(self, ids: Tensor) -> Tensor:
-        embedded: Tensor = self.inner(ids.clamp(max=self.weight.shape[0] - 1))
-        return embedded
-
-
-class _FittedHead(nn.Module):
-    """A scoring layer cut or padded to a number of rows."""
-
-    def __init__(self, inner: nn.Module, vocab_size: int) -> None:
-        super().__init__()
-        self.inner, self._vocab_size = inner, vocab_size
-
-    @property
-    def weight(self) -> Tensor:
-        weight: Any = self.inner.weight
-        return weight  # type: ignore[no-any-return]
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        scores: Tensor = self.inner(hidden)[..., : self._vocab_size]
-        missing = self._vocab_size - scores.shape[-1]
-        if missing > 0:
-            scores = torch.cat([scores, scores.new_full((*scores.shape[:-1], missing), -torch.inf)], dim=-1)
-        return scores

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from speckv.errors import ConfigError
 from speckv.models import CausalModel
 from speckv.models.cache import require_rollback
-from speckv.models.pair import with_vocabulary
+from speckv.models.causal import with_vocabulary
 from speckv.models.parts import context_limit, hard_context_limit, unwrapped
 from speckv.types import same_but_padding
 

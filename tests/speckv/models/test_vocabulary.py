@@ -12,7 +12,7 @@ from speckv.decoding import BatchEngine, Engine, SamplingConfig
 from speckv.errors import ConfigError
 from speckv.integrations.transformers.models import as_is
 from speckv.models import PairConfig, RaggedModel, load_pair
-from speckv.models.pair import with_vocabulary
+from speckv.models.causal import with_vocabulary
 from speckv.profiling.prompts import Prompt
 from speckv.profiling.record import Recorder
 from tests.fakes import fixed, save_tiny, tiny_qwen
