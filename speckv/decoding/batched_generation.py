@@ -14,6 +14,7 @@ from speckv.decoding.loop import GoOnRows
 from speckv.decoding.request import DecodeStep
 from speckv.errors import ConfigError, device_errors_explained
 from speckv.observation import (
+    TESTED_FEATURES,
     History,
     StaticContext,
     StepBatch,
@@ -218,10 +219,10 @@ def _as_batch(num_requests: int, rows: Sequence[int], steps: Sequence[DecodeStep
         out[list(rows)] = values
         return out
 
-    tested = np.zeros((num_requests, 6), np.float32)
+    tested = np.zeros((num_requests, len(TESTED_FEATURES)), np.float32)
     target = np.zeros((num_requests, 2), np.float32)
     for i, outcome in zip(rows, outcomes, strict=True):
-        tested[i] = summarise_tested(outcome.draft_signals[np.newaxis], [outcome.num_tested])[0]
+        tested[i] = summarise_tested(outcome.draft_signals, outcome.num_tested)
         target[i] = outcome.target_entropy, outcome.target_confidence
     return StepBatch(
         num_drafted=spread([o.num_drafted for o in outcomes]),

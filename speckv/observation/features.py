@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from speckv.errors import ConfigError, nearest
 from speckv.observation.schema import ObservationField, ObservationSchema
@@ -30,8 +30,9 @@ PRIOR_TOKENS = 4.0
 
 _PRIOR = PRIOR_TOKENS * PRIOR_ACCEPTANCE
 
-LEAST_PROBABILITY = 1e-9
+_LEAST_PROBABILITY = 1e-9
 """Before a logarithm is taken."""
+_LEAST_FLOAT32 = float(np.float32(_LEAST_PROBABILITY))
 
 
 class FeatureSource(NamedTuple):
@@ -160,6 +161,8 @@ STOPPING_SCHEMA = ObservationSchema(
 TESTED_FEATURES = {f.name: source for f, source in FEATURES.items() if source.reads == "tested"}
 PAST_FEATURES = {f.name: source for f, source in FEATURES.items() if source.reads == "past"}
 DRAFT_FEATURES = {f.name: source for f, source in FEATURES.items() if source.reads == "draft"}
+FIRST_TESTED = np.array([source.first for source in TESTED_FEATURES.values()], np.float32)
+FIRST_DRAFT = np.array([source.first for source in DRAFT_FEATURES.values()], np.float32)
 
 _DEPTH = STOPPING_SCHEMA.index("depth")
 _FIRST_SIGNAL = STOPPING_SCHEMA.index("token_entropy") - SCHEMA.size
@@ -202,12 +205,13 @@ class DraftPrefix(NamedTuple):
             confidence_sum=sums[..., 1],
             confidence_min=np.minimum.accumulate(confidence, axis=1),
             margin_sum=sums[..., 2],
-            log_confidence_sum=np.cumsum(np.log(np.maximum(confidence, LEAST_PROBABILITY)), axis=1, dtype=np.float64),
+            log_confidence_sum=np.cumsum(np.log(np.maximum(confidence, _LEAST_PROBABILITY)), axis=1, dtype=np.float64),
         )
 
-    def extended(self, signals: Sequence[float], log_confidence: float) -> "DraftPrefix":
-        """One prefix with a token more."""
+    def extended(self, signals: Sequence[float]) -> "DraftPrefix":
+        """One prefix with a token more, given its entropy, confidence and margin as float32 holds them."""
         entropy, confidence, margin = signals
+        log_confidence = float(np.log(np.float32(max(confidence, _LEAST_FLOAT32))))
         return DraftPrefix(
             self.depth + 1,
             entropy,
@@ -232,17 +236,24 @@ def running_summary(signals: NDArray[np.floating]) -> FloatArray:
     >>> running_summary(signals)[0, 2].tolist()
     [1.5, 2.0, 0.5249999761581421, 0.25, 0.25, 0.25]
     """
-    return _of_prefixes(TESTED_FEATURES, signals)
+    return _of_prefixes(TESTED_FEATURES, FIRST_TESTED, signals)
 
 
-def summarise_tested(signals: NDArray[np.floating], num_tested: ArrayLike) -> FloatArray:
-    """`TESTED_FEATURES` of one step, of which the target tested `num_tested` tokens, shape [N], 0 to depth.
+def summarise_tested(signals: FloatArray, num_tested: int) -> FloatArray:
+    """`TESTED_FEATURES` of one request's step: a row of `running_summary`.
 
-    >>> summarise_tested(np.array([[[1.0, 0.8, 0.5], [2.0, 0.25, 0.0]]]), [1])[0, :2].tolist()
+    Args:
+        signals: Shape [depth, 3]: entropy, confidence, margin of each drafted token.
+        num_tested: How many of them the target tested, 0 to depth.
+
+    >>> summarise_tested(np.array([[1.0, 0.8, 0.5], [2.0, 0.25, 0.0]], np.float32), 1)[:2].tolist()
     [1.0, 1.0]
     """
-    summary: FloatArray = running_summary(signals)[np.arange(len(signals)), np.asarray(num_tested, np.int64)]
-    return summary
+    prefix = NO_DRAFT
+    for token in signals[:num_tested].tolist():
+        prefix = prefix.extended(token)
+    sources = TESTED_FEATURES.values()
+    return np.array([source.value(prefix) if num_tested else source.first for source in sources], np.float32)
 
 
 def summarise_draft(signals: NDArray[np.floating]) -> FloatArray:
@@ -258,14 +269,14 @@ def summarise_draft(signals: NDArray[np.floating]) -> FloatArray:
     >>> summarise_draft(signals)[0, :, :4].tolist()
     [[0.0, 0.0, 1.0, 1.0], [0.0625, 1.0, 0.5, 0.25], [0.125, 2.0, 0.25, 0.0]]
     """
-    out = _of_prefixes(DRAFT_FEATURES, signals)
+    out = _of_prefixes(DRAFT_FEATURES, FIRST_DRAFT, signals)
     return np.minimum(np.maximum(out, _DRAFT_LOW, out=out), _DRAFT_HIGH, out=out)
 
 
-def _of_prefixes(features: Mapping[str, FeatureSource], signals: NDArray[np.floating]) -> FloatArray:
+def _of_prefixes(features: Mapping[str, FeatureSource], first: FloatArray, signals: NDArray[np.floating]) -> FloatArray:
     number, depth, _ = signals.shape
     out = np.empty((number, depth + 1, len(features)), np.float32)
-    out[:, 0] = [source.first for source in features.values()]
+    out[:, 0] = first
     prefixes = DraftPrefix.all_of(signals)
     for column, source in enumerate(features.values()):
         out[:, 1:, column] = source.value(prefixes)

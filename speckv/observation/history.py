@@ -13,7 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from speckv.observation.features import (
     DRAFT_FEATURES,
-    LEAST_PROBABILITY,
+    FIRST_DRAFT,
+    FIRST_TESTED,
     NO_DRAFT,
     PAST_FEATURES,
     PRIOR_ACCEPTANCE,
@@ -31,15 +32,13 @@ DECAY = 0.9
 PRIOR_ACCEPTED = PRIOR_ACCEPTANCE / (1.0 - PRIOR_ACCEPTANCE)
 """Accepted length, in tokens, that an unlimited draft has on average at the prior acceptance."""
 
-_FIRST_TESTED = tuple(source.first for source in TESTED_FEATURES.values())
-_FIRST_DRAFT = tuple(source.first for source in DRAFT_FEATURES.values())
 _TESTED_AT = tuple(SCHEMA.index(name) for name in TESTED_FEATURES)
 _TESTED_VALUES = tuple(source.value for source in TESTED_FEATURES.values())
 _PAST_VALUES = tuple((SCHEMA.index(name), source.value) for name, source in PAST_FEATURES.items())
 _DRAFT_VALUES = tuple(source.value for source in DRAFT_FEATURES.values())
-_LEAST_PROBABILITY = np.float32(LEAST_PROBABILITY)
 _LOW, _HIGH = STOPPING_SCHEMA.low, STOPPING_SCHEMA.high
 _BEFORE, _INSIDE = slice(0, SCHEMA.size), slice(SCHEMA.size, None)
+_LOW_BEFORE, _HIGH_BEFORE, _LOW_INSIDE, _HIGH_INSIDE = _LOW[_BEFORE], _HIGH[_BEFORE], _LOW[_INSIDE], _HIGH[_INSIDE]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,12 +91,12 @@ class StepBatch:
     @staticmethod
     def from_outcome(outcome: StepOutcome) -> "StepBatch":
         """The step of one live request."""
-        signals = np.asarray(outcome.draft_signals, np.float32).reshape(1, -1, NUM_SIGNALS)
+        signals = np.asarray(outcome.draft_signals, np.float32)
         return StepBatch(
             num_drafted=np.array([outcome.num_drafted]),
             num_accepted=np.array([outcome.num_accepted]),
             num_emitted=np.array([outcome.num_emitted]),
-            tested=summarise_tested(signals, [outcome.num_tested]),
+            tested=summarise_tested(signals, outcome.num_tested)[np.newaxis],
             target=np.array([[outcome.target_entropy, outcome.target_confidence]], np.float32),
         )
 
@@ -170,7 +169,7 @@ class History:
             rows: Which.
             target: Shape [rows, 2]; the target's entropy and confidence at each first token.
         """
-        self.tested[rows] = _FIRST_TESTED
+        self.tested[rows] = FIRST_TESTED
         self.target[rows] = target
         self.accepted_fraction[rows] = PRIOR_ACCEPTANCE
         self.previous_drafted[rows] = 0
@@ -194,7 +193,7 @@ def observe(history: History, static: StaticContext) -> FloatArray:
         out[:, position] = history.tested[:, column]
     for position, value in _PAST_VALUES:
         out[:, position] = value(history, static)
-    return np.minimum(np.maximum(out, _LOW[_BEFORE], out=out), _HIGH[_BEFORE], out=out)
+    return np.minimum(np.maximum(out, _LOW_BEFORE, out=out), _HIGH_BEFORE, out=out)
 
 
 def update_history(history: History, outcome: StepBatch, where: BoolArray | None = None) -> History:
@@ -260,8 +259,6 @@ class RequestMemory:
         self.inside: FloatArray = np.zeros(STOPPING_SCHEMA.size, np.float32)
         self.before: FloatArray = self.inside[_BEFORE]
         self._draft: FloatArray = self.inside[_INSIDE]
-        self._low, self._high = _LOW[_BEFORE], _HIGH[_BEFORE]
-        self._draft_low, self._draft_high = _LOW[_INSIDE], _HIGH[_INSIDE]
         self._row = [0.0] * SCHEMA.size
         self._signals = np.zeros(NUM_SIGNALS, np.float32)
         self.drafted: list[Sequence[float]] = []
@@ -270,7 +267,7 @@ class RequestMemory:
 
     def start(self, target_entropy: float, target_confidence: float) -> None:
         """Begins right after the prefill, which emitted one token; see `History.start`."""
-        self._remember_tested(_FIRST_TESTED)
+        self._remember_tested(FIRST_TESTED.tolist())
         self.target_entropy, self.target_confidence = target_entropy, target_confidence
         self.accepted_fraction, self.previous_drafted = PRIOR_ACCEPTANCE, 0
         self.decayed_accepted = self.decayed_tested = 0.0
@@ -289,9 +286,9 @@ class RequestMemory:
         for position, value in _PAST_VALUES:
             row[position] = value(self, self)
         out[:] = row
-        np.maximum(out, self._low, out=out)
-        np.minimum(out, self._high, out=out)
-        self._draft[:] = _FIRST_DRAFT
+        np.maximum(out, _LOW_BEFORE, out=out)
+        np.minimum(out, _HIGH_BEFORE, out=out)
+        self._draft[:] = FIRST_DRAFT
         self._forget_draft()
         return out
 
@@ -300,13 +297,12 @@ class RequestMemory:
         signals, prefixes, out = self._signals, self._prefixes, self._draft
         signals[:] = entropy, confidence, margin
         token = signals.tolist()
-        log_confidence = float(np.log(np.maximum(signals[1], _LEAST_PROBABILITY)))
-        prefix = (prefixes[-1] if prefixes else NO_DRAFT).extended(token, log_confidence)
+        prefix = (prefixes[-1] if prefixes else NO_DRAFT).extended(token)
         self.drafted.append(token)
         prefixes.append(prefix)
         out[:] = [value(prefix) for value in _DRAFT_VALUES]
-        np.maximum(out, self._draft_low, out=out)
-        np.minimum(out, self._draft_high, out=out)
+        np.maximum(out, _LOW_INSIDE, out=out)
+        np.minimum(out, _HIGH_INSIDE, out=out)
         return self.inside
 
     def end_step(
@@ -322,7 +318,7 @@ class RequestMemory:
         num_tested = min(num_accepted + 1, num_drafted)
         if num_drafted:
             tested = self._prefixes[:num_tested]
-            self._remember_tested([value(tested[-1]) for value in _TESTED_VALUES] if tested else _FIRST_TESTED)
+            self._remember_tested([value(tested[-1]) for value in _TESTED_VALUES] if tested else FIRST_TESTED.tolist())
             self.accepted_fraction = num_accepted / num_drafted
             self.accepted_ema = self.accepted_ema + (1.0 - DECAY) * (num_accepted - self.accepted_ema)
             self.draft_lag = int(num_accepted == num_drafted)

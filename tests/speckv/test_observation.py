@@ -55,7 +55,7 @@ def features_after(*outcomes: StepOutcome) -> dict[str, float]:
 
 def test_summary_of_tested_tokens() -> None:
     # Means over two tokens: entropy (1 + 3) / 2, confidence (0.5 + 0.25) / 2, margin (0.25 + 0) / 2.
-    assert dict(zip(TESTED_FEATURES, summarise_tested(SIGNALS, [2])[0].tolist(), strict=True)) == {
+    assert dict(zip(TESTED_FEATURES, summarise_tested(SIGNALS[0], 2).tolist(), strict=True)) == {
         "draft_entropy_mean": 2.0,
         "draft_entropy_max": 3.0,
         "draft_confidence_mean": 0.375,
@@ -66,15 +66,15 @@ def test_summary_of_tested_tokens() -> None:
 
 
 def test_nothing_tested_is_neutral() -> None:
-    assert summarise_tested(SIGNALS, [0])[0].tolist() == [0, 0, 1, 1, 1, 1]
-    assert summarise_tested(SIGNALS[:, :0], [0])[0].tolist() == [0, 0, 1, 1, 1, 1]
+    assert summarise_tested(SIGNALS[0], 0).tolist() == [0, 0, 1, 1, 1, 1]
+    assert summarise_tested(SIGNALS[0, :0], 0).tolist() == [0, 0, 1, 1, 1, 1]
 
 
 @given(depth=st.integers(1, 16), seed=st.integers(0, 2**32 - 1))
 def test_summary_does_not_depend_on_what_follows(depth: int, seed: int) -> None:
     signals = make_signals(np.random.default_rng(seed), 2, 16)
-    alone = summarise_tested(signals[:, :depth], [depth, depth])
-    np.testing.assert_array_equal(alone, running_summary(signals)[:, depth])
+    for row, summaries in zip(signals, running_summary(signals), strict=True):
+        np.testing.assert_array_equal(summarise_tested(row, depth), summaries[depth])
 
 
 def test_before_the_first_step() -> None:
