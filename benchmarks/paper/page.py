@@ -43,6 +43,6 @@ def render() -> str:
 
 
 def measured(row: Mapping[str, Any]) -> list[str]:
-    """What the log says was realised."""
+    """Realised tokens per step, tokens per second, and speed-up over the best fixed gamma."""
     rates = ", ".join(f"{rate:.1f}" for rate in row["tokens_per_s"].values())
     return [f"{row['realised_tokens_per_step']:.2f}", rates, show_interval(row["vs_best_fixed_by_time"])]

@@ -61,6 +61,16 @@ class RunInputs:
     compressions: tuple[str, ...] | None
     tasks: tuple[str, ...] | None
 
+    def comparable(self) -> dict[str, str]:
+        """Everything that must agree; a file with a recorded hash counts by its hash, not by its name."""
+        return {
+            "cost table": f"sha256 {self.cost_sha256[:16]}" if self.cost_sha256 else self.cost,
+            "batch": str(self.batch),
+            "recordings": f"sha256 {self.traces_sha256[:16]}" if self.traces_sha256 else self.traces,
+            "compressions": str(self.compressions),
+            "tasks": str(self.tasks),
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedRun:
@@ -112,7 +122,7 @@ class RecordedRun:
         group = self.config.get(name)
         if not isinstance(group, dict) or needed not in group:
             raise CheckpointError(
-                f"{self.path} does not say on which recordings and clock it is to be judged. "
+                f"{self.path} does not say on which recordings and cost table to evaluate it. "
                 "Give cost=NAME and data=NAME, such as cost=cpu-2core data=qwen2.5-coder."
             )
         return group
@@ -156,29 +166,14 @@ def shared_inputs(runs: Sequence[RecordedRun], cost: DictConfig | None, data: Di
     """
     first = runs[0].inputs(cost, data)
     for run in runs[1:]:
-        other = run.inputs(cost, data)
-        for what, (one, two) in _comparable(first, other).items():
-            if one != two:
+        other = run.inputs(cost, data).comparable()
+        for what, one in first.comparable().items():
+            if one != other[what]:
                 raise ConfigError(
-                    f"Expected runs on the same clock and recordings, got {what} {one} of {runs[0].path} and {two} of "
-                    f"{run.path}. Make a page for each, or judge all on one with cost=NAME data=NAME."
+                    f"Expected runs on the same clock and recordings, got {what} {one} of {runs[0].path} and "
+                    f"{other[what]} of {run.path}. Make a page for each, or use one for all with cost=NAME data=NAME."
                 )
     return first
-
-
-def _comparable(one: RunInputs, two: RunInputs) -> dict[str, tuple[str, str]]:
-    """Both values of everything that must agree; a file with a recorded hash counts by its hash, not by its name."""
-    return {
-        "cost table": (_file(one.cost, one.cost_sha256), _file(two.cost, two.cost_sha256)),
-        "batch": (str(one.batch), str(two.batch)),
-        "recordings": (_file(one.traces, one.traces_sha256), _file(two.traces, two.traces_sha256)),
-        "compressions": (str(one.compressions), str(two.compressions)),
-        "tasks": (str(one.tasks), str(two.tasks)),
-    }
-
-
-def _file(name: str, sha256: str) -> str:
-    return f"sha256 {sha256[:16]}" if sha256 else name
 
 
 def _texts(value: object) -> tuple[str, ...] | None:
@@ -205,7 +200,7 @@ class _EvaluationData:
             if before and before != now:
                 raise CheckpointError(
                     f"Expected the {name} that {run} was trained on, sha256 {before[:16]}, got {now[:16]}. "
-                    "Restore it, or judge the run on today's with cost=NAME data=NAME."
+                    "Restore it, or evaluate the run on the present one with cost=NAME data=NAME."
                 )
         chosen = with_decode_steps(traces.select(compressions=inputs.compressions, tasks=inputs.tasks))
         return _EvaluationData(train=chosen.select(split="train"), test=chosen.select(split="test"), cost=cost)

@@ -50,14 +50,10 @@ class ComparisonSetting:
         dtype: Compression -> arithmetic of the target; "draft" -> the draft's.
         sampling: "greedy" or "gumbel".
         temperature: Of the recorded text; 0 for greedy, None where the recording does not state it.
-        traces_sha256: Hash of the trace file.
-        cost: Name of the cost table.
         cost_kind: "measured" or "fitted".
         cost_check: Compression -> in a few words, how well the table's times add up to live runs.
         cost_ratio: Compression -> one draft pass over one target pass.
-        train_prompts: Distinct prompts that the best fixed gamma was tuned on.
-        test_prompts: Distinct prompts of the comparison.
-        num_resamples: Of the bootstrap.
+        train_prompts: Number of prompts that the best fixed gamma was tuned on.
         seed: Of the bootstrap and the tests.
     """
 
@@ -173,22 +169,15 @@ def require_comparable(train: TraceSet, test: TraceSet) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupResult:
-    """Figures of all controllers in one group."""
+    """Figures of controllers in one group; `bucket` is its prompt length where it is one."""
 
     group: Group
     rows: tuple[ControllerMetrics, ...]
+    bucket: Bucket | None = None
 
     def row(self, controller: str) -> ControllerMetrics:
         """Figures of one controller."""
         return next(row for row in self.rows if row.controller == controller)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LengthResult:
-    """Figures at one prompt length: plain decoding, best fixed gamma, controllers under test and the bound."""
-
-    bucket: Bucket
-    result: GroupResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,7 +191,7 @@ class Comparison:
         grid: The test prompts and compressions.
         sums: Per-prompt sums of every controller, baselines and bound included; every run separately.
         groups: Figures, per compression and task.
-        lengths: Figures, per prompt length and compression.
+        lengths: Figures, per prompt length and compression: plain decoding, best fixed gamma, entrants and the bound.
         families: Paired comparisons.
         profiles: Performance profiles, per compression, of each entrant and the bound.
     """
@@ -215,7 +204,7 @@ class Comparison:
     grid: Grid
     sums: tuple[Sums, ...]
     groups: tuple[GroupResult, ...]
-    lengths: tuple[LengthResult, ...]
+    lengths: tuple[GroupResult, ...]
     families: tuple[Family, ...]
     profiles: tuple[Profile, ...]
 
@@ -315,13 +304,13 @@ class _Field:
         shown = [*self._single(*sums), *(e for e in self.entrants if len(e.runs) > 1)]
         return tuple(self._measure(group, shown) for group in groups)
 
-    def by_length(self, buckets: Sequence[Bucket], whole: tuple[Group, ...]) -> tuple[LengthResult, ...]:
+    def by_length(self, buckets: Sequence[Bucket], whole: tuple[Group, ...]) -> tuple[GroupResult, ...]:
         """Figures of each bucket."""
         references = self.references
         ends = self._single(references.autoregressive, references.best_fixed)
         shown = (*ends, *self.entrants, *self._single(references.clairvoyant))
         return tuple(
-            LengthResult(bucket=bucket, result=self._measure(group, shown))
+            replace(self._measure(group, shown), bucket=bucket)
             for bucket in buckets
             for group in groups_by_length(bucket, whole, references.autoregressive.tokens)
         )

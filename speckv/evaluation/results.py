@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from speckv.evaluation.bootstrap import Interval
-from speckv.evaluation.compare import Comparison, GroupResult, LengthResult
+from speckv.evaluation.compare import Comparison, GroupResult
 from speckv.evaluation.entrants import TAUS, ControllerMetrics, Profile
 from speckv.evaluation.metrics import ALL, Sums
 from speckv.evaluation.significance import LEVEL, Family
@@ -70,14 +70,15 @@ def _group(result: GroupResult) -> dict[str, object]:
     }
 
 
-def _length(found: LengthResult) -> dict[str, object]:
-    bucket = found.bucket
+def _length(result: GroupResult) -> dict[str, object]:
+    bucket = result.bucket
+    assert bucket is not None
     tokens = {
         "shortest_prompt": bucket.shortest,
         "longest_prompt": bucket.longest,
         "longest_context": bucket.longest_context,
     }
-    return {"tokens": tokens, **_group(found.result)}
+    return {"tokens": tokens, **_group(result)}
 
 
 def _family(family: Family) -> dict[str, object]:
@@ -132,7 +133,7 @@ def comparison_json(comparison: Comparison) -> dict[str, object]:
         "seed_groups": {group.name: list(group.members) for group in comparison.seed_groups},
         "groups": [_group(result) for result in comparison.groups],
         "gamma_histograms": {s.name: _histogram(s, comparison.grid.compressions) for s in comparison.sums},
-        "prompt_lengths": [_length(found) for found in comparison.lengths],
+        "prompt_lengths": [_length(result) for result in comparison.lengths],
         "significance": {
             "test": "paired sign flips over prompts, two-sided",
             "adjustment": "Holm",

@@ -265,16 +265,18 @@ def _seeds_section(comparison: Comparison) -> list[str]:
 def _length_section(comparison: Comparison) -> str:
     header = ("prompt tokens", "compression", "controller", "prompts", "tok/s", "x plain decoding", "x best fixed")
     rows = []
-    for found in comparison.lengths:
-        group = found.result.group
+    longest: dict[str, int] = {}
+    for result in comparison.lengths:
+        group, bucket = result.group, result.bucket
+        assert bucket is not None
+        longest[bucket.name] = bucket.longest_context
         if group.compression == ALL:
             continue
         for name in (BEST_FIXED, *comparison.entrants, CLAIRVOYANT):
-            row = found.result.row(name)
+            row = result.row(name)
             speedups = (format_interval(i) for i in (row.speedup_vs_ar, row.speedup_vs_best_fixed))
-            head = (found.bucket.name, group.compression, name, str(len(group.prompts)))
+            head = (bucket.name, group.compression, name, str(len(group.prompts)))
             rows.append((*head, format_rate(row.throughput), *speedups))
-    longest = {found.bucket.name: found.bucket.longest_context for found in comparison.lengths}
     reach = ", ".join(f"{name}: {tokens}" for name, tokens in longest.items())
     title = f"by length of the prompt (longest prompt and text, in tokens, of {reach})"
     return f"{textwrap.fill(title, _WIDTH)}\n{render_table(header, rows, num_left=3)}"

@@ -68,7 +68,7 @@ def page_content(
         "verdict": verdict(comparison),
         "facts": setting_facts(comparison, test, cost),
         "runs": [{"name": s.controller.name, "facts": list(s.facts.items())} for s in shown],
-        "judged": {"note": VERDICT_NOTE, "parts": verdict_lines(comparison)},
+        "verdicts": {"note": VERDICT_NOTE, "parts": verdict_lines(comparison)},
         "comparison": comparison_json(comparison),
         "listed": list(shown_controllers(comparison)),
         "curves": [_curve(s.controller.name, s.curve) for s in shown if s.curve is not None],

@@ -84,12 +84,12 @@ def test_lengths_in_a_comparison_add_up_to_the_whole() -> None:
         controllers=[ConstantGamma(3, name="three")],
         num_resamples=20,
     )
-    fp16 = [found for found in comparison.lengths if found.result.group.compression == "fp16"]
-    assert sum(len(found.result.group.prompts) for found in fp16) == 5
+    fp16 = [found for found in comparison.lengths if found.group.compression == "fp16"]
+    assert sum(len(found.group.prompts) for found in fp16) == 5
     # Five tokens of each prompt are decoded; a throughput's inverse is seconds a token.
-    parts = [len(f.result.group.prompts) * 5 / f.result.row("three").throughput for f in fp16]
+    parts = [len(f.group.prompts) * 5 / f.row("three").throughput for f in fp16]
     assert 25 / sum(parts) == pytest.approx(comparison.group("fp16", ALL).row("three").throughput)
-    assert fp16[0].result.row("three").speedup_vs_ar.low is not None
+    assert fp16[0].row("three").speedup_vs_ar.low is not None
     assert comparison.setting.temperature == 0.0
 
 

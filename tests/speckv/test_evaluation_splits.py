@@ -93,9 +93,9 @@ def test_a_compression_recorded_on_fewer_prompts_is_compared_on_those() -> None:
     comparison = compare(
         train=train, test=test, cost=make_cost_table(), controllers=[ConstantGamma(3, name="three")], num_resamples=20
     )
-    estimates = [row.geomean_vs_best_fixed.estimate for r in comparison.lengths for row in r.result.rows]
+    estimates = [row.geomean_vs_best_fixed.estimate for r in comparison.lengths for row in r.rows]
     assert all(0 < estimate < 10 for estimate in estimates)
-    assert {r.result.group.compression for r in comparison.lengths} == {"fp16", "nf4", "all"}
+    assert {r.group.compression for r in comparison.lengths} == {"fp16", "nf4", "all"}
 
 
 @pytest.mark.figures

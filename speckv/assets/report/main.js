@@ -18,12 +18,12 @@ function startHeader() {
 
 // In the words of the text table, and with its line breaks by verdict.
 function startJudged() {
-  const { note, parts } = DATA.judged;
-  byId("judged-section").hidden = !parts.length;
-  byId("judged-note").textContent = `${note[0].toUpperCase()}${note.slice(1)}.`;
-  show("judged", ...parts.flatMap(([where, lines]) => [
+  const { note, parts } = DATA.verdicts;
+  byId("verdicts-section").hidden = !parts.length;
+  byId("verdicts-note").textContent = `${note[0].toUpperCase()}${note.slice(1)}.`;
+  show("verdicts", ...parts.flatMap(([where, lines]) => [
     el("h3", {}, where),
-    el("ul", { class: "judged" }, ...lines.map(([word, said]) => el("li", { class: word.split(" ")[0] || "first" }, said))),
+    el("ul", { class: "verdicts" }, ...lines.map(([outcome, text]) => el("li", { class: outcome.split(" ")[0] || "first" }, text))),
   ]));
 }
 

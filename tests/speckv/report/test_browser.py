@@ -152,10 +152,10 @@ def column_of(driver: webdriver.Chrome, column: int) -> list[str]:
 
 
 def test_verdicts_stand_as_in_the_text_table(opened: webdriver.Chrome, page: tuple[Path, dict[str, Any]]) -> None:
-    parts = page[1]["judged"]["parts"]
-    assert texts(opened, "#judged h3") == [where for where, _ in parts]
-    assert texts(opened, "#judged li") == [said for _, lines in parts for _, said in lines]
-    assert [e.get_attribute("class") for e in opened.find_elements(By.CSS_SELECTOR, "#judged li")] == [
+    parts = page[1]["verdicts"]["parts"]
+    assert texts(opened, "#verdicts h3") == [where for where, _ in parts]
+    assert texts(opened, "#verdicts li") == [said for _, lines in parts for _, said in lines]
+    assert [e.get_attribute("class") for e in opened.find_elements(By.CSS_SELECTOR, "#verdicts li")] == [
         {"ahead of": "ahead", "behind": "behind", "not distinguishable from": "not", "": "first"}[word]
         for _, lines in parts
         for word, _ in lines

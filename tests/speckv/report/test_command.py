@@ -93,7 +93,7 @@ def test_runs_that_differ_by_their_seed_are_judged_as_evaluate_judges_them(
     assert content["comparison"] == json.loads((saved / "results.json").read_text(encoding="utf-8"))
     assert content["comparison"]["entrants"] == ["ppo (2 seeds)", "agent fixed-3"]
     table = " ".join((saved / "results.txt").read_text(encoding="utf-8").split())
-    for where, lines in content["judged"]["parts"]:
+    for where, lines in content["verdicts"]["parts"]:
         assert " ".join([where, *(said for _, said in lines)]) in table
 
 

@@ -62,7 +62,7 @@ def test_the_sentence_claims_what_the_family_claims_whatever_the_interval_says()
 
 def test_verdicts_are_those_of_the_text_table_word_for_word() -> None:
     comparison = compared(made("fixed", "svip", "gammatune"))
-    judged = toy_content(made("fixed", "svip", "gammatune"))["judged"]
+    judged = toy_content(made("fixed", "svip", "gammatune"))["verdicts"]
     assert isinstance(judged, dict)
     table = " ".join(render_comparison(comparison).split())
     for where, lines in judged["parts"]:
@@ -72,7 +72,7 @@ def test_verdicts_are_those_of_the_text_table_word_for_word() -> None:
     claims = [(f.compression, v.outcome) for f in comparison.families for v in f.pairs]
     shown = [(where.split(",")[0].split()[0], word) for where, lines in judged["parts"] for word, _ in lines if word]
     assert set(shown) == set(claims)
-    assert toy_content([])["judged"] == {"note": judged["note"], "parts": ()}
+    assert toy_content([])["verdicts"] == {"note": judged["note"], "parts": ()}
 
 
 def test_prompts_are_those_nearest_to_their_tasks_median() -> None:
