@@ -11,9 +11,9 @@ from pathlib import Path
 import train as program
 from agents.registry import agent_settings
 from agents.runs.console import Console
+from agents.runs.monitor import RunWriter
 from agents.runs.run_folder import EVENTS, Run, RunFolder
 from agents.runs.task import Task, load_task
-from agents.runs.tensorboard import RunWriter
 from agents.runs.training import train_on_recordings
 from benchmarks.study_store import Record
 from speckv.commands.app import compose_checked

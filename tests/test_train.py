@@ -16,9 +16,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from agents.runs.console import Console, InterruptedTraining, StopRequest
+from agents.runs.monitor import HYPERPARAMETERS
 from agents.runs.run_folder import LAST, RunFolder
 from agents.runs.settings import EnvSettings, RewardSettings, TrainSettings
-from agents.runs.tensorboard import HYPERPARAMETERS
 from agents.runs.training import train
 from speckv.errors import CheckpointError, ConfigError, CostTableError, SpecKVError, TraceError
 from speckv.runtime import Policy

@@ -11,12 +11,12 @@ import numpy as np
 
 from agents.bandits.base import Bandit
 from agents.registry import AGENTS, TrainingData, begin_learner
+from agents.runs.checkpoint import start_bandit
 from agents.runs.console import ProgressBar, catch_signals
+from agents.runs.monitor import RunWriter
 from agents.runs.requests import LEARN, DecodedRequest, LiveTask, RequestLog, decode_request, summarise
 from agents.runs.run_folder import Run, RunFolder
 from agents.runs.task import load_splits
-from agents.runs.tensorboard import RunWriter
-from agents.runs.warm_start import start_bandit
 from speckv.errors import CheckpointError
 from speckv.evaluation.replays import draw_requests
 from speckv.files import write_atomically

@@ -7,12 +7,12 @@ final evaluation.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from agents.registry import (
 from agents.rl.hyperparameters import LearnerSettings, OnPolicySettings
 from agents.rl.learners import build_learner, make_learner
 from agents.runs import checkpoint
-from agents.runs.checkpoint import LearnerProgress
+from agents.runs.checkpoint import LearnerProgress, find_source, start_learner
 from agents.runs.console import Console, catch_signals
 from agents.runs.environments import (
     REWARDS_WITH_LAMBDA,
@@ -44,14 +44,12 @@ from agents.runs.environments import (
 )
 from agents.runs.evaluating import CONSTANTS, evaluate_controllers, warn_of_waiting
 from agents.runs.live_comparison import report_live
-from agents.runs.monitor import LiveMonitor, Monitor, MonitorContext, ReplayMonitor
+from agents.runs.monitor import LiveMonitor, Monitor, MonitorContext, ReplayMonitor, RunWriter
 from agents.runs.online import OnlineTraining
 from agents.runs.requests import DecodedRequest, Loader, RequestLog, load_live_task, load_models, warm_up
 from agents.runs.run_folder import EVALUATION, EVENTS, LAST, Run, RunFolder
 from agents.runs.settings import TrainSettings, hyperparameters
 from agents.runs.task import Score, Task, Validator, load_task
-from agents.runs.tensorboard import RunWriter
-from agents.runs.warm_start import find_source, start_learner
 from speckv.errors import ConfigError, SpecKVError, nearest
 from speckv.evaluation.metrics import ALL
 from speckv.evaluation.report import TEXT
@@ -96,43 +94,23 @@ def train(
     summary = training.begin(folder)
     if summary:
         console.write(f"{name}: {summary}; run folder {folder.path}")
-    writer = RunWriter(folder / EVENTS, purge_step=training.done + 1 if run.resumes else None)
-    with closing(writer), setup.keeping(training, folder):
-        if setup.charts:
-            writer.layout()
-        training.learn(folder, writer)
-        final, printed = setup.evaluate(training, folder, writer)
+    with closing(RunWriter(folder / EVENTS, purge_step=training.done + 1 if run.resumes else None)) as writer:
+        try:
+            training.learn(folder, writer)
+            final, printed = setup.evaluate(training, folder, writer)
+        except (SpecKVError, KeyboardInterrupt):
+            if settings.live is not None:
+                training.keep(folder)
+                console.write(
+                    f"stopped; what was learned and decoded until then is in {folder.path}: decode with "
+                    f"controller={folder.path}, or go on with resume={folder.path}"
+                )
+            raise
         if final:
-            shared: dict[str, str | int | float] = {
-                "agent": name,
-                "reward": settings.reward.name,
-                "seed": settings.seed,
-                **setup.names,
-            }
-            writer.hyperparameters({**shared, **hyperparameters(setup.run.agent)}, final, training.done)
+            shared = {"agent": name, "reward": settings.reward.name, **setup.names, **hyperparameters(setup.run.agent)}
+            writer.hyperparameters({"seed": settings.seed, **shared}, final, training.done)
     console.write(json.dumps({**printed, "run": str(folder.path)}, sort_keys=True))
     return folder
-
-
-class Training(Protocol):
-    """A way to learn."""
-
-    @property
-    def done(self) -> int:
-        """Steps so far."""
-
-    @property
-    def recent(self) -> Sequence[DecodedRequest]:
-        """The last live requests."""
-
-    def begin(self, folder: RunFolder) -> str:
-        """Starts or resumes; returns what will be done, for the user."""
-
-    def learn(self, folder: RunFolder, writer: RunWriter) -> None:
-        """Learns to the end and stores the controller."""
-
-    def keep(self, folder: RunFolder) -> None:
-        """Stores the controller after an error."""
 
 
 class Fitting:
@@ -163,8 +141,9 @@ class Fitting:
         """Does nothing."""
         return ""
 
-    def learn(self, folder: RunFolder, writer: RunWriter) -> None:  # noqa: ARG002
+    def learn(self, folder: RunFolder, writer: RunWriter) -> None:
         """Stores and scores the controller."""
+        writer.layout()
         self.keep(folder)
         self.score = self._validator.score(self.controller)
         folder.append_evaluation(0, self._validator.grid, self.score.sums)
@@ -312,10 +291,13 @@ def provenance_of(run: Run, task: Task) -> dict[str, str | int | float]:
     }
 
 
+Training = Fitting | LearnerTraining | OnlineTraining
+"""Ways to learn: `begin` starts or resumes and says what will be done, `learn` goes on to the end, `keep` stores the
+controller after an error; `done` counts steps."""
+
+
 class ReplaySetup:
     """A run on recordings."""
-
-    charts = True
 
     def __init__(self, run: Run) -> None:
         settings = run.settings
@@ -349,11 +331,6 @@ class ReplaySetup:
             "traces": {"name": task.traces_name, "sha256": task.train.sha256},
         }
         return self.run.open_folder(self.run.name, task.cost.name, facts, {"threads": settings.threads})
-
-    @contextmanager
-    def keeping(self, training: Training, folder: RunFolder) -> Iterator[None]:  # noqa: ARG002
-        """Does nothing: what the last update left is saved."""
-        yield
 
     def evaluate(self, training: Training, folder: RunFolder, writer: RunWriter) -> tuple[dict[str, float], Figures]:
         """Compares on the test prompts, unless a search leaves that out.
@@ -397,8 +374,6 @@ class LiveSetup:
     Args:
         load: Loads the models.
     """
-
-    charts = False
 
     def __init__(self, run: Run, load: Loader) -> None:
         settings = run.settings
@@ -446,19 +421,6 @@ class LiveSetup:
         folder = self.run.open_folder(f"{self.run.name}-live", cost.name, facts, others)
         self._log.path = folder / DECODED
         return folder
-
-    @contextmanager
-    def keeping(self, training: Training, folder: RunFolder) -> Iterator[None]:
-        """Stores the controller if the block fails, and tells the user where it is."""
-        try:
-            yield
-        except (SpecKVError, KeyboardInterrupt):
-            training.keep(folder)
-            self.run.console.write(
-                f"stopped; what was learned and decoded until then is in {folder.path}: decode with "
-                f"controller={folder.path}, or go on with resume={folder.path}"
-            )
-            raise
 
     def evaluate(self, training: Training, folder: RunFolder, writer: RunWriter) -> tuple[dict[str, float], Figures]:  # noqa: ARG002
         """Compares on the held-out prompts and writes the report.

@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from agents.bandits.base import Bandit
 from agents.registry import agent_settings
+from agents.runs.checkpoint import find_source, start_bandit
 from agents.runs.console import InterruptedTraining
 from agents.runs.environments import LiveEnvironment, make_live_environment
 from agents.runs.monitor import LiveMonitor
@@ -23,7 +24,6 @@ from agents.runs.requests import RequestLog, load_live_task, warm_up
 from agents.runs.run_folder import LAST, Run, RunFolder
 from agents.runs.settings import TrainSettings
 from agents.runs.training import LearnerTraining, train
-from agents.runs.warm_start import find_source, start_bandit
 from speckv.cost import CostTable
 from speckv.errors import CheckpointError, ConfigError, DataError, DeviceError, ProbabilityError, SpecKVError
 from speckv.observation import SCHEMA
