@@ -17,11 +17,7 @@ def build_settings(cls: type[T], content: Mapping[str, object], where: str = "")
 
     Args:
         cls: A dataclass of scalars, tuples, mappings and dataclasses.
-        content: Plain values, as a config file holds them.
         where: Dotted path of `content`, for messages.
-
-    Returns:
-        The dataclass.
 
     Raises:
         ConfigError: naming the key, if one is unknown, missing or of the wrong type.

@@ -37,6 +37,8 @@ ROOT = Path(__file__).resolve().parents[1]
         (["env=live", "live.heldout=-1"], "live.heldout 0 or more"),
         (["env=live", "live.request=3"], "Did you mean 'live.requests'"),
         (["env_agent=live_ppo"], "Unknown setting 'env_agent'"),
+        (["reward@other=tokens"], "Unknown setting 'reward@other'"),
+        (["~agent.speed"], "Unknown setting 'agent.speed'"),
         (["sed=1"], "Did you mean 'seed'"),
         (["agent=fixed", "agent.total_steps=5"], "Unknown setting 'agent.total_steps'"),
         (["seed=zero"], "seed to be of type int"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tunes rules as the best fixed gamma is tuned: by total tokens over total seconds on train prompts, by compression."""
+"""Tunes rules as the best fixed gamma is tuned: total tokens over total seconds on train prompts, by compression."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,11 +30,7 @@ GRIDS: Mapping[str, Options] = {
 
 
 def tune(name: str, data: TrainingData) -> PerCompression:
-    """Finds the best combination for each compression and puts them together.
-
-    Args:
-        name: A key of `GRIDS`.
-        data: Whose train prompts decide.
+    """Finds the best settings of an agent's grid for each compression and puts them together.
 
     Raises:
         ConfigError: if there is no grid for it, or it does not fit the data.
@@ -52,7 +48,7 @@ def tune(name: str, data: TrainingData) -> PerCompression:
             rate = float(record.num_tokens[rows].sum() / record.seconds[rows].sum())
             if compression not in best or rate > best[compression][0]:
                 best[compression] = rate, settings
-    # Each compression gets a controller of its own: one that remembers must not be told of a step twice.
+    # Each compression gets a controller of its own: one that remembers must not learn a step twice.
     chosen = {compression: make_controller(name, settings, data) for compression, (_, settings) in best.items()}
     title = f"{name.replace('_', '-')}, tuned"
     if any(isinstance(controller, StoppingController) for controller in chosen.values()):

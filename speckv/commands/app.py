@@ -49,8 +49,6 @@ def prepare(
     """Checks a command line before Hydra runs it.
 
     Args:
-        arguments: Without the program's name.
-        config_name: Of the primary config.
         check: Gets a composed config and its overrides; raises a SpecKVError if the config makes no sense.
 
     Returns:
@@ -93,9 +91,9 @@ def compose_checked(config_name: str, overrides: Sequence[str]) -> DictConfig:
         ConfigError: one line that names the override, with the nearest known setting or choice.
     """
     overrides = quote_texts(overrides)
-    added = [_key(override) for override in overrides if override.startswith("+")]
+    added = [key for o in overrides if o.startswith("+") and not (key := _name(o).lstrip("+")).startswith("hydra")]
     try:
-        config = _compose(config_name, [o for o in overrides if not o.startswith("+")])
+        config = _compose(config_name, [o for o in overrides if _name(o).lstrip("+") not in added])
     except MissingConfigException as error:
         group, _, value = str(error.missing_cfg_file).partition("/")
         known = sorted(str(p.relative_to(CONFIGS / group).with_suffix("")) for p in (CONFIGS / group).rglob("*.yaml"))
@@ -127,11 +125,11 @@ def setting_names(config_name: str, overrides: tuple[str, ...] = ()) -> tuple[st
     """Dotted names of a config's settings and of its groups; overrides may choose from the groups."""
     choices = _compose(config_name, [], with_hydra=True).hydra.runtime.choices
     groups = [str(group) for group in choices if "/" not in group and "@" not in group]  # @: follows from other choices
-    return (*_flatten(_compose(config_name, [o for o in overrides if _key(o) in groups]), ""), *groups)
+    return (*_flatten(_compose(config_name, [o for o in overrides if _name(o) in groups]), ""), *groups)
 
 
-def _key(override: str) -> str:
-    return override.split("=")[0].lstrip("+~").split("@")[0]
+def _name(override: str) -> str:
+    return override.partition("=")[0]
 
 
 def _flatten(config: DictConfig, prefix: str) -> Iterator[str]:
