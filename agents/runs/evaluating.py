@@ -158,7 +158,7 @@ def require_agents(names: Sequence[str] | str) -> None:
 
 
 def warn_of_waiting(batch: int) -> None:
-    """Logs what a replay leaves out at a batch where gamma may differ between rows."""
+    """Warns that replay leaves out waiting times between rows with different gammas, if there is more than one row."""
     if batch > 1:
         logger.warning(
             "cost.batch=%d: times are exact where all rows draft alike. A row that drafts more than its neighbours "

@@ -117,7 +117,7 @@ def load_live_task(settings: TrainSettings, load: Loader) -> LiveTask:
     """Reads prompts and clock, then loads the models.
 
     Raises:
-        DataError: if no prompt is left to learn from, or none to compare on where that is asked for.
+        DataError: if no prompt is left to learn from, or none for the comparison.
         CostTableError: if the clock cannot be read or lacks the compression.
         SpecKVError: as `load`.
     """

@@ -159,7 +159,7 @@ class LearnerTraining:
     Args:
         make_monitor: Makes the callback that acts between updates.
         provenance: Written into every exported policy.
-        place: Words for the user after the number of steps; None says what learning begins with.
+        place: Description of environments and machine to print; None prints what learning begins with.
         source: Folder of a stored policy to begin with, or None.
 
     Raises:
@@ -292,8 +292,8 @@ def provenance_of(run: Run, task: Task) -> dict[str, str | int | float]:
 
 
 Training = Fitting | LearnerTraining | OnlineTraining
-"""Ways to learn: `begin` starts or resumes and says what will be done, `learn` goes on to the end, `keep` stores the
-controller after an error; `done` counts steps."""
+"""Ways to learn. `begin` starts or resumes and describes the run in a few words, `learn` continues to the end, `keep`
+stores the controller after an error, `done` counts steps."""
 
 
 class ReplaySetup:
