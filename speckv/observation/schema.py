@@ -122,18 +122,3 @@ class ObservationSchema:
                 f"Expected an observation schema as JSON, got {error}. Export the policy again."
             ) from error
         return schema
-
-    def require_same(self, other: "ObservationSchema") -> None:
-        """Passes if `other` has the same features with the same meaning; a SchemaError names the first difference."""
-        if self.version != other.version:
-            _refuse("version", self.version, other.version)
-        for place, (ours, theirs) in enumerate(zip(self.fields, other.fields, strict=False)):
-            for name in ObservationField._fields:
-                if getattr(ours, name) != getattr(theirs, name):
-                    _refuse(f"{name} of feature {place}", getattr(ours, name), getattr(theirs, name))
-        if self.size != other.size:
-            _refuse("number of features", self.size, other.size)
-
-
-def _refuse(what: str, expected: object, got: object) -> None:
-    raise SchemaError(f"Expected an observation schema with {what} {expected!r}, got {got!r}. {_ADVICE}")
