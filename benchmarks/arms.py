@@ -57,8 +57,8 @@ def run_arms(
         arms: Name -> how to decode.
         prompts: Name -> token ids.
         synchronise: Waits for the device; called at both ends of every call.
-        on_prompt: Called behind each prompt.
-        go_on: Asked behind each prompt; False leaves the others out.
+        on_prompt: Called after each prompt.
+        go_on: Called after each prompt; False ends the run.
     """
     names = list(arms)
     for decode in arms.values():
@@ -79,7 +79,7 @@ def run_arms(
 
 
 def telling(report: Callable[[Runs], str], out: Path | None) -> Callable[[str, Runs], None]:
-    """What to call behind each prompt: it logs what the arms took, and keeps the report, however the run ends.
+    """A callback for each prompt: logs the seconds of the arms and writes the report so far.
 
     Args:
         report: The report so far, as text.
@@ -109,7 +109,7 @@ class BestConstant:
     prompts: Sequence[str] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """What a result says of it."""
+        """Its entry in a result."""
         return {
             "gamma": self.gamma,
             "seconds_on_train_prompts": {str(gamma): seconds for gamma, seconds in self.seconds.items()},
@@ -131,7 +131,7 @@ def tune(constants: Mapping[int, Decode], prompts: Mapping[str, Sequence[int]], 
 
 
 def add_constant_arguments(parser: argparse.ArgumentParser, gammas: Sequence[int]) -> None:
-    """Lets a command line say the best constant, or what to tune it on.
+    """Adds arguments for the best constant, or for the prompts to tune it on.
 
     Args:
         parser: Takes the arguments.

@@ -56,7 +56,7 @@ def explain(
     sampling: SamplingConfig | None = None,
     request: str = "",
 ) -> Divergence | None:
-    """Finds the first difference and asks the target how sure it was.
+    """Finds the first difference and the target's certainty there.
 
     The target reads the text as plain decoding does, token by token.
 

@@ -74,7 +74,7 @@ def decode_live(
         engine: With the clock of its device.
         prompts: Prompt id -> token ids.
         arms: Of different names.
-        context: What controllers are told.
+        context: Passed to controllers.
         max_new_tokens: Token budget.
     """
     runs: dict[str, dict[str, GenerationResult]] = {arm.name: {} for arm in arms}

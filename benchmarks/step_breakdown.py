@@ -129,7 +129,7 @@ def timed_functions(totals: Totals, now: Now = time.perf_counter) -> Iterator[No
 
 
 def waiting_clock(device: torch.device) -> Now:
-    """Seconds, once the device has done what was asked of it."""
+    """Seconds, after the device has been synchronised."""
 
     def now() -> float:
         torch.cuda.synchronize(device)

@@ -49,7 +49,7 @@ def split(files: Sequence[Path], folder: Path, *, part_bytes: int = PART_BYTES) 
 
     Args:
         files: Whole files, each of another name.
-        folder: Where parts and manifest go; files that its manifest knows already stay in it.
+        folder: Where parts and manifest go; files of an existing manifest stay in it.
         part_bytes: Most bytes of a part.
 
     Raises:

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Decodes, and says how fast."""
+    """Decodes and prints the speed."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     folder = Path(sys.argv[1])
     target, draft = (str(folder / f"qwen2.5-coder-{size}-instruct-q4_k_m.gguf") for size in ("1.5b", "0.5b"))

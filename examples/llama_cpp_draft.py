@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""llama-cpp-python under an exported policy: a second model drafts as many tokens as the policy says.
+"""llama-cpp-python under an exported policy: a second model drafts as many tokens as the policy chooses.
 
     python examples/llama_cpp_draft.py mine.speckv TARGET.gguf DRAFT.gguf "Write a haiku about rain."
 

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Decodes, and says what was drafted."""
+    """Decodes and prints what was drafted."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     folder, target, draft = sys.argv[1:4]
     speculation = {

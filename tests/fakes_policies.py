@@ -24,7 +24,7 @@ class Scheduled:
 
     Attributes:
         seen: Observations, one list a request.
-        said: Gammas, likewise.
+        chosen: Gammas, likewise.
         outcomes: What it was told of, likewise.
     """
 
@@ -35,7 +35,7 @@ class Scheduled:
     def __init__(self, gamma: Callable[[int], int]) -> None:
         self.gamma = gamma
         self.seen: list[list[FloatArray]] = []
-        self.said: list[list[int]] = []
+        self.chosen: list[list[int]] = []
         self.outcomes: list[list[StepOutcome]] = []
 
     def __deepcopy__(self, memo: object) -> "Scheduled":
@@ -54,13 +54,13 @@ class Scheduled:
 
     def reset(self) -> None:
         if not self.seen or self.seen[-1]:
-            for kept in (self.seen, self.said, self.outcomes):
+            for kept in (self.seen, self.chosen, self.outcomes):
                 kept.append([])
 
     def act(self, observation: FloatArray) -> int:
         self.seen[-1].append(observation.copy())
-        self.said[-1].append(self.gamma(len(self.said[-1])))
-        return self.said[-1][-1]
+        self.chosen[-1].append(self.gamma(len(self.chosen[-1])))
+        return self.chosen[-1][-1]
 
     def act_batch(self, observations: FloatArray) -> IntArray:
         raise NotImplementedError

@@ -23,7 +23,7 @@ class Script:
 
     Attributes:
         played: One of these for each session, as they were opened.
-        said: Gammas.
+        chosen: Gammas.
         seen: Observations.
         outcomes: What it was told of.
     """
@@ -39,12 +39,12 @@ class Script:
         return self.played[-1]
 
     def reset(self) -> None:
-        self.said, self.seen, self.outcomes = list[int](), list[FloatArray](), list[StepOutcome]()
+        self.chosen, self.seen, self.outcomes = list[int](), list[FloatArray](), list[StepOutcome]()
 
     def act(self, observation: FloatArray) -> int:
         self.seen.append(observation.copy())
-        self.said.append(self.gammas[len(self.said) % len(self.gammas)])
-        return self.said[-1]
+        self.chosen.append(self.gammas[len(self.chosen) % len(self.gammas)])
+        return self.chosen[-1]
 
     def act_batch(self, observations: FloatArray) -> IntArray:
         raise NotImplementedError
@@ -67,36 +67,36 @@ class Learner:
     """Learns: says gammas in turn over all requests, and keeps what each of its own choices came to.
 
     Attributes:
-        pairs: What was said, and the outcome that was told of it.
+        pairs: Each chosen gamma and its outcome.
     """
 
     name, charges_decision, learns = "learner", False, True
 
     def __init__(self, gammas: Sequence[int]) -> None:
-        self.gammas, self.num_said = gammas, 0
+        self.gammas, self.num_chosen = gammas, 0
         self.pairs = list[tuple[int | None, StepOutcome]]()
         self.reset()
 
     def reset(self) -> None:
-        self.said: int | None = None
+        self.chosen: int | None = None
 
     def save_request(self) -> object:
-        return self.said
+        return self.chosen
 
     def load_request(self, request: object) -> None:
-        self.said = cast(int | None, request)
+        self.chosen = cast(int | None, request)
 
     def act(self, observation: FloatArray) -> int:  # noqa: ARG002
-        said = self.said = self.gammas[self.num_said % len(self.gammas)]
-        self.num_said += 1
+        said = self.chosen = self.gammas[self.num_chosen % len(self.gammas)]
+        self.num_chosen += 1
         return said
 
     def act_batch(self, observations: FloatArray) -> IntArray:
         raise NotImplementedError
 
     def learn(self, outcome: StepOutcome) -> None:
-        self.pairs.append((self.said, outcome))
-        self.said = None
+        self.pairs.append((self.chosen, outcome))
+        self.chosen = None
 
 
 class StopsUnsure(Script):

@@ -46,7 +46,7 @@ SHIPPED_CLOCK = "rtx3090-paper"
 
 
 def _about(pair: ModelPair) -> dict[str, Any]:
-    """Asked after the runs, as `graphs` is."""
+    """Description of a pair; to be called after the runs, as `graphs` depends on them."""
     kind = {"pair": pair.config.name, "dtype": dtype_name(pair.target.dtype), "random_weights": is_random(pair)}
     return {**kind, "graphs": graphs(pair)}
 

@@ -15,7 +15,7 @@ from speckv.types import Controller
 
 
 class Listener:
-    """Stands between a target and its drafter, and notes when and behind which text a draft was asked for.
+    """Wraps a drafter, and records when and after which text it was called.
 
     Attributes:
         first: When the first was.

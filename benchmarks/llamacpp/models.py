@@ -44,7 +44,7 @@ class Setting:
 
     @staticmethod
     def of(options: argparse.Namespace) -> "Setting":
-        """What the command line says; see `add_arguments`."""
+        """Reads the command line; see `add_arguments`."""
         files = [options.weights / name for name in FILES]
         return Setting(
             target=options.target or files[0],

@@ -149,7 +149,7 @@ class Traffic:
             return
 
     def _endless(self, engine: Engine, name: str, budget: int) -> Generator[DecodeStep, None, None]:
-        """Steps of one request after another; whoever takes them may stop anywhere."""
+        """Steps of one request after another; the consumer may stop anywhere."""
         mode = next(mode for mode, known in self._engines.items() if known is engine)
         policy, finished = self._policy(), False
         try:

@@ -22,7 +22,7 @@ from speckv.runtime.learned import MlpPolicy, PolicyController
 from speckv.types import GAMMA_MAX
 
 TIMED_VOCABULARY = 50_000
-"""Tokens in the text that a lookup is timed on."""
+"""Vocabulary of the text that a lookup is timed on."""
 logger = logging.getLogger(__name__)
 
 
@@ -31,7 +31,7 @@ SHOWN_WIDTHS = (1, 2, 5, 9, 17)
 
 
 def run(config: DictConfig) -> None:
-    """Measures as configured, writes the table, and says whether it may be published."""
+    """Measures as configured, writes the table, and warns if it should not be published."""
     use_threads(config.threads)
     plan = CalibrationPlan(
         name=config.name,
@@ -59,11 +59,11 @@ def run(config: DictConfig) -> None:
     for name, entry in table.entries.items():
         logger.info("%s: cost ratio %.2f; %s; %s", name, table.cost_ratio(name), entry.kernel, table.checks[name])
     logger.info("decision %.0f us; wrote %s: %s", 1e6 * table.controller_s, out, table.covers)
-    _say_whether_publishable(table)
+    _warn_if_unpublishable(table)
 
 
 def shipped_check() -> CheckPlan:
-    """The check on the prompts that come with SpecKV."""
+    """The check on the shipped prompts."""
     return CheckPlan(prompts=tuple(prompt.text for prompt in read_prompts([CHECK_PROMPTS])))
 
 
@@ -90,7 +90,7 @@ def _times(entry: CostEntry) -> str:
     )
 
 
-def _say_whether_publishable(table: CostTable) -> None:
+def _warn_if_unpublishable(table: CostTable) -> None:
     try:
         table.require_publishable()
     except CostTableError as error:
@@ -108,7 +108,7 @@ def _with_lookup(table: CostTable, plan: CalibrationPlan) -> CostTable:
 
 
 def typical_policy(hidden: int = 64) -> MlpPolicy:
-    """A policy of the trained ones' size; how long a decision takes does not depend on the weights."""
+    """A random policy of the usual size, for timing: the time of a decision does not depend on the weights."""
     rng = np.random.default_rng(0)
     sizes = (SCHEMA.size, hidden, hidden, GAMMA_MAX + 1)
     return MlpPolicy(

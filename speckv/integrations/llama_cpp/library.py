@@ -234,7 +234,7 @@ def _exact(llama: Llama, widest: int) -> int:
 
 
 def _require_all_logits(llama: Llama) -> None:
-    # `draft_model=` makes llama-cpp-python keep all logits, but in a buffer of n_batch rows unless it was told
+    # `draft_model=` makes llama-cpp-python keep all logits, but in a buffer of n_batch rows unless it was made with
     # logits_all=True: it then fails in the midst of a text. A target that was given its drafter later keeps too few.
     rows, tokens = len(llama.scores), usable_context(llama)
     if rows < len(llama.input_ids) or not getattr(llama, "_logits_all", True):

@@ -137,7 +137,7 @@ def test_what_is_not_served_is_refused_by_name(name: str, pair: QwenPair, ids: T
     policy = Policy.of(schedule, learns=True, cost_ratio={"fp16": 0.3})
     with pytest.raises(ConfigError, match=fault):
         pair[0].generate(ids, **{**GREEDY, **asked}, **{**ours(pair, 3), "policy": policy})
-    assert not any(schedule.said), "a token was decoded"
+    assert not any(schedule.chosen), "a token was decoded"
 
 
 def test_images_are_refused_and_texts_of_a_model_with_eyes_are_served() -> None:

@@ -81,9 +81,9 @@ def test_drafts_are_as_long_as_the_policy_says() -> None:
     target, drafter = made(schedule)
     text(target, PROMPT, 60)
     widths = target.passes[1:]  # without the prompt's
-    assert widths == [1 + gamma for gamma in schedule.said[0][: len(widths)]]
+    assert widths == [1 + gamma for gamma in schedule.chosen[0][: len(widths)]]
     assert drafter.totals.requests == 1
-    assert drafter.totals.drafted == sum(schedule.said[0])
+    assert drafter.totals.drafted == sum(schedule.chosen[0])
     assert 0 < drafter.totals.accepted < drafter.totals.drafted
 
 
@@ -233,7 +233,7 @@ def schedule() -> Scheduled:
 
 
 def same_requests(one: Scheduled, other: Scheduled) -> None:
-    assert one.said == other.said
+    assert one.chosen == other.chosen
     for a, b in zip(one.seen, other.seen, strict=True):
         np.testing.assert_array_equal(a, b)
     for mine, theirs in zip(one.outcomes, other.outcomes, strict=True):
@@ -264,7 +264,7 @@ def test_nothing_leaks_from_one_request_into_the_next(what: str, count: int) -> 
     by_themselves = alone(PROMPT, count, schedule(), max_new_tokens=64)
     follower = alone(second, 40, schedule(), max_new_tokens=64)
     by_themselves.seen += follower.seen
-    by_themselves.said += follower.said
+    by_themselves.chosen += follower.chosen
     by_themselves.outcomes += follower.outcomes
     same_requests(both, by_themselves)
 

@@ -179,7 +179,7 @@ def test_nothing_leaks_between_completions(smol: Pair) -> None:
 
     both = run([PROMPTS[0], PROMPTS[0], PROMPTS[2]])
     single = [run([prompt]) for prompt in (PROMPTS[0], PROMPTS[0], PROMPTS[2])]
-    assert both.said == [one.said[0] for one in single]
+    assert both.chosen == [one.chosen[0] for one in single]
     for mine, alone in zip(both.seen, single, strict=True):
         np.testing.assert_allclose(mine, alone.seen[0], atol=1e-6)
 

@@ -67,8 +67,8 @@ def test_threads_decode_with_one_target_each_under_its_own_policy(
 
     assert together(work, 4) == [True] * 4
     for gamma, schedule in enumerate(schedules):
-        assert len(schedule.said) == 3
-        assert {said for request in schedule.said for said in request} == {gamma}
+        assert len(schedule.chosen) == 3
+        assert {said for request in schedule.chosen for said in request} == {gamma}
         assert all(sum(o.num_emitted for o in request) == 29 for request in schedule.outcomes)
     assert not left_on(target)
 
@@ -85,9 +85,9 @@ def test_a_thread_without_a_block_belongs_to_the_only_one_that_is_open(
 
     with control(target, draft, policy(schedule)), ThreadPoolExecutor(1) as pool:
         assert pool.submit(generated, other).result() == plain, "another draft is transformers' own business"
-        assert not any(schedule.said)
+        assert not any(schedule.chosen)
         assert pool.submit(generated, draft).result() == plain
-    assert len(schedule.said) == 1
+    assert len(schedule.chosen) == 1
 
 
 def test_a_text_is_streamed_from_a_thread_that_is_started_inside_a_block(
@@ -103,7 +103,7 @@ def test_a_text_is_streamed_from_a_thread_that_is_started_inside_a_block(
         text = "".join(streamer)
         thread.join()
     assert text == tokenizer.decode(target.generate(prompt(0), **GREEDY)[0, prompt(0).shape[1] :])
-    assert len(schedule.said) == 1
+    assert len(schedule.chosen) == 1
 
 
 def test_a_thread_outside_several_blocks_uses_transformers_own_generation(
@@ -127,14 +127,14 @@ def test_a_thread_outside_several_blocks_uses_transformers_own_generation(
             waiting = pool.submit(second)
             assert inside.wait(60)
             assert pool.submit(generated).result() == plain
-            assert not any(said for schedule in schedules for said in schedule.said)
+            assert not any(said for schedule in schedules for said in schedule.chosen)
             assert pool.submit(contextvars.copy_context().run, generated).result() == plain
             done.set()
             waiting.result()
 
     with pytest.warns(UserWarning, match="only in threads outside"):
         blocks()
-    assert [any(schedule.said) for schedule in schedules] == [True, False]
+    assert [any(schedule.chosen) for schedule in schedules] == [True, False]
 
 
 def test_blocks_may_end_in_any_order(pair: QwenPair) -> None:
@@ -149,7 +149,7 @@ def test_blocks_may_end_in_any_order(pair: QwenPair) -> None:
     one.run(blocks[0].__exit__, None, None, None)
     other.run(lambda: target.generate(prompt(0), assistant_model=draft, **GREEDY))
     other.run(blocks[1].__exit__, None, None, None)
-    assert (len(first.said), len(second.said)) == (1, 2)
+    assert (len(first.chosen), len(second.chosen)) == (1, 2)
     assert not left_on(target)
 
 
@@ -180,7 +180,7 @@ def test_a_copy_of_the_target_made_inside_a_block_is_not_controlled(
         copies = copy.deepcopy(target), pickle.loads(pickle.dumps(target))
         for other in copies:
             assert other.generate(prompt(0), assistant_model=draft, **GREEDY).tolist() == plain
-        assert not any(schedule.said)
+        assert not any(schedule.chosen)
         target.generate(prompt(0), assistant_model=draft, **GREEDY)
     for other in copies:
         with control(other, draft, policy(Scheduled.turns(1))):
@@ -268,7 +268,7 @@ def test_threads_generate_with_the_policy_of_one_folder(
     assert found == [plain] * 4
     assert len(loaded) == 1
     if not interleaves:
-        assert len(schedule.said) == 4
+        assert len(schedule.chosen) == 4
         assert all(sum(o.num_emitted for o in request) == 29 for request in schedule.outcomes)
     assert not left_on(target)
 

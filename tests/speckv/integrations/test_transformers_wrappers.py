@@ -30,7 +30,7 @@ def policy(schedule: Scheduled) -> Policy:
 
 
 def asked(schedule: Scheduled) -> int:
-    return sum(map(len, schedule.said))
+    return sum(map(len, schedule.chosen))
 
 
 def with_lora(model: Qwen2ForCausalLM) -> Any:

@@ -230,7 +230,7 @@ def test_a_lookup_with_a_gamma_for_each_request(run: Run, plain: list[list[int]]
     for name, most in (("drafts", number), ("draft_tokens", number * MOST), ("accepted_tokens", number * MOST)):
         assert 0 <= counts[name] - told[name] <= most
     for played in script.played:
-        assert all(drafted <= said for drafted, said in zip(played.drafted, played.said, strict=False))
+        assert all(drafted <= said for drafted, said in zip(played.drafted, played.chosen, strict=False))
     assert counts["accepted_tokens"] > 0
 
 
