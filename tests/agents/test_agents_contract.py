@@ -102,7 +102,7 @@ def test_it_knows_nothing_of_what_is_still_to_come(agent: tuple[str, object, Con
     store(tmp_path, agent[2])
     rng = np.random.default_rng(3)
     length, at, decisions = 80, 70, 0
-    for number in range(6):
+    for number in range(3):
         first, second = (
             replace(full_length(rng, length), prompt_id=f"p{number}", compression="fp16") for _ in range(2)
         )
@@ -114,7 +114,7 @@ def test_it_knows_nothing_of_what_is_still_to_come(agent: tuple[str, object, Con
             before, after = (getattr(log, name)[mask].tolist() for log, mask in zip(logs, seen, strict=True))
             assert before == after
         decisions += int(seen[0].sum())
-    assert decisions > 20
+    assert decisions > 10
 
 
 def full_length(rng: np.random.Generator, length: int) -> TraceSequence:

@@ -21,13 +21,15 @@ def test_every_agent_runs_without_speckv_as_it_does_with_it(tmp_path: Path) -> N
     pair = Pair.save(tmp_path / "pair")
     for name in NAMES:
         write_custom_generate(made(name, tmp_path / "runs" / name), tmp_path / name)
-    answers = pair.without_speckv([call(1, assisted=False), *(call(1, tmp_path / name) for name in NAMES)])
+    short = {"max_new_tokens": 12}
+    calls = [call(1, assisted=False, **short), *(call(1, tmp_path / name, **short) for name in NAMES)]
+    answers = pair.without_speckv(calls)
     plain, *others = answers
     for name, answer in zip(NAMES, others, strict=True):
         assert answer.get("text") == plain["text"], (name, answer)
         policy = load(tmp_path / name)
         if not isinstance(policy.controller, Bandit):
-            assert answer == pair.under_control(policy, call(1)), name
+            assert answer == pair.under_control(policy, call(1, **short)), name
 
 
 def test_a_folder_holds_its_own_agent_and_no_other(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def decisions(controller: Controller, rows: np.ndarray) -> list[Any]:
 def test_live_and_exported_agree_on_random_observations(both: tuple[Controller, Policy]) -> None:
     live, policy = both
     rng = np.random.default_rng(1)
-    rows = rng.uniform(STOPPING_SCHEMA.low, STOPPING_SCHEMA.high, (10_000, STOPPING_SCHEMA.size)).astype(np.float32)
+    rows = rng.uniform(STOPPING_SCHEMA.low, STOPPING_SCHEMA.high, (1_000, STOPPING_SCHEMA.size)).astype(np.float32)
     assert decisions(live, rows) == decisions(policy.controller, rows)
 
 

@@ -21,7 +21,7 @@ from agents.runs.task import Validator, load_task
 from agents.runs.trials import open_study, suggest
 from speckv.commands.app import CONFIGS, compose_checked
 from speckv.errors import ConfigError
-from tests.fakes_runs import CapturedConsole, save_toy, toy_settings
+from tests.fakes_runs import CapturedConsole, save_toy, start_here, toy_settings
 
 optuna = pytest.importorskip("optuna", reason="needs Optuna (the extra tune)")
 
@@ -83,6 +83,12 @@ def test_final_seeds_are_fresh_and_each_once(tmp_path: Path) -> None:
     settings = replace(toy_settings(tmp_path, tmp_path / "out"), seed=5)
     with pytest.raises(ConfigError, match="seeds that the search has not seen"):
         replace(settings, search=SearchSettings(name="toy", space=space, trials=1, final_seeds=(4, 5)))
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Child runs without a process of their own."""
+    monkeypatch.setattr(ChildRun, "start", start_here)
 
 
 class Drawn:
@@ -196,6 +202,7 @@ def test_a_search_without_a_trial_that_finished_says_so_again_and_again(
     assert begun == ["trial 0", "trial 1"]
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_search_finds_the_better_values_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     traces, cost = save_toy(tmp_path)
     overrides = [
@@ -232,6 +239,7 @@ def test_a_search_finds_the_better_values_and_goes_on_where_it_stopped(tmp_path:
     assert command.endswith(" search.trials=5")  # as it was typed, not as the runs of the comparison are told
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_trial_that_fails_is_told_and_the_search_goes_on(tmp_path: Path) -> None:
     traces, cost = save_toy(tmp_path)
     overrides = [f"data.traces={traces}", "data.validation_fraction=0.3", f"cost.table={cost}"]

@@ -24,7 +24,7 @@ from speckv.commands.app import CONFIGS, compose_checked
 from speckv.errors import ConfigError, SpecKVError
 from speckv.evaluation.entrants import References
 from speckv.evaluation.metrics import Grid, Sums
-from tests.fakes_runs import CapturedConsole, save_toy, toy_settings, toy_traces
+from tests.fakes_runs import CapturedConsole, save_toy, start_here, toy_settings, toy_traces
 from tests.fakes_settings import shipped
 
 STUDIES = sorted(
@@ -32,6 +32,12 @@ STUDIES = sorted(
     for folder in ("ablation", "generalisation")
     for p in (CONFIGS / "experiment" / folder).glob("*.yaml")
 )
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Child runs without a process of their own."""
+    monkeypatch.setattr(ChildRun, "start", start_here)
 
 
 def toy_study(
@@ -69,7 +75,7 @@ def test_every_study_composes_and_every_arm_is_a_command_line(name: str) -> None
     assert len(seen) == len(settings.study.arms)
 
 
-@pytest.mark.figures
+@pytest.mark.usefixtures("in_process")
 def test_a_study_runs_every_arm_and_seed_and_says_what_came_of_it(tmp_path: Path) -> None:
     settings, overrides = toy_study(tmp_path, {"one": [], "three": ["agent.gamma=3"]}, seeds=(0, 4))
     console = CapturedConsole()
@@ -92,7 +98,7 @@ def test_a_study_runs_every_arm_and_seed_and_says_what_came_of_it(tmp_path: Path
     assert outcomes[1].over_best_fixed.estimate == pytest.approx(expected, rel=1e-4)
     assert outcomes[1].by_seed == pytest.approx((expected, expected), rel=1e-4)
     assert "Which constant?" in console.text
-    assert (folder / "study.png").stat().st_size > 5000
+    assert (folder / "study.png").is_file()
 
     again = CapturedConsole()
     run_study(settings, again, overrides=overrides)
@@ -115,6 +121,7 @@ def test_runs_at_once_are_as_many_as_the_usable_cores(
     assert started == [expected]
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_folder_of_another_study_is_refused(tmp_path: Path) -> None:
     settings, overrides = toy_study(tmp_path, {"one": []}, seeds=(0,))
     run_study(settings, CapturedConsole(), overrides=overrides)
@@ -128,6 +135,16 @@ def test_a_run_that_fails_is_told_with_what_it_said(tmp_path: Path) -> None:
     with pytest.raises(SpecKVError, match=r"broken, seed 0.*Expected gamma from 0 to 16"):
         run_study(settings, CapturedConsole(), overrides=overrides)
     assert (tmp_path / "study" / "one" / "seed0" / "evaluation").is_dir()
+
+
+NEW_RUN = """
+import pathlib, sys
+folder = pathlib.Path(sys.argv[-1].removeprefix("output="))
+folder.mkdir()
+(folder / "evaluation").mkdir()
+(folder / "evaluation" / "per_prompt.csv").touch()
+"""
+"""A program that leaves what a finished run does, in a folder that must be new."""
 
 
 def test_a_run_that_left_nothing_to_go_on_from_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +168,10 @@ def test_a_run_that_left_nothing_to_go_on_from_begins_anew(tmp_path: Path, monke
         with suppress(KeyboardInterrupt):
             RunFolder(job.folder).record_start("agent: {}\n", job.overrides, {})
         assert len(list(job.folder.iterdir())) == files
-    run_study(settings, CapturedConsole(), overrides=overrides)
+    trains = tmp_path / "trains.py"
+    trains.write_text(NEW_RUN, encoding="utf-8")
+    monkeypatch.setattr(child_runs, "PROGRAM", trains)
+    child_runs.run_all((one, two, three), 2, CapturedConsole())
     assert all(job.finished for job in (one, two, three))
     assert not list(one.folder.glob(".*"))
 

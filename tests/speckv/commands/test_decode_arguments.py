@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -28,7 +29,19 @@ def prompt_of(arguments: list[str]) -> object:
     return plain(compose_checked("decode", overrides(arguments)))["prompt"]
 
 
+def parsed_prompt(arguments: list[str]) -> object:
+    """As Hydra's parser and OmegaConf read it, without the time to compose all configs."""
+    parsed = OverridesParser.create().parse_overrides(overrides(arguments))
+    (value,) = [override.value() for override in parsed if override.key_or_group == "prompt"]
+    return plain(OmegaConf.create({"prompt": value}))["prompt"]
+
+
 @pytest.mark.parametrize("prompt", PROMPTS)
+def test_an_argument_is_read_unchanged(prompt: str) -> None:
+    assert parsed_prompt([prompt]) == prompt
+
+
+@pytest.mark.parametrize("prompt", ["prompt=x", "${oc.env:HOME}", "\\\\${x}", "???", "", "a\r\nb", "null", "{a: b}"])
 def test_an_argument_arrives_unchanged(prompt: str) -> None:
     config = compose_checked("decode", overrides([prompt]))
     assert config.prompt == prompt
@@ -39,7 +52,7 @@ def test_an_argument_arrives_unchanged(prompt: str) -> None:
 @settings(max_examples=30, deadline=None)
 @given(st.text(st.sampled_from("\\$'\"{}?:.ab \n=,[]"), max_size=12))
 def test_any_mixture_of_special_characters_arrives_unchanged(prompt: str) -> None:
-    assert prompt_of([prompt, "max_new_tokens=7"]) == prompt
+    assert parsed_prompt([prompt, "max_new_tokens=7"]) == prompt
 
 
 class StandardInput(io.TextIOWrapper):

@@ -27,7 +27,7 @@ PROMPTS = (
     "What should I pack for a weekend in the mountains?",
     "Summarize: The city council voted on Tuesday to close the old bridge for repairs that will last until spring.",
 )
-BUDGET = 24
+BUDGET = 12
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def random_gammas(seed: int) -> Iterator[int]:
         yield rng.choice([0, 1, 2, 3, 5, 8, 16])
 
 
-@pytest.mark.parametrize("text", PROMPTS)
+@pytest.mark.parametrize("text", PROMPTS[:2])
 def test_smol_greedy_is_the_targets_own_text(smol: ModelPair, text: str) -> None:
     prompt = smol.encode(text)
     engine = Engine(smol.target, smol.draft, eos_token_ids=smol.eos_token_ids)
@@ -103,7 +103,7 @@ def test_smol_rows_of_a_batch_are_requests_alone(smol: ModelPair) -> None:
 
 @pytest.mark.parametrize("mode", ["greedy", "gumbel"])
 def test_smol_recording_replays_exactly(smol: ModelPair, mode: str) -> None:
-    check_replay(smol, PROMPTS, SamplingConfig(mode=mode, temperature=1.0, seed=5))
+    check_replay(smol, PROMPTS[:2], SamplingConfig(mode=mode, temperature=1.0, seed=5))
 
 
 @pytest.mark.parametrize("compression", ["int8", "nf4"])
@@ -124,7 +124,7 @@ def test_smol_compressed(weights_dir: Path, compression: str) -> None:
         assert len(tokens) > 1
 
 
-@pytest.mark.parametrize("text", PROMPTS)
+@pytest.mark.parametrize("text", PROMPTS[:2])
 def test_qwen_greedy_is_the_targets_own_text(qwen: ModelPair, text: str) -> None:
     prompt = qwen.encode(text)
     engine = Engine(qwen.target, qwen.draft, eos_token_ids=qwen.eos_token_ids)
@@ -132,7 +132,7 @@ def test_qwen_greedy_is_the_targets_own_text(qwen: ModelPair, text: str) -> None
 
 
 def test_qwen_recording_replays_exactly(qwen: ModelPair) -> None:
-    check_replay(qwen, PROMPTS[:2], SamplingConfig())
+    check_replay(qwen, PROMPTS[:1], SamplingConfig())
 
 
 def check_replay(pair: ModelPair, texts: tuple[str, ...], sampling: SamplingConfig) -> None:
