@@ -16,8 +16,8 @@ from omegaconf import OmegaConf
 import train as program
 from agents.runs.child_runs import ERROR_PREFIX, ChildRun
 from agents.runs.console import Console, ProgressBar
-from agents.runs.session import train
 from agents.runs.settings import CostSettings, DataSettings, EvalSettings, TrainSettings
+from agents.runs.training import train
 from speckv.commands.app import compose_checked
 from speckv.errors import SpecKVError
 from speckv.traces import TraceSequence, TraceSet

@@ -2,6 +2,7 @@
 """Every agent in transformers' `custom_generate` folder: it decides where neither SpecKV nor agents are installed."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ def test_every_agent_runs_without_speckv_as_it_does_with_it(tmp_path: Path) -> N
     pair = Pair.save(tmp_path / "pair")
     for name in NAMES:
         write_custom_generate(made(name, tmp_path / "runs" / name), tmp_path / name)
-    short = {"max_new_tokens": 12}
+    short: dict[str, Any] = {"max_new_tokens": 12}
     calls = [call(1, assisted=False, **short), *(call(1, tmp_path / name, **short) for name in NAMES)]
     answers = pair.without_speckv(calls)
     plain, *others = answers

@@ -10,25 +10,25 @@ pytestmark = pytest.mark.slow
 
 
 def test_paired_intervals_over_prompts_cover_and_those_over_steps_do_not() -> None:
-    """1500 studies of 100 prompts, nominal 95 %: two points are 3.6 sigma of the share of hits. The seed is fixed."""
-    found = prompt_coverage(100, studies=1500, resamples=800)
-    assert 0.93 <= found.paired <= 0.97
+    """400 studies of 100 prompts, nominal 95 %: three points are 2.8 sigma of the share of hits. The seed is fixed."""
+    found = prompt_coverage(100, studies=400, resamples=500)
+    assert 0.92 <= found.paired <= 0.98
     assert found.steps < 0.85
 
 
 def test_intervals_over_prompts_and_seeds_cover_and_those_over_prompts_do_not() -> None:
-    """800 studies of 20 runs on 60 prompts: two points are 2.6 sigma of the share of hits. The seed is fixed."""
-    found = seed_coverage(20, 60, studies=800, resamples=300, tested=False)
-    assert 0.93 <= found.hierarchical <= 0.97
+    """300 studies of 20 runs on 60 prompts: 3.5 points are 2.8 sigma of the share of hits. The seed is fixed."""
+    found = seed_coverage(20, 60, studies=300, resamples=300, tested=False)
+    assert 0.915 <= found.hierarchical <= 0.985
     assert found.prompts_alone < found.hierarchical
 
 
 def test_few_seeds_leave_the_interval_too_narrow_and_the_test_honest() -> None:
-    """600 studies of 3 runs: the interval misses more than it says, the test does not: 5 % plus 2.7 = three sigma."""
-    found = seed_coverage(3, 60, studies=600, resamples=400)
+    """250 studies of 3 runs: the interval misses more than it says, the test does not: 5 % plus 4.1 = three sigma."""
+    found = seed_coverage(3, 60, studies=250, resamples=400)
     assert 0.8 < found.hierarchical < 0.945
     assert found.prompts_alone < found.hierarchical
-    assert found.false_claims < 0.077
+    assert found.false_claims < 0.091
 
 
 def test_the_page_shows_what_the_committed_studies_gave() -> None:

@@ -14,7 +14,7 @@ from speckv.decoding.sampling import residual, verify_rejection
 from speckv.errors import ProbabilityError
 from tests.fakes import TableModel
 
-RUNS = 3000
+RUNS = 1000
 QUANTILE = {1: 15.137, 8: 31.828}
 """Chi-square quantiles at 1 - 1e-4, by degrees of freedom."""
 
@@ -50,13 +50,13 @@ def second_tokens(engine: Engine, gamma: int, size: int) -> np.ndarray:
 
 
 def test_rejection_sampling_follows_the_target_and_dropping_by_confidence_does_not() -> None:
-    target, draft = TableModel.constant([0.5, 0.5]), TableModel.constant([0.9, 0.1])
+    target, draft = TableModel.constant([0.5, 0.5]), TableModel.constant([0.6, 0.4])
     sampling = SamplingConfig(mode="rejection", seed=0)
     probs = np.array([0.5, 0.5])
     right = chi_square(second_tokens(Engine(target, draft, sampling=sampling), 1, 2), probs)
     wrong = chi_square(second_tokens(DroppingEngine(target, draft, sampling=sampling), 1, 2), probs)
     assert right < QUANTILE[1]
-    assert wrong > QUANTILE[1]  # it emits token 0 with probability 0.55
+    assert wrong > QUANTILE[1]  # it emits token 0 with probability 0.7
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from speckv.ngrams import NgramIndex
 from speckv.types import FloatArray
 from tests.fakes import TableModel, as_causal, tiny_qwen
 
-RUNS = 3000
+RUNS = 1000
 QUANTILE = 31.828
 """Chi-square quantile at 1 - 1e-4 with 8 degrees of freedom."""
 
