@@ -62,33 +62,32 @@ def test_live_steps_equal_the_derived_recording(sampling: SamplingConfig) -> Non
     seen = {"nothing": 0, "ended": 0, "behind a mismatch": 0}
     for prompt, sequence in recordings:
         engine = Engine(TARGET, LOOKUP, eos_token_ids=ENDS, sampling=sampling)
-        for _ in range(2):
-            engine.start(prompt, max_new_tokens=BUDGET, request=sequence.prompt_id)
-            while engine.finish is None:
-                position, gamma = len(engine.tokens), int(rng.integers(0, 17))
-                room = min(gamma, BUDGET - position - 1)
-                drafted = min(room, int(sequence.eos_stop[position]))
-                accepted = min(drafted, int(sequence.accepted_length[position]))
-                emitted = min(accepted + 1, len(sequence.tokens) - position)
-                step = engine.step(gamma)
-                outcome = step.outcome
-                assert (outcome.num_drafted, outcome.num_accepted, outcome.num_emitted) == (drafted, accepted, emitted)
-                tokens, found = sequence.draft_from(position, room)
-                assert tokens.tolist() == list(step.drafted)
-                np.testing.assert_array_equal(found, outcome.draft_signals)  # to the last bit
-                seen["nothing"] += drafted == 0 < room
-                seen["ended"] += 0 < drafted < room
-                seen["behind a mismatch"] += drafted > accepted + 1
-            assert engine.tokens == sequence.tokens.tolist()
-            assert engine.finish == sequence.finish
+        engine.start(prompt, max_new_tokens=BUDGET, request=sequence.prompt_id)
+        while engine.finish is None:
+            position, gamma = len(engine.tokens), int(rng.integers(0, 17))
+            room = min(gamma, BUDGET - position - 1)
+            drafted = min(room, int(sequence.eos_stop[position]))
+            accepted = min(drafted, int(sequence.accepted_length[position]))
+            emitted = min(accepted + 1, len(sequence.tokens) - position)
+            step = engine.step(gamma)
+            outcome = step.outcome
+            assert (outcome.num_drafted, outcome.num_accepted, outcome.num_emitted) == (drafted, accepted, emitted)
+            tokens, found = sequence.draft_from(position, room)
+            assert tokens.tolist() == list(step.drafted)
+            np.testing.assert_array_equal(found, outcome.draft_signals)  # to the last bit
+            seen["nothing"] += drafted == 0 < room
+            seen["ended"] += 0 < drafted < room
+            seen["behind a mismatch"] += drafted > accepted + 1
+        assert engine.tokens == sequence.tokens.tolist()
+        assert engine.finish == sequence.finish
     assert min(seen.values()) > 0
-    assert seen["nothing"] > 50
+    assert seen["nothing"] > 25
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=lambda s: s.mode)
 @pytest.mark.parametrize("controller", [ConstantGamma(5), Doubtful(7)], ids=["fixed", "stopping"])
 def test_a_controller_does_live_what_it_does_in_replay(sampling: SamplingConfig, controller: ConstantGamma) -> None:
-    recordings = record(sampling)
+    recordings = record(sampling, 4)
     table = make_cost_table()
     compiled = CompiledTraces(make_traces([s for _, s in recordings], max_new_tokens=BUDGET))
     log = replay_controller(controller, compiled, CompiledCost(table, ["fp16"]), log=True).log

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from speckv.cost import CompiledCost
-from speckv.evaluation.replays import BEST_FIXED, CLAIRVOYANT, compile_pair
+from speckv.evaluation.replays import BEST_FIXED, CLAIRVOYANT, compile_pair, tune_fixed
 from speckv.replay import CompiledTraces, ReplayBatch, clairvoyant, plan_optimum
 from speckv.replay.runs import Choice, run_to_end
 from speckv.report.timelines import Player, Step, follow, players_of
@@ -22,7 +22,7 @@ def everyone(*names: str) -> tuple[list[Controller], list[Player], list[list[tup
     controllers = made(*names)
     compiled, cost = compile_pair(splits()[1], COST)
     sequences = list(range(0, len(compiled), 3))
-    fixed = ConstantPerCompression(compared(controllers).best_fixed_gammas, name=BEST_FIXED)
+    fixed = ConstantPerCompression(tune_fixed(splits()[0], COST).best(), name=BEST_FIXED)
     players = [*players_of([fixed, *controllers], compiled, cost, sequences), Player(CLAIRVOYANT)]
     return controllers, players, [follow(p, players, compiled, cost, sequences) for p in players], sequences
 
