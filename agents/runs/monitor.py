@@ -7,7 +7,7 @@ and a run that resumes from it equals one that never stopped.
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +150,8 @@ class MonitorContext:
     Attributes:
         folder: Takes checkpoints, policies and rows.
         progress: Restored from a checkpoint, or fresh.
-        provenance: Written into every exported policy.
+        provenance: Written into every stored policy.
+        deployment: Other attributes of every stored policy.
     """
 
     settings: TrainSettings
@@ -159,7 +160,8 @@ class MonitorContext:
     bar: ProgressBar
     request: StopRequest
     progress: LearnerProgress
-    provenance: Mapping[str, str | int | float]
+    provenance: Mapping[str, object]
+    deployment: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Monitor(BaseCallback):
@@ -201,7 +203,8 @@ class Monitor(BaseCallback):
         return controller_of(export_policy(self.model, gamma_max=self._learner_env.gamma_max))
 
     def _store(self, controller: Controller) -> None:
-        self._context.folder.save_policy(controller, {**self._context.provenance, "step": self.num_timesteps})
+        context, step = self._context, self.num_timesteps
+        context.folder.save_policy(controller, {**context.provenance, "step": step}, **context.deployment)
 
     def _move_lambda(self, achieved: Mapping[str, float]) -> None:
         """Moves lambda, the decayed throughput, to what a rollout achieved, in tokens per second."""

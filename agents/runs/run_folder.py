@@ -122,9 +122,9 @@ class RunFolder:
                     f"got {json.dumps(facts[key])}. Restore it, or start a new run."
                 )
 
-    def save_policy(self, controller: Controller, provenance: Mapping[str, object]) -> None:
+    def save_policy(self, controller: Controller, provenance: Mapping[str, object], **deployment: Any) -> None:
         """Writes the run's controller, which `evaluate.py`, `decode` and `export` load, in place of an earlier one."""
-        Policy.of(controller, trained_on=provenance).save(self / POLICY)
+        Policy.of(controller, trained_on=provenance, **deployment).save(self / POLICY)
 
     def append_evaluation(self, step: int, grid: Grid, sums: Sums) -> None:
         """Adds one row per prompt and compression."""

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from speckv.evaluation.curves import Point, read_curve
 from speckv.evaluation.metrics import Sums
 from speckv.evaluation.replays import FixedSweep, compile_pair, controller_sums, sweep_fixed, tune_fixed
 from speckv.evaluation.text import format_rate, render_table
+from speckv.export.making import deployment
 from speckv.traces import TraceSet, find_traces, split_validation
 from speckv.types import GAMMA_MAX, Controller
 
@@ -49,6 +51,11 @@ class Task:
     sweep: FixedSweep
     learning_cost: CostTable
     validation_gammas: dict[str, int]
+
+    @property
+    def deployment(self) -> Mapping[str, Any]:
+        """What a decode loop needs beside a controller; see `speckv.export.making.deployment`."""
+        return deployment(self.train, self.cost, self.best_fixed_gammas)
 
     @property
     def best_fixed_gammas(self) -> dict[str, int]:

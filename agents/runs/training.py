@@ -54,6 +54,7 @@ from speckv.errors import ConfigError, SpecKVError, nearest
 from speckv.evaluation.metrics import ALL
 from speckv.evaluation.report import TEXT
 from speckv.evaluation.results import headline
+from speckv.export.making import recording_facts
 from speckv.models.device import use_threads
 from speckv.runtime.policy import load_controller
 from speckv.types import FloatArray
@@ -134,7 +135,7 @@ class Fitting:
             met = {*task.learning.compressions, *task.test.compressions}
             known = [compression for compression in task.cost.compressions if compression in met]
             controller = with_cost_table(controller, task.cost, known)
-        self._provenance, self._validator, self.controller = provenance_of(run, task), validator, controller
+        self._run, self._task, self._validator, self.controller = run, task, validator, controller
         self.score: Score | None = None
 
     def begin(self, folder: RunFolder) -> str:  # noqa: ARG002
@@ -150,7 +151,7 @@ class Fitting:
 
     def keep(self, folder: RunFolder) -> None:
         """Stores the controller."""
-        folder.save_policy(self.controller, self._provenance)
+        folder.save_policy(self.controller, provenance_of(self._run, self._task), **self._task.deployment)
 
 
 class LearnerTraining:
@@ -158,7 +159,8 @@ class LearnerTraining:
 
     Args:
         make_monitor: Makes the callback that acts between updates.
-        provenance: Written into every exported policy.
+        provenance: Written into every stored policy.
+        deployment: Other attributes of every stored policy.
         place: Description of environments and machine to print; None prints what learning begins with.
         source: Folder of a stored policy to begin with, or None.
 
@@ -173,12 +175,14 @@ class LearnerTraining:
         env: LearnerEnvironment,
         make_monitor: Callable[[MonitorContext], Monitor],
         *,
-        provenance: Mapping[str, str | int | float],
+        provenance: Mapping[str, object],
+        deployment: Mapping[str, Any] | None = None,
         place: str | None = None,
         source: Path | None = None,
     ) -> None:
         self._run, self._env, self._make_monitor = run, env, make_monitor
-        self._provenance, self._place, self._begun_with = provenance, place, "nothing"
+        self._provenance, self._deployment = provenance, deployment or {}
+        self._place, self._begun_with = place, "nothing"
         self._progress = LearnerProgress()
         self._model: BaseAlgorithm | None = None
         if source is not None:
@@ -246,6 +250,7 @@ class LearnerTraining:
                 request=request,
                 progress=self._progress,
                 provenance=self._provenance,
+                deployment=self._deployment,
             )
             # The monitor writes the log of a learner that counts episodes for it, not rollouts.
             every = _NEVER if isinstance(model, OffPolicyAlgorithm) else 1
@@ -276,12 +281,14 @@ def train_on_recordings(run: Run, task: Task, validator: Validator) -> LearnerTr
     env, threads = ReplayEnvironment(vec), f"{settings.threads} thread{'s' if settings.threads > 1 else ''}"
     place = f"{run.agent.num_envs} environments, on the CPU with {threads}"
     monitor = partial(ReplayMonitor, env, validator)
-    return LearnerTraining(run, env, monitor, provenance=provenance_of(run, task), place=place)
+    provenance = provenance_of(run, task)
+    return LearnerTraining(run, env, monitor, provenance=provenance, deployment=task.deployment, place=place)
 
 
-def provenance_of(run: Run, task: Task) -> dict[str, str | int | float]:
+def provenance_of(run: Run, task: Task) -> dict[str, object]:
     """What is stored with the controller of a run on recordings."""
     return {
+        **recording_facts(task.train),
         "agent": run.name,
         "cost": task.learning_cost.name,
         "cost_sha256": task.learning_cost.sha256,

@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """A policy from a run folder, with the deployment metadata that a decoding library needs."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
+from speckv.cost import CostTable
 from speckv.evaluation.replays import compile_pair, tune_fixed
 from speckv.export.source import Source
 from speckv.replay import visit
 from speckv.runtime import Policy
 from speckv.runtime.constant import ConstantPerCompression
 from speckv.runtime.policy import load_controller
+from speckv.traces import TraceSet
 from speckv.types import Controller
 
 
@@ -30,28 +35,47 @@ def of_controller(
     source: Source, controller: Controller, *, name: str | None = None, learns: bool | None = None
 ) -> Policy:
     """The same for a controller that is at hand; see `make_policy`."""
-    metadata, train = source.traces.metadata, source.traces.select(split="train")
-    best = tune_fixed(train, source.cost).best()
-    compiled, cost = compile_pair(train, source.cost)
-    seen = visit(compiled, cost, ConstantPerCompression(best)).observations
+    train = source.traces.select(split="train")
     return Policy.of(
         controller,
         learns=learns,
         name=name or controller.name,
-        fallback={compression: int(gamma) for compression, gamma in best.items()},
-        gamma_max=metadata.gamma_max,
-        typical=seen.mean(axis=0, dtype=np.float64).astype(np.float32),
-        cost_ratio={c: float(source.cost.cost_ratio(c)) for c in train.compressions},
         trained_on={
-            "target": metadata.target_id,
-            "draft": metadata.draft_id,
-            "tokenizer_sha256": metadata.tokenizer_sha256,
-            "vocab_size": metadata.vocab_size,
-            "compressions": list(train.compressions),
-            "sampling": dict(metadata.sampling),
+            **recording_facts(train),
             "traces_sha256": source.traces.sha256,
             "cost_table": source.cost.name,
             "cost_table_sha256": source.cost_sha256,
             "cost_kind": source.cost.kind,
         },
+        **deployment(train, source.cost, tune_fixed(train, source.cost).best()),
     )
+
+
+def deployment(train: TraceSet, cost: CostTable, best: Mapping[str, int]) -> dict[str, Any]:
+    """What a decode loop needs beside a controller: attributes of its policy, from train prompts.
+
+    Args:
+        train: Train prompts.
+        cost: The clock.
+        best: Compression -> best fixed gamma, which becomes the fallback.
+    """
+    met = visit(*compile_pair(train, cost), ConstantPerCompression(best)).observations
+    return {
+        "fallback": {compression: int(gamma) for compression, gamma in best.items()},
+        "gamma_max": train.metadata.gamma_max,
+        "typical": met.mean(axis=0, dtype=np.float64).astype(np.float32),
+        "cost_ratio": {c: float(cost.cost_ratio(c)) for c in train.compressions},
+    }
+
+
+def recording_facts(traces: TraceSet) -> dict[str, Any]:
+    """Models, vocabulary and sampling of recordings, for a policy's provenance."""
+    metadata = traces.metadata
+    return {
+        "target": metadata.target_id,
+        "draft": metadata.draft_id,
+        "tokenizer_sha256": metadata.tokenizer_sha256,
+        "vocab_size": metadata.vocab_size,
+        "compressions": list(traces.compressions),
+        "sampling": dict(metadata.sampling),
+    }
