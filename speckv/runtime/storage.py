@@ -186,8 +186,8 @@ def read_tensors(data: bytes, path: Path | str) -> dict[str, NDArray[Any]]:
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         text = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"{path} is no safetensors file of plain arrays ({text}). Export the policy again."
-        ) from (error)
+            f"{path} is damaged: no safetensors file of plain arrays ({text}). Train or export again."
+        ) from error
 
 
 def _read(data: bytes) -> dict[str, NDArray[Any]]:

@@ -261,7 +261,7 @@ def test_tensors_are_those_of_the_reference_implementation() -> None:
 )
 def test_headers_that_lie_are_refused(header: object, body: int) -> None:
     text = json.dumps(header).encode()
-    with pytest.raises(CheckpointError, match="is no safetensors file"):
+    with pytest.raises(CheckpointError, match="damaged: no safetensors file"):
         read_tensors(len(text).to_bytes(8, "little") + text + bytes(body), "x")
 
 
