@@ -258,7 +258,7 @@ def test_threads_generate_with_the_policy_of_one_folder(
     target, draft = pair
     loaded, schedule = list[str](), Scheduled.turns(3)
 
-    def load(folder: str) -> Policy:
+    def load(folder: str, **_: Any) -> Policy:
         loaded.append(folder)
         return policy(schedule) if not interleaves else Policy.of(ConstantGamma(3))
 
