@@ -9,6 +9,9 @@ from agents.rules.base import ENTROPY, StoppingRule
 from speckv.errors import ConfigError
 from speckv.types import BoolArray, DecodedSteps, FloatArray
 
+GRID = {"threshold": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8), "gamma_max": (4, 8, 16)}
+"""Values that tuning tries, every combination."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdaEdlSettings:

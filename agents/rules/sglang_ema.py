@@ -9,6 +9,9 @@ from agents.rules.base import Rule
 from speckv.errors import ConfigError
 from speckv.types import GAMMA_MAX, BoolArray, DecodedSteps, FloatArray, IntArray
 
+GRID = {"candidates": ((1, 3, 5, 7), (0, 1, 2, 3), (1, 2, 3, 4), (2, 5, 8, 12)), "start": (0, 1, 2)}
+"""Values that tuning tries, every combination."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SglangEmaSettings:

@@ -9,6 +9,9 @@ from agents.rules.base import ENTROPY, StoppingRule
 from speckv.errors import ConfigError
 from speckv.types import BoolArray, FloatArray
 
+GRID = {"threshold": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6), "gamma_max": (2, 3, 4, 6, 8, 12, 16)}
+"""Values that tuning tries, every combination."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SvipSettings:

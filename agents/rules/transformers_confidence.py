@@ -17,6 +17,10 @@ MISS_WEIGHT = 3.0
 MIN_SAMPLES = 6
 
 
+GRID = {"threshold": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), "gamma_max": (3, 5, 8, 16), "adaptive": (False,)}
+"""Values that tuning tries, every combination."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransformersConfidenceSettings:
     """Hyper-parameters.

@@ -21,7 +21,7 @@ from agents.runs.console import Console
 from agents.runs.run_folder import EVALUATION
 from agents.runs.settings import EvaluateSettings
 from agents.runs.task import load_cost, load_splits
-from agents.runs.tuning import GRIDS, tune
+from agents.runs.tuning import grids, tune
 from speckv.cost import CostTable, require_single_request
 from speckv.errors import ConfigError
 from speckv.evaluation.compare import Comparison, compare, require_comparable
@@ -207,7 +207,7 @@ def _made_controllers(
     made: list[Controller] = []
     for name, options in agents.items():
         made.append(make_controller(name, options, data))
-        if settings.tuned and name in GRIDS:
+        if settings.tuned and name in grids():
             made.append(tune(name, data))
     return made
 

@@ -2,11 +2,20 @@
 """Tunes rules as the best fixed gamma is tuned: total tokens over total seconds on train prompts, by compression."""
 
 import itertools
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from agents.per_compression import PerCompression, StoppingPerCompression
-from agents.registry import TrainingData, decides_token_by_token, default_settings, make_controller, within_depth
+from agents.registry import (
+    AGENTS,
+    TrainingData,
+    decides_token_by_token,
+    default_settings,
+    make_controller,
+    within_depth,
+)
 from speckv.cost import require_single_request
 from speckv.errors import ConfigError, nearest
 from speckv.evaluation.replays import compile_pair
@@ -15,18 +24,12 @@ from speckv.types import StoppingController
 
 Options = Mapping[str, Sequence[object]]
 
-_SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-GRIDS: Mapping[str, Options] = {
-    "adaedl": {"threshold": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8), "gamma_max": (4, 8, 16)},
-    "gammatune": {"start": (1, 2, 4, 8), "eta": (0.1, 0.3), "delta": (1, 2), "threshold": (0.0, 0.4, 0.6, 0.8)},
-    "kangaroo": {"eta": _SHARES, "gamma_max": (2, 3, 4, 6, 8, 12, 16)},
-    "llama_cpp": {"p_min": _SHARES, "n_max": (2, 3, 4, 6, 8, 12, 16)},
-    "sglang_ema": {"candidates": ((1, 3, 5, 7), (0, 1, 2, 3), (1, 2, 3, 4), (2, 5, 8, 12)), "start": (0, 1, 2)},
-    "svip": {"threshold": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6), "gamma_max": (2, 3, 4, 6, 8, 12, 16)},
-    "transformers_confidence": {"threshold": _SHARES, "gamma_max": (3, 5, 8, 16), "adaptive": (False,)},
-    "transformers_heuristic": {"start": (1, 2, 3, 5, 8), "up": (1, 2, 3), "down": (1, 2)},
-}
-"""Agent -> values of its settings that are tried, every combination."""
+
+@cache
+def grids() -> Mapping[str, Options]:
+    """Agent -> values of its settings that are tried, every combination: the `GRID` of a rule's module."""
+    modules = {n: sys.modules[a.controller_class.__module__] for n, a in AGENTS.items() if not a.in_environment}
+    return {name: module.GRID for name, module in modules.items() if hasattr(module, "GRID")}
 
 
 def tune(name: str, data: TrainingData) -> PerCompression:
@@ -35,8 +38,8 @@ def tune(name: str, data: TrainingData) -> PerCompression:
     Raises:
         ConfigError: if there is no grid for it, or it does not fit the data.
     """
-    if name not in GRIDS:
-        known = sorted(GRIDS)
+    if name not in grids():
+        known = sorted(grids())
         raise ConfigError(f"Expected an agent with a grid, of {known}, got {name!r}.{nearest(name, known)}")
     candidates = _candidates(name, data)
     best: dict[str, tuple[float, Any]] = {}
@@ -59,7 +62,7 @@ def tune(name: str, data: TrainingData) -> PerCompression:
 def _candidates(name: str, data: TrainingData) -> list[Any]:
     """Settings of the grid that fit the recordings' depth and the cost table's batch."""
     depth, batch = data.train.metadata.gamma_max, data.cost.batch
-    grid = [default_settings(name, **options) for options in _combinations(GRIDS[name])]
+    grid = [default_settings(name, **options) for options in _combinations(grids()[name])]
     kept = [s for s in grid if batch == 1 or not decides_token_by_token(name, s)]
     if not kept:
         require_single_request(f"agent {name}", batch)

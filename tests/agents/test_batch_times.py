@@ -21,7 +21,7 @@ from agents.runs.settings import (
     TrainSettings,
 )
 from agents.runs.training import train
-from agents.runs.tuning import GRIDS, tune
+from agents.runs.tuning import grids, tune
 from speckv.commands.app import compose_checked
 from speckv.commands.main import main
 from speckv.cost import CostTable
@@ -145,7 +145,7 @@ def test_a_comparison_refuses_them_too() -> None:
         compare(train=train_half, test=test_half, cost=loaded().at_batch(8), controllers=[controller])
 
 
-@pytest.mark.parametrize("name", sorted(set(GRIDS) & set(STOPPING)))
+@pytest.mark.parametrize("name", sorted(set(grids()) & set(STOPPING)))
 def test_grids_of_such_rules_are_refused(name: str) -> None:
     data = TrainingData(train=toy_traces(8).select(split="train"), cost=loaded().at_batch(8), seed=0)
     with pytest.raises(ConfigError, match=rf"cost\.batch 1 for agent {name}"):

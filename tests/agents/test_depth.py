@@ -20,7 +20,7 @@ from agents.registry import (
 from agents.runs.evaluating import evaluate
 from agents.runs.settings import CostSettings, DataSettings, EvaluateSettings, TrainSettings
 from agents.runs.training import train
-from agents.runs.tuning import GRIDS, tune
+from agents.runs.tuning import grids, tune
 from speckv.errors import ConfigError, SpecKVError
 from speckv.evaluation.replays import compile_pair, controller_sums
 from speckv.observation import SCHEMA
@@ -98,7 +98,7 @@ def test_a_constant_deeper_than_the_recordings_is_refused() -> None:
         within_depth("ucb1", arms, 3)
 
 
-@pytest.mark.parametrize("name", sorted(set(GRIDS) - {*UNBOUNDED, "adaedl", "svip", "transformers_confidence"}))
+@pytest.mark.parametrize("name", sorted(set(grids()) - {*UNBOUNDED, "adaedl", "svip", "transformers_confidence"}))
 def test_grids_are_tuned_within_the_depth(name: str) -> None:
     traces = shallow(number=8)
     data = TrainingData(train=traces.select(split="train"), cost=make_cost_table(), seed=0)

@@ -9,7 +9,7 @@ from agents.per_compression import PerCompression, StoppingPerCompression
 from agents.registry import AGENTS, TrainingData, agent_settings, make_controller
 from agents.rules.llama_cpp import LlamaCpp, LlamaCppSettings
 from agents.rules.transformers_heuristic import TransformersHeuristic, TransformersHeuristicSettings
-from agents.runs.tuning import GRIDS, tune
+from agents.runs.tuning import grids, tune
 from speckv.errors import ConfigError
 from speckv.replay import ReplayRecord, replay_controller
 from speckv.types import Controller, StoppingController
@@ -71,8 +71,8 @@ def test_tuning_is_never_worse_than_any_setting_that_was_tried(name: str) -> Non
     def played(options: dict[str, object]) -> Controller:
         return make_controller(name, agent_settings({"name": name, **options})[1], data)
 
-    first = {key: values[0] for key, values in GRIDS[name].items()}
-    last = {key: values[-1] for key, values in GRIDS[name].items()}
+    first = {key: values[0] for key, values in grids()[name].items()}
+    last = {key: values[-1] for key, values in grids()[name].items()}
     for options in (first, last):
         record = replay_controller(played(options), compiled, cost)
         for compression in compiled.compression_names:
@@ -80,7 +80,7 @@ def test_tuning_is_never_worse_than_any_setting_that_was_tried(name: str) -> Non
 
 
 def test_every_grid_is_made_of_settings_that_its_agent_takes() -> None:
-    for name, options in GRIDS.items():
+    for name, options in grids().items():
         assert not AGENTS[name].in_environment
         for key, values in options.items():
             for value in values:
