@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Another controller of one kind for each compression: how a rule is tuned as fairly as the best fixed gamma is."""
+"""One controller for each compression, which allows tuning a rule as the best fixed gamma is tuned."""
 
 from collections.abc import Mapping
 
@@ -24,12 +24,7 @@ _FULL_WIDTH = BITS_PER_WEIGHT["fp16"]
 
 
 class PerCompression(Rule):
-    """Asks the controller of the compression that the observation tells of.
-
-    Args:
-        controllers: Compression -> controller, all of one kind.
-        name: Shown in tables.
-    """
+    """Decides by the controller of the observation's compression; all are of one kind."""
 
     def __init__(self, controllers: Mapping[str, Controller], *, name: str) -> None:
         super().__init__(name)
@@ -41,7 +36,7 @@ class PerCompression(Rule):
         self.reset()
 
     def start(self, num_requests: int) -> None:
-        """Begins that many requests with every controller; each remembers all, and answers for its own."""
+        """Begins that many requests with every controller; each keeps the memory of all."""
         super().start(num_requests)
         for part in self._parts:
             part.reset()
@@ -62,13 +57,13 @@ class PerCompression(Rule):
         return nearest
 
     def act_batch(self, observations: FloatArray) -> IntArray:
-        """Returns the answer of each request's controller."""
+        """Returns the decision of each request's controller."""
         answers = np.stack([part.act_batch(observations) for part in self._parts])
         chosen: IntArray = answers[self._which(observations), np.arange(len(observations))]
         return chosen
 
     def remember(self, step: DecodedSteps, where: BoolArray) -> None:
-        """Tells every controller."""
+        """Passes the step to every controller."""
         for part in self._parts:
             if isinstance(part, BatchMemory):
                 part.remember(step, where)
@@ -82,7 +77,7 @@ class StoppingPerCompression(PerCompression):
         return bool(self.go_on_batch(observation[np.newaxis])[0])
 
     def go_on_batch(self, observations: FloatArray) -> BoolArray:
-        """Returns the answer of each request's controller."""
+        """Returns the decision of each request's controller."""
         always = np.ones(len(observations), np.bool_)
         answers = np.stack(
             [p.go_on_batch(observations) if isinstance(p, StoppingController) else always for p in self._parts]

@@ -9,10 +9,10 @@ from speckv.types import Controller, FloatArray, StoppingController
 
 
 class TokenByToken:
-    """Turns the answers of a controller into actions: a gamma decided on at a step's start is drafted token by token.
+    """Turns a controller's decisions into actions: the gamma of a step is drafted token by token.
 
-    A stopping controller is asked behind every token as well, up to its gamma. The environment charges the time of a
-    decision for every action, so a controller that decides once a step pays more of them here than in
+    A stopping controller also decides after every token, up to its gamma. The environment charges the time of a
+    decision for every action, so a controller that decides once a step pays more here than in
     `SpecKV/GammaSelection-v0`.
 
     Args:

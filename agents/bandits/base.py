@@ -37,16 +37,13 @@ class Features(Protocol):
 
 
 class Bandit(StoredController, ABC):
-    """Chooses an arm before a step and learns from what the step came to.
-
-    Args:
-        name: Shown in tables.
-        arms: Speculation lengths to choose from, ascending.
-        times: What steps take.
-        seed: Of its draws.
+    """Chooses an arm, a speculation length, before a step and learns from the step's outcome.
 
     Attributes:
-        learns: Outcomes of one request change what is done in the next; False freezes what was learned so far.
+        arms: Speculation lengths to choose from, ascending.
+        times: Times of steps.
+        seed: Of its draws.
+        learns: Whether outcomes of one request change decisions in the next; False freezes what was learned so far.
     """
 
     charges_decision = True
@@ -56,7 +53,7 @@ class Bandit(StoredController, ABC):
     learned: tuple[str, ...] = ()
     """Names of the arrays that hold what was learned."""
     of_request: tuple[str, ...] = ("_last",)
-    """Names of what belongs to the request at hand alone; nothing of it may be changed in place by another's step."""
+    """Names of attributes that belong to the current request; steps of others must not change them in place."""
 
     def __init__(self, name: str, arms: tuple[int, ...], times: StepTimes, *, seed: int = 0) -> None:
         if list(arms) != sorted(set(arms)) or not arms or arms[0] < 0 or arms[-1] > GAMMA_MAX:
@@ -90,16 +87,16 @@ class Bandit(StoredController, ABC):
         self._last = None
 
     def save_request(self) -> object:
-        """Returns what belongs to the request at hand."""
+        """Returns what belongs to the current request."""
         return tuple(getattr(self, name) for name in self.of_request)
 
     def load_request(self, request: object) -> None:
-        """Goes on with a request that was put aside."""
+        """Continues a request that `save_request` gave."""
         for name, value in zip(self.of_request, cast(tuple[object, ...], request), strict=True):
             setattr(self, name, value)
 
     def act(self, observation: FloatArray) -> int:
-        """Chooses, and remembers what was chosen in view of what until `learn` is called."""
+        """Chooses, and keeps choice and observation until `learn` is called."""
         compression = int(self.times.which(observation[np.newaxis])[0])
         arm = self.choose(compression, observation)
         self._last = compression, arm, observation.copy()
@@ -117,12 +114,7 @@ class Bandit(StoredController, ABC):
 
     @abstractmethod
     def choose(self, compression: int, observation: FloatArray) -> int:
-        """Returns the index of an arm.
-
-        Args:
-            compression: Row of the compression in `times`.
-            observation: Shape [features].
-        """
+        """Returns the index of an arm; `compression` is a row of `times`."""
 
     @abstractmethod
     def update(self, compression: int, arm: int, observation: FloatArray, outcome: StepOutcome) -> None:

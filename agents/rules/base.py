@@ -15,11 +15,7 @@ ALONE = np.ones(1, np.bool_)
 
 
 class Rule(StoredController, ABC):
-    """Chooses gamma before a step.
-
-    Args:
-        name: Shown in tables.
-    """
+    """Chooses gamma before a step."""
 
     charges_decision = True
 
@@ -54,9 +50,7 @@ class Rule(StoredController, ABC):
 class StoppingRule(Rule):
     """Drafts at most `gamma_max` tokens, and decides after each of them whether to draft another one.
 
-    Args:
-        name: Shown in tables.
-        gamma_max: In tokens; sources that allow more are cut to what recordings know of.
+    Sources that allow more tokens than recordings hold are cut to `GAMMA_MAX`.
     """
 
     def __init__(self, name: str, gamma_max: int) -> None:

@@ -42,7 +42,7 @@ NEVER = -1
 
 
 class FitOptions(Protocol):
-    """What `fit_probabilities` needs to know; see `SurvivalSettings` for the meaning."""
+    """Settings of `fit_probabilities`; see `SurvivalSettings`."""
 
     @property
     def hidden(self) -> tuple[int, ...]: ...  # noqa: D102

@@ -39,12 +39,7 @@ PRICE_SCALES = (1.0, 0.95, 1.05, 0.9, 1.1, 0.85, 1.15, 0.8, 1.2)
 
 
 class RandomGammaSampler:
-    """Draws gamma anew for every step, small ones more often, so that states of every kind are met.
-
-    Args:
-        rng: Source of the draws.
-        gamma_max: In tokens.
-    """
+    """Draws gamma anew for every step, small ones more often, so that states of every kind occur."""
 
     name = "random"
     charges_decision = False
@@ -104,7 +99,7 @@ def collect(compiled: CompiledTraces, cost: CompiledCost, controllers: Sequence[
 
 
 def before_steps(states: VisitedStates, gamma_max: int) -> Samples:
-    """Samples of what is known before a step: does the draft survive to each depth from 1 to gamma_max?"""
+    """Samples before a step: does the draft survive to each depth from 1 to gamma_max?"""
     depths = np.arange(1, gamma_max + 1)
     return Samples(
         inputs=states.observations,
@@ -115,12 +110,9 @@ def before_steps(states: VisitedStates, gamma_max: int) -> Samples:
 
 
 def inside_steps(states: VisitedStates, compiled: CompiledTraces, rng: np.random.Generator) -> Samples:
-    """Samples of what is known behind each drafted token: would the next one be accepted, with all before it?
+    """Samples after each drafted token: would the next one be accepted, with all before it?
 
-    Args:
-        states: Where steps began.
-        compiled: The recordings.
-        rng: Chooses the depths, blind to the outcomes.
+    Depths are drawn without regard to the outcomes.
     """
     chance = DEPTH_DECAY ** np.arange(compiled.gamma_max, dtype=np.float64)
     kept = rng.random((len(states.limits), compiled.gamma_max)) < chance
