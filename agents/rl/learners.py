@@ -4,15 +4,18 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import gymnasium
 import numpy as np
-from sb3_contrib import RecurrentPPO
-from stable_baselines3 import A2C, PPO
+import torch
+from numpy.typing import NDArray
+from sb3_contrib import QRDQN, RecurrentPPO
+from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
-from torch import nn
+from torch import Tensor, nn
 
-from agents.rl.exploration import ParallelDQN, ParallelQRDQN
 from agents.rl.hyperparameters import (
     A2CSettings,
     DQNSettings,
@@ -22,7 +25,6 @@ from agents.rl.hyperparameters import (
     QRDQNSettings,
     RecurrentPPOSettings,
 )
-from agents.rl.normalisation import NormalisingExtractor, measure_normalisation
 from speckv.observation import hidden_columns, hide_from
 from speckv.types import FloatArray
 
@@ -30,6 +32,90 @@ Options = dict[str, Any]
 
 _NORMALISATION_SEED = 1_000_003
 """Added to the run's seed, so that the random policy's episodes are not the first that the learner meets."""
+
+
+MIN_STD = 1e-3
+"""A feature that varies less than this is constant; dividing by it would blow up the first value that differs."""
+DRAFT_SHARE = 0.8
+"""How often a random policy drafts another token rather than verify."""
+
+
+class NormalisingExtractor(BaseFeaturesExtractor):
+    """Feeds (observation - mean) / std to the networks; the constants are saved with the weights."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, observation_space: gymnasium.spaces.Box, mean: FloatArray, std: FloatArray) -> None:
+        super().__init__(observation_space, features_dim=len(mean))
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Normalises a batch of raw observations."""
+        return (observations - self.mean) / self.std
+
+
+def measure_normalisation(env: VecEnv, num_steps: int, seed: int) -> tuple[FloatArray, FloatArray]:
+    """Mean and standard deviation of each observation field under random actions.
+
+    Args:
+        env: Used up: seed and reset it before training on it.
+        num_steps: Environment steps, over all environments together.
+        seed: Of environments and actions.
+    """
+    assert isinstance(env.action_space, gymnasium.spaces.Discrete)
+    rng = np.random.default_rng(seed)
+    env.seed(seed)
+    seen = [np.asarray(env.reset(), np.float64)]
+    for _ in range(-(-num_steps // env.num_envs)):
+        actions = rng.integers(0, env.action_space.n, env.num_envs)
+        if env.action_space.n == 2:
+            actions = (rng.random(env.num_envs) < DRAFT_SHARE).astype(np.int64)
+        observations, *_ = env.step(actions)
+        seen.append(np.asarray(observations, np.float64))
+    rows = np.concatenate(seen)
+    std = rows.std(axis=0)
+    return rows.mean(axis=0).astype(np.float32), np.where(std < MIN_STD, 1.0, std).astype(np.float32)
+
+
+def explore(actions: NDArray[np.int64], num_actions: int, rate: float) -> NDArray[np.int64]:
+    """Replaces a share of actions by random ones, drawn from PyTorch's global generator.
+
+    Stable-Baselines3 draws once for all environments together, so that a whole step is random or none of it; and its
+    random actions come one by one from a Gymnasium space, which takes longer than stepping the environments.
+    """
+    explores = torch.rand(len(actions)).numpy() < rate
+    drawn = torch.randint(num_actions, (len(actions),)).numpy()
+    return np.where(explores, drawn, actions)
+
+
+class _ExploresEachForItself:
+    """Puts `explore` in the place of Stable-Baselines3's draws."""
+
+    def _sample_action(
+        self,
+        learning_starts: int,
+        action_noise: Any = None,  # noqa: ARG002 - the learner's signature
+        n_envs: int = 1,
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        assert isinstance(self, DQN | QRDQN)
+        assert self._last_obs is not None
+        assert isinstance(self.action_space, gymnasium.spaces.Discrete)
+        if self.num_timesteps < learning_starts:
+            actions, rate = np.zeros(n_envs, np.int64), 1.0
+        else:
+            (actions, _), rate = self.policy.predict(self._last_obs, deterministic=True), self.exploration_rate
+        chosen = explore(actions, int(self.action_space.n), rate)
+        return chosen, chosen
+
+
+class ParallelDQN(_ExploresEachForItself, DQN):
+    """DQN on many environments."""
+
+
+class ParallelQRDQN(_ExploresEachForItself, QRDQN):
+    """QR-DQN on many environments."""
 
 
 class WithoutBootstrap(VecEnvWrapper):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from agents.bandits.base import Bandit
 from agents.rl.export import export_policy
-from agents.rl.normalisation import NormalisingExtractor
+from agents.rl.learners import NormalisingExtractor
 from agents.rl.state import get_arrays, get_counters, set_state
 from agents.runs.environments import Resumable
 from agents.runs.run_folder import BEST, LAST

@@ -9,10 +9,9 @@ from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from agents.registry import agent_settings
-from agents.rl.exploration import explore
 from agents.rl.export import export_policy
 from agents.rl.hyperparameters import LearnerSettings
-from agents.rl.learners import build_learner, falling
+from agents.rl.learners import build_learner, explore, falling
 from agents.runs.environments import make_environment
 from agents.runs.settings import EnvSettings, RewardSettings
 from speckv.cost import CompiledCost, CostTable

@@ -12,8 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.rl.export import export_policy
 from agents.rl.hyperparameters import PPOSettings
-from agents.rl.learners import WithoutBootstrap, build_learner, make_learner
-from agents.rl.normalisation import measure_normalisation
+from agents.rl.learners import WithoutBootstrap, build_learner, make_learner, measure_normalisation
 from agents.runs.environments import make_environment
 from agents.runs.settings import EnvSettings, RewardSettings
 from agents.runs.task import Validator
