@@ -177,6 +177,8 @@ def load_online(path: Path, name: str, settings: Any) -> tuple[Bandit, OnlinePro
         raise CheckpointError(
             f"Expected a checkpoint at {path}, found none. Name a run of agent={name} in env=live."
         ) from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} is no readable checkpoint: it is damaged. Start a new run.") from error
     try:
         rest = json.loads(arrays.pop(_STATE).tobytes())
         if rest["kind"] != name:
