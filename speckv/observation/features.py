@@ -173,40 +173,18 @@ _DRAFT_LOW, _DRAFT_HIGH = STOPPING_SCHEMA.low[SCHEMA.size :], STOPPING_SCHEMA.hi
 
 
 class DraftPrefix(NamedTuple):
-    """The first tokens of a draft: the newest one's signals, and sums and extremes over all of them.
+    """The first tokens of one draft: the newest one's signals, and sums and extremes over all of them."""
 
-    Numbers for one prefix of one draft, or arrays for all prefixes of many drafts.
-    """
-
-    depth: Any
-    entropy: Any
-    confidence: Any
-    margin: Any
-    entropy_sum: Any
-    entropy_max: Any
-    confidence_sum: Any
-    confidence_min: Any
-    margin_sum: Any
-    log_confidence_sum: Any
-
-    @staticmethod
-    def all_of(signals: NDArray[np.floating]) -> "DraftPrefix":
-        """Every prefix, as arrays of shape [N, depth], of drafts whose signals have shape [N, depth, 3]."""
-        entropy, confidence, margin = (signals[..., k] for k in range(NUM_SIGNALS))
-        # One addition after the other, so that a sum does not depend on how many tokens follow.
-        sums = np.cumsum(signals, axis=1, dtype=np.float64)
-        return DraftPrefix(
-            depth=np.arange(1, signals.shape[1] + 1),
-            entropy=entropy,
-            confidence=confidence,
-            margin=margin,
-            entropy_sum=sums[..., 0],
-            entropy_max=np.maximum.accumulate(entropy, axis=1),
-            confidence_sum=sums[..., 1],
-            confidence_min=np.minimum.accumulate(confidence, axis=1),
-            margin_sum=sums[..., 2],
-            log_confidence_sum=np.cumsum(np.log(np.maximum(confidence, _LEAST_PROBABILITY)), axis=1, dtype=np.float64),
-        )
+    depth: int
+    entropy: float
+    confidence: float
+    margin: float
+    entropy_sum: float
+    entropy_max: float
+    confidence_sum: float
+    confidence_min: float
+    margin_sum: float
+    log_confidence_sum: float
 
     def extended(self, signals: Sequence[float]) -> "DraftPrefix":
         """One prefix with a token more, given its entropy, confidence and margin as float32 holds them."""
@@ -227,6 +205,42 @@ class DraftPrefix(NamedTuple):
 
 
 NO_DRAFT = DraftPrefix(0, 0.0, 1.0, 1.0, 0.0, -np.inf, 0.0, np.inf, 0.0, 0.0)
+
+
+class _AllPrefixes:
+    """The fields of `DraftPrefix` for every prefix of many drafts: arrays of shape [N, depth], computed when read.
+
+    Sums accumulate one addition after the other, so that none depends on how many tokens follow.
+    """
+
+    def __init__(self, signals: NDArray[np.floating]) -> None:
+        self.depth = np.arange(1, signals.shape[1] + 1)
+        self.entropy, self.confidence, self.margin = signals[..., 0], signals[..., 1], signals[..., 2]
+
+    @property
+    def entropy_sum(self) -> NDArray[np.float64]:
+        return np.add.accumulate(self.entropy, axis=1, dtype=np.float64)
+
+    @property
+    def entropy_max(self) -> NDArray[np.floating]:
+        return np.maximum.accumulate(self.entropy, axis=1)
+
+    @property
+    def confidence_sum(self) -> NDArray[np.float64]:
+        return np.add.accumulate(self.confidence, axis=1, dtype=np.float64)
+
+    @property
+    def confidence_min(self) -> NDArray[np.floating]:
+        return np.minimum.accumulate(self.confidence, axis=1)
+
+    @property
+    def margin_sum(self) -> NDArray[np.float64]:
+        return np.add.accumulate(self.margin, axis=1, dtype=np.float64)
+
+    @property
+    def log_confidence_sum(self) -> NDArray[np.float64]:
+        logs = np.log(np.maximum(self.confidence, _LEAST_PROBABILITY))
+        return np.add.accumulate(logs, axis=1, dtype=np.float64)
 
 
 def running_summary(signals: NDArray[np.floating]) -> FloatArray:
@@ -277,9 +291,10 @@ def _of_prefixes(features: Mapping[str, FeatureSource], first: FloatArray, signa
     number, depth, _ = signals.shape
     out = np.empty((number, depth + 1, len(features)), np.float32)
     out[:, 0] = first
-    prefixes = DraftPrefix.all_of(signals)
+    prefixes = _AllPrefixes(signals)
+    rows = out[:, 1:]
     for column, source in enumerate(features.values()):
-        out[:, 1:, column] = source.value(prefixes)
+        rows[..., column] = source.value(prefixes)
     return out
 
 

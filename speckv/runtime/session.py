@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from speckv.observation import SCHEMA, RequestMemory
+from speckv.observation import GROUPS, SCHEMA, RequestMemory
 from speckv.types import (
     NUM_SIGNALS,
     BoolArray,
@@ -33,11 +33,7 @@ _MOST_NATS = 64.0
 """No vocabulary is large enough for such an entropy."""
 _SLACK = 1e-3
 """Rounding may carry a probability this far over 1."""
-_COLUMNS = {
-    "target": [SCHEMA.index(name) for name in ("target_entropy", "target_confidence")],
-    "draft": [SCHEMA.index(n) for n in SCHEMA.names if n.startswith("draft_") and n != "draft_lag"],
-    "budget": [SCHEMA.index(name) for name in ("position", "tokens_left")],
-}
+_FEATURES = {"target": GROUPS["target"], "draft": GROUPS["past_signals"], "budget": ("position", "tokens_left")}
 _SURE = (0.0, 1.0, 1.0)
 """Stands for signals that are unknown."""
 
@@ -83,7 +79,7 @@ class Session:
         )
         self._gamma_max, self._fallback, self._warnings = gamma_max, fallback, warnings
         self._target_hidden, self._draft_hidden = ("target" in hidden), ("draft" in hidden)
-        self._columns = np.array([column for name in hidden for column in _COLUMNS[name]], np.int64)
+        self._columns = np.array([SCHEMA.index(feature) for name in hidden for feature in _FEATURES[name]], np.int64)
         self._typical = None if typical is None else typical[self._columns]
         # Reasons for the fallback: in all steps, in this one, and in the next one.
         self._refuse = self._doubt = refuse
