@@ -3,6 +3,7 @@
 
 import copy
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,16 @@ OPTIONS: dict[str, dict[str, object]] = {
 }
 
 
-def make(name: str) -> tuple[object, Controller]:
+@cache
+def _made(name: str) -> tuple[object, Controller]:
     _, settings = agent_settings({"name": name, **OPTIONS.get(name, {})})
     train = random_traces(num_prompts=8, seed=5).select(split="train")
     return settings, make_controller(name, settings, TrainingData(train=train, cost=make_cost_table(), seed=0))
+
+
+def make(name: str) -> tuple[object, Controller]:
+    """Settings and a controller, which is trained once and copied for each caller."""
+    return copy.deepcopy(_made(name))
 
 
 @pytest.fixture(scope="module", params=NAMES)

@@ -32,7 +32,7 @@ def models() -> tuple[CausalModel, CausalModel]:
 def recording(models: tuple[CausalModel, CausalModel], request: pytest.FixtureRequest) -> Recording:
     sampling = SamplingConfig(mode=request.param, temperature=0.9, seed=3)
     rng = np.random.default_rng(1)
-    prompts = [Prompt(prompt_id=f"p{i}", task="x", text="", split="train") for i in range(6)]
+    prompts = [Prompt(prompt_id=f"p{i}", task="x", text="", split="train") for i in range(3)]
     ids = [rng.integers(0, VOCAB, rng.integers(1, 20)).tolist() for _ in prompts]
     recorder = Recorder(*models, eos_token_ids=EOS, sampling=sampling, max_new_tokens=BUDGET)
     return sampling, ids, recorder.record(prompts, ids)
