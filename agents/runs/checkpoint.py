@@ -57,7 +57,6 @@ class LearnerProgress:
     Attributes:
         next_evaluation: Environment step at or after which the next evaluation is due.
         best_score: Of the best checkpoint, on validation prompts; None before the first evaluation.
-        best_step: Environment step of the best checkpoint.
         rates: Compression -> lambda, in tokens per second.
     """
 
@@ -131,11 +130,7 @@ def load(path: Path, model: BaseAlgorithm, env: Resumable) -> LearnerProgress:
 
 
 def load_policy(path: Path, model: BaseAlgorithm) -> None:
-    """Puts the saved network alone, normalisation included, into a freshly built learner.
-
-    Raises:
-        CheckpointError: if there is no checkpoint, or it is damaged or its network is another.
-    """
+    """Puts the saved network alone, normalisation included, into a freshly built learner."""
     content = _read(path)
     try:
         model.policy.load_state_dict(content["policy"])
@@ -184,11 +179,6 @@ def find_source(init_from: str, cost: str) -> Path:
 def start_bandit(name: str, settings: Any, source: Path, cost: CostTable, compression: str, seed: int) -> Bandit:
     """Makes an online learner with the state of a stored one and this run's clock.
 
-    Args:
-        settings: The stored one must have the same.
-        source: Run folder.
-        seed: Of its draws.
-
     Raises:
         CheckpointError: if the folder holds no such learner, or one without the compression.
         CostTableError: if the clock lacks a compression of the stored one.
@@ -217,10 +207,6 @@ def start_learner(model: BaseAlgorithm, source: Path, gamma_max: int) -> str:
 
     A whole checkpoint gives actor and critic. A policy alone, such as the shipped ones, gives the actor, and the critic
     begins untrained. The optimiser begins anew in either case.
-
-    Args:
-        source: Run folder or policy folder.
-        gamma_max: Most tokens of a draft.
 
     Returns:
         What was copied, for the user.

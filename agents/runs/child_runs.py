@@ -34,10 +34,7 @@ class ChildRun:
     """One training run of a study or a search.
 
     Attributes:
-        arm: Name of the study's arm or of the trial.
-        seed: Its seed.
         overrides: The run's command line, seed included and output excluded.
-        folder: The run folder.
     """
 
     arm: str
@@ -82,11 +79,7 @@ class ChildRun:
         return last if last.startswith(ERROR_PREFIX) else text[-_TAIL:]
 
     def require_same_overrides(self) -> None:
-        """Passes if the folder is new or holds a run of the same overrides.
-
-        Raises:
-            ConfigError: if it holds another run.
-        """
+        """Passes if the folder is new or holds a run of the same overrides."""
         path = self.folder / OVERRIDES
         if not path.is_file():
             return
@@ -98,11 +91,7 @@ class ChildRun:
             )
 
     def start(self) -> "subprocess.Popen[bytes]":
-        """Begins or resumes the run in a process with one thread.
-
-        Raises:
-            ConfigError: if a process that an earlier start left behind still writes there.
-        """
+        """Begins or resumes the run in a process with one thread."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._require_alone(log)

@@ -15,12 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 
 class InterruptedTraining(Exception):  # noqa: N818
-    """A signal stopped training, after the checkpoint was saved.
-
-    Attributes:
-        signum: The signal.
-        advice: How to continue.
-    """
+    """A signal stopped training, after the checkpoint was saved."""
 
     def __init__(self, signum: int, advice: str = "the checkpoint is saved, continue with resume=RUN_FOLDER") -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
@@ -34,11 +29,7 @@ class InterruptedTraining(Exception):  # noqa: N818
 
 
 class StopRequest:
-    """Records the first signal.
-
-    Attributes:
-        signum: The signal, or None before one came.
-    """
+    """Records the first signal."""
 
     def __init__(self) -> None:
         self.signum: int | None = None
@@ -81,11 +72,7 @@ class ProgressBar(Protocol):
 
 
 class Console:
-    """Writes text and progress: a live bar on a terminal, plain lines anywhere else.
-
-    Args:
-        stream: Standard output if None.
-    """
+    """Writes text and progress: a live bar on a terminal, plain lines anywhere else."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream if stream is not None else sys.stdout

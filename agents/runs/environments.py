@@ -39,14 +39,7 @@ class Resumable(Protocol):
 
 
 class LearnerEnvironment:
-    """What a learner steps.
-
-    Attributes:
-        vec: Stable-Baselines3's interface.
-        state: The environments behind it.
-        gamma_max: Most tokens of a draft.
-        recent: The last live requests that ended.
-    """
+    """What a learner steps."""
 
     recent: Sequence[DecodedRequest] = ()
 
@@ -69,14 +62,7 @@ class ReplayEnvironment(LearnerEnvironment):
 
 
 class LiveEnvironment(LearnerEnvironment):
-    """Requests that real models decode, one at a time.
-
-    Args:
-        env: Decodes.
-        log: Takes a line a request.
-        arm: Name of the learner in those lines.
-        recent: Requests of which `recorder.recent` holds the last.
-    """
+    """Requests that real models decode, one at a time."""
 
     def __init__(self, env: LiveDecodingEnv, log: RequestLog, arm: str, recent: int) -> None:
         self.recorder = RequestRecorder(env, log, arm, recent)
@@ -100,13 +86,7 @@ class LiveEnvironment(LearnerEnvironment):
 
 
 class RequestRecorder(gym.Wrapper[FloatArray, np.int64, FloatArray, np.int64]):
-    """Logs every request, and gives Stable-Baselines3 its figures of an episode.
-
-    Attributes:
-        phase: Written into the log.
-        number: Of the request that is being decoded.
-        recent: The last requests that ended.
-    """
+    """Logs every request, and gives Stable-Baselines3 its figures of an episode."""
 
     def __init__(self, env: LiveDecodingEnv, log: RequestLog, arm: str, recent: int) -> None:
         super().__init__(env)
@@ -170,11 +150,7 @@ class RequestRecorder(gym.Wrapper[FloatArray, np.int64, FloatArray, np.int64]):
         return {}, [{"generator": self._before, "request": self.number}]
 
     def set_state(self, arrays: Mapping[str, NDArray[Any]], generators: Sequence[Mapping[str, Any]]) -> None:
-        """Makes the next reset begin the request anew that was being decoded when the state was copied.
-
-        Raises:
-            KeyError: if it is the state of another kind of environment.
-        """
+        """Makes the next reset begin the request anew that was being decoded when the state was copied."""
         del arrays
         (state,) = generators
         self._current = None
@@ -186,11 +162,7 @@ class RequestRecorder(gym.Wrapper[FloatArray, np.int64, FloatArray, np.int64]):
 def make_environment(
     traces: TraceSet, cost: CostTable, env: EnvSettings, reward: RewardSettings, num_envs: int
 ) -> SB3VecEnv:
-    """Makes the vector environment of recordings.
-
-    Raises:
-        ConfigError: if a setting is unknown or out of range.
-    """
+    """Makes the vector environment of recordings."""
     options = {"token_cost": reward.token_cost} if reward.name == "tokens_minus_cost" else None
     kind = DraftStoppingVectorEnv if env.decides == "per_token" else GammaSelectionVectorEnv
     return SB3VecEnv(
@@ -209,11 +181,7 @@ def make_environment(
 
 
 def make_live_environment(task: LiveTask, settings: TrainSettings) -> LiveDecodingEnv:
-    """Makes the environment of live requests for the learning prompts.
-
-    Raises:
-        ConfigError: if a setting is out of range, or the reward is none of the environment's.
-    """
+    """Makes the environment of live requests for the learning prompts."""
     return LiveDecodingEnv(
         engine=task.engine,
         prompts=task.learning,

@@ -61,11 +61,7 @@ def evaluate_controllers(
 
     Args:
         train: Prompts that the best fixed gamma is tuned on.
-        output: Folder for text, JSON, CSV and figures.
-        num_resamples: Of the bootstrap.
-        seed: Of the bootstrap and the tests.
         train_sweep: Every fixed gamma on `train`, if that was replayed already.
-        seed_groups: Which controllers are runs of one agent that differ by their seed.
     """
     comparison = compare(
         train=train,
@@ -141,11 +137,7 @@ def _controller_paths(settings: EvaluateSettings, cost: str, traces_sha256: str)
 
 
 def require_agents(names: Sequence[str] | str) -> None:
-    """Passes if all of these agents exist and need no environment to learn in.
-
-    Raises:
-        ConfigError: naming the first that does not.
-    """
+    """Passes if all of these agents exist and need no environment to learn in."""
     if names == EVERY_AGENT:
         return
     for name in (names,) if isinstance(names, str) else names:

@@ -42,9 +42,6 @@ class LiveComparison:
 
     Attributes:
         arms: Name -> rates, plain decoding first, the learned controller last.
-        learned: Name of the learned controller.
-        prompt_ids: Prompts that were decoded.
-        max_new_tokens: Of each prompt.
     """
 
     arms: dict[str, ArmRates]
@@ -150,11 +147,6 @@ def report_live(
     request: StopRequest,
 ) -> dict[str, float]:
     """Compares, prints, and writes the report of a live run.
-
-    Args:
-        controller: The learned one; None leaves the comparison out.
-        recent: The last requests of learning.
-        log: Takes a line a request.
 
     Returns:
         The final figures, by TensorBoard tag.

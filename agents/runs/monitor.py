@@ -85,7 +85,6 @@ class RunWriter(KVWriter):
     """Writes Stable-Baselines3's records and our own.
 
     Args:
-        folder: Of the events.
         purge_step: Hides events from this environment step on, which a run that was cut off may have left.
     """
 
@@ -145,14 +144,7 @@ class RunWriter(KVWriter):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MonitorContext:
-    """What a monitor works with.
-
-    Attributes:
-        folder: Takes checkpoints, policies and rows.
-        progress: Restored from a checkpoint, or fresh.
-        provenance: Written into every stored policy.
-        deployment: Other attributes of every stored policy.
-    """
+    """What a monitor works with."""
 
     settings: TrainSettings
     folder: RunFolder

@@ -32,10 +32,7 @@ class OnlineProgress:
     """State of a stream beside its learner.
 
     Attributes:
-        next_request: Number of the request that comes next.
-        num_steps: Decode steps so far.
         reward: Sum over steps of tokens per second, in units of plain decoding on the cost table.
-        recent: The last requests.
     """
 
     next_request: int = 0
@@ -45,17 +42,7 @@ class OnlineProgress:
 
 
 class OnlineTraining:
-    """Learns from live requests: all prompts in a random order, then again.
-
-    Args:
-        run: With `live` in its settings.
-        log: Takes a line a request.
-        source: Folder of a stored learner to begin with, or None.
-        provenance: Stored with the learner.
-
-    Attributes:
-        progress: See there.
-    """
+    """Learns from live requests: all prompts in a random order, then again."""
 
     def __init__(
         self, run: Run, task: LiveTask, log: RequestLog, source: Path | None, provenance: Mapping[str, object]

@@ -30,7 +30,6 @@ class LoadedPair:
     """Models ready to decode.
 
     Attributes:
-        engine: Holds the models, the sampling and the device's clock.
         encode: Text of a prompt -> token ids.
         facts: Target, draft, compression, dtype and device, by name.
     """
@@ -49,10 +48,7 @@ class LiveTask:
     """Models, prompts and clock of a live run.
 
     Attributes:
-        learning: Train prompts.
-        heldout: Test prompts of the comparison at the end.
         cost: Cost ratio of observations, unit of rewards; real seconds come from the engine's clock.
-        max_new_tokens: Of a request.
         facts: What decides a run besides agent, cost and seed.
     """
 
@@ -166,12 +162,7 @@ class DecodedRequest:
     """One request as it is decoded; sums over decode steps, the prefill left out.
 
     Attributes:
-        number: Of the request in its run, from 0.
-        phase: `LEARN`, `MEASURE` or `COMPARE`.
-        arm: Name of the controller.
-        num_steps: Decode steps.
         seconds: Time of the steps; with the controller's time where `generate` drove them.
-        reward: Sum of rewards, where an environment gave any.
     """
 
     number: int
@@ -197,7 +188,6 @@ class DecodedRequest:
         """The request's record in the log.
 
         Args:
-            tokens: The text so far, the prefill's token first.
             finish: "eos", "length", or None for a request that was cut off.
         """
         return {
@@ -234,11 +224,7 @@ def summarise(requests: Sequence[DecodedRequest]) -> dict[str, float]:
 
 
 class RequestLog:
-    """A JSON Lines file with a line a request, readable at any moment.
-
-    Args:
-        path: Of the file, made at the first line; None until the run folder is open.
-    """
+    """A JSON Lines file with a line a request, readable at any moment."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
@@ -293,9 +279,6 @@ def decode_request(
     Args:
         decoded: Fresh; holds the request's sums afterwards, also where an error or a signal cuts it off.
         log: Takes the request's line in both cases.
-
-    Raises:
-        SpecKVError: as `generate`, once the line is written.
     """
     prefilled = False
 

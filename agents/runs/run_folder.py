@@ -47,11 +47,7 @@ _PACKAGES = ("gymnasium", "hydra-core", "numpy", "sb3-contrib", "speckv", "stabl
 
 
 class RunFolder:
-    """Paths and records of one run.
-
-    Attributes:
-        path: The folder.
-    """
+    """Paths and records of one run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -62,8 +58,6 @@ class RunFolder:
 
         Args:
             output: Its path; None makes `runs_dir/name`, with a number behind a name that is taken.
-            runs_dir: Used without `output`.
-            name: Used without `output`.
 
         Raises:
             ConfigError: if `output` exists and is not empty.
@@ -98,11 +92,7 @@ class RunFolder:
         write_atomically(self / RUN, canonical_json(facts))
 
     def read_facts(self) -> Mapping[str, object]:
-        """Reads the facts that `record_start` wrote.
-
-        Raises:
-            CheckpointError: if this is no run folder.
-        """
+        """Reads the facts that `record_start` wrote."""
         facts = read_facts(self.path)
         if not facts:
             raise CheckpointError(f"Expected a run folder with a {RUN} at {self.path}, found none.")
@@ -153,14 +143,7 @@ class RunFolder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What decides a training run, and where it prints.
-
-    Attributes:
-        name: Of the agent.
-        agent: Its settings.
-        config: The resolved config as YAML, stored with the run.
-        overrides: The command line, stored with the run.
-    """
+    """What decides a training run, and where it prints."""
 
     name: str
     agent: Any
@@ -181,9 +164,7 @@ class Run:
 
         Args:
             label: Begins the name of a new folder.
-            cost: Name of the cost table, which follows in that name.
             facts: What decides the result besides the settings; a resumed run must have the same.
-            others: Further facts to record.
 
         Raises:
             CheckpointError: if the run to resume began with other facts.

@@ -34,11 +34,6 @@ CONFIGS = PROGRAM.parent / "configs"
 def run_search(settings: TrainSettings, console: Console, *, overrides: Sequence[str]) -> dict[str, Any]:
     """Runs a search, or resumes one that was stopped, and returns the record that it writes.
 
-    Args:
-        settings: With `search`.
-        console: For the user.
-        overrides: The command line.
-
     Raises:
         ConfigError: if Optuna is not installed, or no trial finished.
         SpecKVError: if a run of the final comparison fails.
@@ -123,12 +118,6 @@ def _record(
 
 def winner_config(search: str, winner: str, overrides: Sequence[str], shared: Sequence[str]) -> str:
     """The winner's settings as a config file for `configs/experiment`.
-
-    Args:
-        search: Name of the search.
-        winner: Name of the winner.
-        overrides: Of the winner.
-        shared: Overrides that all trials have in common.
 
     >>> print(winner_config("toy", "trial 3", ["agent.hidden=[64,64]", "reward=time", "agent.a.b=1"], ["tune=toy"]))
     # @package _global_

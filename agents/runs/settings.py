@@ -118,8 +118,6 @@ class StudySettings:
     """Arms, each trained with every seed and compared with the first.
 
     Attributes:
-        name: Of the study's folder and results.
-        question: One sentence, printed above the table.
         arms: Name -> overrides of this arm alone.
         seeds: Of each arm, unless the command line has its own.
     """
@@ -163,7 +161,6 @@ class SearchSettings:
     """A search for hyper-parameters.
 
     Attributes:
-        name: Of the search's folder and of its Optuna study.
         space: Setting -> its values: `{low, high}` of numbers, with `log: true` or `step` if wanted, or `{choices}`.
         trials: In total, those before a resumption included.
         warm_up: First trials, drawn at random and never pruned.
@@ -221,9 +218,7 @@ class LearnSettings:
     """Differences between what is learned on and what is tested on; by default there are none.
 
     Attributes:
-        traces: Name of a shipped trace or path of one to learn from.
         prompts: Train prompts of each task to learn from, always the same ones; validation prompts stay as they are.
-        cost: Name or path of the cost table to learn on.
         reclock: Whether a controller that carries step times gets those of `cost` for the test, of new compressions
             too.
     """
@@ -277,9 +272,7 @@ class TrainSettings:
     """Everything that decides a training run; see configs/train.yaml.
 
     Attributes:
-        agent: Name and hyper-parameters, checked by `agents.registry.agent_settings`.
         live: With it, real models decode in place of recordings.
-        model: The pair that decodes live; checked where it is loaded.
         seeds: A number of seeds, counted from 0, or a list; a run for each.
         processes: Runs at once of a study, a search or several seeds; None takes one per core.
     """

@@ -27,9 +27,6 @@ def run_study(
     """Trains and compares all arms.
 
     Args:
-        settings: With `is_study`.
-        console: For the user.
-        overrides: The command line that the runs share.
         typed: The user's own command line, if that is another one.
 
     Raises:

@@ -52,7 +52,6 @@ class ArmOutcome:
 
     Attributes:
         over_best_fixed: Geometric mean over compressions of the speed-up over the best fixed gamma.
-        by_compression: Compression -> speed-up over the best fixed gamma.
         by_seed: As `over_best_fixed`, for each seed.
         over_reference: The same mean over that of the first arm; None for the first arm itself.
         verdict: Comparison with the first arm; None for the first arm itself.

@@ -32,11 +32,9 @@ class Task:
     """Recordings and clock of a run.
 
     Attributes:
-        traces_name: Shipped name or path of the trace file that is tested on.
         train: Train prompts, validation prompts included; the best fixed gamma is tuned on them.
         learning: Train prompts without the validation prompts.
         validation: Train prompts that choose the best checkpoint.
-        cost: The clock.
         sweep: Every fixed gamma on `train`.
         learning_cost: The clock while learning and validating; `cost` unless `learn` names another.
         validation_gammas: Compression -> best fixed gamma on the recordings and the clock of learning.
@@ -127,19 +125,12 @@ def load_splits(settings: DataSettings) -> tuple[TraceSet, TraceSet]:
 
 
 def load_cost(settings: CostSettings) -> CostTable:
-    """Reads the clock at the batch of the settings.
-
-    Raises:
-        CostTableError: if there is no such table, or it does not cover the batch.
-    """
+    """Reads the clock at the batch of the settings."""
     return CostTable.load(settings.table).at_batch(settings.batch)
 
 
 def load_task(data: DataSettings, cost: CostSettings, learn: LearnSettings | None = None) -> Task:
     """Reads recordings and clock and finds the number to beat.
-
-    Args:
-        learn: Differences between what is learned on and what is tested on.
 
     Raises:
         TraceError: if the recordings cannot be used.
@@ -221,14 +212,8 @@ class Score:
 
     Attributes:
         throughput: Tokens per second over all compressions, sums over sums.
-        best_fixed_throughput: The same of the best fixed gammas.
-        speedup_vs_ar: Geometric mean over compressions.
         speedup_vs_best_fixed: Geometric mean over compressions; chooses the best checkpoint.
         by_compression: Compression -> speed-up over the best fixed gamma.
-        tokens_per_step: Emitted tokens per target pass.
-        mean_gamma: Mean gamma chosen.
-        acceptance_rate: Accepted over tested tokens, 0 if nothing was drafted.
-        sums: The sums behind all of these.
     """
 
     throughput: float
@@ -256,11 +241,7 @@ class Score:
 
 
 class Validator:
-    """Scores controllers on one trace set.
-
-    Args:
-        best_fixed_gammas: Compression -> gamma, tuned elsewhere on all train prompts.
-    """
+    """Scores controllers on one trace set."""
 
     def __init__(self, traces: TraceSet, cost: CostTable, best_fixed_gammas: Mapping[str, int]) -> None:
         self._compiled, self._compiled_cost = compile_pair(traces, cost)

@@ -76,11 +76,6 @@ def train(
 ) -> RunFolder:
     """Runs one training.
 
-    Args:
-        config: The resolved config as YAML, stored with the run.
-        overrides: The command line, stored with the run.
-        load: Loads the models of a live run.
-
     Raises:
         SpecKVError: if anything does not fit, and no folder is made then; or if the models of a live run fail, after
             the controller is saved.
@@ -115,12 +110,7 @@ def train(
 
 
 class Fitting:
-    """A controller that is made at once from the learning prompts.
-
-    Attributes:
-        controller: The controller.
-        score: On validation prompts, after `learn`.
-    """
+    """A controller that is made at once from the learning prompts."""
 
     done = 0
     recent: Sequence[DecodedRequest] = ()
@@ -158,15 +148,8 @@ class LearnerTraining:
     """A Stable-Baselines3 learner in an environment: from its first step, a stored policy or a checkpoint.
 
     Args:
-        make_monitor: Makes the callback that acts between updates.
-        provenance: Written into every stored policy.
-        deployment: Other attributes of every stored policy.
         place: Description of environments and machine to print; None prints what learning begins with.
         source: Folder of a stored policy to begin with, or None.
-
-    Raises:
-        CheckpointError: if the stored policy does not fit.
-        SchemaError: if it reads another observation.
     """
 
     def __init__(
@@ -270,11 +253,7 @@ class LearnerTraining:
 
 
 def train_on_recordings(run: Run, task: Task, validator: Validator) -> LearnerTraining:
-    """A learner on the learning prompts of a task.
-
-    Raises:
-        ConfigError: if a setting of the environment is unknown or out of range.
-    """
+    """A learner on the learning prompts of a task."""
     settings = run.settings
     vec = make_environment(task.learning, task.learning_cost, settings.env, settings.reward, run.agent.num_envs)
     torch.set_num_threads(settings.threads)
@@ -340,11 +319,7 @@ class ReplaySetup:
         return self.run.open_folder(self.run.name, task.cost.name, facts, {"threads": settings.threads})
 
     def evaluate(self, training: Training, folder: RunFolder, writer: RunWriter) -> tuple[dict[str, float], Figures]:
-        """Compares on the test prompts, unless a search leaves that out.
-
-        Returns:
-            The final figures for TensorBoard, and those to print.
-        """
+        """Compares on the test prompts, unless a search leaves that out."""
         task, settings = self.task, self.run.settings
         if isinstance(training, Fitting):
             controller, score = training.controller, training.score
@@ -376,11 +351,7 @@ class ReplaySetup:
 
 
 class LiveSetup:
-    """A run in which real models decode.
-
-    Args:
-        load: Loads the models.
-    """
+    """A run in which real models decode."""
 
     def __init__(self, run: Run, load: Loader) -> None:
         settings = run.settings
@@ -430,15 +401,7 @@ class LiveSetup:
         return folder
 
     def evaluate(self, training: Training, folder: RunFolder, writer: RunWriter) -> tuple[dict[str, float], Figures]:  # noqa: ARG002
-        """Compares on the held-out prompts and writes the report.
-
-        Returns:
-            The final figures, twice: for TensorBoard and to print.
-
-        Raises:
-            InterruptedTraining: if a signal came.
-            SpecKVError: if models fail.
-        """
+        """Compares on the held-out prompts and writes the report."""
         controller = load_controller(folder.path) if self._live.heldout else None
         with catch_signals() as request:
             final = report_live(self.run, self.task, folder, controller, training.recent, self._log, request)

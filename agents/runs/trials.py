@@ -28,8 +28,6 @@ def open_study(search: SearchSettings, folder: Path, terms: Mapping[str, object]
     """Opens or creates the journal; trials that an interrupted search left running are marked as failed.
 
     Args:
-        search: What to try.
-        folder: Of the search.
         terms: What all trials have in common, `seed` included: only values measured on equal terms compare.
 
     Raises:
@@ -111,11 +109,6 @@ def run_trials(
 
     Args:
         study: Of Optuna, maximising throughput over the best fixed gamma on validation prompts.
-        settings: Of the search.
-        make_run: Number of a trial and its overrides -> its run.
-        validator: Scores the evaluations that a run writes.
-        processes: Trials at once.
-        console: Gets a line per trial.
 
     Raises:
         InterruptedTraining: if a signal came; running trials are marked as failed.
