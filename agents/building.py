@@ -15,10 +15,6 @@ T = TypeVar("T")
 def build_settings(cls: type[T], content: Mapping[str, object], where: str = "") -> T:
     """Fills a dataclass from plain data, strictly.
 
-    Args:
-        cls: A dataclass of scalars, tuples, mappings and dataclasses.
-        where: Dotted path of `content`, for messages.
-
     Raises:
         ConfigError: naming the key, if one is unknown, missing or of the wrong type.
 

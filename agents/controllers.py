@@ -11,13 +11,7 @@ from speckv.types import Controller
 
 
 def latest_run(runs_dir: Path | str, *, cost: str, traces_sha256: str) -> Path | None:
-    """The newest run on a clock and a trace file that has a controller to show, or None.
-
-    Args:
-        runs_dir: Where run folders are.
-        cost: Name of the cost table.
-        traces_sha256: Hash of the trace file.
-    """
+    """The newest run on a clock and a trace file that has a controller to show, or None."""
     found: list[tuple[str, Path]] = []
     for folder in (path.parent for path in Path(runs_dir).glob(f"*/{RUN}")):
         try:

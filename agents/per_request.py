@@ -88,9 +88,6 @@ class RequestTimes(Rule):
     """The gamma of least predicted time, linear in the observation, with weights for each compression.
 
     Args:
-        times: Tells compressions apart.
-        mean: Shape [features].
-        std: Shape [features], above zero.
         weights: Shape [compressions, gamma_max + 1, features + 1]; the last column is a constant.
     """
 

@@ -25,9 +25,6 @@ class TrainingData:
     """What a controller is made from.
 
     Attributes:
-        train: Train prompts.
-        cost: The clock.
-        seed: Of everything random.
         hide: Features, or groups of them, that networks must not use.
     """
 
@@ -156,25 +153,14 @@ def class_of(kind: str) -> type[Any] | None:
 
 
 def require_agent(name: str) -> None:
-    """Passes if there is an agent of that name.
-
-    Raises:
-        ConfigError: listing the agents, and naming the nearest.
-    """
+    """Passes if there is an agent of that name."""
     known = sorted(AGENTS)
     if name not in AGENTS:
         raise ConfigError(f"Expected an agent of {known}, got {name!r}.{nearest(name, known)}")
 
 
 def agent_settings(options: Mapping[str, object]) -> tuple[str, Any]:
-    """Checks an agent's options: `name` and settings; those that are left out have the defaults of `configs/agent`.
-
-    Returns:
-        The name and the checked settings.
-
-    Raises:
-        ConfigError: naming the option, if one is unknown or wrong.
-    """
+    """Checks an agent's options: `name` and settings; those that are left out have the defaults of `configs/agent`."""
     name = options.get("name")
     if not isinstance(name, str):
         raise ConfigError(f"Expected agent.name to be one of {sorted(AGENTS)}, got {name!r}.")
@@ -211,21 +197,13 @@ def decides_token_by_token(name: str, settings: Any, decides: str = "per_step") 
 
 
 def require_batch(name: str, settings: Any, batch: int, decides: str = "per_step") -> None:
-    """Passes if an agent can learn and be judged on the times of a batch; see `decides_token_by_token`.
-
-    Raises:
-        ConfigError: if it decides token by token and `batch` is above 1.
-    """
+    """Passes if an agent can learn and be judged on the times of a batch; see `decides_token_by_token`."""
     if decides_token_by_token(name, settings, decides):
         require_single_request(f"agent {name}", batch)
 
 
 def make_controller(name: str, settings: Any, data: TrainingData) -> Controller:
-    """Makes a controller that needs no environment to learn in; an online learner has seen the train prompts once.
-
-    Raises:
-        ConfigError: if it does not fit the data.
-    """
+    """Makes a controller that needs no environment to learn in; an online learner has seen the train prompts once."""
     agent = AGENTS[name]
     assert not agent.in_environment
     require_batch(name, settings, data.cost.batch)
@@ -243,11 +221,7 @@ def make_controller(name: str, settings: Any, data: TrainingData) -> Controller:
 
 
 def begin_learner(name: str, settings: Any, data: TrainingData) -> Controller:
-    """Makes an online learner that has seen no request; the scale of its observations comes from the train prompts.
-
-    Raises:
-        ConfigError: if the agent does not learn online.
-    """
+    """Makes an online learner that has seen no request; the scale of its observations comes from the train prompts."""
     if not AGENTS[name].online:
         known = sorted(other for other, agent in AGENTS.items() if agent.online)
         raise ConfigError(f"Expected an agent that learns online, of {known}, got {name!r}.{nearest(name, known)}")
@@ -257,13 +231,7 @@ def begin_learner(name: str, settings: Any, data: TrainingData) -> Controller:
 
 
 def with_cost_table(controller: Controller, cost: CostTable, compressions: Sequence[str]) -> Controller:
-    """Gives a controller the times of another cost table; one that carries none is returned as it is.
-
-    Args:
-        controller: From `make_controller`.
-        cost: The other table.
-        compressions: Whose times it is given, including those that it has not been trained on.
-    """
+    """Gives a controller the times of another cost table; one that carries none is returned as it is."""
     times: StepTimes | None = getattr(controller, "times", None)
     if times is None:
         return controller
@@ -283,14 +251,6 @@ _CHOICES = ("arms", "candidates", "gammas")
 
 def within_depth(name: str, settings: Any, depth: int) -> Any:
     """Limits an agent's settings to the depth of the recordings.
-
-    Args:
-        name: Of the agent.
-        settings: Checked.
-        depth: `gamma_max` of the recordings, in tokens.
-
-    Returns:
-        Settings whose longest draft is at most `depth`.
 
     Raises:
         ConfigError: if the agent cannot be limited, or no speculation length is left.

@@ -16,8 +16,6 @@ class StoredController:
 
     Attributes:
         kind: Name in the registry and in stored policies; classes without one are not stored.
-        settings_class: Dataclass of its settings.
-        settings: What it was made with.
     """
 
     kind: ClassVar[str]
@@ -40,12 +38,7 @@ class StoredController:
 
     @classmethod
     def from_state(cls, state: ControllerState) -> Self:
-        """Makes the controller that gave a state.
-
-        Raises:
-            CheckpointError: if something is missing or malformed.
-            ConfigError: if a setting is.
-        """
+        """Makes the controller that gave a state."""
         settings = cls.settings_of(state)
         return cls.variant(settings)(settings)  # type: ignore[call-arg]
 

@@ -29,11 +29,7 @@ class TokenByToken:
         self._gamma = 0
 
     def act(self, observation: FloatArray) -> np.int64:
-        """Returns 1 to draft a token or 0 to verify.
-
-        Args:
-            observation: Shape [features]; as `STOPPING_SCHEMA` lists.
-        """
+        """Returns 1 to draft a token or 0 to verify."""
         depth = int(drafted_so_far(observation))
         if depth == 0:
             self._gamma = self.controller.act(observation[: SCHEMA.size])

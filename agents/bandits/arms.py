@@ -14,11 +14,7 @@ from speckv.types import FloatArray, StepOutcome
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmsSettings:
-    """Of bandits that look at nothing.
-
-    Attributes:
-        arms: Speculation lengths to choose from.
-    """
+    """Of bandits that look at nothing."""
 
     arms: tuple[int, ...]
 
@@ -28,7 +24,6 @@ class UcbSettings:
     """Of upper confidence bounds.
 
     Attributes:
-        arms: Speculation lengths to choose from.
         width: Multiplies the bonus; 1 is the theory's.
     """
 

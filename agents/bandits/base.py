@@ -40,9 +40,6 @@ class Bandit(StoredController, ABC):
     """Chooses an arm, a speculation length, before a step and learns from the step's outcome.
 
     Attributes:
-        arms: Speculation lengths to choose from, ascending.
-        times: Times of steps.
-        seed: Of its draws.
         learns: Whether outcomes of one request change decisions in the next; False freezes what was learned so far.
     """
 

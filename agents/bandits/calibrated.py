@@ -31,8 +31,6 @@ class CalibratedSettings:
     """Hyper-parameters; those of the regression are vLLM's.
 
     Attributes:
-        gamma_max: Most tokens of a draft.
-        slope: First weight of the logit of the draft's confidence.
         offset: First offset at every depth.
         refit_every: Steps between refits.
         ridge: Penalty of a refit on the distance from the present weights.
@@ -86,9 +84,6 @@ def refit(
         weights: Shape [1 + depths]; slope, then an offset for each depth.
         logits: Shape [n]; of the draft's confidence in each token.
         depths: Shape [n]; of each token in its draft, from 0.
-        accepted: Shape [n].
-        ridge: Penalty on the distance from `weights`, a token.
-        damping: The step is scaled by n / (n + damping), and no weight moves by more than 2.
 
     Returns:
         New weights; the slope stays at least 0.
@@ -138,8 +133,6 @@ class CalibratedStopping(Bandit):
         weights: Shape [compressions, 1 + gamma_max]; w, then b_1, b_2, ...
         mean_logit: Shape [compressions]; what a request's mean logit begins at.
         tested: Shape [compressions, memory, 3]; logit, depth and acceptance of the newest tested tokens, in a ring.
-        num_tested: Shape [compressions]; tokens ever tested.
-        num_steps: Shape [compressions]; steps ever made.
 
     Source:
         The model is that of vLLM's adaptive verification (0.32) and the rule DSpark's, most tokens a second; both draft

@@ -28,9 +28,6 @@ class HazardSettings:
     """Of hazard Thompson sampling.
 
     Attributes:
-        gamma_max: Most tokens of a draft.
-        width: Of the draws.
-        ridge: Prior precision of every weight.
         forget: Share of the past that each update keeps.
         probe: Chance of drafting two tokens where none looks best: plain steps reveal nothing.
     """

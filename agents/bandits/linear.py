@@ -28,7 +28,6 @@ class LinearSettings:
     """Of contextual bandits with linear models.
 
     Attributes:
-        arms: Speculation lengths to choose from.
         width: Of the confidence bound, or of the draws.
         ridge: Prior precision of every weight.
         forget: Share of the past that each update keeps; below 1 for drifting streams.
@@ -54,16 +53,7 @@ class LinearSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NeuralLinearSettings(LinearSettings):
-    """Of NeuralLinear: those of the linear model, and those of the network behind its features.
-
-    Attributes:
-        hidden: Units of each hidden layer; the last one's are the features.
-        epochs: As for `survival`, as is all below.
-        batch_size: Samples in a minibatch.
-        learning_rate: Of Adam at the start.
-        weight_decay: Of AdamW.
-        rounds: Fits.
-    """
+    """Of NeuralLinear: those of the linear model, and those of the network behind its features."""
 
     hidden: tuple[int, ...]
     epochs: int
@@ -84,12 +74,7 @@ class NeuralLinearSettings(LinearSettings):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scaling:
-    """How an observation becomes the features of a linear model, a constant feature last.
-
-    Attributes:
-        mean: Shape [features].
-        std: Shape [features], above zero.
-    """
+    """How an observation becomes the features of a linear model, a constant feature last."""
 
     mean: FloatArray
     std: FloatArray
@@ -115,14 +100,7 @@ class Scaling:
 
 
 class RidgeBank:
-    """Ridge regressions that share their inputs, updated one sample at a time (Sherman and Morrison).
-
-    Args:
-        count: Number of regressions.
-        dimension: Length of an input.
-        ridge: Prior precision.
-        forget: Share of the past that an update keeps.
-    """
+    """Ridge regressions that share their inputs, updated one sample at a time (Sherman and Morrison)."""
 
     def __init__(self, count: int, dimension: int, *, ridge: float, forget: float = 1.0) -> None:
         self.inverse: Float64 = np.stack([np.eye(dimension) / ridge] * count)
@@ -144,13 +122,7 @@ class RidgeBank:
         return self.weights @ x, np.sqrt(variance)
 
     def update(self, rows: NDArray[np.int64], x: Float64, y: Float64) -> None:
-        """Adds one sample to some regressions.
-
-        Args:
-            rows: Distinct regressions.
-            x: Their common input.
-            y: One target each.
-        """
+        """Adds one sample to some regressions."""
         inverse = self.inverse[rows]
         if self._forget < 1.0:
             largest = np.einsum("kii->ki", inverse).max(axis=1)
@@ -199,12 +171,6 @@ def revealed(arms: NDArray[np.int64], arm: int, outcome: StepOutcome, side_infor
 
     A step of gamma tokens tells what every smaller gamma would have come to. A rejection tells it of every larger one
     as well, but only a rejection does: learning larger arms from those steps alone makes them look bad.
-
-    Args:
-        arms: Speculation lengths, ascending.
-        arm: Index of the one played.
-        outcome: What came of it.
-        side_information: "none", "smaller" or "naive".
     """
     if side_information == "none" or outcome.num_drafted < arms[arm]:
         return [arm]
@@ -255,11 +221,7 @@ class LinThompson(_Linear):
 
 
 class LastHidden:
-    """What the last hidden layer of a network says, a constant feature last.
-
-    Args:
-        network: Two layers or more, tanh between them.
-    """
+    """What the last hidden layer of a network says, a constant feature last."""
 
     def __init__(self, network: Network) -> None:
         self.network = network

@@ -15,13 +15,7 @@ from speckv.runtime.constant import ConstantGamma
 
 
 def begin(kind: type[Any], settings: Any, data: TrainingData) -> Bandit:
-    """Makes a learner that has learned nothing yet; scales and networks of its features come from the train prompts.
-
-    Args:
-        kind: Class of a bandit.
-        settings: Its settings.
-        data: What it learns from.
-    """
+    """Makes a learner that has learned nothing yet; scales and networks of its features come from the train prompts."""
     context: tuple[object, ...] = ()
     if kind.reads is Scaling:
         context = (measure_scaling(*compile_pair(data.train, data.cost)),)

@@ -24,12 +24,9 @@ class TapOutSettings:
     """Of TapOut.
 
     Attributes:
-        gamma_max: Most tokens of a draft; large, because rules are to stop it.
         level: "request" follows one rule for a whole request, "step" chooses anew for every draft.
         width: Multiplies the bonus; 1 is the theory's.
-        confidence: Max-confidence stops below this top-1 probability.
         entropy_rise: The entropy difference stops above this rise of the entropy's square root.
-        margin: The margin stops below this.
     """
 
     gamma_max: int
@@ -56,10 +53,6 @@ class EntropyRise(StoppingRule):
     """Stops behind a token where the draft has become less sure: sqrt(H) - sqrt(H of the token before) > rise.
 
     The first token of a step has none before it, so drafting always goes on behind it.
-
-    Args:
-        gamma_max: Most tokens of a draft.
-        rise: In square roots of nats.
     """
 
     def __init__(self, gamma_max: int, rise: float) -> None:
@@ -81,12 +74,7 @@ class EntropyRise(StoppingRule):
 
 
 class LeastMargin(StoppingRule):
-    """Stops behind a token whose top-1 probability is not far enough above the top-2 probability.
-
-    Args:
-        gamma_max: Most tokens of a draft.
-        margin: Least difference to go on.
-    """
+    """Stops behind a token whose top-1 probability is not far enough above the top-2 probability."""
 
     def __init__(self, gamma_max: int, margin: float) -> None:
         super().__init__("margin", gamma_max)
@@ -136,11 +124,6 @@ class TapOut(Bandit):
 
     Every step of the request gives the rule's mean a reward in [0, 1], 0.5 A / g + 0.5 A / gamma_max for A of g drafted
     tokens accepted: neither time nor any threshold is in it. n and t count steps. Plain decoding is no arm.
-
-    Attributes:
-        rules: The arms: max-confidence, SVIP, AdaEDL, entropy difference, margin.
-        counts: Shape [compressions, rules]; steps taken.
-        means: The same shape; their mean reward.
 
     Source:
         Sridhar et al. 2025, arXiv:2511.02017. Verified in its abstract and in public summaries: a bandit that selects

@@ -32,11 +32,6 @@ def export_policy(model: BaseAlgorithm, *, name: str | None = None, gamma_max: i
     """Makes a policy that takes the learner's best action.
 
     A learner with the two actions of token-by-token control gives a policy that reads `STOPPING_SCHEMA`.
-
-    Args:
-        model: Trained.
-        name: Shown in tables; by default the learner's, with "-stopping" behind it token by token.
-        gamma_max: Most tokens of a draft.
     """
     stops = model.observation_space.shape == (STOPPING_SCHEMA.size,)
     assert isinstance(model.action_space, gymnasium.spaces.Discrete)

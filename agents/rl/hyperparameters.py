@@ -12,11 +12,9 @@ class LearnerSettings:
 
     Attributes:
         total_steps: Environment steps to learn from, over all environments together.
-        num_envs: Environments stepped at once.
         num_steps: Steps of each environment between updates.
         learning_rate: At the start; it falls linearly to zero.
         discount: Of future rewards, in [0, 1]; 0 makes a contextual bandit of it, right for myopic rewards.
-        hidden: Units of each hidden layer.
         normalisation_steps: Steps of a random policy that the observations' mean and deviation come from.
     """
 
@@ -33,11 +31,7 @@ class LearnerSettings:
         self.check()
 
     def check(self) -> None:
-        """Checks ranges; a learner with more settings checks those as well.
-
-        Raises:
-            ConfigError: naming the setting that is out of range.
-        """
+        """Checks ranges; a learner with more settings checks those as well."""
         _require_counts(self, "total_steps", "num_envs", "num_steps", "normalisation_steps")
         _require_shares(self, "discount")
         _require_above_zero(self, "learning_rate")
@@ -45,21 +39,12 @@ class LearnerSettings:
             raise ConfigError(f"Expected agent.hidden to list at least one layer of 1 unit or more, got {self.hidden}.")
 
     def check_environment(self, decides: str) -> None:
-        """Passes if the learner can decide this way: "per_step" or "per_token".
-
-        Raises:
-            ConfigError: if it cannot.
-        """
+        """Passes if the learner can decide this way: "per_step" or "per_token"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnPolicySettings(LearnerSettings):
-    """What learners have that use each rollout once and drop it.
-
-    Attributes:
-        gae_lambda: Of generalised advantage estimation.
-        entropy_coef: Weight of the entropy bonus.
-    """
+    """What learners have that use each rollout once and drop it."""
 
     gae_lambda: float
     entropy_coef: float
@@ -80,13 +65,7 @@ class A2CSettings(OnPolicySettings):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PPOSettings(OnPolicySettings):
-    """Hyper-parameters of PPO.
-
-    Attributes:
-        batch_size: Steps in a minibatch.
-        num_epochs: Passes over a rollout.
-        clip_range: Of the probability ratio.
-    """
+    """Hyper-parameters of PPO."""
 
     batch_size: int
     num_epochs: int
@@ -107,11 +86,7 @@ class PPOSettings(OnPolicySettings):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecurrentPPOSettings(PPOSettings):
-    """Hyper-parameters of PPO with a memory: the policy is an LSTM, the value is not.
-
-    Attributes:
-        lstm_hidden: Units of the LSTM; `hidden` are the layers behind it.
-    """
+    """Hyper-parameters of PPO with a memory: the policy is an LSTM, the value is not."""
 
     lstm_hidden: int
 
@@ -135,7 +110,6 @@ class DQNSettings(LearnerSettings):
 
     Attributes:
         gradient_steps: Minibatches between two collections of `num_envs * num_steps` steps.
-        batch_size: Steps in a minibatch.
         buffer_size: Steps that are remembered, over all environments together.
         learning_starts: Steps of a random policy before the first update.
         target_interval: Steps between copies into the target network.
@@ -170,11 +144,7 @@ class DQNSettings(LearnerSettings):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QRDQNSettings(DQNSettings):
-    """Hyper-parameters of QR-DQN, which learns quantiles of the return and acts on their mean.
-
-    Attributes:
-        num_quantiles: For each action.
-    """
+    """Hyper-parameters of QR-DQN, which learns quantiles of the return and acts on their mean."""
 
     num_quantiles: int
 

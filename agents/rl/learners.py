@@ -61,8 +61,6 @@ def measure_normalisation(env: VecEnv, num_steps: int, seed: int) -> tuple[Float
 
     Args:
         env: Used up: seed and reset it before training on it.
-        num_steps: Environment steps, over all environments together.
-        seed: Of environments and actions.
     """
     assert isinstance(env.action_space, gymnasium.spaces.Discrete)
     rng = np.random.default_rng(seed)
@@ -138,14 +136,7 @@ class WithoutBootstrap(VecEnvWrapper):
 
 
 def build_learner(settings: LearnerSettings, env: VecEnv, seed: int, *, hide: Sequence[str] = ()) -> BaseAlgorithm:
-    """Measures the normalisation with a random policy, then makes an untrained learner and seeds its environments.
-
-    Args:
-        settings: Hyper-parameters.
-        env: To learn in.
-        seed: Of everything random.
-        hide: Features, or groups of them, that the learner is not to see.
-    """
+    """Measures the normalisation with a random policy, then makes an untrained learner and seeds its environments."""
     mean, std = measure_normalisation(env, settings.normalisation_steps, seed + _NORMALISATION_SEED)
     mean, std = hide_from(mean, std, hidden_columns(hide))
     # Seeds the environments too: environment k gets seed + k at the learner's first reset.

@@ -25,12 +25,7 @@ _LSTM = ("lstm.policy_hidden", "lstm.policy_cell", "lstm.value_hidden", "lstm.va
 
 
 def get_arrays(model: BaseAlgorithm, *, with_replay: bool) -> dict[str, Array]:
-    """Copies out the arrays.
-
-    Args:
-        model: Between two rollouts.
-        with_replay: Whether to include the memory of a learner that replays.
-    """
+    """Copies out the arrays."""
     assert isinstance(model._last_obs, np.ndarray)
     arrays = {"last_obs": model._last_obs, "last_episode_starts": np.asarray(model._last_episode_starts)}
     if isinstance(model, RecurrentPPO):

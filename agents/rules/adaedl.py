@@ -18,7 +18,6 @@ class AdaEdlSettings:
     """Hyper-parameters, with the names of the paper.
 
     Attributes:
-        gamma_max: Most tokens of a draft.
         scale: gamma in 1 - sqrt(gamma * entropy); not a speculation length.
         threshold: The first lambda; the paper leaves it open.
         target: alpha: acceptance below it raises lambda.

@@ -22,11 +22,7 @@ _RATE = SCHEMA.index("acceptance_ema")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GoodputSettings:
-    """Hyper-parameters.
-
-    Attributes:
-        gamma_max: Most tokens of a draft.
-    """
+    """Hyper-parameters."""
 
     gamma_max: int
 
@@ -38,13 +34,6 @@ class GoodputSettings:
 
 def expected_tokens(rate: NDArray[np.floating], gamma_max: int) -> NDArray[np.float64]:
     """Tokens that a step emits on average: 1 + a + ... + a^gamma for each gamma from 0.
-
-    Args:
-        rate: Shape [N]; acceptance rate a of every token, in [0, 1].
-        gamma_max: Longest draft.
-
-    Returns:
-        Shape [N, gamma_max + 1].
 
     Source:
         Leviathan et al. 2023, arXiv:2211.17192, equation 1.

@@ -13,12 +13,7 @@ GRID = {"eta": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), "gamma_max": (2, 3, 4, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KangarooSettings:
-    """Hyper-parameters.
-
-    Attributes:
-        gamma_max: Most tokens of a draft.
-        eta: Least top-1 probability to go on, in [0, 1]; its command line's default is 0.4.
-    """
+    """Hyper-parameters."""
 
     gamma_max: int
     eta: float

@@ -13,12 +13,7 @@ GRID = {"p_min": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), "n_max": (2, 3, 4, 6,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LlamaCppSettings:
-    """Hyper-parameters; the defaults are those of builds up to 2026, today's (3 and 0) are a fixed gamma of 3.
-
-    Attributes:
-        n_max: Most tokens of a draft.
-        p_min: Least top-1 probability to go on, in [0, 1].
-    """
+    """Hyper-parameters; the defaults are those of builds up to 2026, today's (3 and 0) are a fixed gamma of 3."""
 
     n_max: int
     p_min: float

@@ -18,7 +18,6 @@ class SglangEmaSettings:
     """Hyper-parameters: those of batch size 1.
 
     Attributes:
-        candidates: Speculation lengths, ascending.
         start: The first one's index.
         decay: Share of the past in the averaged accepted length, in [0, 1].
         warmup: Steps before moves are considered; the first comes `interval` later.

@@ -18,7 +18,6 @@ class SvipSettings:
     """Hyper-parameters.
 
     Attributes:
-        gamma_max: Most tokens of a draft (SVIP: 40).
         scale: c in sqrt(c * entropy).
         threshold: h: the draft ends behind a token with sqrt(c * entropy) above it.
     """

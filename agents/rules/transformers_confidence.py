@@ -26,7 +26,6 @@ class TransformersConfidenceSettings:
     """Hyper-parameters.
 
     Attributes:
-        gamma_max: Most tokens of a draft (transformers: 20).
         threshold: Least probability of a drafted token to go on, in [0, 1].
         adaptive: Whether the threshold is refitted after every step, as transformers does where scikit-learn is there.
     """
@@ -91,12 +90,6 @@ class TransformersConfidence(StoppingRule):
 
 def best_threshold(tested: list[tuple[float, bool]]) -> float | None:
     """The point of the ROC curve with the least false positive rate plus three times false negative rate.
-
-    Args:
-        tested: Confidence of each tested token, and whether it was accepted.
-
-    Returns:
-        The least confidence that counts as a yes; None before there are six tokens, some accepted and some not.
 
     >>> best_threshold([(0.9, True), (0.8, True), (0.7, True), (0.6, False), (0.5, True), (0.2, False)])
     0.5

@@ -15,13 +15,7 @@ GRID = {"start": (1, 2, 3, 5, 8), "up": (1, 2, 3), "down": (1, 2)}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransformersHeuristicSettings:
-    """Hyper-parameters.
-
-    Attributes:
-        start: Gamma of a request's first step.
-        up: Added when every drafted token was accepted.
-        down: Subtracted otherwise, down to 1.
-    """
+    """Hyper-parameters."""
 
     start: int
     up: int

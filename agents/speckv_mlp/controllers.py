@@ -39,16 +39,7 @@ _COLUMNS = [SCHEMA.index(name) for name in FEATURES]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpecKVMlpSettings:
-    """Hyper-parameters.
-
-    Attributes:
-        gammas: On offer, ascending; the paper's by default.
-        hidden: Units of each hidden layer; the paper's by default.
-        epochs: Passes over the samples.
-        batch_size: Samples in a minibatch.
-        learning_rate: Of Adam at the start; it falls to zero along a cosine.
-        weight_decay: Of AdamW.
-    """
+    """Hyper-parameters."""
 
     gammas: tuple[int, ...]
     hidden: tuple[int, ...]
@@ -68,12 +59,7 @@ class SpecKVMlpSettings:
 
 
 def acceptance_inputs(observations: FloatArray, gammas: ArrayLike) -> FloatArray:
-    """Shape [N, 6]; the features of each observation and the gamma it is asked about.
-
-    Args:
-        observations: Shape [N, features].
-        gammas: Shape [N], in tokens.
-    """
+    """Shape [N, 6]; the features of each observation and the gamma it is asked about."""
     scaled = np.asarray(gammas, np.float32) / np.float32(GAMMA_SCALE)
     inputs: FloatArray = np.column_stack([observations[:, _COLUMNS], scaled]).astype(np.float32, copy=False)
     return inputs
@@ -83,11 +69,6 @@ class SpecKVMlp(Rule):
     """gamma = argmax (acceptance(features, gamma) * gamma + 1): most expected tokens a step, whatever they cost.
 
     With nothing to pay for a rejected token, a larger gamma expects more tokens nearly always.
-
-    Args:
-        acceptance: `acceptance_inputs` -> log-odds of the share of a draft that is accepted.
-        gammas: On offer.
-        name: Shown in tables.
 
     Source:
         SpecKV, arXiv:2605.02888, "SpecKV-fast", with the features of the step before.
@@ -129,11 +110,6 @@ class SpecKVMlpCost(Rule):
 
     A choice of 0 drafts nothing, so none of the features changes and draft lag only adds to the price: where 0 is on
     offer and chosen once, the request is decoded plainly to its end.
-
-    Args:
-        paper: The rule without a price.
-        times: What steps take.
-        name: Shown in tables.
 
     Source:
         Ours; the network is that of SpecKV, arXiv:2605.02888.

@@ -18,11 +18,6 @@ def acceptance_samples(states: VisitedStates, gammas: Sequence[int], rng: np.ran
 
     The paper logged each state at the gamma of its run alone. Replay knows the outcome of every gamma, so one is drawn
     for each state, blind to the outcome, and gamma says nothing about which state it is.
-
-    Args:
-        states: Where steps began.
-        gammas: Drawn from; 0 among them is left out.
-        rng: Of the draws.
     """
     drafted = rng.choice([gamma for gamma in gammas if gamma > 0], size=len(states.accepted))
     share = np.minimum(states.accepted, drafted) / drafted

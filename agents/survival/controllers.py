@@ -57,11 +57,7 @@ class FitOptions(Protocol):
 
 
 def check_fit_options(options: FitOptions) -> None:
-    """Passes if every option is in its range.
-
-    Raises:
-        ConfigError: naming the first that is not.
-    """
+    """Passes if every option is in its range."""
     if not options.hidden or min(options.hidden) < 1:
         raise ConfigError(f"Expected agent.hidden to list at least one layer of 1 unit or more, got {options.hidden}.")
     for name in ("epochs", "batch_size"):
@@ -76,11 +72,7 @@ class SurvivalSettings:
     """Hyper-parameters.
 
     Attributes:
-        hidden: Units of each hidden layer.
-        epochs: Passes over the samples.
-        batch_size: Samples in a minibatch.
         learning_rate: Of Adam at the start; it falls to zero along a cosine.
-        weight_decay: Of AdamW.
         rounds: Fits; all but the first add the states that the controller of the fit before meets.
     """
 
@@ -111,7 +103,6 @@ class Outlook(NamedTuple):
     """Before one step.
 
     Attributes:
-        which: Row of the compression in the times.
         survival: Shape [gamma_max]; chance that a draft survives to each depth from 1, never rising.
         rates: Shape [gamma_max + 1]; expected tokens a second, for each gamma from 0.
     """
@@ -122,12 +113,7 @@ class Outlook(NamedTuple):
 
 
 class SingleOutlook:
-    """Computes outlooks one at a time. Not for use from two threads at once.
-
-    Args:
-        before: Features of `SCHEMA` -> log-odds of surviving to each depth from 1.
-        times: What steps take.
-    """
+    """Computes outlooks one at a time. Not for use from two threads at once."""
 
     def __init__(self, before: Network, times: StepTimes) -> None:
         self._before, self._times = before, times
@@ -145,11 +131,7 @@ class SingleOutlook:
         return found
 
     def of(self, observation: FloatArray) -> Outlook:
-        """Before a step.
-
-        Args:
-            observation: Shape [features].
-        """
+        """Before a step."""
         which = self.which(observation)
         np.negative(self._before.one(observation), out=self._scores)
         # The logistic function, as for a batch: exp(-log(exp(0) + exp(-score))).
@@ -165,10 +147,7 @@ class SurvivalGamma(Rule):
     """Chooses the gamma of most expected tokens a second before each step.
 
     Args:
-        before: Features of `SCHEMA` -> log-odds of surviving to each depth from 1.
-        times: What steps take.
         floor: Shape [compressions]; least gamma, 0 or 1, or NEVER; 0 everywhere by default.
-        name: Shown in tables.
     """
 
     kind = "survival"
@@ -227,13 +206,10 @@ class SurvivalStopping(StoppingRule):
     """Drafts while the next token is worth its time; plain decoding where drafting pays at no length.
 
     Args:
-        before: As for `SurvivalGamma`.
         inside: Features of `STOPPING_SCHEMA` -> log-odds that the next token is accepted, with all before it.
-        times: What steps take.
         floor: Shape [compressions]; 1 where a first token is always drafted, NEVER where none is; 0 everywhere by
             default.
         price_scale: Shape [compressions]; multiplies what a token has to be worth; 1 everywhere by default.
-        name: Shown in tables.
     """
 
     kind = "survival_stopping"

@@ -79,11 +79,7 @@ class Samples:
 
 
 def collect(compiled: CompiledTraces, cost: CompiledCost, controllers: Sequence[Controller]) -> VisitedStates:
-    """Collects the states that some controllers meet.
-
-    Raises:
-        TraceError: if nothing can be drafted from any of them.
-    """
+    """Collects the states that some controllers meet."""
     parts = [visit(compiled, cost, controller) for controller in controllers]
     if not any(p.limits.any() for p in parts):
         raise TraceError(
@@ -127,10 +123,7 @@ def fit_probabilities(samples: Samples, settings: FitOptions, *, seed: int, hide
     """Fits the log-odds of each outcome by maximum likelihood.
 
     Args:
-        samples: Inputs and outcomes.
-        settings: Of network and optimiser.
         seed: Of weights and minibatches; PyTorch's own global generator is left alone.
-        hide: Features, or groups of them, that the network is not to see.
 
     Returns:
         A network on raw inputs; the logistic function of an output is a probability.

@@ -17,15 +17,7 @@ _FULL_WIDTH = BITS_PER_WEIGHT["fp16"]
 
 
 class ConstantGamma:
-    """Always drafts `gamma` tokens; 0 is plain decoding.
-
-    Args:
-        gamma: In tokens, at least 0.
-        name: Shown in tables; `fixed-<gamma>` or `autoregressive` by default.
-
-    Raises:
-        ConfigError: if gamma is negative.
-    """
+    """Always drafts `gamma` tokens; 0 is plain decoding."""
 
     kind = "constant"
     charges_decision = False
@@ -65,15 +57,7 @@ class ConstantGamma:
 
 
 class ConstantPerCompression:
-    """Plays one constant for each compression, which it reads off the observation's bits per weight.
-
-    Args:
-        gammas: Compression -> gamma, in tokens, at least 0.
-        name: Shown in tables.
-
-    Raises:
-        ConfigError: for an unknown compression, a negative gamma, or none at all.
-    """
+    """Plays one constant for each compression, which it reads off the observation's bits per weight."""
 
     kind = "table"
     charges_decision = False
@@ -132,11 +116,6 @@ class AcceptanceTable:
 
     Args:
         edges: Ascending rates, in (0, 1), between the ranges; a rate on an edge belongs to the range above.
-        gammas: Compression -> one gamma a range, in tokens; one range more than edges.
-        name: Shown in tables.
-
-    Raises:
-        ConfigError: if edges or gammas do not fit each other, or a compression is unknown.
     """
 
     kind = "acceptance_table"

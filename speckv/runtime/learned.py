@@ -23,13 +23,10 @@ class MlpPolicy:
     """A tanh network from a raw observation to one score per gamma.
 
     Attributes:
-        name: Shown in tables.
         schema: `SCHEMA`, or `STOPPING_SCHEMA` for a policy that decides token by token.
         gammas: Speculation length, in tokens, that each output stands for.
         mean: Shape [features]; subtracted from a raw observation.
         std: Shape [features], above zero; divides it then.
-        weights: One matrix a layer, of shape [outputs, inputs].
-        biases: One vector a layer, of shape [outputs].
     """
 
     name: str
@@ -77,15 +74,9 @@ class LstmPolicy:
     """An LSTM from a raw observation and a state to one score per gamma, through tanh layers.
 
     Attributes:
-        name: Shown in tables.
-        gammas: Speculation length, in tokens, that each output stands for.
-        mean: Shape [features]; subtracted from a raw observation.
-        std: Shape [features], above zero; divides it then.
         input_weight: Shape [4 * units, features]; rows of the input, forget, cell and output gate, in PyTorch's order.
         state_weight: Shape [4 * units, units].
         gate_bias: Shape [4 * units].
-        weights: Of the layers behind it: one matrix a layer, of shape [outputs, inputs].
-        biases: One vector a layer, of shape [outputs].
     """
 
     name: str
@@ -188,11 +179,7 @@ class PolicyController:
         """Ignored: the policy is fixed."""
 
     def act(self, observation: FloatArray) -> int:
-        """Returns gamma in tokens for one raw observation of shape [features].
-
-        Raises:
-            SchemaError: if the observation has another size or holds NaN.
-        """
+        """Returns gamma in tokens for one raw observation of shape [features]."""
         if observation.shape != (self._network.num_features,):
             raise SchemaError(
                 f"Expected {self._network.num_features} observation fields, got shape {observation.shape}."
@@ -303,11 +290,7 @@ class LstmController:
         return int(self.act_batch(observation[np.newaxis])[0])
 
     def act_batch(self, observations: FloatArray) -> IntArray:
-        """Returns gamma for each request, and moves each one's state on.
-
-        Raises:
-            SchemaError: if an observation has another size or holds NaN, or there is not one for each request.
-        """
+        """Returns gamma for each request, and moves each one's state on."""
         wanted = (len(self._hidden), SCHEMA.size)
         if observations.shape != wanted:
             raise SchemaError(f"Expected observations of shape {wanted}, got {observations.shape}.")

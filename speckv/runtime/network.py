@@ -15,12 +15,6 @@ def fold(
 
     W((x - mean) / std) + b = (W / std) x + (b - (W / std) mean); computed in float64.
 
-    Args:
-        mean: Shape [features].
-        std: Shape [features], above zero.
-        weights: One matrix a layer, of shape [outputs, inputs].
-        biases: One vector a layer, of shape [outputs].
-
     >>> one = np.ones(1, np.float32)
     >>> fold(3 * one, 2 * one, [np.ones((1, 1), np.float32)], [one])
     ((array([[0.5]], dtype=float32),), (array([-0.5], dtype=float32),))

@@ -84,14 +84,10 @@ class Policy:
     """A controller with everything that someone else's decode loop needs to run it.
 
     Attributes:
-        name: Shown in tables.
-        controller: Decides; sessions get copies of it, or share it where it goes on learning.
         fallback: Compression -> gamma where the controller cannot decide, in tokens.
-        gamma_max: Most tokens of a draft.
         learns: Whether what one request teaches is used in the next.
         typical: Shape [features]; mean observation on the recordings, used in place of what a library does not show.
         cost_ratio: Compression -> one draft pass over one target pass, where it was trained.
-        trained_on: Provenance, such as pair, recordings and clock: plain data.
         warnings: Reason -> how often the fallback was used, in all sessions.
     """
 
@@ -122,11 +118,7 @@ class Policy:
 
     @staticmethod
     def of(controller: Controller, *, learns: bool | None = None, **known: Any) -> "Policy":
-        """Makes the policy of a controller; `known` are other attributes.
-
-        Args:
-            learns: Whether it goes on learning; by default as it is. False freezes a copy of it.
-        """
+        """Makes the policy of a controller; `known` are other attributes."""
         learner = isinstance(controller, OnlineLearner) and controller.learns
         controller = controller if learns is not False else _frozen(controller)
         known.setdefault("typical", _neutral())
@@ -184,14 +176,9 @@ class Policy:
         Args:
             max_new_tokens: Token budget, the prefill's token included; None if unknown, which hides the budget and
                 bounds no draft.
-            compression: Of the target; the policy's first by default.
-            cost_ratio: One draft pass over one target pass; that of training by default.
             vocab_size: Of the target; if it differs from training by more than padding, all decisions are the fallback.
             hidden: What the library does not show, for which typical values stand: signals of "target" and "draft";
                 "budget", where `max_new_tokens` is only a bound that few texts reach, such as the context's.
-
-        Raises:
-            ConfigError: for an unknown compression or hidden part.
         """
         compression = compression or self.compressions[0]
         if compression not in BITS_PER_WEIGHT:
@@ -219,11 +206,7 @@ class Policy:
     # -- on disk --------------------------------------------------------------------------------------------------
 
     def save(self, folder: Path | str) -> None:
-        """Writes the policy's two files.
-
-        Raises:
-            CheckpointError: if the controller is of a kind that cannot be stored.
-        """
+        """Writes the policy's two files."""
         if not isinstance(self.controller, Storable):
             raise CheckpointError(f"Expected a controller of a kind that can be stored, got {self.controller!r}.")
         state = self.controller.state()
@@ -266,7 +249,6 @@ class Policy:
         """Reads a policy and plays its test vectors.
 
         Args:
-            folder: A policy's folder, or a run folder.
             kinds: Kind -> class of controllers that no installed package offers.
 
         Raises:
@@ -307,11 +289,7 @@ load = Policy.load
 
 
 def load_controller(path: Path | str, *, name: str | None = None) -> Controller:
-    """Loads the controller of a run folder or of a policy's folder, under another name if one is given.
-
-    Raises:
-        CheckpointError, SchemaError: as `Policy.load`.
-    """
+    """Loads the controller of a run folder or of a policy's folder, under another name if one is given."""
     controller = Policy.load(path).controller
     controller.name = name or controller.name
     return controller
@@ -326,11 +304,7 @@ def name_apart(controllers: Sequence[Controller], paths: Sequence[Path]) -> None
 
 
 def class_of(kind: str) -> type[Storable]:
-    """Returns the class of a kind of controller: one of this package, or one that an installed package offers.
-
-    Raises:
-        CheckpointError: if there is none.
-    """
+    """Returns the class of a kind of controller: one of this package, or one that an installed package offers."""
     if kind in _OWN:
         return _OWN[kind]
     for point in entry_points(group=GROUP):

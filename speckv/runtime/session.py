@@ -46,15 +46,8 @@ class Session:
     `warnings` counts them by reason.
 
     Args:
-        controller: The session's own, or a learner that sessions share.
         max_new_tokens: Token budget, the prefill's token included; where the budget is hidden, an upper bound.
-        cost_ratio: One draft pass over one target pass.
-        bits_per_weight: Of the target.
-        gamma_max: Most tokens of a draft.
-        fallback: Gamma where the controller cannot decide.
-        warnings: Reason of a fallback -> count.
         hidden: Some of `HIDDEN`; `typical` stands for their features.
-        typical: Shape [features].
         refuse: A reason for the fallback at every decision, such as another vocabulary.
     """
 
@@ -97,12 +90,7 @@ class Session:
         return self._memory.tokens_left
 
     def start(self, target_entropy: float = _NAN, target_confidence: float = _NAN) -> None:
-        """Begins the request, right after the prefill emitted its token.
-
-        Args:
-            target_entropy: In nats, at that token; ignored if the target's signals are hidden.
-            target_confidence: Top-1 probability at that token; likewise.
-        """
+        """Begins the request, right after the prefill emitted its token."""
         self._doubt, self._carried = self._refuse, None
         self._controller.reset()
         self._memory.start(*self._target(target_entropy, target_confidence))
@@ -127,13 +115,7 @@ class Session:
         return self._gamma
 
     def go_on(self, entropy: float = _NAN, confidence: float = _NAN, margin: float = _NAN) -> bool:
-        """Records a drafted token, which stays in the draft, and returns whether to draft another.
-
-        Args:
-            entropy: Of the draft's distribution at that token, in nats; ignored if the draft's signals are hidden.
-            confidence: Its top-1 probability; likewise.
-            margin: Top-1 minus top-2 probability; likewise.
-        """
+        """Records a drafted token, which stays in the draft, and returns whether to draft another."""
         memory = self._memory
         possible = _possible(entropy, confidence) and -_SLACK <= margin <= 1 + _SLACK
         if not possible:
@@ -168,9 +150,7 @@ class Session:
         """Records the outcome of a step.
 
         Args:
-            num_accepted: Drafted tokens kept, bonus excluded.
             target_entropy: At the newest emitted token, in nats; ignored if the target's signals are hidden.
-            target_confidence: Top-1 probability at that token; likewise.
             num_drafted: Tokens verified; by default the calls of `go_on`. A loop may verify fewer; from a step whose
                 whole draft it drops, the controller learns nothing.
             num_emitted: Tokens added to the output; by default one more than were accepted.

@@ -27,9 +27,7 @@ class ControllerState:
     """Everything from which a controller's class makes the same controller again.
 
     Attributes:
-        settings: Plain data, as JSON holds it.
         arrays: By name; networks as "ROLE.weight_0", "ROLE.bias_0" and so on, times as "times.draft_s" and so on.
-        compressions: Rows of the times; empty without times.
         schema: The observation that the arrays were fitted to, where its features differ from today's.
     """
 
@@ -46,14 +44,7 @@ class ControllerState:
         times: StepTimes | None = None,
         arrays: Arrays | None = None,
     ) -> "ControllerState":
-        """Collects the parts of a controller.
-
-        Args:
-            settings: A dataclass or a mapping.
-            networks: By role.
-            times: Of the machine that it decides for.
-            arrays: Anything else, by name.
-        """
+        """Collects the parts of a controller."""
         plain: Any = asdict(settings) if is_dataclass(settings) and not isinstance(settings, type) else settings or {}
         collected: dict[str, NDArray[Any]] = dict(arrays or {})
         for role, network in (networks or {}).items():
@@ -68,11 +59,7 @@ class ControllerState:
         return replace(self, arrays={**self.arrays, **stored}, compressions=times.compressions)
 
     def array(self, name: str) -> NDArray[Any]:
-        """Returns an array.
-
-        Raises:
-            CheckpointError: if there is none of that name, or it holds NaN or infinity.
-        """
+        """Returns an array."""
         if name not in self.arrays:
             raise CheckpointError(f"Expected an array {name!r}, found {sorted(self.arrays)}. Train again.")
         array = self.arrays[name]
@@ -81,16 +68,7 @@ class ControllerState:
         return array
 
     def by_feature(self, name: str, *, fill: float = 0.0) -> NDArray[Any]:
-        """Returns an array whose last axis is an observation, with today's features in today's order.
-
-        Args:
-            name: Of the array.
-            fill: Value for features that the stored observation lacks.
-
-        Raises:
-            CheckpointError: as `array`.
-            SchemaError: if the stored observation has a feature that today's lacks, or one that means something else.
-        """
+        """Returns an array whose last axis is an observation, with today's features in today's order."""
         array = self.array(name)
         if self.schema is None:
             return array
@@ -101,11 +79,7 @@ class ControllerState:
         return moved
 
     def require_same_features(self) -> None:
-        """Passes if the stored observation has today's features in today's order.
-
-        Raises:
-            SchemaError: if not.
-        """
+        """Passes if the stored observation has today's features in today's order."""
         if self.schema is not None:
             raise SchemaError(
                 f"Expected a controller that was trained on the features {list(SCHEMA.names)}, got one for "
@@ -113,16 +87,7 @@ class ControllerState:
             )
 
     def network(self, role: str, *, reads_observations: bool = True) -> Network:
-        """Returns a network.
-
-        Args:
-            role: Of the network.
-            reads_observations: Whether its inputs are the features of an observation.
-
-        Raises:
-            CheckpointError: if there is none of that role, or it holds NaN or infinity.
-            SchemaError: as `by_feature`.
-        """
+        """Returns a network."""
         depth = range(sum(name.startswith(f"{role}.weight_") for name in self.arrays))
         if not depth:
             raise CheckpointError(f"Expected a network {role!r}, found arrays {sorted(self.arrays)}. Train again.")
@@ -132,11 +97,7 @@ class ControllerState:
         return Network(weights, [self.array(f"{role}.bias_{index}") for index in depth])
 
     def times(self) -> StepTimes:
-        """Returns the times.
-
-        Raises:
-            CheckpointError: if there are none.
-        """
+        """Returns the times."""
         if not self.compressions:
             raise CheckpointError("Expected the times of a machine, found none. Train again.")
         draft_s, lag_s, verify_s, controller_s = (self.array(f"times.{name}") for name in _TIMES)
@@ -151,11 +112,7 @@ class ControllerState:
 
 @runtime_checkable
 class Storable(Controller, Protocol):
-    """A controller that can be stored.
-
-    Attributes:
-        kind: Name of its class in stored policies.
-    """
+    """A controller that can be stored."""
 
     kind: str
 
@@ -164,19 +121,11 @@ class Storable(Controller, Protocol):
 
     @classmethod
     def from_state(cls, state: ControllerState) -> Controller:
-        """Makes a controller that decides as the one that gave the state.
-
-        Raises:
-            CheckpointError: if something is missing or malformed.
-        """
+        """Makes a controller that decides as the one that gave the state."""
 
 
 def tokens(value: object) -> int:
-    """Returns a stored count of tokens.
-
-    Raises:
-        ConfigError: if it is no integer from 0 to 1024.
-    """
+    """Returns a stored count of tokens."""
     if type(value) is not int or not 0 <= value <= MOST_TOKENS:
         raise ConfigError(f"expected a count of tokens from 0 to {MOST_TOKENS}, got {json.dumps(value, default=str)}")
     return value

@@ -67,11 +67,7 @@ def find_policy(path: Path) -> Path | None:
 
 
 def require_policy(path: Path) -> Path:
-    """Returns the policy's folder at a path.
-
-    Raises:
-        CheckpointError: if there is none, or one of an earlier version of SpecKV.
-    """
+    """Returns the policy's folder at a path."""
     folder = find_policy(path)
     if folder is not None:
         return folder
@@ -103,11 +99,7 @@ def _rendered(card: Mapping[str, Any]) -> str:
 
 
 def read_card(path: Path) -> dict[str, Any]:
-    """Reads a card and checks that it has the fields of the format.
-
-    Raises:
-        CheckpointError: if it is missing, damaged, or of another format or version.
-    """
+    """Reads a card and checks that it has the fields of the format."""
 
     def refuse(constant: str) -> float:
         raise ValueError(f"{constant} is no number")
@@ -131,11 +123,7 @@ def read_card(path: Path) -> dict[str, Any]:
 
 
 def read_weights(path: Path, sha256: object) -> dict[str, NDArray[Any]]:
-    """Reads the arrays that a card describes by their file's hash.
-
-    Raises:
-        CheckpointError: if the file is missing, damaged or another than the card's.
-    """
+    """Reads the arrays that a card describes by their file's hash."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -149,9 +137,6 @@ def read_weights(path: Path, sha256: object) -> dict[str, NDArray[Any]]:
 
 def dump_tensors(arrays: Arrays) -> bytes:
     """Renders arrays, in the order of their names.
-
-    Raises:
-        CheckpointError: if one is of a type that is not in `DTYPES`.
 
     >>> read_tensors(dump_tensors({"a": np.arange(3.0)}), "here")["a"].tolist()
     [0.0, 1.0, 2.0]
@@ -173,10 +158,6 @@ def dump_tensors(arrays: Arrays) -> bytes:
 
 def read_tensors(data: bytes, path: Path | str) -> dict[str, NDArray[Any]]:
     """Reads what `dump_tensors` wrote, or any safetensors file of these types.
-
-    Args:
-        data: The file's bytes.
-        path: Named in errors.
 
     Raises:
         CheckpointError: if it is truncated, damaged or of other types.
