@@ -41,17 +41,13 @@ class CostEntry:
         draft_s: Seconds of a draft pass at each width.
         draft_context_slope_s: Seconds that each context token adds to a draft pass, per width; one number stands for
             all widths.
-        verify_widths: Tokens scored in one verify pass, ascending, the first 1 (plain decoding).
-        verify_s: Seconds of a verify pass at each width.
-        verify_context_slope_s: As for the draft.
+        verify_widths: As for the draft; a verify pass of width 1 is plain decoding.
         spread: Interquartile range over median of each verify time, or empty.
-        batch: Sequences that one pass scores together; widths and seconds are those of the whole pass, `batch` times
-            `width` tokens.
+        batch: Sequences that one pass scores together; widths count the tokens of one, seconds are of the whole pass.
         contexts: Context lengths, in tokens, that were measured; empty if unknown.
-        kernel: Kernel that multiplies the target's weights, in words, a slow path named as such; empty if unknown.
-        draft_kernel: The same of the draft.
-        draft_prompt_s: Seconds a prompt token that a request's first draft takes in addition, where the draft model
-            reads the prompt at its first draft; 0 where it has read it before decoding begins.
+        kernel, draft_kernel: Kernel that multiplies the weights, in words; empty if unknown.
+        draft_prompt_s: Seconds that a request's first draft takes in addition for each prompt token, where the draft
+            model reads the prompt only then.
     """
 
     compression: str
@@ -98,11 +94,15 @@ class CostEntry:
         object.__setattr__(self, "spread", checked_numbers(self.spread, "spread", count=count))
 
     def draft_pass_s(self, width: ArrayLike, context: ArrayLike) -> Seconds:
-        """Seconds of one draft pass over `width` tokens after `context` tokens."""
+        """Seconds of one draft pass over `width` tokens, at least 1, after `context` tokens; arguments broadcast.
+
+        Times are interpolated between measured widths, and beyond the last one extended with the slope of the last two,
+        never downwards.
+        """
         return self._pass_s(self.draft_widths, self.draft_s, self.draft_context_slope_s, width, context)
 
     def verify_pass_s(self, width: ArrayLike, context: ArrayLike) -> Seconds:
-        """Seconds of one target pass over `width` tokens after `context` tokens."""
+        """Seconds of one target pass; arguments as for `draft_pass_s`."""
         return self._pass_s(self.verify_widths, self.verify_s, self.verify_context_slope_s, width, context)
 
     def _pass_s(
@@ -173,7 +173,7 @@ def check_loads(base: CostEntry, others: Sequence[CostEntry]) -> None:
 
 
 def at_batch(entries: Iterable[CostEntry], batch: int, table: str) -> CostEntry:
-    """The entry of one compression at a batch.
+    """The entry of one compression at a batch; a CostTableError outside the measured ones.
 
     Between two measured batches times are linear in the batch. That is exact where a pass reads its weights once and
     then works row by row, seconds = a + b * batch, and exact where it is flat; around the knee between the two the
@@ -181,7 +181,7 @@ def at_batch(entries: Iterable[CostEntry], batch: int, table: str) -> CostEntry:
 
     Args:
         entries: Of one compression, each at another batch.
-        batch: Sequences that decode together, at least 1; a CostTableError outside the measured ones.
+        batch: Sequences that decode together, at least 1.
         table: Name of the cost table, for the message.
     """
     known = sorted(entries, key=lambda entry: entry.batch)
@@ -213,16 +213,15 @@ def at_batch(entries: Iterable[CostEntry], batch: int, table: str) -> CostEntry:
 
 
 def require_single_request(who: str, batch: int) -> None:
-    """Refuses a cost table of another batch than 1 for `who`, a controller that decides token by token.
+    """Refuses a cost table of another batch than 1 for a controller that decides token by token.
 
     In a batch, drafting goes on until the last row has stopped. A replay of one request charges each row for its own
     tokens alone, so it overstates what stopping early saves.
     """
     if batch > 1:
         raise ConfigError(
-            f"Expected cost.batch 1 for {who}, which decides token by token, got {batch}: rows of a batch share their "
-            "draft passes until the last one stops, and a replay does not charge for that. Set cost.batch=1, or choose "
-            "a constant gamma (agent=best_fixed)."
+            f"Expected cost.batch 1 for {who}, which decides token by token, got {batch}: a replay does not charge for "
+            "the draft passes that the rows of a batch share. Set cost.batch=1, or agent=best_fixed."
         )
 
 
@@ -233,9 +232,8 @@ class CostFit:
     Attributes:
         prompts: Distinct prompts decoded.
         runs: Prompts times schedules of gamma.
-        tokens: Tokens that decode steps emitted, all runs together.
-        predicted_s: The table's seconds for the steps that were taken, all runs together.
-        measured_s: The measured seconds of those steps.
+        tokens: Tokens that decode steps emitted, in all runs.
+        predicted_s: The table's seconds for the steps that were taken, in all runs.
         error: Predicted over measured, minus 1: above 0 the table is too slow.
         spread: Interquartile range of the runs' own errors.
     """
@@ -365,10 +363,7 @@ def built(kind: type[Built], content: object, where: str) -> Built:
 
 
 def record(content: object, kind: type[Any] | None, where: str) -> dict[str, Any]:
-    """Returns a JSON object whose keys must be exactly the fields of `kind`; any keys if it is None.
-
-    A CostTableError names the place and the field that is missing, unknown or not text.
-    """
+    """Returns a JSON object whose keys must be exactly the fields of `kind`; any keys if it is None."""
     at = where or "the file"
     if not isinstance(content, Mapping):
         raise CostTableError(f"{at}: expected a JSON object, got {type(content).__name__}.")

@@ -46,15 +46,14 @@ class CostTable:
     """Pass times of one machine, by compression; a CostTableError names a wrong field.
 
     Attributes:
-        name: Shown beside every number that is computed from it.
+        name: Printed beside every number that is computed from it.
         kind: "measured" on this machine, or "fitted" to published figures.
         machine: Processor, threads, versions.
         entries: Compression -> its times, all at one batch.
-        controller_s: Seconds of one decision of a learned controller. `step_seconds` leaves it out: the replay adds it
-            for controllers that charge it.
+        controller_s: Seconds of one decision of a learned controller; not part of `step_seconds`.
         source: Origin of the figures: the command, or a citation.
-        loads: Times of the same compressions at other batches, each named by its entry's `batch`.
-        fit: Compression -> predicted against measured time of whole live runs, for those that were checked.
+        loads: Times of the same compressions at other batches.
+        fit: Compression -> predicted against measured time of live runs, where that was checked.
     """
 
     name: str
@@ -175,15 +174,13 @@ class CostTable:
         return "; ".join(parts)
 
     def at_batch(self, batch: int) -> "CostTable":
-        """The same machine under load: a table whose entries are the times at a batch.
+        """The same machine under load: a table whose entries are the times at a batch of at least 1.
 
         A step's seconds are then those of the whole batch, which is how long each of its requests takes. A decision
         takes the same time: one call decides for all rows. `fit` was measured at batch 1, so the result is "not
         checked". Replay on it is exact where all rows draft alike; see `require_single_request`.
 
-        Args:
-            batch: Sequences that decode together, at least 1; between measured batches times are linear in it. A
-                CostTableError if some compression was not measured at batches on both sides of it.
+        Times are linear between measured batches; a CostTableError outside them.
         """
         if batch == self.batch:
             return self
@@ -230,33 +227,9 @@ class CostTable:
         entry = self.entry(compression)
         return entry.draft_s[0] / entry.verify_s[0]
 
-    def draft_pass_s(self, compression: str, width: ArrayLike, context: ArrayLike) -> Seconds:
-        """Seconds of one draft pass over `width` tokens, at least 1, after `context` tokens; arguments broadcast.
-
-        Times are interpolated between measured widths, and beyond the last one extended with the slope of the last two,
-        never downwards.
-        """
-        return self.entry(compression).draft_pass_s(width, context)
-
-    def verify_pass_s(self, compression: str, width: ArrayLike, context: ArrayLike) -> Seconds:
-        """Seconds of one target pass; arguments as for `draft_pass_s`."""
-        return self.entry(compression).verify_pass_s(width, context)
-
-    def autoregressive_s(self, compression: str, context: ArrayLike) -> Seconds:
-        """Seconds that plain decoding takes for the token after `context` tokens."""
-        return self.verify_pass_s(compression, 1, context)
-
     def plain_s(self, compression: str) -> float:
         """Seconds a token of plain decoding at the reference context."""
-        return float(self.autoregressive_s(compression, self.entry(compression).reference_context))
-
-    def draft_seconds(
-        self, compression: str, num_drafted: ArrayLike, draft_lag: ArrayLike, context: ArrayLike
-    ) -> Seconds:
-        """Seconds that one decode step spends drafting; zero where it drafts nothing."""
-        entry, drafted = self.entry(compression), np.asarray(num_drafted)
-        first = entry.draft_pass_s(1 + np.asarray(draft_lag), context)
-        return np.where(drafted > 0, first + (drafted - 1) * entry.draft_pass_s(1, context), 0.0)
+        return self.entry(compression).verify_s[0]
 
     def step_seconds(
         self, compression: str, num_drafted: ArrayLike, draft_lag: ArrayLike, context: ArrayLike
@@ -278,8 +251,10 @@ class CostTable:
         >>> table.step_seconds("fp16", num_drafted=[0, 2, 2], draft_lag=[0, 0, 1], context=8).tolist()
         [10.0, 13.0, 13.5]
         """
-        drafting = self.draft_seconds(compression, num_drafted, draft_lag, context)
-        return drafting + self.verify_pass_s(compression, 1 + np.asarray(num_drafted), context)
+        entry, drafted = self.entry(compression), np.asarray(num_drafted)
+        first = entry.draft_pass_s(1 + np.asarray(draft_lag), context)
+        drafting = np.where(drafted > 0, first + (drafted - 1) * entry.draft_pass_s(1, context), 0.0)
+        return drafting + entry.verify_pass_s(1 + drafted, context)
 
 
 def find_cost_table(name_or_path: str | Path) -> Path:
@@ -300,7 +275,7 @@ class CompiledCost:
         cost_ratio: Shape [compressions].
         reference_autoregressive_s: Shape [compressions]; plain decoding at the reference context, seconds a token.
         reference_draft_s: Shape [compressions]; a draft pass of width 1 at the reference context.
-        reads_prompt_late: Whether the draft model reads the prompt at its first draft for some compression.
+        reads_prompt_late: Whether some draft model reads the prompt at its first draft.
     """
 
     def __init__(self, table: CostTable, compressions: Sequence[str], *, gamma_max: int = GAMMA_MAX) -> None:
@@ -329,14 +304,7 @@ class CompiledCost:
         self._tail = np.array([float(np.diff(e.draft_pass_s(widths[-2:], 0.0))[0]) for e in entries])
 
     def step_seconds(self, comp_index: IntArray, num_drafted: IntArray, lag: IntArray, context: IntArray) -> Seconds:
-        """Seconds of one decode step for each row, the controller's left out.
-
-        Args:
-            comp_index: Shape [N]; index into `compressions`.
-            num_drafted: Shape [N]; 0 to gamma_max.
-            lag: Shape [N]; emitted tokens missing from the draft's cache, the newest one not counted.
-            context: Shape [N]; prompt tokens plus tokens emitted before the step.
-        """
+        """Seconds of one decode step for each row; arguments of shape [N], as for `CostTable.step_seconds`."""
         seconds = self.rest_seconds(comp_index, num_drafted, context)
         seconds += self._first(comp_index, (lag + 1) * (num_drafted > 0), context)
         return seconds

@@ -24,11 +24,9 @@ class StepTimes:
     """Seconds of decode steps at the reference context, by compression.
 
     Attributes:
-        compressions: Names, one a row.
         draft_s: Shape [compressions]; a draft pass of one token.
         lag_s: Shape [compressions]; added to a step's first draft pass for each token of the draft's lag.
         verify_s: Shape [compressions, gamma_max + 1]; verifying that many drafted tokens, as replay charges it.
-        controller_s: One decision.
     """
 
     compressions: tuple[str, ...]

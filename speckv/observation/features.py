@@ -36,13 +36,13 @@ _LEAST_FLOAT32 = float(np.float32(_LEAST_PROBABILITY))
 
 
 class FeatureSource(NamedTuple):
-    """How a feature is computed; `value` works on the numbers of one request and on the arrays of many alike.
+    """How a feature is computed; `value` works on numbers of one request and on arrays of many alike.
 
     Attributes:
         reads: "tested": the tokens of the last drafting step that the target tested. "past": the request's history and
             static context. "draft": the tokens drafted so far in this step.
-        group: `hidden_columns` hides the features of a group together; "" for none.
-        value: Computes it from a `DraftPrefix`, or for "past" from the history and the static context.
+        group: Features of one group can be hidden together; "" for none.
+        value: Reads a `DraftPrefix`, or for "past" the history and the static context.
         first: Value where no token was tested or drafted.
     """
 
@@ -169,7 +169,7 @@ _FIRST_SIGNAL = STOPPING_SCHEMA.index("token_entropy") - SCHEMA.size
 DRAFT_SIGNALS = slice(_FIRST_SIGNAL, _FIRST_SIGNAL + NUM_SIGNALS)
 """Columns of `summarise_draft` with the newest token's own signals, in the order of `StepOutcome.draft_signals`."""
 
-_DRAFT_LOW, _DRAFT_HIGH = STOPPING_SCHEMA.low[SCHEMA.size :], STOPPING_SCHEMA.high[SCHEMA.size :]
+DRAFT_LOW, DRAFT_HIGH = STOPPING_SCHEMA.low[SCHEMA.size :], STOPPING_SCHEMA.high[SCHEMA.size :]
 
 
 class DraftPrefix(NamedTuple):
@@ -254,11 +254,7 @@ def running_summary(signals: NDArray[np.floating]) -> FloatArray:
 
 
 def summarise_tested(signals: FloatArray, num_tested: int) -> FloatArray:
-    """`TESTED_FEATURES` of one request's step: a row of `running_summary`.
-
-    Args:
-        signals: Shape [depth, 3]: entropy, confidence, margin of each drafted token.
-        num_tested: How many of them the target tested, 0 to depth.
+    """`TESTED_FEATURES` of one request's step whose draft has signals of shape [depth, 3]: a row of `running_summary`.
 
     >>> summarise_tested(np.array([[1.0, 0.8, 0.5], [2.0, 0.25, 0.0]], np.float32), 1)[:2].tolist()
     [1.0, 1.0]
@@ -271,20 +267,17 @@ def summarise_tested(signals: FloatArray, num_tested: int) -> FloatArray:
 
 
 def summarise_draft(signals: NDArray[np.floating]) -> FloatArray:
-    """`DRAFT_FEATURES` of every prefix of a draft.
-
-    Args:
-        signals: Shape [N, depth, 3]: entropy, confidence, margin of each drafted token.
+    """`DRAFT_FEATURES` of every prefix of a draft whose entropies, confidences and margins have shape [N, depth, 3].
 
     Returns:
-        Shape [N, depth + 1, features], within their bounds: row k sums up the first k tokens.
+        Shape [N, depth + 1, features], within their bounds: row k is that of the first k tokens.
 
     >>> signals = np.array([[[1.0, 0.5, 0.25], [2.0, 0.25, 0.0]]])
     >>> summarise_draft(signals)[0, :, :4].tolist()
     [[0.0, 0.0, 1.0, 1.0], [0.0625, 1.0, 0.5, 0.25], [0.125, 2.0, 0.25, 0.0]]
     """
     out = _of_prefixes(DRAFT_FEATURES, FIRST_DRAFT, signals)
-    return np.minimum(np.maximum(out, _DRAFT_LOW, out=out), _DRAFT_HIGH, out=out)
+    return np.minimum(np.maximum(out, DRAFT_LOW, out=out), DRAFT_HIGH, out=out)
 
 
 def _of_prefixes(features: Mapping[str, FeatureSource], first: FloatArray, signals: NDArray[np.floating]) -> FloatArray:
@@ -320,10 +313,7 @@ HIDDEN_STD = np.float32(1e30)
 
 
 def hidden_columns(hide: Sequence[str]) -> BoolArray:
-    """Which features a list of names of groups and features means; a ConfigError names the first that is neither.
-
-    Returns:
-        Shape [features of `STOPPING_SCHEMA`]; the first `SCHEMA.size` are the features before a step.
+    """Mask of the features of `STOPPING_SCHEMA` that names of groups and features stand for; a ConfigError for others.
 
     >>> int(hidden_columns(["target", "position"]).sum())
     3
@@ -331,19 +321,11 @@ def hidden_columns(hide: Sequence[str]) -> BoolArray:
     names = {name for word in hide for name in GROUPS.get(word, (word,))}
     for name in sorted(names - set(STOPPING_SCHEMA.names)):
         known = [*GROUPS, *STOPPING_SCHEMA.names]
-        raise ConfigError(
-            f"Expected env.hide to name groups or features of {known}, got {name!r}.{nearest(name, known)}"
-        )
+        raise ConfigError(f"Expected groups or features of {known} in env.hide, got {name!r}.{nearest(name, known)}")
     return np.array([name in names for name in STOPPING_SCHEMA.names])
 
 
 def hide_from(mean: FloatArray, std: FloatArray, hidden: BoolArray) -> tuple[FloatArray, FloatArray]:
-    """Mean and deviation that normalise hidden features to nothing, in training and in every exported form alike.
-
-    Args:
-        mean: Shape [features].
-        std: Shape [features].
-        hidden: Shape [features or more], from `hidden_columns`.
-    """
+    """Mean and deviation, of shape [features], that normalise hidden features to 0."""
     columns = hidden[: len(mean)]
     return np.where(columns, np.float32(0), mean), np.where(columns, HIDDEN_STD, std)

@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from speckv.observation.features import (
     DRAFT_FEATURES,
+    DRAFT_HIGH,
+    DRAFT_LOW,
     FIRST_DRAFT,
     FIRST_TESTED,
     NO_DRAFT,
@@ -36,19 +38,16 @@ _TESTED_AT = tuple(SCHEMA.index(name) for name in TESTED_FEATURES)
 _TESTED_VALUES = tuple(source.value for source in TESTED_FEATURES.values())
 _PAST_VALUES = tuple((SCHEMA.index(name), source.value) for name, source in PAST_FEATURES.items())
 _DRAFT_VALUES = tuple(source.value for source in DRAFT_FEATURES.values())
-_LOW, _HIGH = STOPPING_SCHEMA.low, STOPPING_SCHEMA.high
-_BEFORE, _INSIDE = slice(0, SCHEMA.size), slice(SCHEMA.size, None)
-_LOW_BEFORE, _HIGH_BEFORE, _LOW_INSIDE, _HIGH_INSIDE = _LOW[_BEFORE], _HIGH[_BEFORE], _LOW[_INSIDE], _HIGH[_INSIDE]
+_LOW, _HIGH = SCHEMA.low, SCHEMA.high
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StaticContext:
-    """What does not change while a request runs.
+    """What does not change while a request runs; arrays of shape [N].
 
     Attributes:
-        cost_ratio: Shape [N]; one draft pass over one target pass.
-        bits_per_weight: Shape [N]; of the target, in bits.
-        budget: Shape [N]; token budget, the prefill's token included.
+        cost_ratio: One draft pass over one target pass.
+        budget: Token budget, the prefill's token included.
     """
 
     cost_ratio: NDArray[np.float64]
@@ -67,12 +66,10 @@ class StaticContext:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepBatch:
-    """What one decode step of each request did, as far as observations need it.
+    """What one decode step of each request did, as far as observations need it; arrays of N rows.
 
     Attributes:
-        num_drafted: Shape [N]; tokens really drafted.
-        num_accepted: Shape [N]; drafted tokens kept, bonus excluded.
-        num_emitted: Shape [N]; tokens added to the output.
+        num_accepted: Drafted tokens kept, bonus excluded.
         tested: Shape [N, `TESTED_FEATURES`]; `summarise_tested` of the step; ignored where nothing was drafted.
         target: Shape [N, 2]; the target's entropy and confidence at the newest emitted token.
     """
@@ -103,18 +100,15 @@ class StepBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
-    """What is remembered of each request's past; arrays of one row a request.
+    """The past of many requests; arrays of one row a request.
 
     Attributes:
         tested: Shape [N, `TESTED_FEATURES`]; of the last drafting step.
         target: Shape [N, 2]; the target's entropy and confidence at the newest emitted token.
-        accepted_fraction: Shape [N]; accepted over drafted in the last drafting step.
-        previous_drafted: Shape [N]; tokens drafted in the previous step.
-        decayed_accepted: Shape [N]; accepted tokens, decayed at every step.
-        decayed_tested: Shape [N]; tested tokens, decayed at every step.
-        accepted_ema: Shape [N]; mean accepted length of drafting steps, in tokens.
-        emitted: Shape [N]; tokens of the output so far.
-        draft_lag: Shape [N]; emitted tokens missing from the draft's cache, the newest one not counted.
+        accepted_fraction: Accepted over drafted in the last drafting step.
+        decayed_accepted, decayed_tested: Tokens, decayed at every step.
+        accepted_ema: Mean accepted length of drafting steps, in tokens.
+        draft_lag: Emitted tokens missing from the draft's cache, the newest one not counted.
     """
 
     tested: FloatArray
@@ -141,10 +135,7 @@ class History:
     def start(n: int, target_entropy: ArrayLike, target_confidence: ArrayLike) -> "History":
         """The past of `n` requests right after their prefill, which emitted one token each.
 
-        Args:
-            n: Number of requests.
-            target_entropy: Of the distribution that the first token came from; one number, or one a request.
-            target_confidence: Its top-1 probability.
+        The target's signals, of the distribution that this token came from, are one number each, or one a request.
         """
         history = History(
             tested=np.empty((n, len(TESTED_FEATURES)), np.float32),
@@ -163,12 +154,7 @@ class History:
         return history
 
     def restart(self, rows: IntArray | slice, target: FloatArray) -> None:
-        """Starts another request in some rows, in place.
-
-        Args:
-            rows: Which.
-            target: Shape [rows, 2]; the target's entropy and confidence at each first token.
-        """
+        """Starts another request in some rows, in place; `target` has shape [rows, 2]."""
         self.tested[rows] = FIRST_TESTED
         self.target[rows] = target
         self.accepted_fraction[rows] = PRIOR_ACCEPTANCE
@@ -193,16 +179,11 @@ def observe(history: History, static: StaticContext) -> FloatArray:
         out[:, position] = history.tested[:, column]
     for position, value in _PAST_VALUES:
         out[:, position] = value(history, static)
-    return np.minimum(np.maximum(out, _LOW_BEFORE, out=out), _HIGH_BEFORE, out=out)
+    return np.minimum(np.maximum(out, _LOW, out=out), _HIGH, out=out)
 
 
 def update_history(history: History, outcome: StepBatch, where: BoolArray | None = None) -> History:
-    """The past after one decode step of each request, in arrays of its own.
-
-    Args:
-        history: The past before the step; left as it is.
-        outcome: What the step did.
-        where: Shape [N]; rows that made a step, all if None. The others keep their past.
+    """The past after one decode step of each request, in arrays of its own; rows outside the mask `where` keep theirs.
 
     >>> step = StepBatch(
     ...     num_drafted=np.array([4]), num_accepted=np.array([3]), num_emitted=np.array([4]),
@@ -240,25 +221,19 @@ def update_history(history: History, outcome: StepBatch, where: BoolArray | None
 
 
 class RequestMemory:
-    """The past of one request and its observation.
-
-    Args:
-        cost_ratio: One draft pass over one target pass.
-        bits_per_weight: Of the target.
-        budget: Token budget, the prefill's token included.
+    """The past of one request and its observation; arguments as for `StaticContext`.
 
     Attributes:
         before: Shape [features]; what `observe` gives, as of the last `render`.
         inside: What `observe_draft` gives, as of the last `render` and `add_draft`; begins with `before`.
         drafted: Entropy, confidence and margin of the tokens drafted since `render`, rounded to float32.
-        emitted: Tokens of the output so far.
     """
 
     def __init__(self, *, cost_ratio: float, bits_per_weight: float, budget: int) -> None:
         self.cost_ratio, self.bits_per_weight, self.budget = cost_ratio, bits_per_weight, budget
         self.inside: FloatArray = np.zeros(STOPPING_SCHEMA.size, np.float32)
-        self.before: FloatArray = self.inside[_BEFORE]
-        self._draft: FloatArray = self.inside[_INSIDE]
+        self.before: FloatArray = self.inside[: SCHEMA.size]
+        self._draft: FloatArray = self.inside[SCHEMA.size :]
         self._row = [0.0] * SCHEMA.size
         self._signals = np.zeros(NUM_SIGNALS, np.float32)
         self.drafted: list[Sequence[float]] = []
@@ -286,8 +261,8 @@ class RequestMemory:
         for position, value in _PAST_VALUES:
             row[position] = value(self, self)
         out[:] = row
-        np.maximum(out, _LOW_BEFORE, out=out)
-        np.minimum(out, _HIGH_BEFORE, out=out)
+        np.maximum(out, _LOW, out=out)
+        np.minimum(out, _HIGH, out=out)
         self._draft[:] = FIRST_DRAFT
         self._forget_draft()
         return out
@@ -301,8 +276,8 @@ class RequestMemory:
         self.drafted.append(token)
         prefixes.append(prefix)
         out[:] = [value(prefix) for value in _DRAFT_VALUES]
-        np.maximum(out, _LOW_INSIDE, out=out)
-        np.minimum(out, _HIGH_INSIDE, out=out)
+        np.maximum(out, DRAFT_LOW, out=out)
+        np.minimum(out, DRAFT_HIGH, out=out)
         return self.inside
 
     def end_step(

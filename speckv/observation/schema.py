@@ -15,13 +15,10 @@ _ADVICE = "Train and export the policy with the version of SpecKV that is to run
 
 
 class ObservationField(NamedTuple):
-    """One feature.
+    """One feature; values outside `low` and `high` are clipped.
 
     Attributes:
-        name: Identifies it in stored policies.
         unit: "nats", or "1" for a pure number.
-        low: Least value; smaller ones are clipped to it.
-        high: Greatest value.
         description: Its meaning, with its value before the first step where that is a convention.
     """
 
@@ -45,7 +42,7 @@ class ObservationSchema:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """In order."""
+        """The features' names, in order."""
         return tuple(f.name for f in self.fields)
 
     @property
@@ -70,12 +67,9 @@ class ObservationSchema:
         return self.names.index(name)
 
     def select_from(self, other: "ObservationSchema") -> IntArray:
-        """Positions of this schema's features in observations of another schema, found by name.
+        """Shape [features of this schema]; their positions in observations of another schema, found by name.
 
         A policy that was stored with this schema reads `observations[..., schema.select_from(SCHEMA)]`.
-
-        Returns:
-            Shape [features of this schema].
 
         Raises:
             SchemaError: if `other` has another version, lacks a feature, or has it with another unit or bounds.
@@ -86,9 +80,7 @@ class ObservationSchema:
         [1]
         """
         if self.version != other.version:
-            raise SchemaError(
-                f"Expected an observation schema with version {other.version}, got {self.version}. {_ADVICE}"
-            )
+            raise SchemaError(f"Expected observation schema version {other.version}, got {self.version}. {_ADVICE}")
         positions = {f.name: position for position, f in enumerate(other.fields)}
         for ours in self.fields:
             if ours.name not in positions:

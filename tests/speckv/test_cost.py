@@ -31,15 +31,15 @@ def table() -> CostTable:
 
 
 def test_measured_widths_come_back(table: CostTable) -> None:
-    assert table.verify_pass_s("fp16", [1, 5, 17], 64).tolist() == [8.0, 9.0, 12.0]
-    assert table.draft_pass_s("nf4", [1, 5], 64).tolist() == [1.0, 2.0]
+    assert table.entry("fp16").verify_pass_s([1, 5, 17], 64).tolist() == [8.0, 9.0, 12.0]
+    assert table.entry("nf4").draft_pass_s([1, 5], 64).tolist() == [1.0, 2.0]
 
 
 def test_between_and_beyond_measured_widths(table: CostTable) -> None:
     # Draft: 0.25 s a width between 1 and 5, and the same beyond the last.
-    assert table.draft_pass_s("fp16", [3, 9], 64).tolist() == [1.5, 3.0]
+    assert table.entry("fp16").draft_pass_s([3, 9], 64).tolist() == [1.5, 3.0]
     # nf4 verify: 1 s a width; 21 lies 4 beyond the last, whose time is 20.
-    assert table.verify_pass_s("nf4", [2, 21], 64).tolist() == [5.0, 24.0]
+    assert table.entry("nf4").verify_pass_s([2, 21], 64).tolist() == [5.0, 24.0]
 
 
 def test_extrapolation_never_falls(table: CostTable) -> None:
@@ -49,9 +49,9 @@ def test_extrapolation_never_falls(table: CostTable) -> None:
 
 
 def test_context_adds_its_slope(table: CostTable) -> None:
-    longer = table.verify_pass_s("fp16", 1, [0, 64, 1088])
+    longer = table.entry("fp16").verify_pass_s(1, [0, 64, 1088])
     assert longer.tolist() == [8.0 - 64 * SLOPE, 8.0, 9.0]
-    assert float(table.autoregressive_s("fp16", 1088)) == 9.0
+    assert float(table.entry("fp16").verify_pass_s(1, 1088)) == 9.0
 
 
 def test_slope_per_width_is_interpolated(table: CostTable) -> None:
@@ -65,7 +65,6 @@ def test_step_is_catch_up_then_single_drafts_then_verify(table: CostTable) -> No
     assert float(table.step_seconds("nf4", 3, 2, 64)) == 10.5
     # Without drafting the lag does not matter.
     assert table.step_seconds("nf4", 0, [0, 9], 64).tolist() == [4.0, 4.0]
-    assert table.draft_seconds("nf4", [0, 3], [9, 2], 64).tolist() == [0.0, 3.5]
 
 
 def test_cost_ratio(table: CostTable) -> None:
@@ -75,7 +74,7 @@ def test_cost_ratio(table: CostTable) -> None:
 
 def test_width_below_one_is_refused(table: CostTable) -> None:
     with pytest.raises(CostTableError, match="at least one token, got width 0"):
-        table.verify_pass_s("fp16", 0, 64)
+        table.entry("fp16").verify_pass_s(0, 64)
 
 
 def test_require_names_what_is_missing(table: CostTable) -> None:
@@ -95,7 +94,7 @@ def test_arrays_equal_the_table(table: CostTable, order: tuple[str, ...]) -> Non
         float(table.step_seconds(order[c], d, x, k)) for c, d, x, k in zip(comp, drafted, lag, context, strict=True)
     ]
     np.testing.assert_allclose(compiled.step_seconds(comp, drafted, lag, context), expected, rtol=1e-13)
-    plain = [float(table.autoregressive_s(order[c], k)) for c, k in zip(comp, context, strict=True)]
+    plain = [float(table.entry(order[c]).verify_pass_s(1, k)) for c, k in zip(comp, context, strict=True)]
     np.testing.assert_allclose(compiled.autoregressive_s(comp, context), plain, rtol=1e-13)
 
 

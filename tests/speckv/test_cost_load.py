@@ -51,15 +51,15 @@ def test_measured_batches_come_back(table: CostTable) -> None:
     assert table.at_batch(1) is table
     five = table.at_batch(5)
     assert (five.name, five.batch) == ("fake@batch5", 5)
-    assert five.verify_pass_s("fp16", [1, 5, 17], 64).tolist() == [24.0, 27.0, 36.0]
+    assert five.entry("fp16").verify_pass_s([1, 5, 17], 64).tolist() == [24.0, 27.0, 36.0]
 
 
 def test_between_batches_times_and_slopes_are_linear(table: CostTable) -> None:
     # Batch 2 is a quarter of the way from 1 to 5: 1.5 times batch 1. Batch 7 is halfway from 5 to 9: 3.5 times.
-    assert table.at_batch(2).verify_pass_s("fp16", [1, 5], 64).tolist() == [12.0, 13.5]
-    assert table.at_batch(7).draft_pass_s("nf4", [1, 5], 64).tolist() == [3.5, 7.0]
+    assert table.at_batch(2).entry("fp16").verify_pass_s([1, 5], 64).tolist() == [12.0, 13.5]
+    assert table.at_batch(7).entry("nf4").draft_pass_s([1, 5], 64).tolist() == [3.5, 7.0]
     # 1024 further tokens add 1 s at batch 1, so 1.5 s at batch 2.
-    assert float(table.at_batch(2).verify_pass_s("fp16", 1, 1088)) == 13.5
+    assert float(table.at_batch(2).entry("fp16").verify_pass_s(1, 1088)) == 13.5
     assert table.at_batch(2).cost_ratio("fp16") == 0.125
 
 

@@ -276,7 +276,7 @@ def test_calibration_covers_every_width(pair: PairConfig, tmp_path: Path) -> Non
     assert len(entry.spread) == 17
     assert any("widths" in line for line in said)
     assert table.batches("fp16") == (1, 3)
-    assert table.at_batch(2).verify_pass_s("fp16", 5, 16) > 0
+    assert table.at_batch(2).entry("fp16").verify_pass_s(5, 16) > 0
     assert "torch product in float32" in entry.kernel
     assert (table.fit["fp16"].prompts, table.fit["fp16"].runs) == (2, 8)  # gammas 0, 2, 5 and a random schedule
     assert "batch 1/3, widths 1 to 17, contexts 16/64" in table.covers
