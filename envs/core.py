@@ -48,12 +48,9 @@ class ReplayEnvSettings:
         traces: A shipped trace's name, a file, or a trace set.
         cost: A shipped cost table's name, a file, or a table.
         split: "train", "test", or None for both.
-        compressions: Which to keep, all if None.
-        tasks: Which to keep, all if None.
+        compressions, tasks: Which to keep, all if None.
         gamma_max: Greatest action, at most the recording's.
         reward: A key of `envs.rewards.REWARDS`; None for the environment's own.
-        reward_options: Its options.
-        reward_scale: Multiplies every reward.
         budget: Token budget, at most the recording's, which is the default.
         acceptance: "recorded", or "rejection" to draw acceptances anew for each episode of a sampled text.
     """
@@ -72,12 +69,7 @@ class ReplayEnvSettings:
 
 
 class Core:
-    """Replay slots with a reward and sums over their episodes.
-
-    Raises:
-        ConfigError: if a setting is out of range.
-        TraceError: if there is no such trace, or no sequence in it can be replayed.
-        CostTableError: if there is no such table, or a compression has no times.
+    """Replay slots with a reward and sums over their episodes; a SpecKVError where a setting does not fit.
 
     Attributes:
         traces: The selection that is replayed; sequence indices point into it.
@@ -134,7 +126,6 @@ class Core:
         """Starts an episode in some slots and returns their first observations.
 
         Args:
-            rows: Slots.
             generators: One a slot: it draws the sequence, and acceptances under "rejection".
             options: {"sequence": index, or one index a slot} fixes the sequences.
         """
@@ -174,7 +165,6 @@ class Core:
         return step, self._account(step, num_steps=1)
 
     def _account(self, step: ReplayStep, *, num_steps: IntArray | int) -> Rewards:
-        """Rewards a step and adds it to the sums."""
         rewards = self.reward(step, self.batch.comp_index)
         rewards *= self._scale
         sums = self._sums
@@ -219,11 +209,9 @@ class ReplayEnv(gym.Env[FloatArray, np.int64]):
     metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 4}  # noqa: RUF012 (declared so by Gymnasium)
 
     def __init__(self, *, render_mode: str | None = None, **settings: Any) -> None:
-        """Loads the recordings and the times.
+        """Loads recordings and times; `settings` are those of `ReplayEnvSettings`.
 
-        Args:
-            render_mode: "ansi" renders the last step as a line of text.
-            settings: See `ReplayEnvSettings`.
+        With `render_mode` "ansi", `render` returns the last step as a line of text.
         """
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ConfigError(f"Expected a render mode among {self.metadata['render_modes']}, got {render_mode!r}.")
@@ -365,10 +353,9 @@ class ReplayVectorEnv(VectorEnv[FloatArray, IntArray, NDArray[Any]]):
         return observations, rewards, step.terminated, step.truncated, infos
 
     def get_state(self) -> tuple[dict[str, NDArray[Any]], list[dict[str, Any]]]:
-        """Copies out what future steps depend on besides recordings and settings; call it after a reset.
+        """Copies out all that future steps depend on besides recordings and settings; call it after a reset.
 
-        Returns:
-            Arrays by name, and one generator state an environment, plain data that JSON can hold.
+        The generators' states are one an environment, plain data that JSON can hold.
         """
         return self.core.get_state(), [dict(g.bit_generator.state) for g in self._generators]
 
@@ -383,7 +370,6 @@ class ReplayVectorEnv(VectorEnv[FloatArray, IntArray, NDArray[Any]]):
             generator.bit_generator.state = dict(state)
 
     def _finish(self, rows: IntArray, step: ReplayStep, observations: FloatArray, infos: dict[str, Any]) -> None:
-        """Reports the ended episodes and starts new ones, in place."""
         final = np.full(self.num_envs, None, object)
         for row, observation in zip(rows, observations[rows], strict=True):
             final[row] = observation

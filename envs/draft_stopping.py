@@ -23,9 +23,7 @@ VERIFY, DRAFT = 0, 1
 class StoppingCore(Core):
     """Slots that draft a token or verify; `depth`, of shape [N], counts the tokens of the present draft.
 
-    Raises:
-        ConfigError: also for a reward that is defined for whole decode steps only, for redrawn acceptances, and for the
-            times of a batch.
+    A ConfigError also refuses rewards of whole decode steps, redrawn acceptances, and the times of a batch.
     """
 
     schema = STOPPING_SCHEMA

@@ -11,6 +11,7 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 
 from envs import rewards
+from envs.core import STEP_INFO
 from envs.draft_stopping import DRAFT
 from speckv.cost import CostTable
 from speckv.decoding import DecodeStep, Engine
@@ -71,15 +72,10 @@ class LiveDecodingEnv(gym.Env[FloatArray, np.int64]):
         engine: Holds the models, the sampling and the clock.
         prompts: What to decode, at least one.
         cost: Cost ratio in the observation, plain decoding's seconds in the reward.
-        compression: Of the target.
+        compression: Of the target; a CostTableError if the table lacks it.
         max_new_tokens: Token budget of an episode, at least 2.
         decides: "per_step" or "per_token".
-        gamma_max: Most tokens of a draft.
         reward: One of `REWARDS[decides]`; the first by default.
-
-    Raises:
-        ConfigError: if a setting is out of range or there is no prompt.
-        CostTableError: if the table lacks the compression.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 (declared so by Gymnasium)
@@ -129,12 +125,7 @@ class LiveDecodingEnv(gym.Env[FloatArray, np.int64]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[FloatArray, dict[str, Any]]:
-        """Prefills a prompt; `options={"prompt": index}` picks it.
-
-        Raises:
-            ConfigError: if there is no such prompt, or no prompt has a decision in it.
-            DeviceError: if a device runs out of memory or is lost.
-        """
+        """Prefills a prompt; `options={"prompt": index}` picks it."""
         super().reset(seed=seed)
         chosen = (options or {}).get("prompt")
         if chosen is not None and not 0 <= int(chosen) < len(self.prompts):
@@ -171,7 +162,6 @@ class LiveDecodingEnv(gym.Env[FloatArray, np.int64]):
         return self._verified(self.engine.verify_draft(), already_s)
 
     def _begin(self) -> FloatArray:
-        """Begins a decode step, unless the text has ended, and returns its first observation."""
         self._memory.render()
         if self.per_token and self._running:
             self.engine.begin_step(self.gamma_max)
@@ -197,13 +187,7 @@ class LiveDecodingEnv(gym.Env[FloatArray, np.int64]):
         terminated, truncated = outcome.finish == "eos", outcome.finish == "length"
         self._running = outcome.finish is None
         seconds = outcome.seconds - already_s
-        info = {
-            "num_drafted": outcome.num_drafted,
-            "num_accepted": outcome.num_accepted,
-            "num_emitted": outcome.num_emitted,
-            "seconds": seconds,
-            "outcome": outcome,
-        }
+        info = {name: getattr(outcome, name) for name in STEP_INFO} | {"seconds": seconds, "outcome": outcome}
         reward = self._worth(outcome.num_emitted, seconds)
         return self._begin(), reward, terminated, truncated, info
 

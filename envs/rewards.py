@@ -186,6 +186,4 @@ def make_reward(name: str, cost: CompiledCost, options: RewardOptions | None) ->
     try:
         return REWARDS[name](cost, **(options or {}))
     except TypeError as error:
-        raise ConfigError(
-            f"Expected only options that the reward {name!r} knows, got {dict(options or {})}."
-        ) from error
+        raise ConfigError(f"Expected only options of the reward {name!r}, got {dict(options or {})}.") from error

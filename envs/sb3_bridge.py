@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Gymnasium vector environment as a `VecEnv` of Stable-Baselines3.
 
-Neither project has such an adapter. Stable-Baselines3 resets in the same step, wants the last observation under
+Neither project has such an adapter. Stable-Baselines3 resets in the same step, reads the last observation from
 `terminal_observation`, and bootstraps the value of an episode's end only where `TimeLimit.truncated` is set.
 """
 
@@ -26,7 +26,6 @@ class SB3VecEnv(VecEnv):
     with its return `r`, its number of steps `l` and the sums of the environment's `decode`; it is empty otherwise.
 
     Attributes:
-        envs: The environment.
         last_infos: Its infos of the last step, as arrays over environments.
     """
 

@@ -56,11 +56,9 @@ def write_atomically(path: Path | str, content: bytes | str) -> None:
 def find_shipped(
     name_or_path: Path | str, folder: Path, suffix: str, error: type[SpecKVError], *, kind: str, otherwise: str
 ) -> Path:
-    """Resolves the name of a shipped file, or a path.
+    """Resolves the path of an existing file, or the name of a shipped one in `folder`.
 
     Args:
-        name_or_path: A path that exists wins over a name.
-        folder: Of the shipped files.
         suffix: Of their file names, with the dot.
         error: Raised if it is neither.
         kind: Such as "trace file"; for the message.

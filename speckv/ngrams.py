@@ -18,7 +18,7 @@ class Guess:
     Attributes:
         entropy: In nats, over what followed and over the escape, which stands for anything else.
         confidence: The token's share.
-        margin: How far it is ahead of the second candidate's share, 0 where there is none.
+        margin: Its lead over the second candidate's share, 0 where there is none.
     """
 
     token: int
@@ -28,10 +28,9 @@ class Guess:
 
 
 class NgramIndex:
-    """A text and, for each run of `shortest` to `longest` tokens in it, where which token followed.
+    """A text and, for each run of `shortest` to `longest` tokens in it, the tokens that followed.
 
     Attributes:
-        tokens: The text.
         followers: Run of tokens -> token that followed -> its positions in the text, ascending.
     """
 

@@ -3,13 +3,13 @@
 
 The text does not depend on gamma, so one recording of the target's output, with the draft's proposal at every position,
 holds the outcome of every step that any controller could have taken. Along an accepted run the draft reads exactly the
-emitted text: one value per position is enough. Past a mismatch it reads its own words, and because a drafter's input is
+emitted text: one value per position is enough. Past a mismatch it reads its own tokens, and because a draft depends on
 the prefix alone, all steps whose first mismatch is at position `m` share one roll-out from `m`.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
@@ -29,7 +29,7 @@ SCHEMA_VERSION = 1
 METADATA_KEY = b"speckv"
 ROLLOUT_LENGTH = GAMMA_MAX - 1
 NO_TOKEN = -1
-"""Stands where a draft that may have nothing to propose proposes nothing."""
+"""In place of a draft's token where it has nothing to propose."""
 
 Float32 = NDArray[np.float32]
 Int32 = NDArray[np.int32]
@@ -58,17 +58,15 @@ class TraceMetadata:
     """How a trace file was recorded; stored inside it.
 
     Attributes:
-        target_id: Hub id, folder or file name of the target.
+        target_id: Hub id, folder or file name.
         draft_id: The same of the draft, or the name of a lookup.
-        target_sha256: Hash of the target's weights as loaded, or "" if unknown.
-        draft_sha256: Hash of the draft's weights, "" where it has none.
+        target_sha256, draft_sha256: Hashes of the weights as loaded, "" if unknown or none.
         tokenizer_sha256: Hash of the shared vocabulary.
         dtype: Compression -> dtype of the target's arithmetic, e.g. {"fp16": "float32"}; "draft" -> the draft's, "none"
             for a lookup.
         sampling: mode ("greedy" or "gumbel"), temperature, top_k, top_p, seed; further keys are allowed.
         max_new_tokens: Token budget of every sequence, the prefill's token included.
         gamma_max: Deepest recorded draft.
-        chat_template: Whether prompts went through the target's chat template.
         template_date: Local date and time that the chat template was rendered with, in ISO format; "" where it prints
             none, or in older files.
         context_limits: "target", "draft" -> longest sequence of the model, in tokens; empty in older files.
@@ -112,13 +110,11 @@ class TraceSequence:
     `r` the number of positions where the draft proposes another token than the emitted one.
 
     Attributes:
-        prompt_id: Id in the prompts file.
         prompt_len: Prompt tokens, chat template included.
         finish: "eos" or "length".
         tokens: Shape [n].
         target_signals: Shape [n, 3]; row j describes the distribution that token j was emitted from.
-        draft_tokens: Shape [n]; the draft's proposal for position j after the emitted tokens before it, `NO_TOKEN`
-            where it has none.
+        draft_tokens: Shape [n]; proposal for position j after the emitted tokens before it, or `NO_TOKEN`.
         draft_signals: Shape [n, 3]; of the distribution of that proposal, zeros where there is none.
         accept_prob: Shape [n]; probability in [0, 1] that rejection sampling accepts a drafted token at j, given that
             token j is emitted there. Greedy: 1 where the proposal matches, else 0.
@@ -126,10 +122,9 @@ class TraceSequence:
         eos_stop: Shape [n]; tokens drafted from j up to and including the draft's first end of text, or up to where it
             has nothing to propose, which may be at once; else gamma_max.
         rollout_start: Shape [r]; positions where a wrong token is proposed, ascending.
-        rollout_tokens: Shape [r, 15]; what the draft goes on to propose after its own wrong token, `NO_TOKEN` behind
-            the last one.
+        rollout_tokens: Shape [r, 15]; proposals after the draft's own wrong token, `NO_TOKEN` behind the last one.
         rollout_signals: Shape [r, 15, 3].
-        prompt_tokens: Shape [prompt_len]; token ids of the prompt, chat template included. Empty in older files.
+        prompt_tokens: Shape [prompt_len]; token ids of the prompt. Empty in older files.
     """
 
     prompt_id: str
@@ -171,10 +166,9 @@ class TraceSequence:
             )
 
     def draft_from(self, position: int, depth: int) -> tuple[Int32, Float32]:
-        """What the draft proposes in a step that starts at output position `position`, in [0, n).
+        """Tokens, shape [d], and signals, shape [d, 3], of a draft from output position `position`, in [0, n).
 
-        Returns:
-            Token ids of shape [d] and signals of shape [d, 3]; d is `depth`, or less where recording or draft end.
+        `d` is `depth`, or less where recording or draft end.
         """
         end = len(self.tokens)
         on_path = min(position + int(self.accepted_length[position]) + 1, position + depth, end)
@@ -217,8 +211,6 @@ class TraceSet:
     """A trace file in memory.
 
     Attributes:
-        metadata: How it was recorded.
-        sequences: Its recordings.
         sha256: Hash of the file it was read from, also in a selection; "" if never on disk.
     """
 
@@ -265,13 +257,39 @@ class TraceSet:
 
     def save(self, path: Path | str) -> None:
         """Writes one Parquet file, whole or not at all."""
-        _write(Path(path), self.metadata, self.sequences)
+        with replacing(path) as partial:
+            pq.write_table(
+                _to_table(self.metadata, self.sequences),
+                partial,
+                compression="zstd",
+                compression_level=15,
+                use_dictionary=_DICTIONARY_COLUMNS,
+                column_encoding=dict.fromkeys(_SPLIT_COLUMNS, "BYTE_STREAM_SPLIT"),
+            )
 
     @staticmethod
     def load(path: Path | str) -> "TraceSet":
         """Reads a trace file; a TraceError if it is missing, truncated, no SpecKV trace, or of another version."""
-        metadata, sequences, sha256 = _read(Path(path))
-        return TraceSet(metadata=metadata, sequences=sequences, sha256=sha256)
+        path = Path(path)
+        if not path.is_file():
+            raise TraceError(
+                f"Expected a trace file at {path}, found none. Record one with `python -m speckv profile`."
+            )
+        try:
+            table = pq.read_table(path)
+        except (pa.ArrowException, OSError) as error:
+            raise TraceError(
+                f"{path} is not a readable Parquet file ({_one_line(error)}): it is truncated or damaged. "
+                "Fetch or record it again."
+            ) from error
+        try:
+            return _from_table(table, path)
+        except (KeyError, pa.ArrowException, ValueError) as error:
+            if isinstance(error, TraceError):
+                raise
+            raise TraceError(
+                f"{path}: a column is missing or malformed ({_one_line(error)}). Record it again."
+            ) from error
 
 
 def find_traces(name_or_path: str | Path) -> Path:
@@ -281,12 +299,7 @@ def find_traces(name_or_path: str | Path) -> Path:
 
 
 def split_validation(traces: TraceSet, fraction: float = 0.2) -> tuple[TraceSet, TraceSet]:
-    """Splits whole prompts into a training part and a validation part, the same way every time.
-
-    Args:
-        traces: Usually the train split.
-        fraction: Share of prompts that goes to validation, in (0, 1).
-    """
+    """Splits whole prompts into a training part and a validation part of about `fraction`, always alike."""
     limit = int(fraction * 2**32)
     held_out = {
         name
@@ -298,15 +311,13 @@ def split_validation(traces: TraceSet, fraction: float = 0.2) -> tuple[TraceSet,
 
 
 def merge(parts: Sequence[TraceSet]) -> TraceSet:
-    """Joins shards of one recording.
-
-    Raises:
-        TraceError: if they were recorded differently, hold a sequence twice, or hold two prompts under one id.
-    """
-    first = parts[0]
+    """Joins shards of one recording; a TraceError where they contradict each other or hold a sequence twice."""
+    first = parts[0].metadata
+    shared = recording_identity(first)
     limits: dict[str, int] = {}
     for part in parts:
-        differing = _differing(first.metadata, part.metadata)
+        found = recording_identity(part.metadata)
+        differing = [name for name, value in shared.items() if found[name] != value]
         # Older parts lack some limits.
         differing += [f"context_limits[{n}]" for n, v in part.metadata.context_limits.items() if limits.get(n, v) != v]
         if differing:
@@ -323,7 +334,7 @@ def merge(parts: Sequence[TraceSet]) -> TraceSet:
     _require_one_prompt_an_id(sequences)
     dtype = {name: value for part in parts for name, value in part.metadata.dtype.items()}
     device = "; ".join(dict.fromkeys(part.metadata.device for part in parts))
-    metadata = replace(first.metadata, dtype=dtype, device=device, context_limits=limits)
+    metadata = replace(first, dtype=dtype, device=device, context_limits=limits)
     return TraceSet(metadata=metadata, sequences=tuple(sorted(sequences, key=_order)))
 
 
@@ -331,11 +342,6 @@ def recording_identity(metadata: TraceMetadata) -> dict[str, Any]:
     """Metadata that all shards of one recording share, by name."""
     varying = ("dtype", "versions", "notes", "device", "context_limits")
     return {name: value for name, value in asdict(metadata).items() if name not in varying}
-
-
-def _differing(first: TraceMetadata, other: TraceMetadata) -> list[str]:
-    wanted, found = recording_identity(first), recording_identity(other)
-    return [name for name, value in wanted.items() if found[name] != value]
 
 
 def _require_one_prompt_an_id(sequences: Iterable[TraceSequence]) -> None:
@@ -353,38 +359,6 @@ def _require_one_prompt_an_id(sequences: Iterable[TraceSequence]) -> None:
 
 def _order(sequence: TraceSequence) -> tuple[str, str, str, str]:
     return sequence.compression, sequence.split, sequence.task, sequence.prompt_id
-
-
-def _write(path: Path, metadata: TraceMetadata, sequences: Sequence[TraceSequence]) -> None:
-    table = _to_table(metadata, sequences)
-    with replacing(path) as partial:
-        pq.write_table(
-            table,
-            partial,
-            compression="zstd",
-            compression_level=15,
-            use_dictionary=_DICTIONARY_COLUMNS,
-            column_encoding=dict.fromkeys(_SPLIT_COLUMNS, "BYTE_STREAM_SPLIT"),
-        )
-
-
-def _read(path: Path) -> tuple[TraceMetadata, tuple[TraceSequence, ...], str]:
-    """Returns metadata, sequences and the file's hash."""
-    if not path.is_file():
-        raise TraceError(f"Expected a trace file at {path}, found none. Record one with `python -m speckv profile`.")
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise TraceError(
-            f"{path} is not a readable Parquet file ({_one_line(error)}): it is truncated or damaged. "
-            "Fetch or record it again."
-        ) from error
-    try:
-        return _from_table(table, path)
-    except (KeyError, pa.ArrowException, ValueError) as error:
-        if isinstance(error, TraceError):
-            raise
-        raise TraceError(f"{path}: a column is missing or malformed ({_one_line(error)}). Record it again.") from error
 
 
 def _one_line(error: BaseException) -> str:
@@ -432,10 +406,11 @@ def _read_metadata(table: pa.Table, path: Path) -> TraceMetadata:
     return TraceMetadata(**content)
 
 
-def _from_table(table: pa.Table, path: Path) -> tuple[TraceMetadata, tuple[TraceSequence, ...], str]:
+def _from_table(table: pa.Table, path: Path) -> TraceSet:
     metadata = _read_metadata(table, path)
-    text = {name: table.column(name).to_pylist() for name in (*_TEXT, "prompt_len")}
-    vectors = {name: _lists(table, name) for name in (*_VECTORS, "rollout_tokens")}
+    columns = {name: table.column(name).to_pylist() for name in (*_TEXT, "prompt_len")}
+    columns |= {name: _lists(table, name) for name in _VECTORS}
+    rollouts = _lists(table, "rollout_tokens")
     prompts = _lists(table, _PROMPT) if _PROMPT in table.column_names else [np.zeros(0, np.int32)] * table.num_rows
     signals = {
         who: [
@@ -447,11 +422,10 @@ def _from_table(table: pa.Table, path: Path) -> tuple[TraceMetadata, tuple[Trace
     sequences = []
     for row in range(table.num_rows):
         sequence = TraceSequence(
-            **_row(text, row),
-            **_row({name: vectors[name] for name in _VECTORS}, row),
+            **{name: values[row] for name, values in columns.items()},
             target_signals=signals["target"][row],
             draft_signals=signals["draft"][row],
-            rollout_tokens=vectors["rollout_tokens"][row].reshape(-1, ROLLOUT_LENGTH),
+            rollout_tokens=rollouts[row].reshape(-1, ROLLOUT_LENGTH),
             rollout_signals=signals["rollout"][row].reshape(-1, ROLLOUT_LENGTH, NUM_SIGNALS),
             prompt_tokens=prompts[row],
         )
@@ -460,11 +434,7 @@ def _from_table(table: pa.Table, path: Path) -> tuple[TraceMetadata, tuple[Trace
     if not sequences:
         raise TraceError(f"{path} holds no sequence. Record it again.")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return metadata, tuple(sequences), digest
-
-
-def _row(columns: Mapping[str, Sequence[Any]], row: int) -> dict[str, Any]:
-    return {name: values[row] for name, values in columns.items()}
+    return TraceSet(metadata=metadata, sequences=tuple(sequences), sha256=digest)
 
 
 def _lists(table: pa.Table, name: str) -> list[NDArray[Any]]:

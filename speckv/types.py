@@ -11,11 +11,11 @@ FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
-COMPRESSIONS = ("fp16", "int8", "nf4")
-"""The compressions of the SpecKV paper; `fp16` means unquantised, whatever dtype really ran."""
-
 BITS_PER_WEIGHT = {"fp16": 16.0, "int8": 8.0, "nf4": 4.0}
-"""Nominal bits stored per weight, quantisation constants left out; `speckv.models.register_compression` adds to it."""
+"""Nominal bits stored per weight, quantisation constants left out; `speckv.models.register_compression` adds to it.
+
+`fp16` means unquantised, whatever the dtype.
+"""
 
 GAMMA_MAX = 16
 """Most tokens of a draft in recordings, environments and controllers."""
@@ -50,13 +50,9 @@ class StepOutcome:
         num_drafted: Tokens really drafted: gamma cut by budget and by a drafted end of text.
         num_accepted: Drafted tokens kept, bonus excluded.
         num_tested: The accepted tokens and the first rejected one.
-        num_emitted: Tokens added to the output.
         draft_signals: Shape [num_drafted, 3]: entropy, confidence, margin of the draft at each drafted token.
-        target_entropy: At the newest emitted token, in nats.
-        target_confidence: The target's top-1 probability there.
+        target_entropy, target_confidence: At the newest emitted token.
         seconds: Time of the whole step, on the clock in use.
-        draft_s: Share of it spent drafting.
-        verify_s: Share of it spent in the target's pass.
         finish: "eos", "length" or None while the text goes on.
     """
 
@@ -103,10 +99,9 @@ class DecodedSteps:
 
 @runtime_checkable
 class Controller(Protocol):
-    """Chooses gamma before each decode step, from an observation that holds the past alone.
+    """Chooses gamma before each decode step, from an observation of the past alone.
 
     Attributes:
-        name: Shown in tables.
         charges_decision: Whether a decision costs the cost table's controller time; a constant's does not.
     """
 
@@ -152,7 +147,7 @@ class InterleavedLearner(OnlineLearner, Protocol):
 class BatchMemory(Protocol):
     """A controller that remembers more about a request than the observation holds, for many requests at once.
 
-    `act_batch` then decides for the requests of the last `start`, row by row; for one request `reset` begins it.
+    `act_batch` decides for the requests of the last `start`, row by row; `reset` begins a single request.
     """
 
     def start(self, num_requests: int) -> None:
@@ -175,7 +170,7 @@ class StoppingController(Controller, Protocol):
     """Also decides after each drafted token whether to draft another one; `act` then returns the most tokens."""
 
     def go_on(self, observation: FloatArray) -> bool:
-        """Returns whether to draft another token, for one observation of shape [features], as `observe_draft` gives."""
+        """Returns whether to draft another token, for one observation of `observe_draft`."""
 
     def go_on_batch(self, observations: FloatArray) -> BoolArray:
         """Returns the same for each row of observations of shape [requests, features]."""

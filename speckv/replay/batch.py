@@ -34,16 +34,12 @@ _CHUNK = 4096
 class CompiledTraces:
     """Sequences laid end to end; output position `j` of sequence `s` lies at `offset[s] + j`.
 
-    Raises:
-        TraceError: if a recording contradicts itself.
+    A TraceError refuses recordings that contradict themselves. S is the number of sequences, P that of positions.
 
     Attributes:
-        max_new_tokens: Token budget of the recording.
         prompt_ids, tasks, compressions: One a sequence.
         compression_names: Distinct compressions, in order of first appearance.
-        offset: Shape [S]; where each sequence starts.
-        length: Shape [S]; its output tokens.
-        prompt_len: Shape [S]; its prompt tokens.
+        offset, length, prompt_len: Shape [S]; in tokens.
         ends_text: Shape [S]; whether it ended with an end of text, not by the budget.
         accepted_length: Shape [P]; tokens accepted by the deepest draft from each position.
         eos_stop: Shape [P]; tokens drafted from each position up to the first end of text, or until the draft has
@@ -111,13 +107,10 @@ class CompiledTraces:
         return out
 
     def redraw(self, sequence: int, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
-        """Draws anew which drafted tokens rejection sampling accepts; the text stays.
+        """Draws anew which drafted tokens rejection sampling accepts: `accepted_length` and `eos_stop` of one sequence.
 
         Past the first rejection the draft reads a token of its own that was never recorded, so no end of text stops it
         there. A deterministic draft, such as a lookup, is accepted exactly where it is right, as recorded.
-
-        Returns:
-            New `accepted_length` and `eos_stop`, one row a position of the sequence.
         """
         start, length = self.offset[sequence], int(self.length[sequence])
         recorded = self.traces.sequences[sequence]
@@ -180,7 +173,6 @@ class ReplayStep:
             nothing to propose.
         num_accepted: Drafted tokens kept, bonus excluded.
         num_tested: The accepted tokens and the first rejected one.
-        seconds: Time of the whole step.
         context: Prompt tokens plus tokens emitted before the step.
         terminated: Whether the output ended with an end of text.
         truncated: Whether the token budget cut it.
@@ -203,7 +195,7 @@ class ReplayBatch:
 
     Args:
         compiled: The recordings.
-        cost: Must cover the recordings' compressions and speculation lengths.
+        cost: Must cover the recordings' compressions (a CostTableError) and speculation lengths.
         num_slots: N.
         budget: Token budget, the prefill's token included; at most the recording's, which is the default.
         acceptance: "recorded", or "rejection" to draw acceptances anew for each episode from rejection sampling's
@@ -211,15 +203,10 @@ class ReplayBatch:
         controller_s: Seconds charged for each decision.
         rng: Source of "rejection"'s draws; spawned into one generator a slot, so that no slot affects another.
 
-    Raises:
-        ConfigError: if a setting is out of range.
-        CostTableError: if a compression has no times.
-
     Attributes:
         sequence: Shape [N]; what each slot replays or replayed last, -1 at first.
         history: The past of each slot, position and draft lag included.
         comp_index: Shape [N]; compression of each slot's sequence, as an index into the costs.
-        prompt_len: Shape [N]; prompt tokens of each slot's sequence.
         length: Shape [N]; output tokens of each slot's sequence within the budget; 1 in an idle slot.
         ends_text: Shape [N]; whether each slot's sequence ends with an end of text rather than at the budget.
     """
@@ -236,10 +223,8 @@ class ReplayBatch:
         rng: np.random.Generator | None = None,
     ) -> None:
         if acceptance not in ACCEPTANCES:
-            raise ConfigError(
-                f"Expected acceptance to be one of {list(ACCEPTANCES)}, got {acceptance!r}."
-                + nearest(acceptance, list(ACCEPTANCES))
-            )
+            hint = nearest(acceptance, list(ACCEPTANCES))
+            raise ConfigError(f"Expected acceptance to be one of {list(ACCEPTANCES)}, got {acceptance!r}.{hint}")
         if budget is not None and not 2 <= budget <= compiled.max_new_tokens:
             raise ConfigError(
                 f"Expected a budget from 2 to the recording's {compiled.max_new_tokens} tokens, got {budget}. "
@@ -316,13 +301,7 @@ class ReplayBatch:
     def assign(
         self, slots: ArrayLike, sequences: ArrayLike, generators: Sequence[np.random.Generator] | None = None
     ) -> None:
-        """Starts sequences at position 1, right after their prefill.
-
-        Args:
-            slots: Distinct slot indices.
-            sequences: One sequence index a slot.
-            generators: One a slot, for "rejection"'s draws, in place of those made from `rng`.
-        """
+        """Starts sequences, one a slot, right after their prefill; `generators` replace those of `rng`, one a slot."""
         rows, chosen = np.atleast_1d(np.asarray(slots, np.int64)), np.atleast_1d(np.asarray(sequences, np.int64))
         compiled = self.compiled
         comp = self._comp_of[chosen]
@@ -384,14 +363,11 @@ class ReplayBatch:
         return observe(History.start(len(target), target[:, 0], target[:, 1]), static)
 
     def observe_draft(self, observations: FloatArray, depth: IntArray) -> FloatArray:
-        """Observations inside the present step, as `STOPPING_SCHEMA` lists; meaningless in idle slots.
+        """Observations inside the present step, meaningless in idle slots; a ConfigError under "rejection".
 
         Args:
             observations: Shape [N, features]; from `observe`, before the step.
             depth: Shape [N]; tokens drafted so far in it.
-
-        Raises:
-            ConfigError: under "rejection": signals behind a redrawn rejection were never recorded.
         """
         if self.acceptance == "rejection":
             raise ConfigError(
@@ -439,15 +415,12 @@ class ReplayBatch:
         return seconds
 
     def step(self, gammas: ArrayLike, where: BoolArray | None = None, num_decisions: IntArray | int = 1) -> ReplayStep:
-        """Makes one decode step in each slot.
+        """Makes one decode step in each slot; a ConfigError if a slot that steps is idle.
 
         Args:
             gammas: Shape [N]; speculation lengths, 0 to the recording's gamma_max.
             where: Shape [N]; slots that step, all if None.
             num_decisions: Decisions taken in this step, `controller_s` each.
-
-        Raises:
-            ConfigError: if a gamma is out of range or a slot that steps is idle.
         """
         gammas = self._checked_gammas(gammas)
         position = self.history.emitted
@@ -463,7 +436,16 @@ class ReplayBatch:
             num_drafted, num_accepted, num_emitted = num_drafted * where, num_accepted * where, num_emitted * where
         num_tested = np.minimum(num_accepted + 1, num_drafted)
         seconds = self.step_seconds(num_drafted) + self.controller_s * num_decisions
-        ended = self._advance(num_drafted, num_accepted, num_tested, num_emitted, where)
+        place = self._offset + position
+        outcome = StepBatch(
+            num_drafted=num_drafted,
+            num_accepted=num_accepted,
+            num_emitted=num_emitted,
+            tested=self.compiled.tested[place * (self.compiled.gamma_max + 1) + num_tested],
+            target=self.compiled.target[place + num_emitted - 1],
+        )
+        self.history = update_history(self.history, outcome, where)
+        ended = self.history.emitted >= self.length
         if where is not None:
             seconds *= where
             ended &= where
@@ -477,27 +459,6 @@ class ReplayBatch:
             terminated=ended & self.ends_text,
             truncated=ended & ~self.ends_text,
         )
-
-    def _advance(
-        self,
-        num_drafted: IntArray,
-        num_accepted: IntArray,
-        num_tested: IntArray,
-        num_emitted: IntArray,
-        where: BoolArray | None,
-    ) -> BoolArray:
-        """Adds the step to the history and returns which sequences have ended."""
-        compiled = self.compiled
-        place = self._offset + self.history.emitted
-        outcome = StepBatch(
-            num_drafted=num_drafted,
-            num_accepted=num_accepted,
-            num_emitted=num_emitted,
-            tested=compiled.tested[place * (compiled.gamma_max + 1) + num_tested],
-            target=compiled.target[place + num_emitted - 1],
-        )
-        self.history = update_history(self.history, outcome, where)
-        return self.history.emitted >= self.length
 
     def _checked_gammas(self, gammas: ArrayLike) -> IntArray:
         values = np.asarray(gammas)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from speckv.cost import CompiledCost
-from speckv.replay.batch import CompiledTraces, ReplayBatch, ReplayStep
+from speckv.replay.batch import CompiledTraces, ReplayBatch
 from speckv.types import (
     BatchMemory,
     BoolArray,
@@ -29,7 +29,6 @@ class StepLog:
     Attributes:
         sequence: Row of the record that made the step.
         position: Tokens emitted before it.
-        gamma: Speculation length asked for.
     """
 
     sequence: IntArray
@@ -43,15 +42,14 @@ class StepLog:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayRecord:
-    """Sums over each sequence; prefill is in none of them.
+    """Sums over each sequence, arrays of shape [S]; prefill is in none of them.
 
     Rates over several sequences are sums divided by sums, never means of rates.
 
     Attributes:
-        num_tokens: Shape [S]; tokens emitted by decode steps: all but the prefill's.
-        num_steps: Shape [S]; decode steps, so target passes.
+        num_tokens: Tokens emitted by decode steps: all but the prefill's.
+        num_steps: Decode steps, so target passes.
         gamma_counts: Shape [S, gamma_max + 1]; how often each speculation length was asked for.
-        log: Every step, if wanted.
     """
 
     prompt_ids: tuple[str, ...]
@@ -80,11 +78,6 @@ class ReplayRecord:
     def acceptance_rate(self) -> float:
         """Accepted over tested tokens."""
         return _ratio(self.num_accepted.sum(), self.num_tested.sum())
-
-    @property
-    def draft_efficiency(self) -> float:
-        """Accepted over drafted tokens."""
-        return _ratio(self.num_accepted.sum(), self.num_drafted.sum())
 
     def take(self, rows: Sequence[int]) -> "ReplayRecord":
         """Some sequences in another order, without the log."""
@@ -128,7 +121,7 @@ def _concatenate_logs(parts: Sequence[ReplayRecord]) -> StepLog | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """The decision for the next step of each slot: tokens to draft, shape [N], and decisions that it took."""
+    """Tokens to draft in the next step of each slot, shape [N], and the number of decisions taken for it."""
 
     gammas: IntArray
     num_decisions: IntArray | int = 1
@@ -145,11 +138,8 @@ def replay_policy(
     """Decodes every sequence, all of them side by side, with a function of the observations.
 
     Args:
-        compiled: The recordings.
-        cost: The times.
         policy: Maps observations of shape [S, features] to S speculation lengths. Row k is sequence k at every call;
             once a sequence has ended its row is stale and the answer is ignored.
-        log: Whether to keep every step.
         settings: Of `ReplayBatch`.
     """
     batch = _all_at_once(compiled, cost, **settings)
@@ -159,15 +149,7 @@ def replay_policy(
 def replay_fixed(
     compiled: CompiledTraces, cost: CompiledCost, gamma: int, *, budget: int | None = None, log: bool = False
 ) -> ReplayRecord:
-    """Decodes every sequence with one speculation length, which costs no decision; 0 is plain decoding.
-
-    Args:
-        compiled: The recordings.
-        cost: The times.
-        gamma: Tokens to draft.
-        budget: Token budget, at most the recording's, which is the default.
-        log: Whether to keep every step.
-    """
+    """Decodes every sequence with one speculation length, which costs no decision; 0 is plain decoding."""
     choice = Choice(gammas=np.full(len(compiled), gamma, np.int64))
     return run_to_end(_all_at_once(compiled, cost, budget=budget), lambda _: choice, log=log)
 
@@ -181,16 +163,12 @@ def replay_controller(
     budget: int | None = None,
     log: bool = False,
 ) -> ReplayRecord:
-    """Lets a controller decode every sequence, all of them side by side; each is a request of its own.
+    """Decodes every sequence with a controller, all of them side by side; each is a request of its own.
 
     Args:
         controller: Decides once a step, or also inside steps (`StoppingController`); if it remembers anything about a
             request besides the observation, it is a `BatchMemory`.
-        compiled: The recordings.
-        cost: The times.
         controller_s: Seconds charged for each decision; by default the cost table's where the controller charges any.
-        budget: Token budget, at most the recording's, which is the default.
-        log: Whether to keep every step.
     """
     batch = _all_at_once(compiled, cost, budget=budget, controller_s=_decision_s(controller, cost, controller_s))
     remember = _begin_requests(controller, len(compiled))
@@ -206,18 +184,12 @@ def replay_stream(
     controller_s: float | None = None,
     log: bool = False,
 ) -> ReplayRecord:
-    """Lets a controller decode one sequence after the other and learn from the outcome of every step.
+    """Decodes one sequence after the other with a controller, which learns from the outcome of every step.
 
     Args:
         controller: As for `replay_controller`; it may learn from step to step and from request to request.
-        compiled: The recordings.
-        cost: The times.
-        order: Sequence indices in the order in which they come; as recorded by default.
+        order: Sequence indices in the order in which they come, which is that of the result; as recorded by default.
         controller_s: As for `replay_controller`.
-        log: Whether to keep every step.
-
-    Returns:
-        One row a sequence, in the order given.
     """
     batch = ReplayBatch(compiled, cost, 1, controller_s=_decision_s(controller, cost, controller_s))
 
@@ -235,13 +207,13 @@ def replay_stream(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisitedStates:
-    """States in which decode steps began, and the outcome of any draft from there.
+    """States in which decode steps began, and the outcome of any draft from there; arrays of shape [M].
 
     Attributes:
         observations: Shape [M, features]; before the step.
-        places: Shape [M]; where the step began, as a row of the recordings' flat arrays.
-        limits: Shape [M]; most tokens that could be drafted, 0 where none could.
-        accepted: Shape [M]; how many of the deepest draft are accepted.
+        places: Where the step began, as a row of the recordings' flat arrays.
+        limits: Most tokens that could be drafted, 0 where none could.
+        accepted: How many of the deepest draft are accepted.
     """
 
     observations: FloatArray
@@ -296,15 +268,9 @@ def decide(batch: ReplayBatch, controller: Controller) -> Choice:
     gammas = np.asarray(controller.act_batch(observations), np.int64)
     if not isinstance(controller, StoppingController):
         return Choice(gammas=gammas)
-    return _draft_token_by_token(batch, controller, observations, gammas)
-
-
-def _draft_token_by_token(
-    batch: ReplayBatch, controller: StoppingController, observations: FloatArray, most: IntArray
-) -> Choice:
     limit, _ = batch.draft_limits(np.minimum(batch.history.emitted, batch.length))
     # No decision is taken where nothing more can be drafted; the gamma asked for is then the cap, as live.
-    reachable = np.minimum(most, np.maximum(limit, 0))
+    reachable = np.minimum(gammas, np.maximum(limit, 0))
     drafting: BoolArray = (reachable > 0) & batch.running
     depth = drafting.astype(np.int64)
     stopped = np.zeros(len(depth), np.bool_)
@@ -317,7 +283,7 @@ def _draft_token_by_token(
         drafting &= goes_on
         depth += drafting
         drafting &= depth < reachable
-    return Choice(gammas=np.where(stopped, depth, most), num_decisions=num_decisions)
+    return Choice(gammas=np.where(stopped, depth, gammas), num_decisions=num_decisions)
 
 
 Remember = Callable[[DecodedSteps, BoolArray], None]
@@ -349,7 +315,15 @@ def run_to_end(
         for name, total in sums.items():
             total += getattr(step, name)
         if remember is not None:
-            remember(_decoded(gammas, step, batch.draft_signals(position)), running)
+            decoded = DecodedSteps(
+                gamma=gammas,
+                num_drafted=step.num_drafted,
+                num_accepted=step.num_accepted,
+                num_emitted=step.num_emitted,
+                draft_signals=batch.draft_signals(position),
+                seconds=step.seconds,
+            )
+            remember(decoded, running)
         if log:
             columns = {"position": position, "gamma": gammas, "seconds": step.seconds}
             columns |= {name: getattr(step, name) for name in ("num_drafted", "num_accepted", "num_emitted")}
@@ -364,17 +338,6 @@ def run_to_end(
         gamma_counts=counts,
         log=_as_log(steps) if log else None,
         **sums,
-    )
-
-
-def _decoded(gammas: IntArray, step: ReplayStep, draft_signals: FloatArray) -> DecodedSteps:
-    return DecodedSteps(
-        gamma=gammas,
-        num_drafted=step.num_drafted,
-        num_accepted=step.num_accepted,
-        num_emitted=step.num_emitted,
-        draft_signals=draft_signals,
-        seconds=step.seconds,
     )
 
 

@@ -142,7 +142,7 @@ def test_lambda_waits_for_its_compression() -> None:
     ("name", "options", "message"),
     [
         ("throughputs", None, "got 'throughputs'. Did you mean 'throughput'"),
-        ("throughput", {"rate": 1.0}, "only options that the reward 'throughput' knows, got {'rate': 1.0}"),
+        ("throughput", {"rate": 1.0}, "only options of the reward 'throughput', got {'rate': 1.0}"),
         ("lambda_throughput", {"decay": 1.0}, "Expected a decay above 0 and below 1"),
         ("lambda_throughput", {"rate": float("inf")}, "Expected tokens a second"),
         ("tokens_minus_cost", {"token_cost": "automatic"}, "or 'auto', got 'automatic'"),
