@@ -69,12 +69,7 @@ class ReplayEnvSettings:
 
 
 class Core:
-    """Replay slots with a reward and sums over their episodes; a SpecKVError where a setting does not fit.
-
-    Attributes:
-        traces: The selection that is replayed; sequence indices point into it.
-        playable: Indices of the sequences with a decode step.
-    """
+    """Replay slots with a reward and sums over their episodes; a SpecKVError where a setting does not fit."""
 
     schema: ObservationSchema = SCHEMA
     default_reward = "throughput"
@@ -125,9 +120,7 @@ class Core:
     ) -> FloatArray:
         """Starts an episode in some slots and returns their first observations.
 
-        Args:
-            generators: One a slot: it draws the sequence, and acceptances under "rejection".
-            options: {"sequence": index, or one index a slot} fixes the sequences.
+        A slot's generator draws its sequence, unless the option "sequence" fixes it, and acceptances under "rejection".
         """
         fixed = self._fixed_sequences(options or {}, len(rows))
         if fixed is None:

@@ -69,11 +69,8 @@ class LiveDecodingEnv(gym.Env[FloatArray, np.int64]):
     * v0: first release.
 
     Args:
-        engine: Holds the models, the sampling and the clock.
-        prompts: What to decode, at least one.
         cost: Cost ratio in the observation, plain decoding's seconds in the reward.
         compression: Of the target; a CostTableError if the table lacks it.
-        max_new_tokens: Token budget of an episode, at least 2.
         decides: "per_step" or "per_token".
         reward: One of `REWARDS[decides]`; the first by default.
     """

@@ -24,9 +24,6 @@ class SB3VecEnv(VecEnv):
 
     Where an episode ends, the environment's info holds `terminal_observation`, `TimeLimit.truncated`, and `episode`
     with its return `r`, its number of steps `l` and the sums of the environment's `decode`; it is empty otherwise.
-
-    Attributes:
-        last_infos: Its infos of the last step, as arrays over environments.
     """
 
     def __init__(self, envs: ReplayVectorEnv) -> None:

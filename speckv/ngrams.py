@@ -28,11 +28,7 @@ class Guess:
 
 
 class NgramIndex:
-    """A text and, for each run of `shortest` to `longest` tokens in it, the tokens that followed.
-
-    Attributes:
-        followers: Run of tokens -> token that followed -> its positions in the text, ascending.
-    """
+    """A text and its runs of `shortest` to `longest` tokens: run -> token that followed -> positions, ascending."""
 
     def __init__(self, longest: int, shortest: int) -> None:
         self.tokens: list[int] = []

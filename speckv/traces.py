@@ -58,15 +58,12 @@ class TraceMetadata:
     """How a trace file was recorded; stored inside it.
 
     Attributes:
-        target_id: Hub id, folder or file name.
         draft_id: The same of the draft, or the name of a lookup.
         target_sha256, draft_sha256: Hashes of the weights as loaded, "" if unknown or none.
-        tokenizer_sha256: Hash of the shared vocabulary.
         dtype: Compression -> dtype of the target's arithmetic, e.g. {"fp16": "float32"}; "draft" -> the draft's, "none"
             for a lookup.
         sampling: mode ("greedy" or "gumbel"), temperature, top_k, top_p, seed; further keys are allowed.
         max_new_tokens: Token budget of every sequence, the prefill's token included.
-        gamma_max: Deepest recorded draft.
         template_date: Local date and time that the chat template was rendered with, in ISO format; "" where it prints
             none, or in older files.
         context_limits: "target", "draft" -> longest sequence of the model, in tokens; empty in older files.
@@ -110,9 +107,6 @@ class TraceSequence:
     `r` the number of positions where the draft proposes another token than the emitted one.
 
     Attributes:
-        prompt_len: Prompt tokens, chat template included.
-        finish: "eos" or "length".
-        tokens: Shape [n].
         target_signals: Shape [n, 3]; row j describes the distribution that token j was emitted from.
         draft_tokens: Shape [n]; proposal for position j after the emitted tokens before it, or `NO_TOKEN`.
         draft_signals: Shape [n, 3]; of the distribution of that proposal, zeros where there is none.
@@ -123,7 +117,6 @@ class TraceSequence:
             has nothing to propose, which may be at once; else gamma_max.
         rollout_start: Shape [r]; positions where a wrong token is proposed, ascending.
         rollout_tokens: Shape [r, 15]; proposals after the draft's own wrong token, `NO_TOKEN` behind the last one.
-        rollout_signals: Shape [r, 15, 3].
         prompt_tokens: Shape [prompt_len]; token ids of the prompt. Empty in older files.
     """
 
@@ -166,10 +159,7 @@ class TraceSequence:
             )
 
     def draft_from(self, position: int, depth: int) -> tuple[Int32, Float32]:
-        """Tokens, shape [d], and signals, shape [d, 3], of a draft from output position `position`, in [0, n).
-
-        `d` is `depth`, or less where recording or draft end.
-        """
+        """Token ids, shape [d], and signals, shape [d, 3], of a draft from a position; d < depth where it ends."""
         end = len(self.tokens)
         on_path = min(position + int(self.accepted_length[position]) + 1, position + depth, end)
         tokens, signals = self.draft_tokens[position:on_path], self.draft_signals[position:on_path]
@@ -208,11 +198,7 @@ def accepted_lengths(matches: NDArray[np.bool_], gamma_max: int = GAMMA_MAX) -> 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TraceSet:
-    """A trace file in memory.
-
-    Attributes:
-        sha256: Hash of the file it was read from, also in a selection; "" if never on disk.
-    """
+    """A trace file in memory; `sha256` is that of the file, also in a selection, or "" if never on disk."""
 
     metadata: TraceMetadata
     sequences: tuple[TraceSequence, ...]

@@ -48,10 +48,8 @@ class StepOutcome:
     Attributes:
         gamma: Speculation length asked for, in tokens; the draft's own where a stopping controller ended it.
         num_drafted: Tokens really drafted: gamma cut by budget and by a drafted end of text.
-        num_accepted: Drafted tokens kept, bonus excluded.
         num_tested: The accepted tokens and the first rejected one.
         draft_signals: Shape [num_drafted, 3]: entropy, confidence, margin of the draft at each drafted token.
-        target_entropy, target_confidence: At the newest emitted token.
         seconds: Time of the whole step, on the clock in use.
         finish: "eos", "length" or None while the text goes on.
     """
@@ -101,8 +99,7 @@ class DecodedSteps:
 class Controller(Protocol):
     """Chooses gamma before each decode step, from an observation of the past alone.
 
-    Attributes:
-        charges_decision: Whether a decision costs the cost table's controller time; a constant's does not.
+    Where `charges_decision` is set, a decision takes the cost table's controller time; a constant's takes none.
     """
 
     name: str
@@ -123,11 +120,7 @@ class Controller(Protocol):
 
 @runtime_checkable
 class OnlineLearner(Controller, Protocol):
-    """Learns across requests, so that their order matters.
-
-    Attributes:
-        learns: Set to False, it decides with what it has learned so far, and `learn` changes nothing.
-    """
+    """Learns across requests, so that their order matters, while `learns` is True."""
 
     learns: bool
 

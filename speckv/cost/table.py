@@ -46,12 +46,9 @@ class CostTable:
     """Pass times of one machine, by compression; a CostTableError names a wrong field.
 
     Attributes:
-        name: Printed beside every number that is computed from it.
         kind: "measured" on this machine, or "fitted" to published figures.
-        machine: Processor, threads, versions.
         entries: Compression -> its times, all at one batch.
         controller_s: Seconds of one decision of a learned controller; not part of `step_seconds`.
-        source: Origin of the figures: the command, or a citation.
         loads: Times of the same compressions at other batches.
         fit: Compression -> predicted against measured time of live runs, where that was checked.
     """
@@ -237,8 +234,6 @@ class CostTable:
         """Seconds of one decode step without the controller's; arguments broadcast.
 
         Args:
-            compression: Of the target.
-            num_drafted: Tokens really drafted.
             draft_lag: Emitted tokens missing from the draft's cache, the newest one not counted.
             context: Prompt tokens plus tokens emitted before the step.
 
@@ -264,18 +259,12 @@ def find_cost_table(name_or_path: str | Path) -> Path:
 
 
 class CompiledCost:
-    """A cost table as arrays, for steps of many sequences at once.
-
-    Args:
-        table: The times.
-        compressions: In the order that compression indices refer to; a CostTableError if the table lacks one.
-        gamma_max: Most tokens that a step may draft.
+    """A cost table as arrays, for steps of many sequences at once, which give their compression as an index.
 
     Attributes:
         cost_ratio: Shape [compressions].
         reference_autoregressive_s: Shape [compressions]; plain decoding at the reference context, seconds a token.
         reference_draft_s: Shape [compressions]; a draft pass of width 1 at the reference context.
-        reads_prompt_late: Whether some draft model reads the prompt at its first draft.
     """
 
     def __init__(self, table: CostTable, compressions: Sequence[str], *, gamma_max: int = GAMMA_MAX) -> None:

@@ -254,11 +254,7 @@ def running_summary(signals: NDArray[np.floating]) -> FloatArray:
 
 
 def summarise_tested(signals: FloatArray, num_tested: int) -> FloatArray:
-    """`TESTED_FEATURES` of one request's step whose draft has signals of shape [depth, 3]: a row of `running_summary`.
-
-    >>> summarise_tested(np.array([[1.0, 0.8, 0.5], [2.0, 0.25, 0.0]], np.float32), 1)[:2].tolist()
-    [1.0, 1.0]
-    """
+    """`TESTED_FEATURES` of one step whose draft has signals of shape [depth, 3]: a row of `running_summary`."""
     prefix = NO_DRAFT
     for token in signals[:num_tested].tolist():
         prefix = prefix.extended(token)

@@ -43,12 +43,7 @@ _LOW, _HIGH = SCHEMA.low, SCHEMA.high
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StaticContext:
-    """What does not change while a request runs; arrays of shape [N].
-
-    Attributes:
-        cost_ratio: One draft pass over one target pass.
-        budget: Token budget, the prefill's token included.
-    """
+    """What does not change while a request runs; arrays of shape [N]. The budget includes the prefill's token."""
 
     cost_ratio: NDArray[np.float64]
     bits_per_weight: NDArray[np.float64]
@@ -69,7 +64,6 @@ class StepBatch:
     """What one decode step of each request did, as far as observations need it; arrays of N rows.
 
     Attributes:
-        num_accepted: Drafted tokens kept, bonus excluded.
         tested: Shape [N, `TESTED_FEATURES`]; `summarise_tested` of the step; ignored where nothing was drafted.
         target: Shape [N, 2]; the target's entropy and confidence at the newest emitted token.
     """
@@ -167,13 +161,7 @@ class History:
 
 
 def observe(history: History, static: StaticContext) -> FloatArray:
-    """The features of `SCHEMA` for each request, of shape [N, features] and within the schema's bounds.
-
-    >>> static = StaticContext.of(["nf4"], {"nf4": 0.3}, [100])
-    >>> features = observe(History.start(1, target_entropy=0.5, target_confidence=0.9), static)
-    >>> dict(zip(SCHEMA.names, features[0].round(2).tolist()))["position"]
-    0.009999999776482582
-    """
+    """The features of `SCHEMA` for each request, of shape [N, features] and within the schema's bounds."""
     out = np.empty((len(history.emitted), SCHEMA.size), np.float32)
     for column, position in enumerate(_TESTED_AT):
         out[:, position] = history.tested[:, column]

@@ -15,12 +15,7 @@ _ADVICE = "Train and export the policy with the version of SpecKV that is to run
 
 
 class ObservationField(NamedTuple):
-    """One feature; values outside `low` and `high` are clipped.
-
-    Attributes:
-        unit: "nats", or "1" for a pure number.
-        description: Its meaning, with its value before the first step where that is a convention.
-    """
+    """One feature, in "nats" or, as a pure number, in "1"; values outside `low` and `high` are clipped."""
 
     name: str
     unit: str
@@ -31,11 +26,7 @@ class ObservationField(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObservationSchema:
-    """The features of an observation, in order.
-
-    Attributes:
-        version: Changes when the meaning of a field does; a new feature does not change it.
-    """
+    """The features of an observation, in order; `version` changes when the meaning of a field does."""
 
     version: int
     fields: tuple[ObservationField, ...]

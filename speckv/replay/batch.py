@@ -37,8 +37,6 @@ class CompiledTraces:
     A TraceError refuses recordings that contradict themselves. S is the number of sequences, P that of positions.
 
     Attributes:
-        prompt_ids, tasks, compressions: One a sequence.
-        compression_names: Distinct compressions, in order of first appearance.
         offset, length, prompt_len: Shape [S]; in tokens.
         ends_text: Shape [S]; whether it ended with an end of text, not by the budget.
         accepted_length: Shape [P]; tokens accepted by the deepest draft from each position.
@@ -171,9 +169,6 @@ class ReplayStep:
     Attributes:
         num_drafted: Tokens really drafted: gamma cut by budget, by a drafted end of text, and where the draft has
             nothing to propose.
-        num_accepted: Drafted tokens kept, bonus excluded.
-        num_tested: The accepted tokens and the first rejected one.
-        context: Prompt tokens plus tokens emitted before the step.
         terminated: Whether the output ended with an end of text.
         truncated: Whether the token budget cut it.
     """
@@ -194,19 +189,13 @@ class ReplayBatch:
     A slot is idle until `assign` gives it a sequence, and again when that sequence has ended.
 
     Args:
-        compiled: The recordings.
         cost: Must cover the recordings' compressions (a CostTableError) and speculation lengths.
-        num_slots: N.
-        budget: Token budget, the prefill's token included; at most the recording's, which is the default.
         acceptance: "recorded", or "rejection" to draw acceptances anew for each episode from rejection sampling's
             probabilities, if the text was sampled.
-        controller_s: Seconds charged for each decision.
         rng: Source of "rejection"'s draws; spawned into one generator a slot, so that no slot affects another.
 
     Attributes:
         sequence: Shape [N]; what each slot replays or replayed last, -1 at first.
-        history: The past of each slot, position and draft lag included.
-        comp_index: Shape [N]; compression of each slot's sequence, as an index into the costs.
         length: Shape [N]; output tokens of each slot's sequence within the budget; 1 in an idle slot.
         ends_text: Shape [N]; whether each slot's sequence ends with an end of text rather than at the budget.
     """
@@ -363,12 +352,7 @@ class ReplayBatch:
         return observe(History.start(len(target), target[:, 0], target[:, 1]), static)
 
     def observe_draft(self, observations: FloatArray, depth: IntArray) -> FloatArray:
-        """Observations inside the present step, meaningless in idle slots; a ConfigError under "rejection".
-
-        Args:
-            observations: Shape [N, features]; from `observe`, before the step.
-            depth: Shape [N]; tokens drafted so far in it.
-        """
+        """Adds the present step's first `depth` drafted tokens to `observe`'s; a ConfigError under "rejection"."""
         if self.acceptance == "rejection":
             raise ConfigError(
                 "Expected recorded acceptances for decisions inside a step, got acceptance=rejection. "
@@ -415,12 +399,9 @@ class ReplayBatch:
         return seconds
 
     def step(self, gammas: ArrayLike, where: BoolArray | None = None, num_decisions: IntArray | int = 1) -> ReplayStep:
-        """Makes one decode step in each slot; a ConfigError if a slot that steps is idle.
+        """Makes one decode step in each slot of the mask `where`, all if None; a ConfigError if one of them is idle.
 
-        Args:
-            gammas: Shape [N]; speculation lengths, 0 to the recording's gamma_max.
-            where: Shape [N]; slots that step, all if None.
-            num_decisions: Decisions taken in this step, `controller_s` each.
+        The recording's gamma_max bounds `gammas`. The step is charged `controller_s` for each of `num_decisions`.
         """
         gammas = self._checked_gammas(gammas)
         position = self.history.emitted

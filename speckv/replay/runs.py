@@ -24,12 +24,7 @@ from speckv.types import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepLog:
-    """Every decode step of a replay, in order; arrays of one row a step.
-
-    Attributes:
-        sequence: Row of the record that made the step.
-        position: Tokens emitted before it.
-    """
+    """Every decode step of a replay, in order; `sequence` is the row of the record that made the step."""
 
     sequence: IntArray
     position: IntArray
@@ -48,7 +43,6 @@ class ReplayRecord:
 
     Attributes:
         num_tokens: Tokens emitted by decode steps: all but the prefill's.
-        num_steps: Decode steps, so target passes.
         gamma_counts: Shape [S, gamma_max + 1]; how often each speculation length was asked for.
     """
 
@@ -137,10 +131,8 @@ def replay_policy(
 ) -> ReplayRecord:
     """Decodes every sequence, all of them side by side, with a function of the observations.
 
-    Args:
-        policy: Maps observations of shape [S, features] to S speculation lengths. Row k is sequence k at every call;
-            once a sequence has ended its row is stale and the answer is ignored.
-        settings: Of `ReplayBatch`.
+    `policy` maps observations of shape [S, features] to S speculation lengths. Row k is sequence k at every call; once
+    a sequence has ended its row is stale and the answer is ignored. `settings` are those of `ReplayBatch`.
     """
     batch = _all_at_once(compiled, cost, **settings)
     return run_to_end(batch, lambda running: Choice(gammas=np.asarray(policy(running.observe()))), log=log)
@@ -165,10 +157,8 @@ def replay_controller(
 ) -> ReplayRecord:
     """Decodes every sequence with a controller, all of them side by side; each is a request of its own.
 
-    Args:
-        controller: Decides once a step, or also inside steps (`StoppingController`); if it remembers anything about a
-            request besides the observation, it is a `BatchMemory`.
-        controller_s: Seconds charged for each decision; by default the cost table's where the controller charges any.
+    A controller that remembers anything about a request besides the observation must be a `BatchMemory`. By default a
+    decision takes the cost table's `controller_s` where the controller charges any.
     """
     batch = _all_at_once(compiled, cost, budget=budget, controller_s=_decision_s(controller, cost, controller_s))
     remember = _begin_requests(controller, len(compiled))
@@ -184,13 +174,7 @@ def replay_stream(
     controller_s: float | None = None,
     log: bool = False,
 ) -> ReplayRecord:
-    """Decodes one sequence after the other with a controller, which learns from the outcome of every step.
-
-    Args:
-        controller: As for `replay_controller`; it may learn from step to step and from request to request.
-        order: Sequence indices in the order in which they come, which is that of the result; as recorded by default.
-        controller_s: As for `replay_controller`.
-    """
+    """Decodes one sequence after the other, in `order`, with a controller that learns from every step's outcome."""
     batch = ReplayBatch(compiled, cost, 1, controller_s=_decision_s(controller, cost, controller_s))
 
     def learn(step: DecodedSteps, where: BoolArray) -> None:
@@ -207,10 +191,9 @@ def replay_stream(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisitedStates:
-    """States in which decode steps began, and the outcome of any draft from there; arrays of shape [M].
+    """States in which decode steps began, and the outcome of any draft from there; arrays of M rows.
 
     Attributes:
-        observations: Shape [M, features]; before the step.
         places: Where the step began, as a row of the recordings' flat arrays.
         limits: Most tokens that could be drafted, 0 where none could.
         accepted: How many of the deepest draft are accepted.
