@@ -164,10 +164,8 @@ class Core:
         sums["return"] += rewards
         sums["num_steps"] += num_steps
         sums["num_tokens"] += step.num_emitted
-        sums["num_drafted"] += step.num_drafted
-        sums["num_accepted"] += step.num_accepted
-        sums["num_tested"] += step.num_tested
-        sums["seconds"] += step.seconds
+        for name in ("num_drafted", "num_accepted", "num_tested", "seconds"):
+            sums[name] += getattr(step, name)
         return rewards
 
     def get_state(self) -> dict[str, NDArray[Any]]:
@@ -364,8 +362,8 @@ class ReplayVectorEnv(VectorEnv[FloatArray, IntArray, NDArray[Any]]):
 
     def _finish(self, rows: IntArray, step: ReplayStep, observations: FloatArray, infos: dict[str, Any]) -> None:
         final = np.full(self.num_envs, None, object)
-        for row, observation in zip(rows, observations[rows], strict=True):
-            final[row] = observation
+        for row in rows:
+            final[row] = observations[row].copy()
         sums = self._masked(rows, self.core.episode_sums(rows))
         of_step = self._masked(rows, {name: getattr(step, name)[rows] for name in STEP_INFO})
         ended = of_step["_seconds"]
@@ -381,12 +379,10 @@ class ReplayVectorEnv(VectorEnv[FloatArray, IntArray, NDArray[Any]]):
     def _masked(self, rows: IntArray, values: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         """Spreads values of some environments over all of them, each with its mask."""
         infos: dict[str, Any] = {}
+        mask = np.zeros(self.num_envs, np.bool_)
+        mask[rows] = True
         for name, value in values.items():
-            spread = (
-                np.full(self.num_envs, None, object) if value.dtype == object else np.zeros(self.num_envs, value.dtype)
-            )
+            spread = np.full(self.num_envs, None if value.dtype == object else 0, value.dtype)
             spread[rows] = value
-            mask = np.zeros(self.num_envs, np.bool_)
-            mask[rows] = True
-            infos[name], infos[f"_{name}"] = spread, mask
+            infos[name], infos[f"_{name}"] = spread, mask.copy()
         return infos

@@ -32,8 +32,7 @@ class StoppingCore(Core):
     def __init__(self, settings: ReplayEnvSettings, num_envs: int) -> None:
         if settings.reward == "throughput":
             raise ConfigError(
-                "Expected a reward that adds up over the parts of a decode step, such as lambda_throughput or time, "
-                "got throughput, a ratio. Choose another, or the environment that decides once a step."
+                "Expected a reward that adds up over a decode step, such as lambda_throughput, got throughput, a ratio."
             )
         super().__init__(settings, num_envs)
         require_single_request("an environment", self.cost_table.batch)
@@ -69,14 +68,14 @@ class StoppingCore(Core):
 
         The returned step's `num_drafted` and `seconds` are those of this action alone; verifying emits the tokens.
         """
-        wanted = np.asarray(actions)
-        if wanted.size and not np.isin(wanted, (VERIFY, DRAFT)).all():
-            raise ConfigError(f"Expected actions {VERIFY} (verify) or {DRAFT} (draft), got {wanted.tolist()}.")
+        chosen = np.asarray(actions)
+        if chosen.size and not np.isin(chosen, (VERIFY, DRAFT)).all():
+            raise ConfigError(f"Expected actions {VERIFY} (verify) or {DRAFT} (draft), got {chosen.tolist()}.")
         batch = self.batch
         position = batch.history.emitted
         limit, _ = batch.draft_limits(position)
         reachable = np.minimum(self.gamma_max, np.maximum(limit, 0))
-        drafts = (wanted == DRAFT) & (self.depth < reachable)
+        drafts = (chosen == DRAFT) & (self.depth < reachable)
         context = batch.prompt_len + position
         pass_s = batch.draft_pass_seconds(self.depth)
         self.depth += drafts

@@ -112,13 +112,10 @@ class PerRequest(gym.Wrapper[FloatArray, np.int64, FloatArray, np.int64], Record
         gym.Wrapper.__init__(self, env)
         inner = env.unwrapped
         if not isinstance(inner, GammaSelectionEnv):
-            raise ConfigError(
-                f"Expected SpecKV/GammaSelection-v0 to decide once a request, got {type(inner).__name__}."
-            )
+            raise ConfigError(f"Expected SpecKV/GammaSelection-v0, got {type(inner).__name__}.")
         if inner.core.reward_name == "throughput":
             raise ConfigError(
-                "Expected a reward that adds up over decode steps, such as time, got throughput, a ratio. "
-                "Make the environment with reward='time'."
+                "Expected a reward that adds up over decode steps, such as reward='time', got throughput, a ratio."
             )
 
     def step(self, action: np.int64) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:

@@ -40,7 +40,7 @@ def _quota(folder: Path) -> float:
 
 
 def _control_groups() -> Iterator[Path]:
-    """Yields the folders of the process's control groups with their parents, up to where the hierarchy is mounted.
+    """Yields the folders of the process's control groups with their parents, up to the mount point.
 
     In a container the group's path may be that on the host; the mount point then is the container's own group.
     """

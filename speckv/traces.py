@@ -258,24 +258,17 @@ class TraceSet:
         """Reads a trace file; a TraceError if it is missing, truncated, no SpecKV trace, or of another version."""
         path = Path(path)
         if not path.is_file():
-            raise TraceError(
-                f"Expected a trace file at {path}, found none. Record one with `python -m speckv profile`."
-            )
+            raise TraceError(f"Expected a trace file at {path}, found none. Record one: python -m speckv profile.")
         try:
             table = pq.read_table(path)
         except (pa.ArrowException, OSError) as error:
-            raise TraceError(
-                f"{path} is not a readable Parquet file ({_one_line(error)}): it is truncated or damaged. "
-                "Fetch or record it again."
-            ) from error
+            raise TraceError(f"{path}: truncated or damaged Parquet ({_one_line(error)}). Record it again.") from error
         try:
             return _from_table(table, path)
         except (KeyError, pa.ArrowException, ValueError) as error:
             if isinstance(error, TraceError):
                 raise
-            raise TraceError(
-                f"{path}: a column is missing or malformed ({_one_line(error)}). Record it again."
-            ) from error
+            raise TraceError(f"{path}: a column is missing or malformed ({_one_line(error)}). Record again.") from error
 
 
 def find_traces(name_or_path: str | Path) -> Path:
@@ -307,10 +300,7 @@ def merge(parts: Sequence[TraceSet]) -> TraceSet:
         # Older parts lack some limits.
         differing += [f"context_limits[{n}]" for n, v in part.metadata.context_limits.items() if limits.get(n, v) != v]
         if differing:
-            raise TraceError(
-                f"Expected shards of one recording, got shards with different metadata ({', '.join(differing)}). "
-                "Merge them apart."
-            )
+            raise TraceError(f"Expected shards of one recording, got different metadata ({', '.join(differing)}).")
         limits |= part.metadata.context_limits
     sequences = tuple(s for part in parts for s in part.sequences)
     keys = [s.key for s in sequences]
@@ -386,8 +376,7 @@ def _read_metadata(table: pa.Table, path: Path) -> TraceMetadata:
         raise TraceError(f"{path}: metadata fields differ from the schema: {wrong}.")
     if content["gamma_max"] not in range(1, GAMMA_MAX + 1):
         raise TraceError(
-            f"{path}: expected gamma_max from 1 to {GAMMA_MAX}, got {content['gamma_max']!r}: roll-outs hold "
-            f"{ROLLOUT_LENGTH} tokens. Record it again with this version of SpecKV."
+            f"{path}: expected gamma_max from 1 to {GAMMA_MAX}, got {content['gamma_max']!r}. Record it again."
         )
     return TraceMetadata(**content)
 

@@ -132,8 +132,8 @@ class CostTable:
         for entry in (*content["entries"].values(), *content["loads"]):
             for name in ("contexts", "kernel", "draft_kernel"):
                 del entry[name]
-            for name, silent in (("batch", 1), ("draft_prompt_s", 0.0)):
-                if entry[name] == silent:
+            for name, default in (("batch", 1), ("draft_prompt_s", 0.0)):
+                if entry[name] == default:
                     del entry[name]
         if not content["loads"]:
             del content["loads"]

@@ -101,7 +101,5 @@ class ObservationSchema:
             schema = ObservationSchema(version=content["version"], fields=read)
             np.array([(f.low, f.high) for f in read], np.float32)
         except (ValueError, KeyError, TypeError) as error:
-            raise SchemaError(
-                f"Expected an observation schema as JSON, got {error}. Export the policy again."
-            ) from error
+            raise SchemaError(f"Expected an observation schema as JSON, got {error}. Export again.") from error
         return schema

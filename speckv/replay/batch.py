@@ -57,9 +57,7 @@ class CompiledTraces:
         self.compressions = tuple(s.compression for s in sequences)
         self.compression_names = traces.compressions
         if not 1 <= self.gamma_max <= GAMMA_MAX:
-            raise TraceError(
-                f"Expected recordings of gamma_max 1 to {GAMMA_MAX}, got {self.gamma_max}. Record them again."
-            )
+            raise TraceError(f"Expected recordings of gamma_max 1 to {GAMMA_MAX}, got {self.gamma_max}. Record again.")
         for sequence in sequences:
             _require_consistent(sequence, self.gamma_max)
         self.length = np.array([len(s.tokens) for s in sequences], np.int64)
@@ -143,12 +141,12 @@ def _draft_signals(sequence: TraceSequence, gamma_max: int) -> FloatArray:
 def _require_consistent(sequence: TraceSequence, gamma_max: int) -> None:
     to_the_end = np.arange(len(sequence.tokens), 0, -1)
     accepted, stop = sequence.accepted_length, sequence.eos_stop
-    silent = sequence.draft_tokens == NO_TOKEN
+    proposes_nothing = sequence.draft_tokens == NO_TOKEN
     faults = {
         f"accepted lengths from 0 to {gamma_max}, none past the end": (accepted < 0)
         | (accepted > np.minimum(gamma_max, to_the_end)),
         f"stops from 0 to {gamma_max}, none before the accepted length": (stop < accepted) | (stop > gamma_max),
-        "a draft to stop at once where it proposes nothing, and nowhere else": (stop < 1) != silent,
+        "a draft to stop at once where it proposes nothing, and nowhere else": (stop < 1) != proposes_nothing,
         "a draft to stop at the end of text that it got right": (sequence.finish == "eos")
         & (accepted == to_the_end)
         & (stop > to_the_end),
@@ -216,13 +214,11 @@ class ReplayBatch:
             raise ConfigError(f"Expected acceptance to be one of {list(ACCEPTANCES)}, got {acceptance!r}.{hint}")
         if budget is not None and not 2 <= budget <= compiled.max_new_tokens:
             raise ConfigError(
-                f"Expected a budget from 2 to the recording's {compiled.max_new_tokens} tokens, got {budget}. "
-                "Nothing is known about longer outputs: record them."
+                f"Expected a budget from 2 to the recording's {compiled.max_new_tokens} tokens, got {budget}."
             )
         if cost.gamma_max < compiled.gamma_max:
             raise ConfigError(
-                f"Expected costs compiled for at least gamma_max {compiled.gamma_max}, got {cost.gamma_max}. "
-                "Pass that gamma_max to CompiledCost."
+                f"Expected costs compiled for at least gamma_max {compiled.gamma_max}, got {cost.gamma_max}."
             )
         self.compiled, self.cost, self.num_slots = compiled, cost, num_slots
         self.budget = compiled.max_new_tokens if budget is None else budget
@@ -237,10 +233,7 @@ class ReplayBatch:
         names = compiled.compressions
         missing = sorted(set(names) - set(cost.compressions))
         if missing:
-            raise CostTableError(
-                f"Expected costs compiled for {missing} as well, got {list(cost.compressions)}. "
-                "Pass the recordings' compression names to CompiledCost."
-            )
+            raise CostTableError(f"Expected costs compiled for {missing} as well, got {list(cost.compressions)}.")
         if unknown := sorted(set(names) - set(BITS_PER_WEIGHT)):
             raise TraceError(
                 f"Expected compressions of {list(BITS_PER_WEIGHT)}, got recordings at {unknown}. "
@@ -354,10 +347,7 @@ class ReplayBatch:
     def observe_draft(self, observations: FloatArray, depth: IntArray) -> FloatArray:
         """Adds the present step's first `depth` drafted tokens to `observe`'s; a ConfigError under "rejection"."""
         if self.acceptance == "rejection":
-            raise ConfigError(
-                "Expected recorded acceptances for decisions inside a step, got acceptance=rejection. "
-                "Use acceptance=recorded, or decide once a step."
-            )
+            raise ConfigError("Expected acceptance=recorded for decisions inside a step, got rejection.")
         return observe_draft(observations, self.compiled.drafts[self.places(self.history.emitted), depth])
 
     def draft_signals(self, position: IntArray) -> FloatArray:
@@ -449,7 +439,6 @@ class ReplayBatch:
             )
         if values.size and (values.min() < 0 or values.max() > self.compiled.gamma_max):
             raise ConfigError(
-                f"Expected speculation lengths from 0 to {self.compiled.gamma_max}, "
-                f"got {values.min()} to {values.max()}. The recording goes no deeper: record deeper, or draft less."
+                f"Expected lengths from 0 to {self.compiled.gamma_max}, got {values.min()} to {values.max()}."
             )
         return values.astype(np.int64, copy=False)

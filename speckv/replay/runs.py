@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -75,28 +76,24 @@ class ReplayRecord:
 
     def take(self, rows: Sequence[int]) -> "ReplayRecord":
         """Some sequences in another order, without the log."""
-        taken: dict[str, Any] = {}
-        for f in fields(ReplayRecord):
-            value = getattr(self, f.name)
-            if f.name == "log":
-                taken[f.name] = None
-            else:
-                taken[f.name] = tuple(value[r] for r in rows) if isinstance(value, tuple) else value[list(rows)]
+        columns = {name: getattr(self, name) for name in _PER_SEQUENCE}
+        taken: dict[str, Any] = {
+            name: tuple(column[row] for row in rows) if isinstance(column, tuple) else column[list(rows)]
+            for name, column in columns.items()
+        }
         return ReplayRecord(**taken)
 
     @staticmethod
     def concatenate(parts: Sequence["ReplayRecord"]) -> "ReplayRecord":
         """Joins records of different sequences; logs are joined if all have one."""
-        joined: dict[str, Any] = {}
-        for f in fields(ReplayRecord):
-            values = [getattr(part, f.name) for part in parts]
-            if f.name == "log":
-                joined[f.name] = _concatenate_logs(parts)
-            elif isinstance(values[0], tuple):
-                joined[f.name] = tuple(item for value in values for item in value)
-            else:
-                joined[f.name] = np.concatenate(values)
+        joined: dict[str, Any] = {"log": _concatenate_logs(parts)}
+        for name in _PER_SEQUENCE:
+            columns = [getattr(part, name) for part in parts]
+            joined[name] = tuple(chain(*columns)) if isinstance(columns[0], tuple) else np.concatenate(columns)
         return ReplayRecord(**joined)
+
+
+_PER_SEQUENCE = tuple(f.name for f in fields(ReplayRecord) if f.name != "log")
 
 
 def _ratio(numerator: float | np.int64, denominator: float | np.int64) -> float:
