@@ -245,7 +245,7 @@ class Validator:
 
     def __init__(self, traces: TraceSet, cost: CostTable, best_fixed_gammas: Mapping[str, int]) -> None:
         self._compiled, self._compiled_cost = compile_pair(traces, cost)
-        sweep = sweep_fixed(self._compiled, self._compiled_cost, gamma_max=traces.metadata.gamma_max)
+        sweep = sweep_fixed(self._compiled, self._compiled_cost)
         self.grid = sweep.grid
         self._plain = sweep.sums[0]
         self.best_fixed = sweep.combine({c: best_fixed_gammas[c] for c in self.grid.compressions})

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Command lines over Hydra: each mistake is one clear line, before anything is written.
+"""Command lines over Hydra, with one-line errors before anything is written.
 
-Hydra composes the config. Added here: free text is quoted where Hydra's grammar would refuse or change it, unknown
-settings are reported with the nearest known one, and every value of a sweep is checked before the first run.
+Free text is quoted where Hydra's grammar would refuse or change it, unknown settings are reported with the nearest
+known one, and every value of a sweep is checked before the first run.
 """
 
 import re
@@ -46,16 +46,9 @@ _MISSING = "???"
 def prepare(
     arguments: Sequence[str], config_name: str, check: Callable[[DictConfig, Sequence[str]], None]
 ) -> list[str]:
-    """Checks a command line before Hydra runs it.
+    """Checks a command line; returns it with free text quoted, and with `--multirun` if a setting lists several values.
 
-    Args:
-        check: Gets a composed config and its overrides; raises a SpecKVError if the config makes no sense.
-
-    Returns:
-        The arguments, free text quoted, with `--multirun` added if a setting lists several values.
-
-    Raises:
-        SpecKVError: naming the setting.
+    `check` gets a composed config and its overrides, and raises a SpecKVError if they are wrong.
     """
     arguments = quote_texts(arguments, sweeps=True)
     if any(argument.split("=")[0] in _PRINTS for argument in arguments):
@@ -75,7 +68,7 @@ def prepare(
 
 
 def _every_value(overrides: Sequence[Override]) -> Iterator[list[str]]:
-    """Yields lists of plain overrides in which each swept value occurs at least once."""
+    """Lists of plain overrides in which each swept value occurs at least once."""
     values = [
         [f"{o.get_key_element()}={v}" for v in o.sweep_string_iterator()] if o.is_sweep_override() else [o.input_line]
         for o in overrides
@@ -110,7 +103,7 @@ def compose_checked(config_name: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def _shown(overrides: Sequence[str]) -> list[str]:
-    """Overrides for an error message; a long one, such as a prompt, is cut so that the reason stays readable."""
+    """Overrides for an error message; a long one, such as a prompt, is cut."""
     return [text if len(text) <= 60 else f"{text[:60]}..." for text in overrides]
 
 
@@ -143,11 +136,8 @@ def _flatten(config: DictConfig, prefix: str) -> Iterator[str]:
 def plain(config: DictConfig, *, complete: bool = True) -> dict[str, object]:
     """Turns a composed config into plain data, interpolations resolved.
 
-    Args:
-        complete: Whether mandatory values must be there.
-
     Raises:
-        ConfigError: if one is missing or an interpolation has no value.
+        ConfigError: if an interpolation has no value or, with `complete`, a mandatory value is missing.
     """
     try:
         content = OmegaConf.to_container(config, resolve=True, throw_on_missing=complete)
@@ -174,7 +164,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def run_explained(action: Callable[[], None]) -> None:
-    """Runs an action; a deliberate error becomes one line and an exit status, Ctrl-C the usual one."""
+    """Runs an action; a `SpecKVError` becomes one line and exit status 2, Ctrl-C exit status 130."""
     try:
         with device_errors_explained():
             action()
@@ -199,12 +189,7 @@ def run_program(
 
 
 def resumed(config: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
-    """The config itself, or with `resume` the saved one of that run.
-
-    Raises:
-        CheckpointError: if there is no such run.
-        ConfigError: if the overrides hold anything but `resume`.
-    """
+    """The config itself, or with `resume` the saved one of that run; other overrides are then refused."""
     folder = config.get("resume")
     if folder is None:
         return config
@@ -218,11 +203,7 @@ def resumed(config: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
 
 
 def require_unchanged(folder: Path, config: DictConfig) -> None:
-    """Passes if a folder holds no run, or one that began with this config; seed and folder aside.
-
-    Raises:
-        ConfigError: naming a setting that has changed.
-    """
+    """Raises a ConfigError if a folder holds a run that began with another config, seed and folder aside."""
     saved = _saved_config(folder)
     if saved is None:
         return
@@ -260,12 +241,9 @@ def quoted(text: str) -> str:
 
 
 def require_utf8(arguments: Sequence[str]) -> None:
-    """Passes if every argument is valid text; Python represents bytes that are not UTF-8 as lone surrogates.
-
-    Raises:
-        ConfigError: with the argument.
-    """
+    """Raises a ConfigError for an argument that is not UTF-8."""
     for argument in arguments:
+        # Python represents bytes that are not UTF-8 as lone surrogates.
         if re.search("[\ud800-\udfff]", argument):
             shown = argument if len(argument) < 100 else f"{argument[:100]}..."
             raise ConfigError(f"Expected arguments in UTF-8, got {shown!a}. Convert it, or set a UTF-8 locale.")
@@ -274,12 +252,7 @@ def require_utf8(arguments: Sequence[str]) -> None:
 def quote_texts(overrides: Sequence[str], *, sweeps: bool = False) -> list[str]:
     """Quotes the values of text settings that Hydra's grammar would refuse or change.
 
-    Args:
-        overrides: As typed; those of other settings stay.
-        sweeps: Whether `a,b` means several values.
-
-    Raises:
-        ConfigError: if one is not valid text.
+    With `sweeps`, `a,b` means several values.
     """
     require_utf8(overrides)
     return [_quote_text(override, sweeps) for override in overrides]

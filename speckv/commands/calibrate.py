@@ -24,8 +24,6 @@ from speckv.types import GAMMA_MAX
 TIMED_VOCABULARY = 50_000
 """Vocabulary of the text that a lookup is timed on."""
 logger = logging.getLogger(__name__)
-
-
 CHECK_PROMPTS = Path(__file__).parents[1] / "assets" / "prompts" / "check.jsonl"
 SHOWN_WIDTHS = (1, 2, 5, 9, 17)
 
@@ -59,7 +57,10 @@ def run(config: DictConfig) -> None:
     for name, entry in table.entries.items():
         logger.info("%s: cost ratio %.2f; %s; %s", name, table.cost_ratio(name), entry.kernel, table.checks[name])
     logger.info("decision %.0f us; wrote %s: %s", 1e6 * table.controller_s, out, table.covers)
-    _warn_if_unpublishable(table)
+    try:
+        table.require_publishable()
+    except CostTableError as error:
+        logger.warning("not for publication: %s", error)
 
 
 def shipped_check() -> CheckPlan:
@@ -88,13 +89,6 @@ def _times(entry: CostEntry) -> str:
         f"{entry.compression} ({entry.dtype}), batch {entry.batch}: verify ms by width {times}; "
         f"draft {1e3 * entry.draft_s[0]:.3g} ms; worst spread {100 * max(entry.spread):.0f} %"
     )
-
-
-def _warn_if_unpublishable(table: CostTable) -> None:
-    try:
-        table.require_publishable()
-    except CostTableError as error:
-        logger.warning("not for publication: %s", error)
 
 
 def _with_lookup(table: CostTable, plan: CalibrationPlan) -> CostTable:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m speckv decode "PROMPT" controller=RUN`: live decoding, each token coloured by where it came from.
+"""`python -m speckv decode "PROMPT" controller=RUN`: live decoding, with tokens coloured by their source.
 
-The first argument is the prompt, whatever it holds; `-` stands for standard input and `prompt_file=FILE` for a file.
-Standard output gets the answer and one newline. The answer is exact unless standard output is a terminal, where tokens
-are coloured, rejected drafts are shown, and control characters are replaced. The summary is logged to standard error.
+The first argument is the prompt; `-` stands for standard input and `prompt_file=FILE` for a file. Standard output gets
+the answer and one newline. On a terminal tokens are coloured, rejected drafts are shown, and control characters are
+replaced; elsewhere the answer is exact. The summary is logged to standard error.
 """
 
 import io
@@ -41,23 +41,22 @@ STYLES = {
     "target": Style(bold=True),
 }
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""Control characters but tab and newline."""
+"""Control characters except tab and newline."""
 
 
 def overrides(arguments: Sequence[str]) -> list[str]:
-    """Turns the first argument, which is the prompt whatever it holds, into an override; the others are overrides.
-
-    Args:
-        arguments: The prompt, `-` for standard input or `prompt_file=FILE`; then overrides.
+    """Turns the first argument, the prompt, into an override; the others are overrides.
 
     Raises:
-        ConfigError: if there is no prompt, more than one, or it is not valid text.
+        ConfigError: if there is no prompt, more than one, or it is not UTF-8.
         DataError: if standard input or the file is missing or not UTF-8.
     """
     if not arguments:
         raise ConfigError(f"Expected a prompt first: {USAGE}.")
     first, *rest = arguments
-    _require_one(rest)
+    for argument in rest:
+        if argument == STANDARD_INPUT or argument.startswith((FILE, "prompt=")):
+            raise ConfigError(f"Expected one prompt, got {argument[:100]!r} after the first argument: {USAGE}.")
     if first.startswith(FILE):
         name = first.removeprefix(FILE)
         return [f"prompt={quoted(_read_file(name))}", f"{FILE}{quoted(name)}", *rest]
@@ -70,23 +69,13 @@ def overrides(arguments: Sequence[str]) -> list[str]:
 
 
 def check(arguments: Sequence[str]) -> None:
-    """Passes unless the first argument is a setting, in which case the prompt was left out.
-
-    Raises:
-        ConfigError: with both ways to go on.
-    """
+    """Raises a ConfigError if the first argument is a setting, because the prompt was left out."""
     found = re.fullmatch(r"[+~]*([\w.@/-]+)=\S*", arguments[0]) if arguments else None
     if found and found[1] in setting_names("decode") and not arguments[0].startswith(FILE):
         raise ConfigError(
             f"Expected a prompt first, got the setting {arguments[0]!r}: {USAGE}. A prompt that reads like a setting "
             "can be given on standard input or in a file."
         )
-
-
-def _require_one(rest: Sequence[str]) -> None:
-    for argument in rest:
-        if argument == STANDARD_INPUT or argument.startswith((FILE, "prompt=")):
-            raise ConfigError(f"Expected one prompt, got {argument[:100]!r} after the first argument: {USAGE}.")
 
 
 def _read_file(name: str) -> str:
@@ -143,11 +132,7 @@ def run(config: DictConfig) -> None:
 
 
 def find_controller(spec: str | int, cost_name: str) -> Controller:
-    """Resolves a run folder, a policy folder, a whole number (fixed gamma) or "shipped".
-
-    Raises:
-        CheckpointError: if it is none of them.
-    """
+    """Resolves a run folder, a policy folder, a whole number (fixed gamma) or "shipped"."""
     text = str(spec)
     if text.isdigit():
         return ConstantGamma(int(text))
@@ -157,7 +142,7 @@ def find_controller(spec: str | int, cost_name: str) -> Controller:
 def summary(
     name: str, result: GenerationResult, plain: GenerationResult | None, compression: str, dtype: str
 ) -> list[str]:
-    """Lines about a run and the plain one beside it."""
+    """Lines about a decoded text, compared with plain decoding if that was done."""
     drafted = sum(step.outcome.num_drafted for step in result.steps)
     accepted = sum(step.outcome.num_accepted for step in result.steps)
     lines = [
@@ -175,16 +160,17 @@ def summary(
 
 
 def visible(text: str) -> str:
-    r"""Writes control characters other than tab and newline so that a terminal does not execute them.
+    r"""Escapes control characters other than tab and newline.
 
     >>> visible("a\x1b[31m\tb\x7f\x9b")
     'a^[[31m\tb^?\\x9b'
     """
-    return _CONTROL.sub(lambda found: _caret(ord(found[0])), text)
 
+    def escape(found: re.Match[str]) -> str:
+        code = ord(found[0])
+        return f"^{chr(code ^ 0x40)}" if code < 0x80 else f"\\x{code:02x}"
 
-def _caret(code: int) -> str:
-    return f"^{chr(code ^ 0x40)}" if code < 0x80 else f"\\x{code:02x}"
+    return _CONTROL.sub(escape, text)
 
 
 def _prepare_output(stream: TextIO) -> None:

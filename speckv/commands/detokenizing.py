@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 
 REPLACEMENT = "\ufffd"
 _MOST_PENDING = 3
-"""Bytes of a UTF-8 character that is not complete, and so most replacement characters that stand for them."""
+"""Most bytes, and so replacement characters, of an incomplete UTF-8 character."""
 _LONGEST_WINDOW = 64
 _KEPT_WINDOW = 16
 _FIRST_IDS = 512
-"""Among the first ids of a vocabulary with single bytes are the bytes."""
+"""Vocabularies with single bytes have them among these first ids."""
 _NO_SUCH_TOKEN = (IndexError, KeyError, OverflowError, TypeError, ValueError)
 
 
@@ -22,14 +22,12 @@ class Detokenizer:
 
     Only the newest tokens are decoded, after some whose text has been returned, because tokenizers with a prefix space
     drop the first space of a text.
+
+    Args:
+        decode: Text of tokens, invalid UTF-8 as replacement characters.
     """
 
     def __init__(self, decode: Callable[[list[int]], str]) -> None:
-        """Stores the function.
-
-        Args:
-            decode: Text of tokens, invalid UTF-8 as replacement characters.
-        """
         self._decode = decode
         self._window: list[int] = []
         self._shown = ""
@@ -45,7 +43,7 @@ class Detokenizer:
         """Takes in a token and returns the text that is certain now."""
         self._window.append(token)
         if self._runs_change and self._is_fragment(token):
-            return ""  # the end of the run decides about its text
+            return ""  # the text of a run depends on its end
         text = self._decode(self._window)
         stable = self._stable(text)
         new = self._new(text, stable)

@@ -13,7 +13,6 @@ from speckv.errors import ConfigError
 from speckv.export import Source, make_policy, tables
 from speckv.export.compiled import CompiledTable, compile_batches, compile_steps
 from speckv.export.hf import write_custom_generate
-from speckv.export.making import of_controller
 from speckv.export.onnx import write_onnx
 from speckv.files import replacing_folder
 from speckv.runtime import Policy
@@ -25,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportRequest:
-    """A policy to export, with its training data; `compression` is the target's, for tables of one compression."""
+    """A policy to export, with its training data; `compression` is for tables of one compression."""
 
     source: Source
     policy: Policy
@@ -33,11 +32,7 @@ class ExportRequest:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Exports one policy.
-
-    Raises:
-        SpecKVError: in one line, with nothing written, if anything is missing or the target cannot hold the policy.
-    """
+    """Exports one policy."""
     options = _parser().parse_args(arguments)
     source = Source.find(options.run, cost=options.cost, traces=options.traces)
     if options.per_step:
@@ -74,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         "--per-step", action="store_true", help="compile down to one gamma a step, by recent acceptance"
     )
     parser.add_argument("--frozen", action="store_true", help="a learner stops learning in the library")
-    parser.add_argument("--overwrite", action="store_true", help="replace a folder that is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
     return parser
 
 
@@ -92,7 +87,7 @@ def _per_step(source: Source, name: str | None) -> Policy:
             ", ".join(f"{edge:.2f}" for edge in table.edges),
             _describe_loss(loss, source),
         )
-    return of_controller(source, table, name=f"{name}-per-step")
+    return make_policy(source, table, name=f"{name}-per-step")
 
 
 def _describe_loss(loss: float | None, source: Source) -> str:

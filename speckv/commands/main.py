@@ -24,14 +24,7 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs one command.
-
-    Args:
-        arguments: The command, then its overrides, as Hydra writes them.
-
-    Returns:
-        0; an error that was explained ends the process with status 2, Ctrl-C with 130.
-    """
+    """Runs one command; a `SpecKVError` ends the process with status 2, Ctrl-C with 130."""
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(usage())
         return 0

@@ -42,16 +42,7 @@ def overrides(arguments: list[str]) -> list[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunInputs:
-    """Recordings and cost table of a run, which runs on one page must share.
-
-    Attributes:
-        cost: Name or path of the cost table.
-        cost_sha256: Hash of its times at `batch`, or "" if none was recorded.
-        traces: Name or path of the trace file.
-        traces_sha256: Its hash, or "" if none was recorded.
-        compressions: None for all.
-        tasks: None for all.
-    """
+    """Recordings and cost table of a run, which runs on one page must share; hashes that were not recorded are ""."""
 
     cost: str
     batch: int
@@ -82,11 +73,7 @@ class RecordedRun:
 
     @staticmethod
     def read(path: Path) -> "RecordedRun":
-        """Reads a folder.
-
-        Raises:
-            CheckpointError: if one of its files is damaged.
-        """
+        """Reads a folder."""
         facts = read_facts(path)
         try:
             config = OmegaConf.load(path / CONFIG) if (path / CONFIG).is_file() else OmegaConf.create({})
@@ -97,15 +84,7 @@ class RecordedRun:
         return RecordedRun(path=path, facts=facts, config=plain(config))
 
     def inputs(self, cost: DictConfig | None, data: DictConfig | None) -> RunInputs:
-        """Recordings and cost table to evaluate the controller on.
-
-        Args:
-            cost: Settings of the group `cost` in place of the run's, or None.
-            data: Settings of the group `data` in place of the run's, or None.
-
-        Raises:
-            CheckpointError: if neither the folder nor the arguments name them.
-        """
+        """Recordings and cost table to evaluate the controller on; settings that are given replace the run's."""
         clock = plain(cost) if cost is not None else self._group("cost", "table")
         recordings = plain(data) if data is not None else self._group("data", "traces")
         return RunInputs(
@@ -122,7 +101,7 @@ class RecordedRun:
         group = self.config.get(name)
         if not isinstance(group, dict) or needed not in group:
             raise CheckpointError(
-                f"{self.path} does not say on which recordings and cost table to evaluate it. "
+                f"Expected {self.path} to name recordings and cost table, found none. "
                 "Give cost=NAME and data=NAME, such as cost=cpu-2core data=qwen2.5-coder."
             )
         return group
@@ -140,13 +119,13 @@ class RecordedRun:
 
     @property
     def learned_elsewhere(self) -> bool:
-        """Whether it learned, and was validated, on other recordings or another cost table than its own."""
+        """Whether it learned on other recordings or another cost table than its own."""
         learn = self.config.get("learn")
         return isinstance(learn, dict) and any(learn.get(name) is not None for name in _MATERIAL)
 
     @property
     def provenance(self) -> dict[str, str]:
-        """Recorded facts of the run for a reader: label -> value."""
+        """Recorded facts of the run: label -> value."""
         found = {"Folder": self.path.resolve().name}
         for label, key in (("Agent", "agent"), ("Seed", "seed"), ("Started", "started"), ("Commit", "commit")):
             if key in self.facts:
@@ -158,12 +137,7 @@ class RecordedRun:
 
 
 def shared_inputs(runs: Sequence[RecordedRun], cost: DictConfig | None, data: DictConfig | None) -> RunInputs:
-    """The inputs that all runs share.
-
-    Raises:
-        ConfigError: naming the first difference, and the two runs.
-        CheckpointError: if a run does not record its inputs.
-    """
+    """The inputs of the runs; a ConfigError names the first difference."""
     first = runs[0].inputs(cost, data)
     for run in runs[1:]:
         other = run.inputs(cost, data).comparable()
@@ -207,11 +181,7 @@ class _EvaluationData:
 
 
 def run(config: DictConfig) -> None:
-    """Replays the runs' controllers on the test prompts and writes the page.
-
-    Raises:
-        SpecKVError: in one line, with nothing written, if anything is missing or the runs do not belong together.
-    """
+    """Replays the runs' controllers on the test prompts and writes the page."""
     if int(config.prompts_per_task) < 1:
         raise ConfigError(f"Expected prompts_per_task of 1 or more, got {config.prompts_per_task}.")
     cost, data = config.get("cost"), config.get("data")  # both groups may be left unset
@@ -225,11 +195,20 @@ def run(config: DictConfig) -> None:
 
 
 def _page_texts(config: DictConfig, test: TraceSet) -> PageTexts:
-    """Texts of tokens, from a named tokenizer or vocabulary, else from a shipped vocabulary, else none."""
     prompts = {p.prompt_id: p.text for p in read_prompts(config.prompts)} if config.prompts else {}
+    pieces, source = _token_bytes(config, test)
+    return PageTexts(pieces=pieces, source=source, prompts=prompts)
+
+
+def _token_bytes(config: DictConfig, test: TraceSet) -> tuple[Mapping[int, bytes], str]:
     if config.tokenizer or config.model.folder:
-        pieces, name = _from_tokenizer(config, test)
-        return PageTexts(pieces=pieces, source=f"Texts from the tokenizer of {name}.", prompts=prompts)
+        # Imported here, because transformers takes seconds to import and most pages do not need it.
+        from speckv.commands.vocabulary import vocabulary_of
+        from speckv.models.pair import choose_pair
+
+        tokenizer = config.tokenizer or choose_pair(plain(config.model)).target
+        pieces = vocabulary_of(tokenizer, {"the trace file": test}).pieces
+        return pieces, f"Texts from the tokenizer of {Path(tokenizer).name}."
     expected = test.metadata.tokenizer_sha256
     if config.vocabulary:
         vocabulary = Vocabulary.load(Path(config.vocabulary))
@@ -238,29 +217,14 @@ def _page_texts(config: DictConfig, test: TraceSet) -> PageTexts:
                 f"Expected a vocabulary of the recordings' tokenizer, sha256 {expected[:16]}, got {config.vocabulary} "
                 f"of {vocabulary.tokenizer_sha256[:16]}. Write one with `python -m speckv vocabulary`."
             )
-        return PageTexts(
-            pieces=vocabulary.pieces, source=f"Texts from {Path(config.vocabulary).name}.", prompts=prompts
-        )
+        return vocabulary.pieces, f"Texts from {Path(config.vocabulary).name}."
     shipped = shipped_vocabulary(expected)
     if shipped is not None:
-        return PageTexts(
-            pieces=shipped.pieces, source="Texts from the vocabulary that comes with SpecKV.", prompts=prompts
-        )
-    source = (
+        return shipped.pieces, "Texts from the vocabulary that comes with SpecKV."
+    return {}, (
         "Tokens are shown as numbers, because no vocabulary of this tokenizer comes with SpecKV: name one with "
         "tokenizer=FOLDER, or a file with vocabulary=FILE."
     )
-    return PageTexts(pieces={}, source=source, prompts=prompts)
-
-
-def _from_tokenizer(config: DictConfig, test: TraceSet) -> tuple[Mapping[int, bytes], str]:
-    """The bytes of the recordings' tokens, and the name of the tokenizer."""
-    # Imported here, because transformers takes seconds to import and most pages do not need it.
-    from speckv.commands.vocabulary import vocabulary_of
-    from speckv.models.pair import choose_pair
-
-    source = config.tokenizer or choose_pair(plain(config.model)).target
-    return vocabulary_of(source, {"the trace file": test}).pieces, Path(source).name
 
 
 def _page(config: DictConfig, runs: Sequence[RecordedRun], evaluation: _EvaluationData, texts: PageTexts) -> str:

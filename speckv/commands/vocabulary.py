@@ -16,11 +16,7 @@ SHIPPED = "shipped"
 
 
 def run(config: DictConfig) -> None:
-    """Writes the bytes of every token that occurs in the recordings.
-
-    Raises:
-        TraceError: if the recordings are not all of the tokenizer.
-    """
+    """Writes the bytes of every token that occurs in the recordings."""
     names = sorted(ASSETS.glob("*.parquet")) if config.traces == SHIPPED else list(config.traces)
     traces = {str(name): TraceSet.load(find_traces(name)) for name in names}
     out = Path(config.out)
@@ -30,14 +26,10 @@ def run(config: DictConfig) -> None:
 
 
 def vocabulary_of(tokenizer_source: str, traces: dict[str, TraceSet]) -> Vocabulary:
-    """The bytes of every token in some recordings.
-
-    Args:
-        tokenizer_source: Hub id, folder or GGUF file.
-        traces: Recordings by name.
+    """The bytes of every token in some recordings, given by name.
 
     Raises:
-        ModelError: if there is no such tokenizer.
+        ModelError: if the tokenizer is no hub id, folder or GGUF file.
         TraceError: if recordings were made with another one.
     """
     tokenizer = load_tokenizer(tokenizer_source)

@@ -46,13 +46,9 @@ def geometric_mean(values: Float64) -> Float64:
 
 
 def resample_counts(strata: Sequence[str], num_resamples: int, seed: int) -> Float64:
-    """Number of times that each prompt occurs in each bootstrap resample.
+    """Number of times that each prompt occurs in each resample, of shape [resamples, prompts].
 
-    Args:
-        strata: One label per prompt, its task; resamples keep the number of prompts of each.
-
-    Returns:
-        Shape [resamples, prompts]; every row sums to the number of prompts.
+    Resamples keep the number of prompts of each stratum; `strata` holds one label per prompt, its task.
 
     >>> resample_counts(["code", "code", "math"], 4, seed=0).sum(axis=1)
     array([3., 3., 3., 3.])
@@ -88,15 +84,13 @@ def percentile_interval(estimate: float, replicates: Float64, confidence: float 
 def ratio_interval(numerator: Float64, denominator: Float64, counts: Float64, *, confidence: float = 0.95) -> Interval:
     """Ratio of sums, sum(numerator) / sum(denominator), with a percentile interval over prompts resampled jointly.
 
-    With a second axis it is the geometric mean over that axis of the ratios. Its columns are settings of different
-    speed, such as compressions: the geometric mean weighs them equally, where one sum over all would be dominated by
-    the slowest.
+    With a second axis, such as compressions, it is the geometric mean over that axis of the ratios, which weighs
+    columns of different speed equally.
 
     Args:
         numerator: Shape [prompts] or [prompts, columns]; for a speed-up, the baseline's seconds.
-        denominator: The same shape; the controller's seconds for the same tokens.
-        counts: Shape [resamples, prompts], from `resample_counts`.
-        confidence: Intended coverage, in (0, 1).
+        denominator: The controller's seconds for the same tokens.
+        counts: From `resample_counts`.
     """
 
     def ratio(above: Float64, below: Float64) -> Float64:

@@ -2,12 +2,12 @@
 """Compares controllers on recorded prompts with the baselines and the clairvoyant bound."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from speckv.cost import CostTable, describe_clock, require_single_request
 from speckv.errors import ConfigError, TraceError
-from speckv.evaluation.bootstrap import Float64, resample_counts
+from speckv.evaluation.bootstrap import resample_counts
 from speckv.evaluation.entrants import (
     ControllerMetrics,
     Entrant,
@@ -48,13 +48,9 @@ class ComparisonSetting:
 
     Attributes:
         dtype: Compression -> arithmetic of the target; "draft" -> the draft's.
-        sampling: "greedy" or "gumbel".
-        temperature: Of the recorded text; 0 for greedy, None where the recording does not state it.
-        cost_kind: "measured" or "fitted".
+        temperature: 0 for greedy text, None where the recording does not state it.
         cost_check: Compression -> in a few words, how well the table's times add up to live runs.
-        cost_ratio: Compression -> one draft pass over one target pass.
         train_prompts: Number of prompts that the best fixed gamma was tuned on.
-        seed: Of the bootstrap and the tests.
     """
 
     target: str
@@ -86,13 +82,7 @@ class ComparisonSetting:
 def describe_setting(
     train: TraceSet, test: TraceSet, cost: CostTable, compressions: Sequence[str], *, num_resamples: int, seed: int
 ) -> ComparisonSetting:
-    """Collects the setting of a comparison.
-
-    Args:
-        train: Where the best fixed gamma is tuned.
-        test: Where everything is measured.
-        compressions: Of the test prompts, in the order of the tables.
-    """
+    """Collects the setting of a comparison; `compressions` are in the order of the tables."""
     metadata = test.metadata
     temperature = metadata.sampling.get("temperature") if metadata.is_sampled else 0.0
     return ComparisonSetting(
@@ -121,10 +111,8 @@ def with_decode_steps(traces: TraceSet) -> TraceSet:
     """
     kept = tuple(s for s in traces.sequences if len(s.tokens) > 1)
     if not kept:
-        raise TraceError(
-            f"Expected a text of two tokens or more, got {len(traces.sequences)} texts of one, which have no decode "
-            "step. Record longer texts."
-        )
+        number = len(traces.sequences)
+        raise TraceError(f"Expected texts of two tokens or more, got {number} texts of one. Record longer texts.")
     number = len(traces.sequences) - len(kept)
     if number:
         gone = sorted(set(traces.compressions) - {s.compression for s in kept})
@@ -134,14 +122,9 @@ def with_decode_steps(traces: TraceSet) -> TraceSet:
 
 
 def require_decode_steps(traces: TraceSet, compressions: tuple[str, ...], use: str, advice: str) -> None:
-    """Checks that there is a decode step at each of these compressions.
+    """Raises a TraceError if a compression has no decode step.
 
-    Args:
-        use: What the recordings are, such as "train prompts"; begins the message.
-        advice: Ends the message.
-
-    Raises:
-        TraceError: naming the compressions without one.
+    Its message names the recordings by `use`, such as "train prompts", and ends with `advice`.
     """
     present = {s.compression for s in traces.sequences if len(s.tokens) > 1}
     if missing := sorted(set(compressions) - present):
@@ -149,12 +132,7 @@ def require_decode_steps(traces: TraceSet, compressions: tuple[str, ...], use: s
 
 
 def require_comparable(train: TraceSet, test: TraceSet) -> None:
-    """Checks that controllers tuned on some recordings can be compared on others.
-
-    Raises:
-        TraceError: if a tested compression has no decode step on either side, a prompt is on both, or the recorded
-            depths differ.
-    """
+    """Raises a TraceError if a tested compression lacks decode steps, prompts are shared, or recorded depths differ."""
     advice = "Record them, or leave that compression out with data.compressions."
     require_decode_steps(train, test.compressions, "train prompts", advice)
     require_decode_steps(test, test.compressions, "test prompts", advice)
@@ -186,14 +164,12 @@ class Comparison:
 
     Attributes:
         best_fixed_gammas: Compression -> gamma tuned on train prompts.
-        controllers: Names of the controllers under test, in the order given; every run of an agent separately.
-        entrants: The same with one name per seed group, as tables and figures show them.
-        grid: The test prompts and compressions.
-        sums: Per-prompt sums of every controller, baselines and bound included; every run separately.
-        groups: Figures, per compression and task.
-        lengths: Figures, per prompt length and compression: plain decoding, best fixed gamma, entrants and the bound.
-        families: Paired comparisons.
-        profiles: Performance profiles, per compression, of each entrant and the bound.
+        controllers: Names of the controllers under test; every run of an agent separately.
+        entrants: The same with one name per seed group.
+        sums: Of every controller, baselines and bound included; every run separately.
+        groups: Figures by compression and task.
+        lengths: Figures by prompt length and compression, of plain decoding, best fixed gamma, entrants and bound.
+        profiles: Of each entrant and of the bound, by compression.
     """
 
     setting: ComparisonSetting
@@ -207,6 +183,11 @@ class Comparison:
     lengths: tuple[GroupResult, ...]
     families: tuple[Family, ...]
     profiles: tuple[Profile, ...]
+
+    @property
+    def main_controller(self) -> str:
+        """The first controller under test, or the bound if there is none."""
+        return self.controllers[0] if self.controllers else CLAIRVOYANT
 
     def group(self, compression: str, task: str) -> GroupResult:
         """Figures of one group."""
@@ -236,12 +217,12 @@ def compare(
     """Compares controllers with plain decoding, every fixed gamma, the best of them, oracles and the clairvoyant bound.
 
     Args:
-        train: Where the best fixed gamma is tuned.
-        test: Where everything is measured; shares no prompt with `train`.
+        train: The best fixed gamma is tuned on these prompts.
+        test: Everything is measured on these; they share no prompt with `train`.
         controllers: Their names must differ from one another and from the baselines'.
         num_resamples: Bootstrap resamples of the test prompts.
         seed: Of bootstrap and tests. The only other randomness is that of the controllers' own generators.
-        train_sweep: Result of `tune_fixed(train, cost)`, to save computing it again.
+        train_sweep: Result of `tune_fixed(train, cost)`, if it is known.
         seed_groups: Controllers that are runs of one agent and differ by their seed.
     """
     require_comparable(train, test)
@@ -253,21 +234,27 @@ def compare(
     tuned = train_sweep or tune_fixed(train, cost)
     gammas = tuned.best()
     compiled, compiled_cost = compile_pair(test, cost)
-    sweep = sweep_fixed(compiled, compiled_cost, gamma_max=test.metadata.gamma_max)
-    grid = sweep.grid
+    sweep = sweep_fixed(compiled, compiled_cost)
+    grid, plain = sweep.grid, sweep.sums[0]
     tested = [controller_sums(c, compiled, compiled_cost) for c in controllers]
-    entrants = make_entrants(tested, seed_groups, num_resamples=num_resamples, seed=seed)
-    bound = grid.sums(CLAIRVOYANT, clairvoyant(compiled, compiled_cost))
-    best = sweep.combine(gammas)
-    field = _Field(
-        references=References(autoregressive=sweep.sums[0], best_fixed=best, clairvoyant=bound),
-        entrants=entrants,
-        counts=resample_counts(grid.tasks, num_resamples, seed),
-        seed=seed,
-    )
+    best, bound = sweep.combine(gammas), grid.sums(CLAIRVOYANT, clairvoyant(compiled, compiled_cost))
     sums = (*sweep.sums, best, sweep.task_oracle(tuned), sweep.request_oracle(), *tested, bound)
-    groups = groups_of(grid, sweep.sums[0].tokens)
+
+    entrants = make_entrants(tested, seed_groups, num_resamples=num_resamples, seed=seed)
+    plain_entrant, best_entrant, bound_entrant = (Entrant.single(s, num_resamples) for s in (plain, best, bound))
+    references = References(autoregressive=plain, best_fixed=best, clairvoyant=bound)
+    counts = resample_counts(grid.tasks, num_resamples, seed)
+
+    def result(group: Group, contestants: Iterable[Entrant], bucket: Bucket | None = None) -> GroupResult:
+        rows = tuple(measure(e, group, references, counts) for e in contestants)
+        return GroupResult(group=group, rows=rows, bucket=bucket)
+
+    groups = groups_of(grid, plain.tokens)
     whole = tuple(g for g in groups if g.task == ALL)
+    # With one compression, the group of all compressions would repeat it.
+    distinct = whole if len(whole) > 2 else whole[:1]
+    with_bound = (*entrants, bound_entrant)
+    every_run = [*(Entrant.single(s, num_resamples) for s in sums), *(e for e in entrants if len(e.runs) > 1)]
     return Comparison(
         setting=describe_setting(train, test, cost, grid.compressions, num_resamples=num_resamples, seed=seed),
         best_fixed_gammas=gammas,
@@ -276,59 +263,15 @@ def compare(
         seed_groups=tuple(seed_groups),
         grid=grid,
         sums=sums,
-        groups=field.results(groups, sums),
-        lengths=field.by_length(length_buckets(compiled, grid), whole),
-        families=field.families(_distinct(whole)),
-        profiles=field.profiles(_distinct(whole)),
+        groups=tuple(result(group, every_run) for group in groups),
+        lengths=tuple(
+            result(group, [plain_entrant, best_entrant, *with_bound], bucket)
+            for bucket in length_buckets(compiled, grid)
+            for group in groups_by_length(bucket, whole, plain.tokens)
+        ),
+        families=paired_families(entrants, best_entrant, distinct, num_resamples=num_resamples, seed=seed),
+        profiles=tuple(speedup_profile(e, best, group, counts) for group in distinct for e in with_bound),
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Field:
-    """The entrants, and the references and resamples that all are measured with."""
-
-    references: References
-    entrants: tuple[Entrant, ...]
-    counts: Float64
-    seed: int
-
-    def _single(self, *sums: Sums) -> list[Entrant]:
-        return [Entrant.single(s, len(self.counts)) for s in sums]
-
-    def _measure(self, group: Group, entrants: Sequence[Entrant]) -> GroupResult:
-        rows = tuple(measure(e, group, self.references, self.counts) for e in entrants)
-        return GroupResult(group=group, rows=rows)
-
-    def results(self, groups: Sequence[Group], sums: Sequence[Sums]) -> tuple[GroupResult, ...]:
-        """Figures of single controllers, then those of entrants with several runs."""
-        shown = [*self._single(*sums), *(e for e in self.entrants if len(e.runs) > 1)]
-        return tuple(self._measure(group, shown) for group in groups)
-
-    def by_length(self, buckets: Sequence[Bucket], whole: tuple[Group, ...]) -> tuple[GroupResult, ...]:
-        """Figures of each bucket."""
-        references = self.references
-        ends = self._single(references.autoregressive, references.best_fixed)
-        shown = (*ends, *self.entrants, *self._single(references.clairvoyant))
-        return tuple(
-            replace(self._measure(group, shown), bucket=bucket)
-            for bucket in buckets
-            for group in groups_by_length(bucket, whole, references.autoregressive.tokens)
-        )
-
-    def families(self, groups: Sequence[Group]) -> tuple[Family, ...]:
-        """Paired comparisons of each group."""
-        (best_fixed,) = self._single(self.references.best_fixed)
-        return paired_families(self.entrants, best_fixed, groups, num_resamples=len(self.counts), seed=self.seed)
-
-    def profiles(self, groups: Sequence[Group]) -> tuple[Profile, ...]:
-        """Performance profiles of every entrant and of the bound in each group."""
-        shown = (*self.entrants, *self._single(self.references.clairvoyant))
-        return tuple(speedup_profile(e, self.references.best_fixed, g, self.counts) for g in groups for e in shown)
-
-
-def _distinct(whole: tuple[Group, ...]) -> tuple[Group, ...]:
-    """Leaves out the group of all compressions if there is only one compression."""
-    return whole if len(whole) > 2 else whole[:1]
 
 
 def _check_names(names: Sequence[str]) -> None:

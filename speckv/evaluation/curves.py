@@ -3,19 +3,14 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from speckv.errors import CheckpointError
-from speckv.evaluation.bootstrap import (
-    Float64,
-    Interval,
-    ratio_interval,
-    resample_counts,
-)
+from speckv.evaluation.bootstrap import Interval, ratio_interval, resample_counts
 from speckv.evaluation.metrics import ALL, Grid, Sums
 
 EVAL = "eval.csv"
@@ -33,7 +28,6 @@ class Point:
     Attributes:
         step: Environment steps before it.
         over_best_fixed: Compression, or "all" for the geometric mean over them -> speed-up over the best fixed gamma.
-        drafted_per_step: Drafted tokens per decode step.
     """
 
     step: int
@@ -57,15 +51,12 @@ class Curve:
 def read_curve(
     path: Path, grid: Grid, best_fixed: Sums, *, part: bool = False, num_resamples: int = 0, seed: int = 0
 ) -> Curve:
-    """Reads a run's evaluations, also while the run writes them: an incomplete one is left out.
+    """Reads a run's `eval.csv`, also while the run writes it: an incomplete evaluation is left out.
 
     Args:
-        path: The run's `eval.csv`.
-        grid: The validation prompts, or more.
         best_fixed: Of the same grid, with the cost table of the file.
         part: Whether the grid holds more than the validation prompts, which are then those of the first evaluation.
-        num_resamples: Of the bootstrap of the intervals; 0 for intervals without bounds.
-        seed: Of the bootstrap.
+        num_resamples: 0 for intervals without bounds.
 
     Raises:
         CheckpointError: if the file is missing, damaged or of other prompts.
@@ -94,18 +85,14 @@ def read_curve(
         ours = np.zeros_like(fixed)
         ours[rows, place] = values[:, 0]
         _, steps, drafted = values.sum(axis=0)
-        over = _speedups(fixed, ours, counts, names)
+        over = {name: ratio_interval(fixed[:, k], ours[:, k], counts) for k, name in enumerate(names)}
+        over[ALL] = ratio_interval(fixed, ours, counts)
         points.append(Point(step=step, over_best_fixed=over, drafted_per_step=float(drafted / steps)))
     return Curve(num_prompts=len(prompts), points=tuple(points))
 
 
-def _speedups(fixed: Float64, ours: Float64, counts: Float64, compressions: Sequence[str]) -> dict[str, Interval]:
-    found = {name: ratio_interval(fixed[:, k], ours[:, k], counts) for k, name in enumerate(compressions)}
-    return found | {ALL: ratio_interval(fixed, ours, counts)}
-
-
 def _whole_rows(content: bytes) -> bytes:
-    """Removes a last row that is still being written."""
+    # A last row may still be being written.
     end = content.rfind(b"\n")
     while content.count(b'"', 0, max(end, 0)) % 2:  # this line end is inside a prompt's id
         end = content.rfind(b"\n", 0, end)
@@ -113,7 +100,6 @@ def _whole_rows(content: bytes) -> bytes:
 
 
 def _read(path: Path) -> dict[int, _Pairs]:
-    """Every evaluation by its step."""
     try:
         text = _whole_rows(path.read_bytes()).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:

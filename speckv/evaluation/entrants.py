@@ -55,7 +55,6 @@ class Entrant:
     """A controller under test: one run, or several that differ by their seed.
 
     Attributes:
-        runs: One per seed.
         sums: Means over the runs.
         picks: Shape [resamples, runs]; runs drawn by each resample.
         shares: Shape [resamples, runs]; each run's share of the n - 1 draws, 1 for a single run.
@@ -133,17 +132,13 @@ class ControllerMetrics:
 
     Attributes:
         throughput: Decoded tokens per second.
-        speedup_vs_ar: Over plain decoding, with a paired interval.
-        speedup_vs_best_fixed: Over the best fixed gamma of each compression, tuned on train prompts.
-        geomean_vs_ar: Geometric mean over compressions of the speed-up over plain decoding.
-        geomean_vs_best_fixed: The same over the best fixed gamma.
+        speedup_vs_ar: Over plain decoding.
+        geomean_vs_ar: Geometric mean over compressions.
         tokens_per_step: Emitted tokens per target pass.
         drafted_per_token: Drafted tokens per emitted token.
         acceptance_rate: Accepted over tested; None if nothing was drafted.
-        mean_gamma: Mean chosen gamma.
         headroom_share: (throughput - best fixed) / (clairvoyant - best fixed); None if the two are equal.
-        seeds_iqm: Interquartile mean over seeds of the geometric mean over compressions of the speed-up over the best
-            fixed gamma; None for a single run.
+        seeds_iqm: Interquartile mean over seeds of the geometric mean over the best fixed gamma; None for a single run.
     """
 
     controller: str
@@ -163,36 +158,37 @@ class ControllerMetrics:
 def measure(entrant: Entrant, group: Group, references: References, counts: Float64) -> ControllerMetrics:
     """Computes an entrant's figures; intervals are over prompts, and over seeds where there are several runs.
 
-    Args:
-        counts: Shape [resamples, prompts of the whole grid], from `resample_counts`.
+    `counts` is of the whole grid, from `resample_counts`.
     """
     sums = entrant.sums
-    tokens, steps, drafted, tested = (
-        float(group.take(values).sum()) for values in (sums.tokens, sums.steps, sums.drafted, sums.tested)
+    tokens, steps, drafted, accepted, tested = (
+        float(group.take(values).sum())
+        for values in (sums.tokens, sums.steps, sums.drafted, sums.accepted, sums.tested)
     )
     by_gamma = group.take(sums.gammas).sum(axis=(0, 1))
     plain, fixed = (Entrant.single(s, len(counts)) for s in (references.autoregressive, references.best_fixed))
     vs_ar, geomean_vs_ar = speedups(entrant, plain, group, counts)
     vs_best_fixed, geomean_vs_best_fixed = speedups(entrant, fixed, group, counts)
     several = len(entrant.runs) >= MIN_SEEDS
+    throughput = throughput_of(sums, group)
     return ControllerMetrics(
         controller=entrant.name,
-        throughput=throughput_of(sums, group),
+        throughput=throughput,
         speedup_vs_ar=vs_ar,
         speedup_vs_best_fixed=vs_best_fixed,
         geomean_vs_ar=geomean_vs_ar,
         geomean_vs_best_fixed=geomean_vs_best_fixed,
         tokens_per_step=tokens / steps,
         drafted_per_token=drafted / tokens,
-        acceptance_rate=float(group.take(sums.accepted).sum()) / tested if tested else None,
+        acceptance_rate=accepted / tested if tested else None,
         mean_gamma=float(by_gamma @ np.arange(len(by_gamma)) / by_gamma.sum()),
-        headroom_share=_headroom_share(throughput_of(sums, group), group, references),
+        headroom_share=_headroom_share(throughput, group, references),
         seeds_iqm=_iqm_interval(entrant, references.best_fixed, group, counts) if several else None,
     )
 
 
 def throughput_of(sums: Sums, group: Group) -> float:
-    """Tokens per second of a controller in a group."""
+    """Tokens per second."""
     return float(group.take(sums.tokens).sum() / group.take(sums.seconds).sum())
 
 
@@ -208,7 +204,7 @@ def _seconds(entrant: Entrant, group: Group) -> Float64:
 
 
 def _has_interval(seconds: Float64) -> bool:
-    """Whether there are prompts enough to resample; shape [prompts, compressions]."""
+    """Whether enough prompts were recorded to resample; shape [prompts, compressions]."""
     return bool(np.count_nonzero(seconds.sum(axis=-1)) >= MIN_PROMPTS)
 
 
@@ -268,11 +264,9 @@ class Profile:
     """Performance profile: shares of prompts by speed-up over the best fixed gamma.
 
     Attributes:
-        controller: Its name.
         compression: One compression or "all".
         shares: Shape [taus]; share of prompts, over all runs, with a speed-up of at least tau.
         low: Shape [taus]; lower end of the pointwise interval, None with too few prompts.
-        high: Upper end.
     """
 
     controller: str
@@ -291,9 +285,7 @@ def speedup_profile(
 ) -> Profile:
     """Computes one profile. In a group of several compressions a prompt counts once at each of them.
 
-    Args:
-        counts: Shape [resamples, prompts of the whole grid], from `resample_counts`.
-        confidence: Intended coverage at each single tau.
+    `counts` is of the whole grid; `confidence` is the intended coverage at each single tau.
     """
     fixed = group.take(best_fixed.seconds)
     recorded = fixed > 0

@@ -24,12 +24,8 @@ class Sums:
     """One controller's sums, of shape [prompts, compressions]; zero where a recording is missing.
 
     Attributes:
-        name: The controller.
         tokens: Emitted in decode steps; the token of the prefill is left out.
-        seconds: Decode time.
         steps: Decode steps, each one target pass.
-        drafted: Drafted tokens.
-        accepted: Drafted tokens kept.
         tested: Drafted tokens up to and with the first rejection.
         gammas: Shape [prompts, compressions, gamma_max + 1]; decisions by chosen gamma.
     """
@@ -59,9 +55,8 @@ class Grid:
     """Row (prompt) and column (compression) of each recorded sequence.
 
     Attributes:
-        prompt_ids: Rows, sorted.
-        tasks: Task of each row.
-        compressions: Columns.
+        prompt_ids: Of the rows, sorted.
+        tasks: Of the rows.
         rows: Row of each sequence.
         columns: Column of each sequence.
     """
@@ -109,14 +104,7 @@ class Grid:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """A part of the grid.
-
-    Attributes:
-        compression: One compression or "all".
-        task: One task or "all".
-        prompts: Its rows.
-        columns: Its columns.
-    """
+    """The rows (`prompts`) and columns of one compression or "all", and of one task or "all"."""
 
     compression: str
     task: str
@@ -129,11 +117,7 @@ class Group:
 
 
 def groups_of(grid: Grid, tokens: Float64) -> tuple[Group, ...]:
-    """Groups of each compression and of all, for each task and for all, where anything was recorded.
-
-    Args:
-        tokens: Shape [prompts, compressions]; zero where nothing was recorded.
-    """
+    """Groups of each compression and of all, for each task and for all, where `tokens` is not zero."""
     tasks, recorded = np.array(grid.tasks), tokens > 0
     found = []
     for task in (ALL, *sorted(set(grid.tasks))):
@@ -151,13 +135,9 @@ def groups_of(grid: Grid, tokens: Float64) -> tuple[Group, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bucket:
-    """Prompts of similar length. Lengths are in tokens and include the chat template.
+    """Prompts of similar length, as rows of the grid. Lengths are in tokens and include the chat template.
 
-    Attributes:
-        shortest: Shortest prompt.
-        longest: Longest prompt.
-        longest_context: Longest prompt with its text.
-        prompts: Rows of the grid.
+    `longest_context` is the greatest length of a prompt with its text.
     """
 
     shortest: int
@@ -195,11 +175,7 @@ def length_buckets(compiled: CompiledTraces, grid: Grid) -> tuple[Bucket, ...]:
 
 
 def groups_by_length(bucket: Bucket, whole: tuple[Group, ...], tokens: Float64) -> tuple[Group, ...]:
-    """Cuts a bucket out of groups of all tasks, where anything was recorded.
-
-    Args:
-        tokens: Shape [prompts, compressions] of the whole grid; zero where nothing was recorded.
-    """
+    """Cuts a bucket out of groups of all tasks, where `tokens`, of the whole grid, is not zero."""
     cut = []
     for group in whole:
         prompts = np.intersect1d(group.prompts, bucket.prompts)

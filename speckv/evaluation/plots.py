@@ -30,11 +30,9 @@ def tidy(ax: Axes) -> None:
 
 
 def speedup_dots(ax: Axes, speedups: Mapping[str, Interval], setting: str) -> Axes:
-    """Dots of speed-up over plain decoding with intervals, one line per controller.
+    """Dots of speed-up over plain decoding with intervals, one line per controller, from top to bottom.
 
-    Args:
-        speedups: Controller -> interval, from top to bottom; a vertical line marks the first, the baseline.
-        setting: Title of the panel.
+    A vertical line marks the first controller, the baseline.
     """
     names, intervals = [figure_text(name) for name in speedups], list(speedups.values())
     estimates = np.array([i.estimate for i in intervals])
@@ -56,12 +54,7 @@ def speedup_dots(ax: Axes, speedups: Mapping[str, Interval], setting: str) -> Ax
 
 
 def speedup_bars(ax: Axes, speedups: Mapping[str, Sequence[Interval]], settings: Sequence[str]) -> Axes:
-    """Bars of speed-up over plain decoding, with intervals.
-
-    Args:
-        speedups: Controller -> one interval per setting.
-        settings: Names of the settings, one group of bars each.
-    """
+    """Bars of speed-up over plain decoding, with intervals: a group of bars per setting, a colour per controller."""
     width = 0.8 / len(speedups)
     top = 1.0
     for index, (name, intervals) in enumerate(speedups.items()):
@@ -104,14 +97,12 @@ def speedup_bars(ax: Axes, speedups: Mapping[str, Sequence[Interval]], settings:
     return ax
 
 
-def gamma_histogram(
-    ax: Axes, counts: Mapping[str, NDArray[np.float64]], best_fixed: Mapping[str, int] | None = None
-) -> Axes:
+def gamma_histogram(ax: Axes, counts: Mapping[str, NDArray[np.float64]], best_fixed: Mapping[str, int]) -> Axes:
     """Share of decisions for each gamma, one colour per compression; triangles mark the best fixed gamma.
 
     Args:
         counts: Compression -> decisions by gamma, of shape [gamma_max + 1].
-        best_fixed: Compression -> best fixed gamma.
+        best_fixed: By compression.
     """
     width = 0.8 / len(counts)
     peak = max(float((n / max(n.sum(), 1)).max()) for n in counts.values())
@@ -120,13 +111,11 @@ def gamma_histogram(
         shift = (index - (len(counts) - 1) / 2) * width
         shares = by_gamma / max(by_gamma.sum(), 1)
         ax.bar(np.arange(len(by_gamma)) + shift, shares, width * 0.95, color=color, label=figure_text(name))
-        if best_fixed is not None:
-            gamma = best_fixed[name]
-            ax.plot(gamma + shift, shares[gamma] + peak * 0.04, marker="v", color=color, markeredgecolor=INK, ls="none")
+        gamma = best_fixed[name]
+        ax.plot(gamma + shift, shares[gamma] + peak * 0.04, marker="v", color=color, markeredgecolor=INK, ls="none")
     handles, labels = ax.get_legend_handles_labels()
-    if best_fixed is not None:
-        handles += ax.plot([], [], marker="v", color="white", markeredgecolor=INK, ls="none")
-        labels.append("best fixed gamma")
+    handles += ax.plot([], [], marker="v", color="white", markeredgecolor=INK, ls="none")
+    labels.append("best fixed gamma")
     deepest = max(len(n) for n in counts.values())
     ax.set_xticks(np.arange(deepest))
     ax.set_xlabel("gamma (tokens drafted per step)")
@@ -138,7 +127,7 @@ def gamma_histogram(
     return ax
 
 
-def timeline(ax: Axes, steps: StepLog, title: str = "") -> Axes:
+def timeline(ax: Axes, steps: StepLog, title: str) -> Axes:
     """Decode steps of one prompt over time: kept tokens above the line, discarded drafted tokens below it."""
     starts = np.cumsum(steps.seconds) - steps.seconds
     accepted = steps.num_accepted
@@ -170,8 +159,7 @@ def timeline(ax: Axes, steps: StepLog, title: str = "") -> Axes:
     ax.set_ylim(-low - 0.5, high + 0.5)
     ax.yaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
     ax.grid(axis="y", color="#E3E3E3", linewidth=0.8)
-    if title:
-        ax.set_title(figure_text(title), fontsize=10, loc="left")
+    ax.set_title(figure_text(title), fontsize=10, loc="left")
     tidy(ax)
     return ax
 
@@ -204,11 +192,7 @@ def profile_lines(
 ) -> Axes:
     """Share of prompts that reach each speed-up over the best fixed gamma, with bands of pointwise intervals.
 
-    Args:
-        profiles: Label -> profile.
-        colors: Label -> colour.
-        banded: Labels whose intervals are drawn.
-        setting: Title of the panel.
+    Profiles and colours are by label; `banded` lists the labels whose intervals are drawn.
     """
     for name, profile in profiles.items():
         if name in banded and profile.low is not None and profile.high is not None:

@@ -19,7 +19,7 @@ from speckv.evaluation.metrics import Grid, Sums
 from speckv.observation import SCHEMA, observe_draft
 from speckv.replay import CompiledTraces, replay_controller, replay_fixed, replay_policy, replay_stream
 from speckv.traces import TraceSet
-from speckv.types import GAMMA_MAX, Controller, FloatArray, IntArray, OnlineLearner, StoppingController
+from speckv.types import Controller, FloatArray, IntArray, OnlineLearner, StoppingController
 
 AUTOREGRESSIVE = "autoregressive"
 BEST_FIXED = "best-fixed"
@@ -46,7 +46,7 @@ class FixedSweep:
         return dict(zip(self.grid.compressions, self.throughputs().argmax(axis=0).tolist(), strict=True))
 
     def best_by_task(self) -> dict[tuple[str, str], int]:
-        """The same for each recorded pair of task and compression."""
+        """The same by task and compression, where recorded."""
         tasks = np.array(self.grid.tasks)
         found = {}
         for task in sorted(set(self.grid.tasks)):
@@ -59,10 +59,10 @@ class FixedSweep:
                     found[task, compression] = int((tokens[:, column] / seconds[:, column]).argmax())
         return found
 
-    def combine(self, gammas: Mapping[str, int], name: str = BEST_FIXED) -> Sums:
-        """Sums of a controller with one constant gamma per compression."""
+    def combine(self, gammas: Mapping[str, int]) -> Sums:
+        """Sums of the best fixed gamma, given by compression."""
         by_column = [gammas[c] for c in self.grid.compressions]
-        return self.select(np.tile(by_column, (len(self.grid.prompt_ids), 1)), name)
+        return self.select(np.tile(by_column, (len(self.grid.prompt_ids), 1)), BEST_FIXED)
 
     def task_oracle(self, train: "FixedSweep") -> Sums:
         """Sums of the constants that were best on train prompts of the same task and compression.
@@ -99,10 +99,10 @@ def fixed_name(gamma: int) -> str:
     return f"fixed-{gamma}" if gamma else AUTOREGRESSIVE
 
 
-def sweep_fixed(compiled: CompiledTraces, cost: CompiledCost, *, gamma_max: int = GAMMA_MAX) -> FixedSweep:
-    """Replays every constant gamma from 0 to gamma_max."""
+def sweep_fixed(compiled: CompiledTraces, cost: CompiledCost) -> FixedSweep:
+    """Replays every constant gamma from 0 to the recorded depth."""
     grid = Grid.of(compiled)
-    gammas = range(gamma_max + 1)
+    gammas = range(compiled.gamma_max + 1)
     sums = tuple(grid.sums(fixed_name(gamma), replay_fixed(compiled, cost, gamma)) for gamma in gammas)
     return FixedSweep(grid=grid, sums=sums)
 
@@ -110,8 +110,7 @@ def sweep_fixed(compiled: CompiledTraces, cost: CompiledCost, *, gamma_max: int 
 def tune_fixed(train: TraceSet, cost: CostTable) -> FixedSweep:
     """Replays every constant gamma on the train prompts; `best` of the result is the best fixed gamma."""
     cost.require(train.compressions)
-    compiled, compiled_cost = compile_pair(train, cost)
-    return sweep_fixed(compiled, compiled_cost, gamma_max=train.metadata.gamma_max)
+    return sweep_fixed(*compile_pair(train, cost))
 
 
 def compile_pair(traces: TraceSet, cost: CostTable) -> tuple[CompiledTraces, CompiledCost]:
@@ -160,8 +159,9 @@ class DecisionTime:
 def time_decisions(controller: Controller, observations: FloatArray, *, warm_up: int = 100) -> DecisionTime:
     """Times decisions on each observation in turn, one call at a time as in a live decoder.
 
+    A stopping controller's decision after a drafted token counts as a decision of its own.
+
     Args:
-        controller: A stopping controller's decision after a drafted token counts as a decision of its own.
         observations: Shape [decisions, features], as `STOPPING_SCHEMA` lists; more than `warm_up` rows.
         warm_up: First calls, not counted.
     """

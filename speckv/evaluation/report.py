@@ -59,8 +59,7 @@ def pick_prompt(comparison: Comparison) -> tuple[str, str]:
     """Id of the prompt nearest to the controller's median speed-up, and the first compression it was recorded at."""
     grid = comparison.grid
     by_name = {s.name: s for s in comparison.sums}
-    chosen = comparison.controllers[0] if comparison.controllers else CLAIRVOYANT
-    ours, fixed = by_name[chosen].seconds[:, 0], by_name[BEST_FIXED].seconds[:, 0]
+    ours, fixed = by_name[comparison.main_controller].seconds[:, 0], by_name[BEST_FIXED].seconds[:, 0]
     recorded = np.flatnonzero(ours)
     ratio = fixed[recorded] / ours[recorded]
     nearest_to_median = recorded[np.abs(ratio - np.median(ratio)).argmin()]
@@ -203,8 +202,7 @@ def save_report(
     write_atomically(folder / PER_PROMPT, per_prompt_csv(comparison))
     write_atomically(folder / "decision_times.json", canonical_json({"decision_times": [asdict(t) for t in times]}))
     save_figure(speedup_figure(comparison), folder / "speedup.png")
-    shown = comparison.controllers[0] if comparison.controllers else CLAIRVOYANT
-    save_figure(gamma_figure(comparison, shown), folder / "gamma.png")
+    save_figure(gamma_figure(comparison, comparison.main_controller), folder / "gamma.png")
     save_figure(profile_figure(comparison), folder / "profiles.png")
     if timelines is not None:
         save_figure(timeline_figure(comparison, timelines), folder / "timeline.png")

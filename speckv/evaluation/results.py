@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from speckv.evaluation.bootstrap import Interval
+from speckv.evaluation.bootstrap import Float64, Interval
 from speckv.evaluation.compare import Comparison, GroupResult
 from speckv.evaluation.entrants import TAUS, ControllerMetrics, Profile
 from speckv.evaluation.metrics import ALL, Sums
@@ -15,18 +15,13 @@ RESULTS_VERSION = 1
 """Version of the keys: keys may be added, but none moves or changes its meaning."""
 PROFILE_STRIDE = 2
 """Every second tau of a profile is stored: 0.05 apart."""
-_DIGITS = 6
 PER_PROMPT_COLUMNS = (
-    "controller",
-    "prompt_id",
-    "task",
-    "compression",
-    "tokens",
-    "seconds",
-    "steps",
-    "drafted",
-    "accepted",
-    "tested",
+    *("controller", "prompt_id", "task", "compression"),
+    *("tokens", "seconds", "steps", "drafted", "accepted", "tested"),
+)
+_HEADLINE = (
+    *("throughput_tokens_per_s", "speedup_vs_ar", "speedup_vs_best_fixed"),
+    *("geomean_speedup_vs_best_fixed", "headroom_share"),
 )
 
 
@@ -36,7 +31,7 @@ def rounded(value: float | None) -> float | None:
     >>> rounded(1.23456789), rounded(None)
     (1.23457, None)
     """
-    return None if value is None else float(f"{value:.{_DIGITS}g}")
+    return None if value is None else float(f"{value:.6g}")
 
 
 def interval_json(interval: Interval) -> dict[str, float | None]:
@@ -103,15 +98,15 @@ def _family(family: Family) -> dict[str, object]:
 
 
 def _profile(profile: Profile) -> dict[str, object]:
-    def listed(values: Sequence[float] | None) -> list[float | None] | None:
-        return None if values is None else [rounded(float(v)) for v in values[::PROFILE_STRIDE]]
+    def listed(values: Float64 | None) -> list[float | None] | None:
+        return None if values is None else [rounded(v) for v in values[::PROFILE_STRIDE].tolist()]
 
     return {
         "controller": profile.controller,
         "compression": profile.compression,
-        "shares": listed(profile.shares.tolist()),
-        "low": listed(None if profile.low is None else profile.low.tolist()),
-        "high": listed(None if profile.high is None else profile.high.tolist()),
+        "shares": listed(profile.shares),
+        "low": listed(profile.low),
+        "high": listed(profile.high),
     }
 
 
@@ -160,18 +155,7 @@ def headline(comparison: Comparison) -> dict[str, object]:
         "best_fixed_gammas": comparison.best_fixed_gammas,
         "controllers": {
             name: {
-                result.group.compression: {
-                    key: value
-                    for key, value in _row(result.row(name)).items()
-                    if key
-                    in (
-                        "throughput_tokens_per_s",
-                        "speedup_vs_ar",
-                        "speedup_vs_best_fixed",
-                        "geomean_speedup_vs_best_fixed",
-                        "headroom_share",
-                    )
-                }
+                result.group.compression: {k: v for k, v in _row(result.row(name)).items() if k in _HEADLINE}
                 for result in groups
             }
             for name in names

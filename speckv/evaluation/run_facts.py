@@ -17,33 +17,28 @@ SHIPPED_WORD = "shipped"
 
 
 def controller_folder(word: str, cost: str | None) -> Path:
-    """Finds the folder of a controller.
-
-    Args:
-        word: A run folder, a policy's folder, or "shipped" for the shipped policy of a cost table.
-        cost: Name or path of that cost table.
+    """Finds a run folder, a policy's folder, or with "shipped" the shipped policy of a cost table.
 
     Raises:
         ConfigError: if "shipped" comes without a cost table.
         CheckpointError: if there is no such folder.
     """
-    if word == SHIPPED_WORD and cost is None:
+    if word != SHIPPED_WORD:
+        folder = Path(word)
+    elif cost is None:
         raise ConfigError(
             f"Expected a cost table beside `{SHIPPED_WORD}`, because there is a policy for each, got none. "
             "Name it: cost=NAME data=NAME, or --cost NAME for an export."
         )
-    folder = shipped_policy(CostTable.load(cost).name) if word == SHIPPED_WORD and cost is not None else Path(word)
+    else:
+        folder = shipped_policy(CostTable.load(cost).name)
     if not folder.is_dir():
         raise CheckpointError(f"Expected a run folder or a policy's folder at {folder}, found none.")
     return folder
 
 
 def read_facts(folder: Path) -> Mapping[str, object]:
-    """Reads the recorded facts of a run; empty for a policy's folder.
-
-    Raises:
-        CheckpointError: if the file is damaged.
-    """
+    """Reads the recorded facts of a run; empty for a policy's folder."""
     path = folder / RUN
     if not path.is_file():
         return {}
@@ -76,17 +71,13 @@ _DECISIVE = ("agent", "cost", "traces", "live")
 def find_seed_groups(
     paths: Sequence[Path], controllers: Sequence[Controller], load: Callable[[Path], Controller]
 ) -> list[SeedGroup]:
-    """Finds runs that differ by their seed alone.
+    """Groups runs that differ by their seed alone, by first appearance; only run folders are grouped.
 
     A second run of the same seed adds no information and is in no group.
 
     Args:
-        paths: Run folders or others; only run folders are grouped.
-        controllers: The controller loaded from each, under its name in tables.
+        controllers: The controller loaded from each path, under its name in tables.
         load: Loads a controller under its own name.
-
-    Returns:
-        Groups of two runs or more, by first appearance.
     """
     runs: dict[str, dict[int, tuple[Path, str]]] = {}
     for path, controller in zip(paths, controllers, strict=True):

@@ -61,14 +61,12 @@ def sign_flip_p_values(
     """Two-sided p-values, of shape [comparisons], of the hypothesis that the differences of a column sum to zero.
 
     Where a controller is several runs, the choice of runs is random too. The flipped sums then get an error of that
-    size
-    added: the standard error of the mean over runs, times a draw of Student's t, whose wide tails account for the
+    size added: the standard error of the mean over runs, times a draw of Student's t, whose wide tails account for the
     uncertain spread of few runs.
 
     Args:
         differences: Shape [prompts, comparisons]; each column's means over runs.
-        num_flips: Random flips of the signs; p-values are multiples of 1 / (num_flips + 1).
-        seed: Of the flips, which all columns share.
+        num_flips: Random flips of the signs, the same for all columns; p-values are multiples of 1 / (num_flips + 1).
         seed_errors: Shape [controllers, comparisons]; standard error of the column's sum due to a controller's runs; 0
             where it takes no part.
         freedom: Shape [controllers]; runs of each minus one, at least 1.
@@ -103,8 +101,8 @@ class PairedComparison:
     """One controller against another.
 
     Attributes:
-        speedup: Over the other: geometric mean over compressions of sum over sum.
-        p_value: Of the sign-flip test, unadjusted.
+        speedup: Geometric mean over compressions of sum over sum.
+        p_value: Unadjusted.
         p_holm: Adjusted for all comparisons of the family.
         outcome: "ahead of", "behind" or "not distinguishable from".
     """
@@ -121,11 +119,10 @@ class Family:
     """Comparisons whose p-values are adjusted together.
 
     Attributes:
-        question: Kind of the reference, "best fixed gamma" or "first-ranked controller".
+        question: Kind of the reference, such as "best fixed gamma".
         compression: One compression or "all".
-        against: Name of the controller that all are compared with.
+        against: Name of the reference.
         num_comparisons: Number that the p-values are adjusted for.
-        pairs: One per controller, in the order of the table.
     """
 
     question: str
@@ -148,7 +145,7 @@ def outcome_of(speedup: float, p_holm: float) -> str:
 
 
 class _Pairs(NamedTuple):
-    """All pairs of contestants, as indices, and their results; arrays are by pair."""
+    """All pairs of contestants, as indices, and the results of each."""
 
     left: NDArray[np.int64]
     right: NDArray[np.int64]
@@ -162,9 +159,7 @@ def paired_families(
     """Compares the entrants in each group with the best fixed gamma, and with the entrant that ranks first.
 
     Args:
-        groups: One per compression and, if there are several, one of all; of all tasks.
         num_resamples: Sign flips; more are made for a family too large for that many.
-        seed: Of the sign flips.
     """
     contestants = (best_fixed, *entrants)
     number = len(contestants) * (len(contestants) - 1) // 2

@@ -94,15 +94,7 @@ def shown_controllers(comparison: Comparison) -> tuple[str, ...]:
     """Controllers in a table, baselines first and the bound last."""
     deepest = comparison.sums[0].gammas.shape[-1] - 1
     constants = [fixed_name(g) for g in SHOWN_GAMMAS if g <= deepest]
-    return (
-        AUTOREGRESSIVE,
-        *constants,
-        BEST_FIXED,
-        TASK_ORACLE,
-        REQUEST_ORACLE,
-        *comparison.entrants,
-        CLAIRVOYANT,
-    )
+    return (AUTOREGRESSIVE, *constants, BEST_FIXED, TASK_ORACLE, REQUEST_ORACLE, *comparison.entrants, CLAIRVOYANT)
 
 
 def _cells(row: ControllerMetrics) -> tuple[str, ...]:
@@ -162,7 +154,7 @@ def _task_section(comparison: Comparison) -> str:
 
 
 def render_comparison(comparison: Comparison, times: Sequence[DecisionTime] = ()) -> str:
-    """The whole comparison: setting, tables per compression and of all, seeds, verdicts, parts, decision times."""
+    """The whole comparison as plain text."""
     setting = comparison.setting
     single = [r for r in comparison.groups if r.group.task == ALL and r.group.compression != ALL]
     sections = [
@@ -227,7 +219,6 @@ def verdict_lines(comparison: Comparison) -> tuple[CompressionVerdicts, ...]:
 
 
 def _verdict_sections(comparison: Comparison) -> list[str]:
-    """The same as paragraphs, after a note on their meaning."""
     verdicts = verdict_lines(comparison)
     if not verdicts:
         return []
@@ -242,7 +233,6 @@ def _verdict_sections(comparison: Comparison) -> list[str]:
 
 
 def _seeds_section(comparison: Comparison) -> list[str]:
-    """Runs of one agent separately, and their interquartile mean; empty without seed groups."""
     rows = []
     for result in comparison.groups:
         if result.group.task != ALL or result.group.compression not in _compressions(comparison):
@@ -251,8 +241,8 @@ def _seeds_section(comparison: Comparison) -> list[str]:
             together = result.row(group.name)
             singles = " ".join(f"{result.row(m).geomean_vs_best_fixed.estimate:.3f}" for m in group.members)
             assert together.seeds_iqm is not None
-            figures = (format_interval(i) for i in (together.geomean_vs_best_fixed, together.seeds_iqm))
-            rows.append((group.name, result.group.compression, *figures, singles))
+            intervals = (format_interval(i) for i in (together.geomean_vs_best_fixed, together.seeds_iqm))
+            rows.append((group.name, result.group.compression, *intervals, singles))
     if not rows:
         return []
     header = ("controller", "compression", "x best fixed", "interquartile mean", "each seed")

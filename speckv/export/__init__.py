@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trained policies for decoding libraries: whole where a library can run one, else compiled down to tables."""
+"""Trained policies for decoding libraries, as files that run there or compiled down to tables."""
 
 from speckv.export.compiled import CompiledTable
 from speckv.export.making import make_policy

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Modules of installed packages copied side by side into one folder, so that they run where the packages are not.
+"""Copies modules of installed packages into one folder, so that they run without these packages.
 
-What a module imports is read from its source, so nothing here has to know what imports what. A copy differs from its
-original in its imports alone: `from speckv.errors import ConfigError` becomes `from .speckv_errors import ConfigError`.
-A name that a package only passes on is imported from where it is defined, and the rest of that package stays out.
+Imports are read from the sources. Copies differ from the originals in their imports alone:
+`from speckv.errors import ConfigError` becomes `from .speckv_errors import ConfigError`. A name that a package
+re-exports is imported from the module that defines it.
 """
 
 import ast
+import itertools
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,12 +19,7 @@ from speckv.errors import ConfigError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
-    """Copied modules.
-
-    Attributes:
-        sources: Name of the copy, which is its file's without the suffix -> its text.
-        libraries: What they import that was not copied, Python's own library left out: top-level names.
-    """
+    """Sources of copied modules by flat name, and the top-level names of other packages that they import."""
 
     sources: Mapping[str, str]
     libraries: frozenset[str]
@@ -39,10 +35,7 @@ def flat_name(module: str) -> str:
 
 
 def bundle(roots: Collection[str]) -> Bundle:
-    """Copies modules with all that they import from their own packages.
-
-    Args:
-        roots: Dotted names; everything in their top-level packages that they need is copied, anything else is not.
+    """Copies modules with all that they import from their own top-level packages.
 
     Raises:
         ConfigError: if a module cannot be found, or imports in a way that cannot be copied.
@@ -64,14 +57,7 @@ def bundle(roots: Collection[str]) -> Bundle:
 
 
 class _Copy:
-    """One module, copied.
-
-    Attributes:
-        module: Its dotted name.
-        text: The source with its imports rewritten.
-        needed: Modules that the copy imports.
-        libraries: What else it imports: top-level names.
-    """
+    """One module with its imports rewritten; `needed` are modules to copy as well, `libraries` are other imports."""
 
     def __init__(self, module: str, own: Collection[str]) -> None:
         path = _path(module)
@@ -84,7 +70,7 @@ class _Copy:
         self.text = _edited(source, [(node, text) for node, text in edits if text is not None])
 
     def _rewritten(self, node: ast.Import | ast.ImportFrom, runs: bool) -> str | None:
-        """What takes a statement's place, or None if it stays."""
+        """The statement's replacement, or None if it stays."""
         if isinstance(node, ast.Import):
             modules = [alias.name for alias in node.names]
             if any(self._is_own(module) for module in modules):
@@ -102,7 +88,7 @@ class _Copy:
         return f"\n{' ' * node.col_offset}".join(self._imported(origin, node.names))
 
     def _imported(self, origin: str, aliases: Collection[ast.alias]) -> list[str]:
-        """One import for each module that something of a package or a module comes from."""
+        """One import for each module that defines some of the names."""
         found: dict[str, list[str]] = {}
         for alias in aliases:
             module, name = _home(origin, alias.name)
@@ -117,11 +103,6 @@ class _Copy:
 
 
 def _path(module: str) -> Path:
-    """A module's file, found without importing anything.
-
-    Raises:
-        ConfigError: if there is none.
-    """
     path = _file(module)
     if path is None:
         raise ConfigError(f"Expected the source of {module} in an installed package, found none.")
@@ -129,6 +110,7 @@ def _path(module: str) -> Path:
 
 
 def _file(module: str) -> Path | None:
+    """A module's file, found without importing the module."""
     top, *rest = module.split(".")
     spec = find_spec(top)
     for folder in (spec and spec.submodule_search_locations) or ():
@@ -140,11 +122,7 @@ def _file(module: str) -> Path | None:
 
 
 def _home(origin: str, name: str) -> tuple[str, str | None]:
-    """Where something that is imported is defined: a module, and its name there, or None if it is the module itself.
-
-    Raises:
-        ConfigError: if a package neither holds nor defines it.
-    """
+    """The module that defines an imported name, and the name there, or None if it is a module itself."""
     if name == "*":
         raise ConfigError(f"Expected names to be imported from {origin}, got a star.")
     if _file(f"{origin}.{name}") is not None:
@@ -152,12 +130,11 @@ def _home(origin: str, name: str) -> tuple[str, str | None]:
     path = _path(origin)
     if path.name != "__init__.py":
         return origin, name
-    passing_on = [n for n in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(n, ast.ImportFrom)]
-    for node in passing_on:
-        for alias in node.names:
-            if name == (alias.asname or alias.name):
-                passed_on = resolve_name("." * node.level + (node.module or ""), origin)
-                return _home(passed_on, alias.name)
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                if name == (alias.asname or alias.name):
+                    return _home(resolve_name("." * node.level + (node.module or ""), origin), alias.name)
     return origin, name
 
 
@@ -174,12 +151,8 @@ def _imports(tree: ast.AST, runs: bool = True) -> Iterator[tuple[ast.Import | as
 
 
 def _edited(source: str, edits: Collection[tuple[ast.stmt | ast.expr, str]]) -> str:
-    """A source with nodes replaced by text."""
-    lines = source.encode().splitlines(keepends=True)  # columns count bytes
-    starts = [0]
-    for line in lines:
-        starts.append(starts[-1] + len(line))
-    data = source.encode()
+    data = source.encode()  # columns count bytes
+    starts = [0, *itertools.accumulate(map(len, data.splitlines(keepends=True)))]
     for node, text in sorted(edits, key=lambda edit: (edit[0].lineno, edit[0].col_offset), reverse=True):
         assert node.end_lineno is not None
         assert node.end_col_offset is not None

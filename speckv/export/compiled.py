@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Policies compiled down to a table, for libraries that cannot run them, and what that loses.
+"""Policies compiled down to a table, for libraries that cannot run them, and the loss by it.
 
 A table gives one gamma a step, by the recent acceptance rate, or one gamma a batch. It is tuned on train prompts. Its
-loss is the share of the policy's tokens a second that it lacks in a replay of the test prompts.
+loss is relative to the policy's tokens a second, in a replay of the test prompts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,12 +25,9 @@ _MOVES = (-2, -1, 1, 2)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompiledTable:
-    """One gamma for each batch that the cost table was measured at.
+    """One gamma for each batch that the cost table was measured at, and its loss.
 
-    Attributes:
-        gammas: Batch -> gamma, in tokens.
-        loss: Batch -> loss; None for a policy that decides token by token at a batch above 1, which a replay of single
-            requests cannot time.
+    The loss is None for a policy that decides token by token at a batch above 1, which a replay cannot time.
     """
 
     gammas: Mapping[int, int]
@@ -52,25 +49,17 @@ def compile_batches(controller: Controller, traces: TraceSet, table: CostTable) 
 
 
 def compile_steps(
-    controller: Controller, traces: TraceSet, cost: CostTable, *, ranges: int = NUM_RANGES
+    controller: Controller, traces: TraceSet, cost: CostTable
 ) -> tuple[AcceptanceTable, Mapping[str, float]]:
-    """One gamma a step, looked up by the recent acceptance rate.
+    """One gamma a step by compression and recent acceptance rate, and the loss by compression.
 
-    Args:
-        controller: What is compiled down.
-        traces: Train and test prompts; every compression gets its own row.
-        cost: Times of the replay.
-        ranges: Number of ranges of the acceptance rate; their edges are quantiles under the best constant.
-
-    Returns:
-        The table, and the loss by compression.
+    The edges of the ranges of acceptance rates are quantiles under the best constant.
     """
     train, test = traces.select(split="train"), traces.select(split="test")
     best = tune_fixed(train, cost).best()
-    seen = visit(*compile_pair(train, cost), ConstantPerCompression(best)).observations[
-        :, SCHEMA.index("acceptance_ema")
-    ]
-    edges = sorted({round(float(e), 3) for e in np.quantile(seen, np.arange(1, ranges) / ranges)})
+    observations = visit(*compile_pair(train, cost), ConstantPerCompression(best)).observations
+    quantiles = np.quantile(observations[:, SCHEMA.index("acceptance_ema")], np.arange(1, NUM_RANGES) / NUM_RANGES)
+    edges = sorted({round(float(edge), 3) for edge in quantiles})
     rows = {name: _climb(train.select(compressions=[name]), cost, name, edges, best[name]) for name in best}
     table = AcceptanceTable(edges, rows)
     losses = {name: loss_of(table, controller, test.select(compressions=[name]), cost) for name in test.compressions}
@@ -100,10 +89,8 @@ def _climb(train: TraceSet, cost: CostTable, name: str, edges: Sequence[float], 
 
 
 def loss_of(compiled: Controller, original: Controller, test: TraceSet, cost: CostTable) -> float:
-    """Share of the original's tokens a second that the compiled controller lacks on the test prompts."""
+    """One minus the ratio of tokens a second on the test prompts."""
     pair = compile_pair(test, cost)
-    rates = []
-    for controller in (compiled, original):
-        sums = controller_sums(controller, *pair)
-        rates.append(float(sums.tokens.sum() / sums.seconds.sum()))
-    return 1.0 - rates[0] / rates[1]
+    both = (controller_sums(controller, *pair) for controller in (compiled, original))
+    ours, theirs = (float(sums.tokens.sum() / sums.seconds.sum()) for sums in both)
+    return 1.0 - ours / theirs

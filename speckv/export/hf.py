@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A policy as a folder for transformers' `custom_generate`, for users who have transformers and no SpecKV.
 
-transformers copies `generate.py` and what it imports relatively to a place of its own, and nothing else. So the folder
-holds flat copies of SpecKV's modules (`speckv.export.bundle`), and the policy's two files inside one more module.
+transformers copies `generate.py` and its relative imports into its cache, and nothing else. So the folder holds flat
+copies of SpecKV's modules (`speckv.export.bundle`), and the policy's two files inside one more module.
 """
 
 import json
@@ -21,7 +21,7 @@ from speckv.runtime.state import Storable
 from speckv.runtime.storage import CARD, WEIGHTS
 
 FOLDER = "custom_generate"
-"""Where transformers looks inside the folder that it is given."""
+"""Name of the subfolder that transformers expects."""
 EMBEDDED = "speckv.integrations.transformers.embedded"
 DATA = "policy_data"
 REQUIREMENTS = ("numpy>=2", "torch>=2.6", "transformers>=5.23", "transformers<6")
@@ -36,7 +36,7 @@ embedded = Embedded(FILES, kinds={{{kinds}}})
 
 
 def generate(inputs=None, *, model, assistant_model=None, **options):
-    """Generates with `assistant_model` drafting as many tokens as the policy says; all else is as in `generate`."""
+    """Generates with `assistant_model` drafting as many tokens as the policy chooses; all else is as in `generate`."""
     return embedded.generate(model, inputs, assistant_model, **options)
 
 
@@ -46,15 +46,11 @@ if False:  # transformers copies the files that such lines name, wherever they s
 
 
 def write_custom_generate(policy: Policy, folder: Path) -> list[Path]:
-    """Writes the folder: `custom_generate/`, the policy's two files as SpecKV reads them, and a README.
-
-    Args:
-        policy: Of any kind that can be stored.
-        folder: Where to; `target.generate(..., custom_generate=FOLDER)` takes it.
+    """Writes the folder for `generate(..., custom_generate=FOLDER)`: modules, the policy's two files, and a README.
 
     Raises:
-        CheckpointError: if the policy cannot be stored, or no installed package knows its kind.
-        ConfigError: if what its kind needs cannot be copied, or needs more than NumPy, PyTorch and transformers.
+        CheckpointError: if the policy cannot be stored, or no installed package defines its kind.
+        ConfigError: if modules of its kind cannot be copied, or need more than NumPy, PyTorch and transformers.
     """
     policy.save(folder)
     kind = class_of(policy.controller.kind)  # type: ignore[attr-defined]
@@ -73,7 +69,6 @@ def write_custom_generate(policy: Policy, folder: Path) -> list[Path]:
 
 
 def _copied(kind: type[Storable]) -> Bundle:
-    """All modules that are to be copied: those of the runtime, and those of the controller's class."""
     copied = bundle({EMBEDDED, kind.__module__})
     allowed = {name.rstrip("<>=.0123456789") for name in REQUIREMENTS}
     if extra := copied.libraries - allowed:
@@ -115,7 +110,7 @@ def _readme(policy: Policy, modules: int) -> str:
         "decides": "before each step, and behind each drafted token" if inside else "before each step",
         "goes on learning": "yes, from request to request, until the process ends" if policy.learns else "no",
         "tokens drafted at most": policy.gamma_max,
-        "tokens drafted where it cannot be asked": ", ".join(f"{g} ({c})" for c, g in policy.fallback.items()) or 0,
+        "tokens drafted as a fallback": ", ".join(f"{g} ({c})" for c, g in policy.fallback.items()) or 0,
         "target": known.get("target", "unknown"),
         "draft": known.get("draft", "unknown"),
         "vocabulary": known.get("vocab_size", "unknown"),

@@ -17,24 +17,19 @@ from speckv.traces import TraceSet
 from speckv.types import Controller
 
 
-def make_policy(source: Source, *, name: str | None = None, learns: bool | None = None) -> Policy:
-    """Makes the policy of a folder.
+def make_policy(
+    source: Source, controller: Controller | None = None, *, name: str | None = None, learns: bool | None = None
+) -> Policy:
+    """Makes the policy of a folder, or of another controller with that training data.
 
     Args:
-        source: The folder, and what it was trained on.
-        name: Shown in tables; by default the controller's.
-        learns: Whether a learner goes on learning where it runs; by default it does.
+        name: By default the controller's.
+        learns: False freezes a learner.
 
     Raises:
         CheckpointError: if the folder holds no policy, or a damaged one.
     """
-    return of_controller(source, load_controller(source.folder), name=name, learns=learns)
-
-
-def of_controller(
-    source: Source, controller: Controller, *, name: str | None = None, learns: bool | None = None
-) -> Policy:
-    """The same for a controller that is at hand; see `make_policy`."""
+    controller = load_controller(source.folder) if controller is None else controller
     train = source.traces.select(split="train")
     return Policy.of(
         controller,
@@ -52,18 +47,12 @@ def of_controller(
 
 
 def deployment(train: TraceSet, cost: CostTable, best: Mapping[str, int]) -> dict[str, Any]:
-    """What a decode loop needs beside a controller: attributes of its policy, from train prompts.
-
-    Args:
-        train: Train prompts.
-        cost: The clock.
-        best: Compression -> best fixed gamma, which becomes the fallback.
-    """
-    met = visit(*compile_pair(train, cost), ConstantPerCompression(best)).observations
+    """Attributes of a policy for decode loops; `best`, the best fixed gamma by compression, becomes the fallback."""
+    seen = visit(*compile_pair(train, cost), ConstantPerCompression(best)).observations
     return {
         "fallback": {compression: int(gamma) for compression, gamma in best.items()},
         "gamma_max": train.metadata.gamma_max,
-        "typical": met.mean(axis=0, dtype=np.float64).astype(np.float32),
+        "typical": seen.mean(axis=0, dtype=np.float64).astype(np.float32),
         "cost_ratio": {c: float(cost.cost_ratio(c)) for c in train.compressions},
     }
 

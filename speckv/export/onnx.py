@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network as an ONNX graph: raw observations in, one decision a row out. For hosts in C++ or Java."""
+"""A network as an ONNX graph from raw observations to one decision a row, for hosts in C++ or Java."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from speckv.runtime.learned import PolicyController
 MODEL = "policy.onnx"
 OPSET = 17
 _IR_VERSION = 9
-"""What runtimes from 2023 on read."""
+"""Readable by runtimes from 2023 on."""
 
 
 def write_onnx(policy: Policy, folder: Path) -> list[Path]:
@@ -23,12 +23,8 @@ def write_onnx(policy: Policy, folder: Path) -> list[Path]:
 
     For a policy that decides token by token, gamma is 0 where it verifies and its greatest gamma where it drafts on.
 
-    Args:
-        policy: Of a network without memory.
-        folder: Where to.
-
     Raises:
-        CheckpointError: if the policy is no such network.
+        CheckpointError: if the policy is no network, or one with memory.
         ConfigError: if the package `onnx` is not installed.
     """
     controller = policy.controller

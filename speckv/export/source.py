@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a policy is exported from: its folder, and the recordings and the clock that it was trained on."""
+"""The source of an export: a policy's folder, and the recordings and cost table that it was trained on."""
 
 import hashlib
 from dataclasses import dataclass
@@ -17,13 +17,9 @@ _DEFAULT_TRACES = "qwen2.5-coder-greedy"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A controller's folder and what it was trained on.
+    """A controller's folder and its training data, without compressions that the cost table lacks.
 
-    Attributes:
-        folder: A run folder or a policy's folder.
-        traces: Recordings; compressions that the clock does not know are left out.
-        cost: The clock, at one sequence at a time.
-        cost_sha256: Hash of its file.
+    The cost table is taken at batch 1; the hash is that of its file.
     """
 
     folder: Path
@@ -33,17 +29,14 @@ class Source:
 
     @staticmethod
     def find(run: str, *, cost: str | None = None, traces: str | None = None) -> "Source":
-        """Finds everything by what the run folder says.
+        """Finds a run folder, a policy's folder, or with "shipped" a shipped policy, and its training data.
 
-        Args:
-            run: A run folder, a policy's folder, or "shipped" for the policy that comes with a cost table.
-            cost: Name or path of a cost table; by default the run's.
-            traces: Name or path of a trace file; by default the run's.
+        Cost table and trace file, each a name or path, are by default the run's.
 
         Raises:
-            CheckpointError: if there is no such folder, or it does not say what it was trained on and nobody else does.
-            ConfigError: if nobody named the table of a shipped policy.
-            CostTableError, TraceError: if table or file cannot be had.
+            CheckpointError: if there is no such folder, or it does not record its training data.
+            ConfigError: if "shipped" comes without a cost table.
+            CostTableError, TraceError: if table or recordings are missing or damaged.
         """
         folder = controller_folder(run, cost)
         facts = read_facts(folder)
@@ -51,7 +44,7 @@ class Source:
         traces = traces or read_fact(facts, "traces", "name") or (_DEFAULT_TRACES if run == SHIPPED_WORD else "")
         if not cost or not traces:
             missing = "--traces" if cost else "--cost"
-            raise CheckpointError(f"{folder} does not say what it was trained on. Give {missing} NAME.")
+            raise CheckpointError(f"Expected {folder} to record its training data, found none. Give {missing} NAME.")
         path = find_cost_table(cost)
         table, recorded = CostTable.load(path), TraceSet.load(find_traces(traces))
         known = [name for name in recorded.compressions if name in table.compressions]

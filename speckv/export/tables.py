@@ -19,14 +19,7 @@ README = "README.md"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """Provenance of the numbers.
-
-    Attributes:
-        policy: What was compiled down.
-        compression: Of the target.
-        cost: Name of the cost table that the loss was replayed on.
-        prompts: Number of test prompts of that replay.
-    """
+    """Provenance of a table: policy, compression of the target, name of the cost table, number of test prompts."""
 
     policy: Policy
     compression: str
@@ -53,7 +46,7 @@ class Range(NamedTuple):
 
 
 def ranges(table: CompiledTable) -> list[Range]:
-    """Batches from 1 up, each with the gamma of the nearest measured one, of the smaller where two are as near.
+    """Batches from 1 up, each with the gamma of the nearest measured batch; ties go to the smaller.
 
     >>> ranges(CompiledTable(gammas={1: 5, 4: 3, 16: 3, 32: 0}, loss={}))
     [Range(first=1, last=2, gamma=5), Range(first=3, last=24, gamma=3), Range(first=25, last=32, gamma=0)]
@@ -71,11 +64,7 @@ def ranges(table: CompiledTable) -> list[Range]:
 
 
 def write_vllm(table: CompiledTable, origin: Origin, folder: Path) -> list[Path]:
-    """Writes `speculative_config.json`, for `vllm serve --speculative-config`.
-
-    Raises:
-        ConfigError: if no batch gains by a draft.
-    """
+    """Writes `speculative_config.json`, for `vllm serve --speculative-config`."""
     spans = ranges(table)
     config = {
         "method": "draft_model",
@@ -96,9 +85,6 @@ def write_sglang(table: CompiledTable, origin: Origin, folder: Path) -> list[Pat
     """Writes `adaptive.json`, for `--speculative-adaptive-config` of SGLang.
 
     A batch takes the entry with the greatest key that is not above it; an entry with one candidate never changes.
-
-    Raises:
-        ConfigError: if no batch gains by a draft.
     """
     largest = _largest(table, origin)
     config = {str(span.first): {"candidate_steps": [span.gamma]} for span in ranges(table)}

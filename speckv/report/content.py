@@ -8,12 +8,11 @@ import numpy as np
 
 import speckv
 from speckv.cost import CostTable
-from speckv.evaluation.bootstrap import Interval
 from speckv.evaluation.compare import Comparison
 from speckv.evaluation.curves import Curve
 from speckv.evaluation.metrics import ALL
 from speckv.evaluation.replays import BEST_FIXED, CLAIRVOYANT, compile_pair
-from speckv.evaluation.results import comparison_json, rounded
+from speckv.evaluation.results import comparison_json, interval_json
 from speckv.evaluation.significance import VS_BEST_FIXED
 from speckv.evaluation.text import VERDICT_NOTE, format_interval, format_p, shown_controllers, verdict_lines
 from speckv.report.texts import TokenTexts
@@ -34,13 +33,7 @@ class ShownController:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageTexts:
-    """Texts of tokens and prompts.
-
-    Attributes:
-        pieces: Token id -> bytes.
-        source: Sentence on their origin, or on why there are none.
-        prompts: Prompt id -> text, where known.
-    """
+    """Bytes of tokens by id, a sentence on their origin, and texts of prompts by id, where known."""
 
     pieces: Mapping[int, bytes]
     source: str
@@ -56,12 +49,7 @@ def page_content(
     texts: PageTexts,
     prompts_per_task: int,
 ) -> dict[str, object]:
-    """The content of the page as plain data; the same for the same arguments.
-
-    Args:
-        shown: The controllers, in the comparison's order.
-        prompts_per_task: Prompts of each task that can be stepped through.
-    """
+    """The content of the page as plain data; `shown` is in the comparison's order."""
     return {
         "title": f"{', '.join(comparison.entrants) or CLAIRVOYANT} against the best fixed gamma",
         "version": speckv.__version__,
@@ -131,11 +119,6 @@ def setting_facts(comparison: Comparison, test: TraceSet, cost: CostTable) -> li
     ]
 
 
-def deciding_controller(comparison: Comparison) -> str:
-    """The controller whose speed-up decides: the first under test, or the bound if there is none."""
-    return comparison.controllers[0] if comparison.controllers else CLAIRVOYANT
-
-
 def choose_prompts(comparison: Comparison, per_task: int) -> tuple[str, ...]:
     """Ids of the prompts whose speed-up over the best fixed gamma is nearest to the median of their task.
 
@@ -143,7 +126,7 @@ def choose_prompts(comparison: Comparison, per_task: int) -> tuple[str, ...]:
     """
     grid = comparison.grid
     by_name = {sums.name: sums.seconds.sum(axis=1) for sums in comparison.sums}
-    ours, fixed = by_name[deciding_controller(comparison)], by_name[BEST_FIXED]
+    ours, fixed = by_name[comparison.main_controller], by_name[BEST_FIXED]
     chosen: list[str] = []
     for task in sorted(set(grid.tasks)):
         rows = np.flatnonzero((np.array(grid.tasks) == task) & (ours > 0))
@@ -158,8 +141,8 @@ def describe_rule(comparison: Comparison, per_task: int) -> str:
     """The rule of `choose_prompts` in a sentence."""
     number = f"{per_task} test prompts" if per_task > 1 else "test prompt"
     return (
-        f"Of each task the {number} nearest to the task's median speed-up of {deciding_controller(comparison)} over "
-        "the best fixed gamma, all compressions together; nobody chose them by their text."
+        f"Of each task the {number} nearest to the task's median speed-up of {comparison.main_controller} over "
+        "the best fixed gamma, all compressions together. The text of the prompts plays no part."
     )
 
 
@@ -169,14 +152,10 @@ def _curve(controller: str, curve: Curve) -> dict[str, object]:
         "num_prompts": curve.num_prompts,
         "best_step": max(curve.points, key=lambda point: point.mean).step,
         "points": {
-            name: [[point.step, *_bounds(point.over_best_fixed[name])] for point in curve.points]
+            name: [[p.step, *interval_json(p.over_best_fixed[name]).values()] for p in curve.points]
             for name in curve.points[0].over_best_fixed
         },
     }
-
-
-def _bounds(interval: Interval) -> list[float | None]:
-    return [rounded(value) for value in (interval.estimate, interval.low, interval.high)]
 
 
 def _timeline(

@@ -21,11 +21,9 @@ _NAME_DIGITS = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vocabulary:
-    """The bytes of some tokens, in a small file that replaces the tokenizer.
+    """The bytes of some tokens by id, in a small file that replaces the tokenizer.
 
-    Attributes:
-        tokenizer_sha256: Hash of the whole vocabulary, as stored in recordings.
-        pieces: Token id -> bytes, possibly part of a character.
+    `tokenizer_sha256` is the hash of the whole vocabulary, as stored in recordings.
     """
 
     tokenizer_sha256: str
@@ -43,11 +41,7 @@ class Vocabulary:
 
     @staticmethod
     def load(path: Path) -> "Vocabulary":
-        """Reads what `save` wrote.
-
-        Raises:
-            DataError: if it is missing or damaged.
-        """
+        """Reads what `save` wrote."""
         try:
             content = json.loads(path.read_text(encoding="utf-8-sig"))
             if (content["format"], content["format_version"]) != (FORMAT, FORMAT_VERSION):
@@ -69,10 +63,8 @@ def shipped_path(tokenizer_sha256: str) -> Path:
 def shipped_vocabulary(tokenizer_sha256: str) -> Vocabulary | None:
     """The shipped vocabulary of a tokenizer, or None."""
     path = shipped_path(tokenizer_sha256)
-    if not tokenizer_sha256 or not path.is_file():
-        return None
-    found = Vocabulary.load(path)
-    return found if found.tokenizer_sha256 == tokenizer_sha256 else None
+    found = Vocabulary.load(path) if path.is_file() else None
+    return found if found is not None and found.tokenizer_sha256 == tokenizer_sha256 else None
 
 
 def tokens_of(traces: Iterable[TraceSet]) -> list[int]:
@@ -86,11 +78,7 @@ def tokens_of(traces: Iterable[TraceSet]) -> list[int]:
 
 
 class TokenTexts:
-    """The text that each token of one vocabulary adds; a character may span several tokens.
-
-    Args:
-        pieces: Token id -> bytes; ids without an entry are shown as numbers.
-    """
+    """The text that each token of one vocabulary adds; tokens without bytes are shown as numbers."""
 
     def __init__(self, pieces: Mapping[int, bytes]) -> None:
         self._pieces = pieces

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prompts that a reader can step through: every player's steps, and what the others would choose at each of them."""
+"""Prompts that a reader can step through: every player's steps, and the choices of the others in each of them."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,12 +26,7 @@ LearnerStates = dict[int, Controller]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
-    """A player's choice in a state and its result.
-
-    Attributes:
-        gamma: Chosen speculation length, or where it stops drafting.
-        seconds: Time of the step, decisions included.
-    """
+    """A player's choice in a state and its result; `seconds` include the decisions."""
 
     gamma: int
     num_drafted: int
@@ -41,11 +36,9 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One step of the driver.
+    """One step of the driver, after `position` emitted tokens.
 
-    Attributes:
-        position: Tokens emitted before it.
-        chosen: Choice of each player in this state, in the players' order; the driver's was carried out.
+    `chosen` holds each player's choice in this state, in the players' order; the driver's was carried out.
     """
 
     position: int
@@ -56,8 +49,8 @@ class Step:
 class Player:
     """A decision maker of a replay: a controller, or the clairvoyant if none is given.
 
-    Args:
-        learned: States of a controller that learns from request to request.
+    A controller that learns from request to request is replaced at each request by a copy of its state there, from
+    `learned`.
     """
 
     def __init__(self, name: str, controller: Controller | None = None, learned: LearnerStates | None = None) -> None:
@@ -66,8 +59,8 @@ class Player:
         self._plan: OptimalPlan | None = None
         self._memory: BatchMemory | None = None
 
-    def charge(self, cost: CompiledCost) -> float:
-        """Seconds of one decision."""
+    def decision_s(self, cost: CompiledCost) -> float:
+        """Time of one decision."""
         return cost.controller_s if self._controller is not None and self._controller.charges_decision else 0.0
 
     def begin(self, batch: ReplayBatch) -> None:
@@ -101,24 +94,24 @@ class Player:
 def players_of(
     controllers: Sequence[Controller], compiled: CompiledTraces, cost: CompiledCost, sequences: Sequence[int]
 ) -> list[Player]:
-    """A player per controller; learners get all requests of `compiled` in the order of an evaluation.
+    """A player per controller, for following some sequences.
 
-    Args:
-        sequences: Recordings that will be followed.
+    Learners learn from all requests of `compiled`, in the order of an evaluation.
     """
-    players = []
-    for controller in controllers:
-        learned = None
-        if isinstance(controller, OnlineLearner):
-            learned = _learner_states(controller, compiled, cost, sequences)
-        players.append(Player(controller.name, copy.deepcopy(controller), learned))
-    return players
+    return [
+        Player(
+            controller.name,
+            copy.deepcopy(controller),
+            _learner_states(controller, compiled, cost, sequences) if isinstance(controller, OnlineLearner) else None,
+        )
+        for controller in controllers
+    ]
 
 
 def _learner_states(
-    controller: Controller, compiled: CompiledTraces, cost: CompiledCost, sequences: Sequence[int]
+    controller: OnlineLearner, compiled: CompiledTraces, cost: CompiledCost, sequences: Sequence[int]
 ) -> LearnerStates:
-    learner, learned = copy.deepcopy(controller), {}
+    learner, learned = copy.deepcopy(controller), LearnerStates()
     order = np.random.default_rng(STREAM_SEED).permutation(len(compiled)).tolist()
     stops = sorted(order.index(sequence) for sequence in sequences)
     for start, stop in zip([0, *stops], stops, strict=False):
@@ -133,12 +126,11 @@ def follow(
 ) -> list[tuple[Step, ...]]:
     """Steps of each sequence, replayed under the driver, one of the players, with the choices of all players.
 
-    A replay is exact on the trajectory of its driver: each controller has its own steps. The choice of another player
-    is computed in the driver's state: the same position, the same lag of the draft, the same past.
+    The choices of the other players are computed in the driver's state: the same position, the same lag of the draft,
+    the same past.
     """
     # A learner's state differs between requests, so a learner requires one request at a time.
-    alone = any(player.learned is not None for player in players)
-    size = 1 if alone else sequences_at_once(compiled)
+    size = 1 if any(player.learned is not None for player in players) else sequences_at_once(compiled)
     groups = [sequences[start : start + size] for start in range(0, len(sequences), size)]
     return [steps for group in groups for steps in _follow_batch(driver, players, compiled, cost, group)]
 
@@ -146,7 +138,7 @@ def follow(
 def _follow_batch(
     driver: Player, players: Sequence[Player], compiled: CompiledTraces, cost: CompiledCost, sequences: Sequence[int]
 ) -> Iterator[tuple[Step, ...]]:
-    batch = ReplayBatch(compiled, cost, len(sequences), controller_s=driver.charge(cost))
+    batch = ReplayBatch(compiled, cost, len(sequences), controller_s=driver.decision_s(cost))
     batch.assign(np.arange(len(sequences)), np.asarray(sequences))
     for player in players:
         player.begin(batch)
@@ -190,7 +182,7 @@ def _choices_in(batch: ReplayBatch, players: Sequence[Player], choices: Sequence
     columns = []
     for player, choice in zip(players, choices, strict=True):
         drafted = np.minimum(choice.gammas, np.maximum(limit, 0))
-        seconds = batch.step_seconds(drafted) + player.charge(batch.cost) * choice.num_decisions
+        seconds = batch.step_seconds(drafted) + player.decision_s(batch.cost) * choice.num_decisions
         columns.append((choice.gammas, drafted, np.minimum(drafted, acceptable), seconds))
     gammas, drafted, accepted, seconds = (np.stack(part, axis=1)[rows] for part in zip(*columns, strict=True))
     return gammas, drafted, accepted, seconds
@@ -207,12 +199,9 @@ def make_timelines(
 ) -> list[dict[str, object]]:
     """Replays every sequence under every player, as plain data: one object per sequence.
 
-    `walks` holds the steps of each player in turn, each as a list: [position, emitted tokens, choices, rejected
-    tokens]. A choice, one per player, is [gamma, drafted, accepted, milliseconds]. A rejected token is [text, the
-    draft's confidence in per cent].
-
-    Args:
-        prompts: Prompt id -> text, where known.
+    `walks` holds the steps of each player, each as a list: [position, emitted tokens, choices, rejected tokens]. A
+    choice, one per player, is [gamma, drafted, accepted, milliseconds]. A rejected token is [text, the draft's
+    confidence in per cent].
     """
     walks = [follow(player, players, compiled, cost, sequences) for player in players]
     return [

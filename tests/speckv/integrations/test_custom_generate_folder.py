@@ -178,7 +178,7 @@ def test_the_folder_is_a_policys_folder_too(tmp_path: Path) -> None:
     np.testing.assert_array_equal(load(tmp_path).controller.act_batch(rows), made.controller.act_batch(rows))
     page = (tmp_path / "README.md").read_text()
     assert f"| vocabulary | {VOCAB} |" in page
-    assert "| tokens drafted where it cannot be asked | 2 (fp16) |" in page
+    assert "| tokens drafted as a fallback | 2 (fp16) |" in page
 
 
 def test_requirements_are_the_projects_own() -> None:

@@ -193,7 +193,7 @@ def test_a_damaged_folder_is_refused(
         (["{run}", "prompts_per_task=0"], "prompts_per_task of 1 or more"),
         (["{run}", "prompts=[none.jsonl]"], "found nothing"),
         (["{run}", "prompt_per_task=2"], "Did you mean 'prompts_per_task'"),
-        (["{rule}"], "does not say on which recordings"),
+        (["{rule}"], "to name recordings and cost table"),
         (["{run}", "tokenizer=/no/such/folder"], "Expected a model folder"),
     ],
 )
