@@ -154,30 +154,20 @@ def _texts(value: object) -> tuple[str, ...] | None:
     return tuple(map(str, value)) if isinstance(value, list) else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _EvaluationData:
-    """Prompts and cost table of the evaluation."""
-
-    train: TraceSet
-    test: TraceSet
-    cost: CostTable
-
-    @staticmethod
-    def load(inputs: RunInputs, run: Path) -> "_EvaluationData":
-        """Reads the data and checks that the run was trained on the same."""
-        cost = CostTable.load(inputs.cost).at_batch(inputs.batch)
-        traces = TraceSet.load(find_traces(inputs.traces))
-        for name, before, now in (
-            (f"cost table {inputs.cost}", inputs.cost_sha256, cost.sha256),
-            (f"trace file {inputs.traces}", inputs.traces_sha256, traces.sha256),
-        ):
-            if before and before != now:
-                raise CheckpointError(
-                    f"Expected the {name} that {run} was trained on, sha256 {before[:16]}, got {now[:16]}. "
-                    "Restore it, or evaluate the run on the present one with cost=NAME data=NAME."
-                )
-        chosen = with_decode_steps(traces.select(compressions=inputs.compressions, tasks=inputs.tasks))
-        return _EvaluationData(train=chosen.select(split="train"), test=chosen.select(split="test"), cost=cost)
+def _load_data(inputs: RunInputs, run: Path) -> tuple[TraceSet, CostTable]:
+    """Recordings and cost table, checked to be those that the run was trained on."""
+    cost = CostTable.load(inputs.cost).at_batch(inputs.batch)
+    traces = TraceSet.load(find_traces(inputs.traces))
+    for name, before, now in (
+        (f"cost table {inputs.cost}", inputs.cost_sha256, cost.sha256),
+        (f"trace file {inputs.traces}", inputs.traces_sha256, traces.sha256),
+    ):
+        if before and before != now:
+            raise CheckpointError(
+                f"Expected the {name} that {run} was trained on, sha256 {before[:16]}, got {now[:16]}. "
+                "Restore it, or evaluate the run on the present one with cost=NAME data=NAME."
+            )
+    return with_decode_steps(traces.select(compressions=inputs.compressions, tasks=inputs.tasks)), cost
 
 
 def run(config: DictConfig) -> None:
@@ -187,9 +177,9 @@ def run(config: DictConfig) -> None:
     cost, data = config.get("cost"), config.get("data")  # both groups may be left unset
     clock = None if cost is None else str(cost.table)
     runs = [RecordedRun.read(controller_folder(str(word), clock)) for word in config.runs]
-    evaluation = _EvaluationData.load(shared_inputs(runs, cost, data), runs[0].path)
+    traces, table = _load_data(shared_inputs(runs, cost, data), runs[0].path)
     out = Path(config.out) if config.out else runs[0].path / "evaluation" / PAGE if len(runs) == 1 else Path(PAGE)
-    page = _page(config, runs, evaluation, _page_texts(config, evaluation.test))
+    page = _page(config, runs, traces, table)
     write_atomically(out, page)
     logger.info("wrote %s, %.2f MB", out, len(page.encode()) / 1e6)
 
@@ -227,7 +217,9 @@ def _token_bytes(config: DictConfig, test: TraceSet) -> tuple[Mapping[int, bytes
     )
 
 
-def _page(config: DictConfig, runs: Sequence[RecordedRun], evaluation: _EvaluationData, texts: PageTexts) -> str:
+def _page(config: DictConfig, runs: Sequence[RecordedRun], traces: TraceSet, cost: CostTable) -> str:
+    train, test = traces.select(split="train"), traces.select(split="test")
+    texts = _page_texts(config, test)
     paths = [one.path for one in runs]
     controllers = [load_controller(path) for path in paths]
     name_apart(controllers, paths)
@@ -235,7 +227,6 @@ def _page(config: DictConfig, runs: Sequence[RecordedRun], evaluation: _Evaluati
     seed, resamples = (runs[0].seed, runs[0].num_resamples) if len(runs) == 1 else (0, NUM_RESAMPLES)
     seed = seed if config.seed is None else int(config.seed)
     resamples = resamples if config.num_resamples is None else int(config.num_resamples)
-    train, test, cost = evaluation.train, evaluation.test, evaluation.cost
     sweep = tune_fixed(train, cost)
     comparison = compare(
         train=train,

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Paired cluster bootstrap over prompts.
 
-Steps of one prompt are correlated, so an interval over steps is far too narrow. All controllers decode the same easy
-and hard prompts, so an interval that ignores the pairing is far too wide. Here whole prompts are drawn with
+Steps of one prompt are correlated, and all controllers decode the same prompts. So whole prompts are drawn with
 replacement, within their task, and every controller is evaluated on the same draw. Counts are summed before they are
 divided, in each resample as in the estimate itself.
 """

@@ -104,11 +104,7 @@ def describe_setting(
 
 
 def with_decode_steps(traces: TraceSet) -> TraceSet:
-    """Leaves out texts of one token, which come from the prefill and have no decode step, and logs their number.
-
-    Raises:
-        TraceError: if no text is left.
-    """
+    """Leaves out texts of one token, which come from the prefill and have no decode step, and logs their number."""
     kept = tuple(s for s in traces.sequences if len(s.tokens) > 1)
     if not kept:
         number = len(traces.sequences)
@@ -163,13 +159,11 @@ class Comparison:
     """The whole result.
 
     Attributes:
-        best_fixed_gammas: Compression -> gamma tuned on train prompts.
         controllers: Names of the controllers under test; every run of an agent separately.
         entrants: The same with one name per seed group.
         sums: Of every controller, baselines and bound included; every run separately.
-        groups: Figures by compression and task.
-        lengths: Figures by prompt length and compression, of plain decoding, best fixed gamma, entrants and bound.
-        profiles: Of each entrant and of the bound, by compression.
+        groups: By compression and task.
+        lengths: By prompt length and compression, for plain decoding, best fixed gamma, entrants and bound.
     """
 
     setting: ComparisonSetting
@@ -219,11 +213,12 @@ def compare(
     Args:
         train: The best fixed gamma is tuned on these prompts.
         test: Everything is measured on these; they share no prompt with `train`.
-        controllers: Their names must differ from one another and from the baselines'.
-        num_resamples: Bootstrap resamples of the test prompts.
         seed: Of bootstrap and tests. The only other randomness is that of the controllers' own generators.
         train_sweep: Result of `tune_fixed(train, cost)`, if it is known.
         seed_groups: Controllers that are runs of one agent and differ by their seed.
+
+    Raises:
+        ConfigError: if names of controllers equal one another or those of baselines.
     """
     require_comparable(train, test)
     _check_names([*(c.name for c in controllers), *(g.name for g in seed_groups)])

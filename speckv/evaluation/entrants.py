@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures and intervals of controllers: single runs, or several runs that differ by their seed and count as one.
 
-What a learner learned depends on its seed, so an interval over prompts describes one run and not the method. Here seeds
-are resampled as well as prompts. The two are crossed: every run decodes every prompt, so a resample draws prompts once,
-the same for all runs and all controllers, and draws runs independently.
-
-Of n runs a resample draws n - 1. Resampling all n gives a variance that is too small by (n - 1) / n, which is a fifth
-with five seeds; n - 1 draws give the unbiased one.
+An interval over prompts describes one run of a learner, not the method, so seeds are resampled as well. Every run
+decodes every prompt, so a resample draws prompts once, the same for all runs and all controllers, and draws runs
+independently. Of n runs it draws n - 1, which makes the variance unbiased.
 
 Source:
     Rao and Wu 1988, JASA 83(401), section 2, for n - 1 draws. Owen 2007, Annals of Applied Statistics 1(2), for
@@ -52,12 +49,10 @@ class SeedGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entrant:
-    """A controller under test: one run, or several that differ by their seed.
+    """A controller under test: one run, or several that differ by their seed; `sums` are means over the runs.
 
-    Attributes:
-        sums: Means over the runs.
-        picks: Shape [resamples, runs]; runs drawn by each resample.
-        shares: Shape [resamples, runs]; each run's share of the n - 1 draws, 1 for a single run.
+    `picks` and `shares`, both of shape [resamples, runs], are the runs drawn by each resample, and each run's share of
+    the n - 1 draws, 1 for a single run.
     """
 
     name: str
@@ -92,11 +87,7 @@ def run_generator(seed: int) -> np.random.Generator:
 def make_entrants(
     tested: Sequence[Sums], groups: Sequence[SeedGroup], *, num_resamples: int, seed: int
 ) -> tuple[Entrant, ...]:
-    """Combines the runs of each group; the others stay single. A group takes the place of its first member.
-
-    Raises:
-        ConfigError: if a group is too small, or names an unknown controller or one that another group holds.
-    """
+    """Combines the runs of each group; the others stay single. A group takes the place of its first member."""
     by_name = {s.name: s for s in tested}
     members = [name for group in groups for name in group.members]
     wrong = {name for name in members if name not in by_name or members.count(name) > 1}
@@ -134,8 +125,6 @@ class ControllerMetrics:
         throughput: Decoded tokens per second.
         speedup_vs_ar: Over plain decoding.
         geomean_vs_ar: Geometric mean over compressions.
-        tokens_per_step: Emitted tokens per target pass.
-        drafted_per_token: Drafted tokens per emitted token.
         acceptance_rate: Accepted over tested; None if nothing was drafted.
         headroom_share: (throughput - best fixed) / (clairvoyant - best fixed); None if the two are equal.
         seeds_iqm: Interquartile mean over seeds of the geometric mean over the best fixed gamma; None for a single run.
@@ -261,12 +250,10 @@ def interquartile_mean(values: Float64) -> Float64:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """Performance profile: shares of prompts by speed-up over the best fixed gamma.
+    """Performance profile at one compression or "all".
 
-    Attributes:
-        compression: One compression or "all".
-        shares: Shape [taus]; share of prompts, over all runs, with a speed-up of at least tau.
-        low: Shape [taus]; lower end of the pointwise interval, None with too few prompts.
+    `shares`, of shape [taus], are those of prompts, over all runs, with a speed-up over the best fixed gamma of at
+    least tau. `low` and `high` are the ends of pointwise intervals, None with too few prompts.
     """
 
     controller: str

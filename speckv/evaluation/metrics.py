@@ -54,11 +54,7 @@ def mean_sums(name: str, runs: Sequence[Sums]) -> Sums:
 class Grid:
     """Row (prompt) and column (compression) of each recorded sequence.
 
-    Attributes:
-        prompt_ids: Of the rows, sorted.
-        tasks: Of the rows.
-        rows: Row of each sequence.
-        columns: Column of each sequence.
+    `prompt_ids`, sorted, and `tasks` are those of the rows.
     """
 
     prompt_ids: tuple[str, ...]
@@ -85,21 +81,22 @@ class Grid:
 
     def sums(self, name: str, record: ReplayRecord) -> Sums:
         """Arranges the sums of a replay's sequences."""
+
+        def arranged(values: IntArray | Float64) -> Float64:
+            grid = np.zeros((len(self.prompt_ids), len(self.compressions), *values.shape[1:]))
+            grid[self.rows, self.columns] = values
+            return grid
+
         return Sums(
             name=name,
-            tokens=self._scatter(record.num_tokens),
-            seconds=self._scatter(record.seconds),
-            steps=self._scatter(record.num_steps),
-            drafted=self._scatter(record.num_drafted),
-            accepted=self._scatter(record.num_accepted),
-            tested=self._scatter(record.num_tested),
-            gammas=self._scatter(record.gamma_counts),
+            tokens=arranged(record.num_tokens),
+            seconds=arranged(record.seconds),
+            steps=arranged(record.num_steps),
+            drafted=arranged(record.num_drafted),
+            accepted=arranged(record.num_accepted),
+            tested=arranged(record.num_tested),
+            gammas=arranged(record.gamma_counts),
         )
-
-    def _scatter(self, values: IntArray | Float64) -> Float64:
-        grid = np.zeros((len(self.prompt_ids), len(self.compressions), *values.shape[1:]))
-        grid[self.rows, self.columns] = values
-        return grid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,9 +7,8 @@ from functools import cache
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.font_manager import FontProperties, findfont, get_font
-from numpy.typing import NDArray
 
-from speckv.evaluation.bootstrap import Interval
+from speckv.evaluation.bootstrap import Float64, Interval
 from speckv.evaluation.entrants import TAUS, Profile
 from speckv.replay import StepLog
 
@@ -29,15 +28,21 @@ def tidy(ax: Axes) -> None:
     ax.set_axisbelow(True)
 
 
+def _bounds(intervals: Sequence[Interval]) -> tuple[Float64, Float64, Float64]:
+    """Estimates, lower and upper bounds; the estimate stands for a bound that is missing."""
+    estimates = np.array([i.estimate for i in intervals])
+    low = np.array([i.estimate if i.low is None else i.low for i in intervals])
+    high = np.array([i.estimate if i.high is None else i.high for i in intervals])
+    return estimates, low, high
+
+
 def speedup_dots(ax: Axes, speedups: Mapping[str, Interval], setting: str) -> Axes:
     """Dots of speed-up over plain decoding with intervals, one line per controller, from top to bottom.
 
     A vertical line marks the first controller, the baseline.
     """
-    names, intervals = [figure_text(name) for name in speedups], list(speedups.values())
-    estimates = np.array([i.estimate for i in intervals])
-    low = np.array([i.estimate if i.low is None else i.low for i in intervals])
-    high = np.array([i.estimate if i.high is None else i.high for i in intervals])
+    names = [figure_text(name) for name in speedups]
+    estimates, low, high = _bounds(list(speedups.values()))
     rows = np.arange(len(names))
     colours = [PALETTE[0] if estimate >= estimates[0] else PALETTE[1] for estimate in estimates]
     ax.hlines(rows, low, high, color=INK, linewidth=1.1)
@@ -59,23 +64,21 @@ def speedup_bars(ax: Axes, speedups: Mapping[str, Sequence[Interval]], settings:
     top = 1.0
     for index, (name, intervals) in enumerate(speedups.items()):
         places = np.arange(len(settings)) + (index - (len(speedups) - 1) / 2) * width
-        heights = np.array([i.estimate for i in intervals])
-        below = heights - np.array([i.estimate if i.low is None else i.low for i in intervals])
-        above = np.array([i.estimate if i.high is None else i.high for i in intervals]) - heights
+        heights, low, high = _bounds(intervals)
         ax.bar(
             places,
             heights,
             width * 0.92,
             color=PALETTE[index % len(PALETTE)],
             label=figure_text(name),
-            yerr=np.maximum([below, above], 0.0),
+            yerr=np.maximum([heights - low, high - heights], 0.0),
             error_kw={"ecolor": INK, "elinewidth": 1.1, "capsize": 3, "capthick": 1.1},
         )
         if len(speedups) * len(settings) <= _LABEL_LIMIT:
             for place, height in zip(places, heights, strict=True):
                 # At the foot, where no whisker or dashed line passes.
                 ax.text(place, 0.06, f"{height:.2f}", color="white", fontsize=8, ha="center", va="bottom")
-        top = max(top, float((heights + above).max()))
+        top = max(top, float(high.max()))
     ax.axhline(1.0, color=INK, linewidth=1, linestyle="--")
     ax.annotate(
         "plain decoding",
@@ -97,12 +100,10 @@ def speedup_bars(ax: Axes, speedups: Mapping[str, Sequence[Interval]], settings:
     return ax
 
 
-def gamma_histogram(ax: Axes, counts: Mapping[str, NDArray[np.float64]], best_fixed: Mapping[str, int]) -> Axes:
+def gamma_histogram(ax: Axes, counts: Mapping[str, Float64], best_fixed: Mapping[str, int]) -> Axes:
     """Share of decisions for each gamma, one colour per compression; triangles mark the best fixed gamma.
 
-    Args:
-        counts: Compression -> decisions by gamma, of shape [gamma_max + 1].
-        best_fixed: By compression.
+    `counts` holds for each compression the decisions by gamma, of shape [gamma_max + 1].
     """
     width = 0.8 / len(counts)
     peak = max(float((n / max(n.sum(), 1)).max()) for n in counts.values())

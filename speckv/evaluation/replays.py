@@ -162,7 +162,7 @@ def time_decisions(controller: Controller, observations: FloatArray, *, warm_up:
     A stopping controller's decision after a drafted token counts as a decision of its own.
 
     Args:
-        observations: Shape [decisions, features], as `STOPPING_SCHEMA` lists; more than `warm_up` rows.
+        observations: Shape [decisions, features], as in `STOPPING_SCHEMA`; more than `warm_up` rows.
         warm_up: First calls, not counted.
     """
     controller.reset()

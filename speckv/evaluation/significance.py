@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Paired significance tests: each controller against the best fixed gamma, and against the one that ranks first.
 
-Sign-flip test: if for each prompt a coin decided which of two controllers had which time, how often would the
-differences be as large? The test assumes no distribution, is exact for any number of prompts, and keeps whole prompts
-together. Its statistic is a sum of differences, which is zero exactly where the ratio of the sums is one; a test of the
-mean of log ratios would be about another quantity than the one in the tables.
+The sign-flip test swaps the times of two controllers at random prompts and counts how often the difference is as large
+as the measured one. It assumes no distribution, is exact for any number of prompts, and keeps whole prompts together.
+Its statistic is a sum of differences, zero exactly where the ratio of the sums in the tables is one.
 
 Families: each compression, and all of them together, has a family of comparisons per question. Against the best fixed
-gamma the family holds every controller. Which controller ranks first is determined on the same prompts, and the best of
-many equal ones is ahead of the others by luck; that family therefore holds every pair of controllers, of which only
-those with the first are shown.
+gamma the family holds every controller. The controller that ranks first is selected on the same prompts, which favours
+it; that family therefore holds every pair of controllers, of which only those with the first are shown.
 
 Source:
     Fisher 1935, The Design of Experiments, section 21, for the test; Phipson and Smyth 2010, Statistical Applications
@@ -60,9 +58,8 @@ def sign_flip_p_values(
 ) -> Float64:
     """Two-sided p-values, of shape [comparisons], of the hypothesis that the differences of a column sum to zero.
 
-    Where a controller is several runs, the choice of runs is random too. The flipped sums then get an error of that
-    size added: the standard error of the mean over runs, times a draw of Student's t, whose wide tails account for the
-    uncertain spread of few runs.
+    Where a controller is several runs, an error is added to the flipped sums: the standard error of the mean over runs
+    times a draw of Student's t.
 
     Args:
         differences: Shape [prompts, comparisons]; each column's means over runs.
@@ -98,13 +95,9 @@ _NOISE = 1e-12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedComparison:
-    """One controller against another.
+    """One controller against another: `speedup` is the geometric mean over compressions of sum over sum.
 
-    Attributes:
-        speedup: Geometric mean over compressions of sum over sum.
-        p_value: Unadjusted.
-        p_holm: Adjusted for all comparisons of the family.
-        outcome: "ahead of", "behind" or "not distinguishable from".
+    `p_holm` is adjusted for all comparisons of the family, and `p_value` is not.
     """
 
     controller: str
@@ -116,13 +109,9 @@ class PairedComparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """Comparisons whose p-values are adjusted together.
+    """Comparisons whose p-values are adjusted together, for `num_comparisons`.
 
-    Attributes:
-        question: Kind of the reference, such as "best fixed gamma".
-        compression: One compression or "all".
-        against: Name of the reference.
-        num_comparisons: Number that the p-values are adjusted for.
+    `question` is the kind of the reference, such as "best fixed gamma", and `against` its name.
     """
 
     question: str
@@ -158,8 +147,7 @@ def paired_families(
 ) -> tuple[Family, ...]:
     """Compares the entrants in each group with the best fixed gamma, and with the entrant that ranks first.
 
-    Args:
-        num_resamples: Sign flips; more are made for a family too large for that many.
+    `num_resamples` is the number of sign flips; more are made for a family too large for that many.
     """
     contestants = (best_fixed, *entrants)
     number = len(contestants) * (len(contestants) - 1) // 2

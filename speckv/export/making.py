@@ -22,9 +22,7 @@ def make_policy(
 ) -> Policy:
     """Makes the policy of a folder, or of another controller with that training data.
 
-    Args:
-        name: By default the controller's.
-        learns: False freezes a learner.
+    With `learns=False` a learner is frozen.
 
     Raises:
         CheckpointError: if the folder holds no policy, or a damaged one.
