@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: one module a command, each a thin shell over the library."""
+"""The command line: one module per command."""

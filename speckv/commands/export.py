@@ -118,4 +118,4 @@ TARGETS: Mapping[str, Callable[[ExportRequest, Path], object]] = {
     "sglang": partial(_by_batch, tables.write_sglang),
     "vllm": partial(_by_batch, tables.write_vllm),
 }
-"""`--to` -> what writes the folder."""
+"""`--to` -> function that writes the folder."""

@@ -25,13 +25,8 @@ class Interval:
     """An estimate between its bounds; the bounds are None with too few prompts."""
 
     estimate: float
-    low: float | None
-    high: float | None
-
-
-def unbounded(estimate: float) -> Interval:
-    """An estimate without bounds."""
-    return Interval(estimate=estimate, low=None, high=None)
+    low: float | None = None
+    high: float | None = None
 
 
 def geometric_mean(values: Float64) -> Float64:
@@ -74,7 +69,7 @@ def percentile_interval(estimate: float, replicates: Float64, confidence: float 
     """
     usable = replicates[np.isfinite(replicates)]
     if not len(usable):
-        return unbounded(estimate)
+        return Interval(estimate=estimate)
     tail = 50.0 * (1.0 - confidence)
     low, high = np.percentile(usable, [tail, 100.0 - tail])
     return Interval(estimate=estimate, low=float(low), high=float(high))
@@ -97,7 +92,7 @@ def ratio_interval(numerator: Float64, denominator: Float64, counts: Float64, *,
 
     estimate = float(ratio(numerator.sum(axis=0), denominator.sum(axis=0)))
     if np.count_nonzero(denominator.reshape(len(denominator), -1).sum(axis=1)) < MIN_PROMPTS:
-        return unbounded(estimate)
+        return Interval(estimate=estimate)
     with np.errstate(divide="ignore", invalid="ignore"):
         replicates = ratio(counts @ numerator, counts @ denominator)
     return percentile_interval(estimate, replicates, confidence)

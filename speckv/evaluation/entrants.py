@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from speckv.errors import ConfigError
-from speckv.evaluation.bootstrap import MIN_PROMPTS, Float64, Interval, geometric_mean, percentile_interval, unbounded
-from speckv.evaluation.metrics import Group, Sums, mean_sums
+from speckv.evaluation.bootstrap import MIN_PROMPTS, Float64, Interval, geometric_mean, percentile_interval
+from speckv.evaluation.metrics import Group, Sums, combine_sums
 from speckv.types import IntArray
 
 MIN_SEEDS = 2
@@ -66,7 +66,8 @@ class Entrant:
         """Combines runs, given the draws of each resample: indices into `runs`, of shape [resamples, runs]."""
         drawn = picks[:, : max(len(runs) - 1, 1)]
         shares = np.stack([(drawn == run).mean(axis=1) for run in range(len(runs))], axis=1)
-        return Entrant(name=name, runs=tuple(runs), sums=mean_sums(name, runs), picks=picks, shares=shares)
+        means = combine_sums(name, runs, lambda stacked: stacked.mean(axis=0))
+        return Entrant(name=name, runs=tuple(runs), sums=means, picks=picks, shares=shares)
 
     @staticmethod
     def drawn(name: str, runs: Sequence[Sums], *, num_resamples: int, rng: np.random.Generator) -> "Entrant":
@@ -215,7 +216,7 @@ def speedups(entrant: Entrant, baseline: Entrant, group: Group, counts: Float64)
     ratio = float(plain.sum() / ours.sum())
     geomean = float(geometric_mean(plain.sum(axis=0) / ours.sum(axis=0)))
     if not _has_interval(ours):
-        return unbounded(ratio), unbounded(geomean)
+        return Interval(estimate=ratio), Interval(estimate=geomean)
     with np.errstate(divide="ignore", invalid="ignore"):
         above, below = (_resampled_seconds(e, group, counts) for e in (baseline, entrant))
         ratios, geomeans = above.sum(axis=1) / below.sum(axis=1), geometric_mean(above / below)
@@ -228,7 +229,7 @@ def _iqm_interval(entrant: Entrant, baseline: Sums, group: Group, counts: Float6
     by_run = geometric_mean(plain.sum(axis=0) / ours.sum(axis=1))
     estimate = float(interquartile_mean(by_run))
     if not _has_interval(ours.sum(axis=0)):
-        return unbounded(estimate)
+        return Interval(estimate=estimate)
     weights = counts[:, group.prompts]
     with np.errstate(divide="ignore", invalid="ignore"):
         above = (weights @ plain)[:, np.newaxis]

@@ -5,7 +5,7 @@ Sums first, ratios last. The text does not depend on the controller, so tokens p
 set's tokens over its total time; a mean of per-prompt rates would rank controllers differently.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -40,14 +40,10 @@ class Sums:
     gammas: Float64
 
 
-def mean_sums(name: str, runs: Sequence[Sums]) -> Sums:
-    """Means of several runs' sums over the same prompts."""
-
-    def mean(field: str) -> Float64:
-        averaged: Float64 = np.mean([getattr(run, field) for run in runs], axis=0)
-        return averaged
-
-    return Sums(name=name, **{f.name: mean(f.name) for f in fields(Sums) if f.name != "name"})
+def combine_sums(name: str, several: Sequence[Sums], combine: Callable[[Float64], Float64]) -> Sums:
+    """Applies a function to each field of several sums over the same prompts, stacked along a new first axis."""
+    names = [f.name for f in fields(Sums) if f.name != "name"]
+    return Sums(name=name, **{field: combine(np.stack([getattr(s, field) for s in several])) for field in names})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,22 +77,22 @@ class Grid:
 
     def sums(self, name: str, record: ReplayRecord) -> Sums:
         """Arranges the sums of a replay's sequences."""
-
-        def arranged(values: IntArray | Float64) -> Float64:
-            grid = np.zeros((len(self.prompt_ids), len(self.compressions), *values.shape[1:]))
-            grid[self.rows, self.columns] = values
-            return grid
-
         return Sums(
             name=name,
-            tokens=arranged(record.num_tokens),
-            seconds=arranged(record.seconds),
-            steps=arranged(record.num_steps),
-            drafted=arranged(record.num_drafted),
-            accepted=arranged(record.num_accepted),
-            tested=arranged(record.num_tested),
-            gammas=arranged(record.gamma_counts),
+            tokens=self.arrange(record.num_tokens),
+            seconds=self.arrange(record.seconds),
+            steps=self.arrange(record.num_steps),
+            drafted=self.arrange(record.num_drafted),
+            accepted=self.arrange(record.num_accepted),
+            tested=self.arrange(record.num_tested),
+            gammas=self.arrange(record.gamma_counts),
         )
+
+    def arrange(self, values: IntArray | Float64) -> Float64:
+        """Arranges values by sequence in an array of shape [prompts, compressions, ...], zero where none is."""
+        grid = np.zeros((len(self.prompt_ids), len(self.compressions), *values.shape[1:]))
+        grid[self.rows, self.columns] = values
+        return grid
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,14 +8,14 @@ frequent choice of gamma could gain: the task oracle uses the task of a prompt, 
 import copy
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
 from speckv.cost import CompiledCost, CostTable
 from speckv.errors import ConfigError
 from speckv.evaluation.bootstrap import Float64
-from speckv.evaluation.metrics import Grid, Sums
+from speckv.evaluation.metrics import Grid, Sums, combine_sums
 from speckv.observation import SCHEMA, observe_draft
 from speckv.replay import CompiledTraces, replay_controller, replay_fixed, replay_policy, replay_stream
 from speckv.traces import TraceSet
@@ -82,12 +82,7 @@ class FixedSweep:
     def select(self, gammas: IntArray, name: str) -> Sums:
         """Sums of one constant per request, given as an array of shape [prompts, compressions]."""
         rows, columns = np.indices(gammas.shape)
-
-        def pick(field: str) -> Float64:
-            picked: Float64 = np.stack([getattr(s, field) for s in self.sums])[gammas, rows, columns]
-            return picked
-
-        return Sums(name=name, **{f.name: pick(f.name) for f in fields(Sums) if f.name != "name"})
+        return combine_sums(name, self.sums, lambda stacked: stacked[gammas, rows, columns])
 
 
 def fixed_name(gamma: int) -> str:

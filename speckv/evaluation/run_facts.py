@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of a run folder that record what decided the run, and runs that differ by their seed alone."""
+"""Recorded facts of run folders, and groups of runs that differ by their seed alone."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from speckv.cost import CompiledCost
 from speckv.evaluation.replays import STREAM_SEED
@@ -16,7 +15,7 @@ from speckv.replay.optimum import sequences_at_once
 from speckv.replay.runs import Choice, run_to_end
 from speckv.report.texts import TokenTexts
 from speckv.traces import TraceSequence
-from speckv.types import BatchMemory, BoolArray, Controller, DecodedSteps, IntArray, OnlineLearner
+from speckv.types import BatchMemory, BoolArray, Controller, DecodedSteps, OnlineLearner
 
 _CONFIDENCE = 1
 """Index of the confidence among a token's signals."""
@@ -142,11 +141,11 @@ def _follow_batch(
     batch.assign(np.arange(len(sequences)), np.asarray(sequences))
     for player in players:
         player.begin(batch)
-    found: list[_Choices] = []
+    found: list[tuple[Chosen, ...]] = []
 
     def choose(running: ReplayBatch) -> Choice:
         choices = [player.choose(running) for player in players]
-        found.append(_choices_in(running, players, choices))
+        found.extend(_choices_in(running, players, choices))
         return choices[players.index(driver)]
 
     def remember(step: DecodedSteps, where: BoolArray) -> None:
@@ -155,37 +154,34 @@ def _follow_batch(
 
     log = run_to_end(batch, choose, log=True, remember=remember).log
     assert log is not None
-    gammas, drafted, accepted, seconds = (np.concatenate(parts) for parts in zip(*found, strict=True))
     for slot in range(len(sequences)):
         rows = np.flatnonzero(log.sequence == slot)
         yield tuple(
-            Step(
-                position=int(log.position[row]),
-                num_emitted=int(log.num_emitted[row]),
-                chosen=tuple(
-                    Chosen(gamma=int(g), num_drafted=int(d), num_accepted=int(a), seconds=float(s))
-                    for g, d, a, s in zip(gammas[row], drafted[row], accepted[row], seconds[row], strict=True)
-                ),
-            )
+            Step(position=int(log.position[row]), num_emitted=int(log.num_emitted[row]), chosen=found[row])
             for row in rows
         )
 
 
-_Choices = tuple[IntArray, IntArray, IntArray, NDArray[np.float64]]
-
-
-def _choices_in(batch: ReplayBatch, players: Sequence[Player], choices: Sequence[Choice]) -> _Choices:
-    """Gammas, drafted and accepted tokens and seconds, each of shape [running slots, players]."""
-    rows = np.flatnonzero(batch.running)
-    position = batch.history.emitted
-    limit, acceptable = batch.draft_limits(np.minimum(position, batch.length))
+def _choices_in(batch: ReplayBatch, players: Sequence[Player], choices: Sequence[Choice]) -> list[tuple[Chosen, ...]]:
+    """Choices of all players, one entry per running slot."""
+    limit, acceptable = batch.draft_limits(np.minimum(batch.history.emitted, batch.length))
     columns = []
     for player, choice in zip(players, choices, strict=True):
         drafted = np.minimum(choice.gammas, np.maximum(limit, 0))
+        accepted = np.minimum(drafted, acceptable)
         seconds = batch.step_seconds(drafted) + player.decision_s(batch.cost) * choice.num_decisions
-        columns.append((choice.gammas, drafted, np.minimum(drafted, acceptable), seconds))
-    gammas, drafted, accepted, seconds = (np.stack(part, axis=1)[rows] for part in zip(*columns, strict=True))
-    return gammas, drafted, accepted, seconds
+        columns.append(
+            [
+                Chosen(
+                    gamma=int(choice.gammas[slot]),
+                    num_drafted=int(drafted[slot]),
+                    num_accepted=int(accepted[slot]),
+                    seconds=float(seconds[slot]),
+                )
+                for slot in np.flatnonzero(batch.running)
+            ]
+        )
+    return list(zip(*columns, strict=True))
 
 
 def make_timelines(

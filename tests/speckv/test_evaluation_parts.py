@@ -51,7 +51,7 @@ def test_a_bucket_is_cut_out_of_what_was_recorded() -> None:
     sequences = [recording(k, n) for k, n in enumerate([5, 6, 7, 8])] + [recording(3, 8, "nf4")]
     compiled, _ = compile_both(make_traces(sequences, max_new_tokens=6))
     grid = Grid.of(compiled)
-    tokens = grid._scatter(compiled.length)
+    tokens = grid.arrange(compiled.length)
     whole = tuple(g for g in groups_of(grid, tokens) if g.task == ALL)
     cut = [
         (b.name, g.compression, len(g.prompts))
@@ -68,7 +68,7 @@ def test_a_bucket_leaves_out_compressions_that_were_not_recorded_in_it() -> None
     sequences = [recording(k, n) for k, n in enumerate([5, 6, 7, 8])] + [recording(3, 8, "nf4")]
     compiled, _ = compile_both(make_traces(sequences, max_new_tokens=6))
     grid = Grid.of(compiled)
-    tokens = grid._scatter(compiled.length)
+    tokens = grid.arrange(compiled.length)
     every = next(g for g in groups_of(grid, tokens) if (g.task, g.compression) == (ALL, ALL))
     columns = [groups_by_length(b, (every,), tokens)[0].columns.tolist() for b in length_buckets(compiled, grid)]
     assert columns == [[0], [0], [0], [0, 1]]

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from speckv.cost import CompiledCost
 from speckv.errors import TraceError
-from speckv.evaluation.bootstrap import unbounded
+from speckv.evaluation.bootstrap import Interval
 from speckv.evaluation.compare import compare, require_comparable, require_decode_steps, with_decode_steps
 from speckv.evaluation.plots import figure_text, speedup_bars
 from speckv.evaluation.report import save_figure
@@ -102,7 +102,7 @@ def test_a_compression_recorded_on_fewer_prompts_is_compared_on_those() -> None:
 def test_names_in_any_script_are_drawn_without_a_warning(tmp_path: Path) -> None:
     figure = Figure()
     names = ["提示", "$x_{$", "_hidden", "عربى", "a\nb\u0007", "$\\frac{$"]
-    speedup_bars(figure.add_subplot(), {name: [unbounded(1.0)] for name in names}, ["代$码$"])
+    speedup_bars(figure.add_subplot(), {name: [Interval(estimate=1.0)] for name in names}, ["代$码$"])
     figure.supxlabel(figure_text("\U0001f600 $$"))
     save_figure(figure, tmp_path / "f.png")  # warnings are errors
     assert figure_text("plain × text") == "plain × text"
