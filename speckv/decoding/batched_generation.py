@@ -4,7 +4,8 @@
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -14,14 +15,12 @@ from speckv.decoding.loop import GoOnRows
 from speckv.decoding.request import DecodeStep
 from speckv.errors import ConfigError, device_errors_explained
 from speckv.observation import (
-    TESTED_FEATURES,
     History,
     StaticContext,
     StepBatch,
     observe,
     observe_draft,
     summarise_draft,
-    summarise_tested,
     update_history,
 )
 from speckv.types import (
@@ -44,11 +43,9 @@ class BatchResult:
     """Many finished requests.
 
     Attributes:
-        results: One a request, in their order. A request's `decode_s` is the sum of the whole steps that it took part
-            in, so those of several requests must not be added; `decode_s` below counts every step once.
+        results: One a request, in their order. The `decode_s` of each counts whole steps, so they must not be added.
         running: Requests that took part in each step of the batch, in order.
-        decode_s: Seconds of all steps, decisions included, prefills not.
-        prefill_s: Seconds of all prefills.
+        decode_s: Seconds of all steps, each counted once, decisions included, prefills not.
         controller_s: Seconds of `decode_s` spent on observing and deciding.
     """
 
@@ -65,7 +62,7 @@ class BatchResult:
 
     @property
     def tokens_per_s(self) -> float:
-        """Those tokens per second of decoding, over the whole batch; 0 if there was no step."""
+        """`num_tokens` per second of decoding; 0 if there was no step."""
         return self.num_tokens / self.decode_s if self.decode_s > 0 else 0.0
 
     @property
@@ -92,8 +89,7 @@ def generate_batch(
     Args:
         engine: Any requests that it was decoding are dropped.
         prompts: Token ids.
-        controller: Decides for each request as it would alone; see `control`.
-        context: See `BatchContext`.
+        controller: Decides for each request as it would alone.
         max_new_tokens: Token budget, one for all or one a request.
         requests: Names for the sampling seed; numbers from "0" on by default.
         max_running: Most requests that run together, all by default. The others wait, and join in order as others end.
@@ -157,7 +153,6 @@ class _Batch:
         self._step_s = self._between_s = self._controller_s = 0.0
 
     def join(self, prefills: Mapping[int, DecodeStep]) -> None:
-        """Starts requests."""
         for i, step in prefills.items():
             target = [[step.outcome.target_entropy, step.outcome.target_confidence]]
             self._history.restart(np.array([i]), np.array(target, np.float32))
@@ -192,7 +187,6 @@ class _Batch:
         self._controller_s += between_s + inside_s
 
     def result(self, prefill_s: float) -> BatchResult:
-        """All requests, ended."""
         return BatchResult(
             results=tuple(self._records[i].result() for i in range(self._num_requests)),
             running=tuple(self._counts),
@@ -211,37 +205,24 @@ def _report(
 
 
 def _as_batch(num_requests: int, rows: Sequence[int], steps: Sequence[DecodeStep]) -> StepBatch:
-    """Steps of some requests among all; the history of the others is not read: they ended or restart when they join."""
-    outcomes = [step.outcome for step in steps]
+    """Steps of some requests among all; the other rows of the history are not read, or restart before they are."""
+    batches = [StepBatch.from_outcome(step.outcome) for step in steps]
 
-    def spread(values: Sequence[int]) -> IntArray:
-        out = np.zeros(num_requests, np.int64)
+    def spread(name: str) -> Any:
+        values = np.concatenate([getattr(batch, name) for batch in batches])
+        out = np.zeros((num_requests, *values.shape[1:]), values.dtype)
         out[list(rows)] = values
         return out
 
-    tested = np.zeros((num_requests, len(TESTED_FEATURES)), np.float32)
-    target = np.zeros((num_requests, 2), np.float32)
-    for i, outcome in zip(rows, outcomes, strict=True):
-        tested[i] = summarise_tested(outcome.draft_signals, outcome.num_tested)
-        target[i] = outcome.target_entropy, outcome.target_confidence
-    return StepBatch(
-        num_drafted=spread([o.num_drafted for o in outcomes]),
-        num_accepted=spread([o.num_accepted for o in outcomes]),
-        num_emitted=spread([o.num_emitted for o in outcomes]),
-        tested=tested,
-        target=target,
-    )
+    return StepBatch(**{field.name: spread(field.name) for field in fields(StepBatch)})
 
 
 def control(controller: Controller, max_running: int) -> "BatchControl":
     """Makes a controller decide for up to `max_running` requests that run together.
 
-    A controller that reads observations alone decides for all of them in one call. One that remembers requests is
-    copied for each: its requests come and go, and a batch call would advance the memory of those that wait.
-
-    Raises:
-        ConfigError: if there is more than one request and the controller learns online: it must learn from one step
-            before it decides on the next.
+    A controller that reads observations alone decides for all in one call. One that remembers requests is copied for
+    each, because a batch call would advance the memory of those that wait. One that learns online must learn from one
+    step before it decides on the next: ConfigError for more than one request.
     """
     controller.reset()
     if isinstance(controller, OnlineLearner) and controller.learns:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Clocks of a device: the host's on a CPU, events in the stream on CUDA.
 
-A clock is called for an instant; instants subtract to seconds. On CUDA an instant is an event, which costs the host
-nothing to record; the difference waits for the later one, so it is taken at the end of a step and not on the way.
+Recording an event costs the host nothing. Subtracting two instants waits for the later one, so it is done at the end of
+a step.
 """
 
 import time

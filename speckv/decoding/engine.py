@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Speculative decoding one step at a time: `Engine` decodes one request, `BatchEngine` many together.
 
-`generate` and `generate_batch` drive them with a controller, a live environment drives `Engine` with actions. A caller
-that decides token by token uses the parts of a step: `begin_step`, `draft_token` as often as wanted, `verify_draft`.
+A caller that decides token by token uses the parts of a step: `begin_step`, `draft_token`, `verify_draft`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -33,15 +32,13 @@ class Engine:
 
     Args:
         target: The model whose text is kept.
-        draft: A model, or another source of drafts such as `PromptLookup`; None allows gamma 0 alone. Where its context
-            is shorter than the target's, texts go on without drafts past its end.
+        draft: A model, or another source of drafts such as `PromptLookup`; None allows gamma 0 alone. Texts continue
+            without drafts past the end of its context.
         eos_token_ids: Tokens that end the text.
-        sampling: How tokens are chosen.
-        clock: Reads instants; the device's by default.
+        clock: The device's by default.
 
     Raises:
-        ConfigError: if a draft model scores another number of tokens than the target; see
-            `speckv.models.causal.with_vocabulary`.
+        ConfigError: if a draft model scores another number of tokens than the target.
     """
 
     def __init__(
@@ -68,13 +65,9 @@ class Engine:
         self._captured: list[object] = []
 
     def capture_ahead(self, longest: int) -> None:
-        """Captures the passes of requests up to a length, where passes are captured: on CUDA.
+        """On CUDA, captures the passes of requests of up to `longest` tokens, prompt and output; call it before timing.
 
-        A pass is captured when it is first needed, which takes as long as some steps do: call this before anything is
-        timed. A running request is dropped.
-
-        Args:
-            longest: Prompt and output of a request, in tokens.
+        A running request is dropped. Without this call, the first use of each pass captures it, which is slow.
         """
         self.release()
         longest = min(longest, self.target.context_limit)
@@ -87,7 +80,7 @@ class Engine:
             self._captured.append(self.draft.captured(longest, read, all_logits=False))
 
     def release(self) -> None:
-        """Drops the last request; its buffers, and the passes captured on them, are free for another one."""
+        """Drops the last request; its buffers and captured passes are free for another one."""
         self._loop = None
         self._captured.clear()
 
@@ -148,15 +141,15 @@ class Engine:
             prompt: At least one token id.
             max_new_tokens: Token budget, at least 1, the first token included; cut at the end of the target's context.
             request: Name of the request; with the sampling seed it fixes every draw.
-            processors: Of scores; those of the target's own defaults by default.
-            stop: Ends the text behind the first token for which it is true.
+            processors: Of scores; by default those of the target's `generation_config`.
+            stop: Ends the text after the first token for which it is true.
 
         Raises:
             BudgetError: if the prompt is empty, or it and one token do not fit the target's context.
         """
         budget = token_budget(prompt, max_new_tokens, self.target.context_limit)
         self.release()
-        state = RequestState.begin(
+        state = RequestState(
             prompt,
             budget,
             self.sampling,
@@ -187,8 +180,8 @@ class Engine:
         Args:
             gamma: At least 0; cut to the budget left and at a drafted end of text.
             go_on: Called after each drafted token but the last possible one, with the signals of the tokens drafted so
-                far, of shape [drafted, 3]; False ends the draft. The newest token stays in it, so that whatever the
-                answer depends on, rejection sampling keeps the target's distribution.
+                far, of shape [drafted, 3]; False ends the draft. The newest token stays in it, so that rejection
+                sampling keeps the target's distribution whatever the answer depends on.
 
         Raises:
             ConfigError: if the request is finished or not started, or gamma is negative, or positive without a draft.
@@ -199,11 +192,7 @@ class Engine:
         return loop.step([gamma], lambda _, signals: np.array([go_on(signals[0])]))[0]
 
     def begin_step(self, gamma: int) -> None:
-        """Opens a step of at most gamma drafted tokens; one that was open and not verified is dropped.
-
-        Raises:
-            ConfigError: as `step`.
-        """
+        """Opens a step of at most gamma drafted tokens; one that is open is dropped. Errors are those of `step`."""
         self._checked(gamma).begin_step([gamma])
 
     def _checked(self, gamma: int) -> DecodeLoop:
@@ -220,14 +209,14 @@ class Engine:
     def can_draft(self) -> bool:
         """Whether the open step can draft another token.
 
-        A draft ends at gamma, at the token budget, at the end of the draft's context and behind a drafted end of text.
-        A source that has nothing to propose ends it too, perhaps at once: the step is then a plain one.
+        A draft ends at gamma, at the token budget, at the end of the draft's context, after a drafted end of text, and
+        where its source has nothing to propose, perhaps at once.
         """
         return self._loop is not None and self._request is not None and self._loop.can_draft(0)
 
     @property
     def draft_signals(self) -> FloatArray:
-        """Shape [drafted, 3]; signals of the tokens drafted so far in the open step. Waits for the device."""
+        """Signals of the tokens drafted so far in the open step, shape [drafted, 3]. Waits for the device."""
         return self._open.draft_signals([0])[0]
 
     @property
@@ -251,22 +240,14 @@ class Engine:
 
 
 class BatchEngine:
-    """Decodes many requests together with a target and a draft, each with a gamma of its own.
+    """Decodes many requests together, each with its own gamma; each text is the one that `Engine` decodes for it alone.
 
-    Every request's text is the one that `Engine` decodes for it alone. A step drafts in as many passes as the greatest
-    gamma, from which requests with a smaller one drop out; one verify pass reads all drafts, padded to the longest.
-    Requests that finish leave, and others may join between steps.
-
-    A step's seconds are shared: each request's outcome carries those of the whole step, which is how long it waited for
-    its tokens. Sum them over the steps of one request, never over the requests of one step. An error inside a step or a
+    A step drafts in as many passes as the greatest gamma; one verify pass reads all drafts, padded to the longest.
+    Requests that finish leave, and others may join between steps. Each request's outcome has the seconds of the whole
+    step: sum them over the steps of one request, never over the requests of one step. An error inside a step or a
     prefill ends every request.
 
-    Args:
-        target: The model whose text is kept.
-        draft: The model that proposes; None allows gamma 0 alone.
-        eos_token_ids: Tokens that end a text.
-        sampling: How tokens are chosen.
-        clock: Reads instants; the device's by default.
+    Arguments are those of `Engine`, but the draft is a model or None.
     """
 
     def __init__(
@@ -286,7 +267,6 @@ class BatchEngine:
         self._begin()
 
     def _begin(self) -> None:
-        """Drops all requests and their caches."""
         self._num_admitted = 0
         models = [model for model in (self.target, self.draft) if model is not None]
         self._caches = [model.rows() for model in models]
@@ -302,7 +282,7 @@ class BatchEngine:
 
     @contextmanager
     def _failure_drops_requests(self) -> Iterator[None]:
-        """An error leaves the caches half-written, or drafts open that the caller cannot go on with."""
+        """An error leaves caches half-written, or drafts open that the caller cannot continue."""
         try:
             yield
         except BaseException:
@@ -358,7 +338,7 @@ class BatchEngine:
         for i, (name, prompt, asked) in enumerate(zip(names, prompts, budgets, strict=True)):
             budget = token_budget(prompt, asked, limit, expected=f"Request {name!r}: expected")
             added.append(
-                RequestState.begin(
+                RequestState(
                     prompt,
                     budget,
                     self.sampling,
@@ -372,7 +352,7 @@ class BatchEngine:
 
     @property
     def running(self) -> tuple[RequestState, ...]:
-        """The running requests, in the order in which they were admitted."""
+        """The running requests, oldest first."""
         return tuple(self._loop.requests[place] for place in self._order())
 
     def draft_lag(self, request: RequestState) -> int:
@@ -380,7 +360,6 @@ class BatchEngine:
         return self._loop.draft_lag(self._loop.requests.index(request))
 
     def _order(self) -> list[int]:
-        """Places of the running requests, oldest first."""
         requests = self._loop.requests
         return sorted(range(len(requests)), key=lambda place: requests[place].number)
 
@@ -389,14 +368,13 @@ class BatchEngine:
 
         Args:
             gammas: One for each of `running`, at least 0; cut to the request's budget and at a drafted end of text.
-            go_on: Called after each draft pass for the requests that could draft another token; see `Engine.step`.
-                They are given as indices into `running`.
+            go_on: As of `Engine.step`, for all requests that could draft another token, as indices into `running`.
 
         Returns:
             One step a request, in the order of `running` before it. Those that finished are no longer running after it.
 
         Raises:
-            ConfigError: if nothing runs, or there is not one gamma a request, or one is negative, or positive without a
+            ConfigError: if nothing runs, there is not one gamma a request, or one is negative, or positive without a
                 draft.
         """
         order = self._order()
@@ -428,7 +406,6 @@ class BatchEngine:
 
 
 def _own_processors(target: object, prompt: Sequence[int], max_new_tokens: int) -> Processors | None:
-    """Processors of one request by the target's own defaults; None where the model has none."""
     make = getattr(target, "request_processors", None)
     found: Processors | None = make(prompt, max_new_tokens) if make else None
     return found

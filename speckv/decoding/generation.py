@@ -41,9 +41,6 @@ class GenerationResult:
 
     Attributes:
         tokens: The output, the prefill's token first.
-        finish: "eos" or "length".
-        prefill: The step that read the prompt.
-        steps: Decode steps in order.
         gammas: The controller's choices, one a step.
         decode_s: Seconds of all decode steps, decisions included, prefill not.
         controller_s: Seconds of it spent on observing and deciding, between steps and inside them.
@@ -71,12 +68,7 @@ class GenerationResult:
 
 @dataclass(slots=True, kw_only=True)
 class RequestRecord:
-    """Steps and times of a request as it is decoded.
-
-    Attributes:
-        between_s: Seconds of observing and deciding between steps, which are in no step's time.
-        inside_s: Seconds of decisions inside steps, which are in the steps' time.
-    """
+    """A request's steps, and the seconds of decisions: between steps, and inside them, where steps count them too."""
 
     prefill: DecodeStep
     steps: list[DecodeStep] = field(default_factory=list)
@@ -116,8 +108,6 @@ def generate(
         engine: Any request it was decoding is dropped.
         prompt: Token ids.
         controller: Reset first.
-        context: See `RequestContext`.
-        max_new_tokens: Token budget.
         request: Name of the request, for the sampling seed.
         on_step: Called with the prefill's step and every decode step, to stream.
 
@@ -146,9 +136,9 @@ def stepwise(
     max_new_tokens: int,
     request: str = "",
 ) -> Generator[DecodeStep, None, GenerationResult]:
-    """Yields the prefill's step, then every decode step, and returns the finished request.
+    """Yields the steps of `generate`, the prefill's first, and returns the finished request.
 
-    Arguments and errors are those of `generate`. The caller's time between two steps is in no step's time.
+    The caller's time between two steps is in no step's time.
     """
     controller.reset()
     prefill = engine.start(prompt, max_new_tokens=max_new_tokens, request=request)
@@ -182,8 +172,6 @@ class _Stopper:
         self.seconds = 0.0
 
     def at(self, observation: FloatArray) -> GoOn:
-        """The `go_on` of a step that began with an observation of shape [1, features]."""
-
         def go_on(signals: FloatArray) -> bool:
             asked = time.perf_counter()
             seen = observe_draft(observation, summarise_draft(signals[np.newaxis])[:, -1])

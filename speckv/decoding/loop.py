@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The decode loop: draft, verify, emit, for one request or for many that share passes.
 
-Between steps the target's cache holds every token of a text but the newest. The draft's holds what it has read; after
-plain steps and after a fully accepted draft it lags, and catches up when it next drafts.
+Between steps the target's cache holds every token of a text but the newest. The draft's may lag further behind, after
+plain steps and fully accepted drafts, and catches up when it next drafts.
 """
 
 import functools
@@ -38,7 +38,7 @@ class OneRow:
         self.sequence = sequence
 
     def length(self, _: int) -> int:
-        """Tokens of the sequence."""
+        """Length in tokens."""
         return self.sequence.length
 
     def truncate(self, _: int, length: int) -> None:
@@ -46,7 +46,7 @@ class OneRow:
         self.sequence.truncate(length)
 
     def score(self, _: Sequence[int], pieces: Sequence[Tokens], *, last_only: bool = False) -> Scores:
-        """See `PaddedRows.score`."""
+        """As `PaddedRows.score`."""
         return self.sequence.score(pieces[0], num_logits=1 if last_only else None)
 
 
@@ -65,11 +65,7 @@ class PaddedRows:
         self.cache.truncate(place, length)
 
     def score(self, places: Sequence[int], pieces: Sequence[Tokens], *, last_only: bool = False) -> Scores:
-        """Appends a piece of text to each row, all on the host or all on the device.
-
-        Returns:
-            Scores after each token, row after row, or only after each piece.
-        """
+        """Appends a piece to each row, all on the host or all on the device, and scores each token or the last."""
         counts = [len(piece) for piece in pieces]
         tensors = [piece for piece in pieces if isinstance(piece, Tensor)]
         tokens = (
@@ -105,7 +101,7 @@ class ModelDrafter:
 
 
 class SourceDrafter:
-    """The `Drafter` of another source than a model, in a loop with one request; methods as of `ModelDrafter`."""
+    """The `Drafter` of another source than a model, in a loop with one request."""
 
     def __init__(self, drafter: Drafter, *, on_host: bool) -> None:
         self._drafter, self.on_host = drafter, on_host
@@ -123,7 +119,7 @@ class SourceDrafter:
         self._drafter.read(prompts[0])
 
     def can_propose(self, request: RequestState) -> bool:
-        """Whether the source has a token to propose behind the text and the draft; a model always has."""
+        """Whether the source has a token to propose after the text and the draft."""
         return self._drafter.can_propose(request.unread(self._drafter.length))
 
     def propose(self, _: Sequence[int], requests: Sequence[RequestState]) -> list[Proposal]:
@@ -138,7 +134,7 @@ class SourceDrafter:
 def _failure_ends_requests(
     method: Callable[Concatenate["DecodeLoop", P], R],
 ) -> Callable[Concatenate["DecodeLoop", P], R]:
-    """Ends all requests where a part of a step raises: the caches may be half-written."""
+    """Ends all requests if a part of a step raises, because the caches may be half-written."""
 
     @functools.wraps(method)
     def guarded(loop: "DecodeLoop", /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -160,14 +156,10 @@ class DecodeLoop:
     The place of a request is its index in `requests`, and its row in the caches.
 
     Args:
-        target: The texts inside the target.
         drafter: None allows gamma 0 alone.
-        draft_context: Longest sequence that the draft takes, in tokens; texts go on without drafts past it.
-        eos_token_ids: Tokens that end a text.
-        clock: Reads instants.
-        fetch_each: Whether the host reads each drafted token at once, as on a CPU. Otherwise nothing waits for the
-            device until a step ends or signals are asked for: a draft may then run past a drafted end of text, and is
-            cut afterwards.
+        draft_context: Longest sequence that the draft takes, in tokens; texts continue without drafts past it.
+        fetch_each: Whether the host reads each drafted token at once, as on a CPU. Otherwise it waits for the device
+            only for signals and at the end of a step: a draft may then run past an end of text, and is cut afterwards.
     """
 
     def __init__(
@@ -212,7 +204,7 @@ class DecodeLoop:
         return self.verify_drafts()
 
     def begin_step(self, gammas: Sequence[int]) -> None:
-        """Opens a step; drafts of one that was open and not verified are dropped."""
+        """Opens a step, and drops drafts that are open and not verified."""
         self._draft_spans = []
         for place, (request, gamma) in enumerate(zip(self.requests, gammas, strict=True)):
             if request.draft is not None and request.draft.proposals and self.drafter is not None:
@@ -266,7 +258,6 @@ class DecodeLoop:
         return len(self.requests[place].context) - 1 - (self.drafter.length(place) if self.drafter else 0)
 
     def _end_drafts(self, places: Sequence[int], go_on: GoOnRows) -> None:
-        """Ends drafts that could go on and for which `go_on` is false."""
         asked = [place for place in places if self.can_draft(place)]
         if not asked:
             return
@@ -297,7 +288,6 @@ class DecodeLoop:
         return self._emit(0, self.target.score(range(len(drafts)), pieces), started)
 
     def _emit(self, first: int, scores: Scores, started: Any) -> list[DecodeStep]:
-        """Emits tokens in the requests from place `first` on, and cuts the caches back."""
         requests = self.requests[first:]
         drafts = [request.open_draft for request in requests]
         verifications = verify(
@@ -340,7 +330,6 @@ class DecodeLoop:
 
 
 def _fetch(drafts: Sequence[Draft]) -> None:
-    """Brings what is missing of drafts to the host, in one transfer."""
     parts = [draft.unfetched() for draft in drafts]
     proposals = [proposal for part in parts for proposal in part]
     host = to_host([proposal.signals for proposal in proposals], [proposal.token for proposal in proposals])

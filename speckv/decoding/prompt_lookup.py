@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A draft without a model: what followed the newest tokens when they stood in the text before.
+"""A draft without a model: the token that most often followed the longest earlier match of the newest tokens.
 
 Prompt lookup decoding (Saxena 2023, github.com/apoorvumang/prompt-lookup-decoding) is `prompt_lookup_num_tokens` in
-transformers and the n-gram proposer in vLLM. Both copy what follows one earlier match; here each token is the one that
-most often followed the longest match, so that counts give its confidence.
+transformers and the n-gram proposer in vLLM. Both copy what follows one earlier match. Here the counts of what followed
+give each token's confidence.
 """
 
 import sys
@@ -27,9 +27,6 @@ class PromptLookup:
         vocab_size: Tokens that the target scores.
         longest: Most tokens to match.
         shortest: Fewest tokens to match, at least 1.
-
-    Raises:
-        ConfigError: if they are out of range.
     """
 
     on_host = True
@@ -44,19 +41,18 @@ class PromptLookup:
 
     @property
     def name(self) -> str:
-        """Shown where a draft model's name would be."""
+        """Name in reports, in place of a draft model's."""
         return f"prompt-lookup({self.longest},{self.shortest})"
 
     def open(self, draws: Draws) -> "LookupDrafter":
-        """Starts a request; proposals are not drawn, so only the kind of sampling matters."""
+        """Starts a request; proposals are not drawn, so only the mode of sampling matters."""
         return LookupDrafter(self, with_probs=draws.sampling.mode == "rejection")
 
 
 class LookupDrafter:
-    """Drafts one request; it proposes nothing where no run of tokens stood in the text before.
+    """Drafts one request, by its text and own proposals alone; it proposes nothing where there is no match.
 
-    What it proposes depends on the text alone, its own proposals included. A draft that has begun can always go on:
-    what followed a match makes the next one.
+    A draft that has begun can always go on: what followed a match makes the next one.
     """
 
     def __init__(self, lookup: PromptLookup, *, with_probs: bool = False) -> None:
@@ -81,7 +77,7 @@ class LookupDrafter:
         self._looked = False
 
     def guess(self) -> Guess | None:
-        """The token after those read; None where no run of them stood in the text before."""
+        """The token after those read; None where there is no match."""
         if not self._looked:
             self._guess, self._looked = self.index.guess(), True
         return self._guess
@@ -93,7 +89,7 @@ class LookupDrafter:
         return self.guess() is not None
 
     def propose(self, unread: Sequence[int] | Tensor, position: int) -> Proposal:
-        """Reads tokens, perhaps none, and proposes the one after them; see `Drafter`."""
+        """See `Drafter`."""
         del position
         tokens = unread.tolist() if isinstance(unread, Tensor) else unread
         if tokens:
@@ -107,11 +103,7 @@ class LookupDrafter:
 
 
 def draft_source(pair: ModelPair) -> CausalModel | PromptLookup:
-    """What the engine drafts with: the pair's draft model, or a lookup where it has none.
-
-    Raises:
-        ConfigError: if the lookup's lengths are out of range.
-    """
+    """What the engine drafts with: the pair's draft model, or a lookup where it has none."""
     if pair.draft_model is not None:
         return pair.draft_model
     config = pair.config

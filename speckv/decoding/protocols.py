@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class CachedTokens(Protocol):
-    """One token sequence inside one model; `speckv.models.CachedSequence` is the real one."""
+    """One token sequence inside one model, such as `speckv.models.CachedSequence`."""
 
     @property
     def length(self) -> int:
@@ -44,7 +44,7 @@ class LanguageModel(Protocol):
 
 
 class CachedRows(Protocol):
-    """Token sequences inside one model, each of its own length; `speckv.models.RaggedRows` is the real one."""
+    """Token sequences inside one model, each of its own length, such as `speckv.models.ragged.RaggedRows`."""
 
     @property
     def lengths(self) -> Sequence[int]:
@@ -67,7 +67,7 @@ class CachedRows(Protocol):
 
 
 class BatchModel(Protocol):
-    """A model that `BatchEngine` can drive; `speckv.models.RaggedModel` is the real one."""
+    """A model that `BatchEngine` can drive, such as `speckv.models.RaggedModel`."""
 
     @property
     def context_limit(self) -> int:
@@ -87,7 +87,7 @@ class BatchModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """One drafted token, on the target's device, or on the host where its source works there.
+    """One drafted token, on the target's device, or on the host if its source works there.
 
     Attributes:
         token: Shape [1].
@@ -120,12 +120,7 @@ class Drafter(Protocol):
         """
 
     def propose(self, unread: Sequence[int] | Tensor, position: int) -> Proposal:
-        """Reads tokens and proposes the one after them.
-
-        Args:
-            unread: Ids, or its own last proposal; empty only where `can_propose` has read them.
-            position: Output position of the proposal.
-        """
+        """Reads `unread`, ids or its own last proposal, and proposes the token after them, for an output position."""
 
 
 @runtime_checkable
@@ -140,11 +135,11 @@ class DraftSource(Protocol):
         """Longest sequence it takes, in tokens."""
 
     def open(self, draws: "Draws") -> Drafter:
-        """Starts a request, whose sampling `draws` holds."""
+        """Starts a request."""
 
 
 class Clock(Protocol):
-    """Reads instants, whose difference is in seconds: floats of the host, or events of a device (`decoding.clock`)."""
+    """Reads instants: floats of the host, or events of a device (`decoding.clock`)."""
 
     def __call__(self) -> Any:
-        """An instant; `later - earlier` is a float, in seconds, with the device's work in between done."""
+        """An instant; `later - earlier` is the seconds between them as a float, the device's work included."""

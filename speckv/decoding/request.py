@@ -41,7 +41,6 @@ class DecodeStep:
         tokens: Emitted tokens.
         drafted: Drafted tokens, accepted or not.
         target_signals: Shape [num_emitted, 3]; of the target at each emitted token.
-        outcome: Counts, signals, seconds.
     """
 
     tokens: tuple[int, ...]
@@ -57,9 +56,7 @@ class Draft:
     Attributes:
         gamma: Requested number of tokens, or those drafted when a stopping controller ended the draft.
         limit: Most tokens that gamma, the token budget and the draft's context allow.
-        proposals: On the device.
-        tokens: Those of the proposals that are on the host.
-        signals: Shape [tokens, 3]; likewise.
+        tokens: The proposals that are on the host; `signals`, of shape [tokens, 3], likewise.
     """
 
     gamma: int
@@ -78,7 +75,7 @@ class Draft:
         return self.proposals[len(self.tokens) :]
 
     def add_fetched(self, rows: FloatArray) -> None:
-        """Adds `unfetched` proposals that came to the host, signals and token of each, of shape [fetched, 4]."""
+        """Adds the rest of the proposals: signals and token of each, of shape [fetched, 4]."""
         if len(rows):
             check_finite(rows, "draft")
             self.signals = np.concatenate([self.signals, rows[:, :NUM_SIGNALS]])
@@ -89,18 +86,16 @@ class Draft:
         self.gamma = self.limit = len(self.proposals)
 
     def cut(self, eos_token_ids: frozenset[int]) -> None:
-        """Drops what was drafted behind an end of text: where the host does not wait, drafting runs on past it."""
+        """Drops what was drafted past an end of text."""
         self.tokens = up_to_end(self.tokens, eos_token_ids)
         self.signals = self.signals[: len(self.tokens)]
 
 
 class Draws:
-    """The sampling of one request: how its tokens are chosen, and the randomness and processors that belong to it.
+    """The sampling of one request: how its tokens are chosen, and its own randomness and processors.
 
     Args:
-        sampling: How tokens are chosen.
         request: Name of the request; with the seed it fixes every draw.
-        vocab_size: Tokens that are scored.
         processors: Applied to every score before a token is chosen, as `generate` does.
         text: The request's prompt and output, which the engine extends; read where there are processors.
     """
@@ -122,7 +117,7 @@ class Draws:
         self._noise: dict[int, Tensor] = {}
 
     def begin_step(self, position: int) -> None:
-        """Prepares the step whose first output position is given."""
+        """Prepares a step, given its first output position."""
         self._drafted.clear()
         self._noise = {place: noise for place, noise in self._noise.items() if place >= position}
         if self.processors is not None:
@@ -133,24 +128,20 @@ class Draws:
         if self.processors is not None:
             self.processors.commit_row(row)
 
-    def propose(self, scores: Scores, position: int) -> Proposal:
-        """The draft's token from one row of scores, for an output position."""
-        return propose([self], scores, [position])[0]
-
     def add_drafted(self, token: Tensor) -> None:
         """Adds a drafted token, of shape [1], to the text that processors read in this step."""
         if self.processors is not None:
             self._drafted.append(token)
 
     def process_draft(self, logits: Tensor) -> Tensor:
-        """The draft's float32 logits of shape [1, vocab] as the processors change them."""
+        """Applies the processors to the draft's float32 logits, of shape [1, vocab]."""
         if self.processors is None:
             return logits
         ids = torch.cat([token_tensor(self._text, logits.device), *self._drafted])[None]
         return self.processors.draft(ids, logits)
 
     def process_verified(self, drafted: Tensor, logits: Tensor) -> Tensor:
-        """The target's float32 logits of shape [drafted + 1, vocab] as the processors change them."""
+        """Applies the processors to the target's float32 logits, of shape [drafted + 1, vocab]."""
         if self.processors is None:
             return logits
         return self.processors.verify(token_tensor(self._text, logits.device)[None], drafted, logits)
@@ -193,9 +184,8 @@ def verify(
     """Verifies each request's draft, oldest proposal first.
 
     Args:
-        draws: Of each request.
-        drafts: Of each request; one may be empty.
-        scores: Of the target: for each request, one row a proposal and one for the token behind them.
+        drafts: One a request; may be empty.
+        scores: The target's rows: for each request, one a proposal and one for the token after them.
         positions: Output position of each request's first row.
     """
     device, sizes = scores.best.device, [len(draft) + 1 for draft in drafts]
@@ -220,7 +210,6 @@ def verify(
 
 
 def _choose(scores: Scores, draws: Sequence[Draws], positions: Sequence[int]) -> Tensor:
-    """The token of each row of scores by greedy or Gumbel decoding, given the row's request and output position."""
     sampling = draws[0].sampling
     if sampling.mode == "greedy":
         return scores.best
@@ -234,34 +223,17 @@ def _with_logits(scores: Scores, parts: Sequence[Tensor]) -> Scores:
     return Scores(logits, scores.signals, logits.argmax(-1))
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
 class RequestState:
-    """One request as it is decoded.
+    """One request as it is decoded, with a budget from `token_budget`.
 
     Attributes:
-        number: How many requests the engine was given before it.
-        request: Its name; with the sampling seed it fixes every draw.
-        prompt_len: In tokens.
-        budget: Most tokens that it may emit.
         context: Prompt and output so far.
-        draws: Choose its tokens.
-        stop: Ends the text behind the first token for which it is true.
         finish: "eos", "length", "stop" or "failed"; None while the text goes on.
         draft: Of the open step.
     """
 
-    number: int
-    request: str
-    prompt_len: int
-    budget: int
-    context: list[int]
-    draws: Draws
-    stop: Stop | None = None
-    finish: str | None = None
-    draft: Draft | None = None
-
-    @staticmethod
-    def begin(
+    def __init__(
+        self,
         prompt: Sequence[int],
         budget: int,
         sampling: SamplingConfig,
@@ -271,19 +243,13 @@ class RequestState:
         processors: Processors | None,
         stop: Stop | None = None,
         number: int = 0,
-    ) -> "RequestState":
-        """A request before its prefill, with a budget from `token_budget`."""
-        context = list(prompt)
-        draws = Draws(sampling, request=request, vocab_size=vocab_size, processors=processors, text=context)
-        return RequestState(
-            number=number,
-            request=request,
-            prompt_len=len(prompt),
-            budget=budget,
-            context=context,
-            draws=draws,
-            stop=stop,
-        )
+    ) -> None:
+        self.prompt_len, self.budget, self.number = len(prompt), budget, number
+        self.context = list(prompt)
+        self.draws = Draws(sampling, request=request, vocab_size=vocab_size, processors=processors, text=self.context)
+        self.finish: str | None = None
+        self.draft: Draft | None = None
+        self._stop = stop
 
     @property
     def num_tokens(self) -> int:
@@ -307,13 +273,13 @@ class RequestState:
         return self.draft
 
     def begin_step(self, gamma: int, draft_context: int) -> None:
-        """Opens a step; the draft's context limits what may be drafted, in tokens with the text."""
+        """Opens a step."""
         self.draws.begin_step(self.num_tokens)
         limit = max(0, min(gamma, self.tokens_left - 1, draft_context + 1 - len(self.context)))
         self.draft = Draft(gamma=gamma, limit=limit)
 
     def unread(self, length: int) -> list[int]:
-        """Text and draft behind the first `length` tokens, as far as they are on the host."""
+        """Tokens of the text and of the draft on the host after the first `length`."""
         ahead = max(0, length - len(self.context))
         return self.context[length:] + self.open_draft.tokens[ahead:]
 
@@ -322,7 +288,7 @@ class RequestState:
         kept = up_to_end(tokens, eos_token_ids)
         for row in range(len(kept)):
             self.draws.commit(row)
-            if self.stop is not None and self.stop(self.context + kept[: row + 1]):
+            if self._stop is not None and self._stop(self.context + kept[: row + 1]):
                 self.finish, kept = "stop", kept[: row + 1]
                 break
         self.context += kept
@@ -338,11 +304,10 @@ class RequestState:
         """Closes the open step.
 
         Args:
-            num_kept: Drafted tokens that verification kept; those behind an end of text were not emitted.
+            num_kept: Drafted tokens that verification kept; those past an end of text were not emitted.
             tokens: Emitted tokens, at least one.
-            target_signals: Shape [num_emitted or more, 3]; what is behind the emitted tokens is left out.
-            draft_s: Seconds spent on drafting.
-            verify_s: Seconds of the rest.
+            target_signals: Shape [num_emitted or more, 3].
+            verify_s: Seconds besides drafting.
         """
         draft, self.draft = self.open_draft, None
         num_accepted, found = min(num_kept, len(tokens)), target_signals[: len(tokens)]
@@ -364,17 +329,13 @@ class RequestState:
 
 
 def token_budget(prompt: Sequence[int], max_new_tokens: int, limit: int, *, expected: str = "Expected") -> int:
-    """Tokens that a request may emit: `max_new_tokens`, cut with a warning where the context is shorter.
+    """Tokens that a request may emit: `max_new_tokens`, or with a warning fewer, if a context of `limit` tokens ends.
 
-    Args:
-        prompt: Token ids.
-        max_new_tokens: The prefill's token included.
-        limit: Longest context of the target, in tokens; the newest token needs no room in it, so prompt and output may
-            be one longer.
-        expected: How an error begins.
+    The newest token needs no room in the context, so prompt and output may be one longer.
 
     Raises:
         BudgetError: if the prompt is empty, the budget below 1, or the prompt and one token do not fit the context.
+            `expected` begins its text.
     """
     if not prompt:
         raise BudgetError(
@@ -407,7 +368,7 @@ def up_to_end(tokens: Sequence[int], eos_token_ids: frozenset[int]) -> list[int]
 
 
 def to_host(signals: Sequence[Tensor], tokens: Sequence[Tensor]) -> FloatArray:
-    """Signals of shape [.., 3] and token ids of shape [..], side by side: shape [rows, 4]. Waits for the device."""
+    """Puts signals [.., 3] and token ids [..] side by side on the host: shape [rows, 4]. Waits for the device."""
     if not signals:
         return np.zeros((0, NUM_SIGNALS + 1), np.float32)
     # Ids are exact in float32 below 2**24.

@@ -30,9 +30,6 @@ class SamplingConfig:
         top_k: Keep the k likeliest tokens; 0 keeps all.
         top_p: Keep the smallest set of likeliest tokens with at least this mass; 1 keeps all.
         seed: Of every draw of a request.
-
-    Raises:
-        ConfigError: for values out of range.
     """
 
     mode: str = "greedy"
@@ -42,7 +39,7 @@ class SamplingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Checks ranges."""
+        """Checks ranges; raises ConfigError."""
         if self.mode not in MODES:
             raise ConfigError(f"Expected a sampling mode in {MODES}, got {self.mode!r}." + nearest(self.mode, [*MODES]))
         if not self.temperature > 0:
@@ -52,14 +49,7 @@ class SamplingConfig:
 
 
 def warp_logits(logits: Tensor, config: SamplingConfig) -> Tensor:
-    """Applies temperature, then top-k, then top-p; excluded tokens become -inf.
-
-    Args:
-        logits: Shape [..., vocab].
-        config: At greedy, logits are only converted.
-
-    Returns:
-        Float32 logits of the same shape.
+    """Applies temperature, then top-k, then top-p, to logits [..., vocab], in float32; excluded tokens become -inf.
 
     Source:
         Holtzman et al. 2020, arXiv:1904.09751 (top-p); the order is that of transformers' generate.
@@ -100,16 +90,7 @@ def gumbel_noise(seed: int, position: int, vocab_size: int) -> Tensor:
 
 
 def choose(warped: Tensor, config: SamplingConfig, noise: Tensor | None) -> Tensor:
-    """The token that greedy or Gumbel decoding takes.
-
-    Args:
-        warped: Shape [rows, vocab], from `warp_logits`.
-        config: "greedy" or "gumbel".
-        noise: Shape [rows, vocab] for "gumbel".
-
-    Returns:
-        Token ids of shape [rows]; ties go to the lowest id.
-    """
+    """The tokens that greedy or Gumbel decoding takes, of logits and noise [rows, vocab]; ties go to the lowest id."""
     if config.mode == "greedy" or noise is None:
         return warped.argmax(-1)
     return (warped.log_softmax(-1) + noise.to(warped.device)).argmax(-1)
@@ -126,11 +107,7 @@ def draw(probabilities: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def check_finite(values: Tensor | FloatArray, role: str) -> None:
-    """Checks that a model's signals or logits, of any shape, hold no NaN. Waits for the device of a tensor.
-
-    Raises:
-        ProbabilityError: naming the model's role.
-    """
+    """Raises ProbabilityError if the signals or logits of a model hold NaN. Waits for the device of a tensor."""
     if bool(np.isnan(values).any() if isinstance(values, np.ndarray) else torch.isnan(values).any()):
         raise ProbabilityError(
             f"The {role} returned NaN. Its weights or this dtype are unusable here: "
@@ -144,8 +121,7 @@ class Verification:
 
     Attributes:
         num_accepted: No shape; drafted tokens kept, bonus excluded.
-        tokens: Shape [draft + 1]; the kept tokens, then one recovered or bonus token of the target; the rest is
-            undefined.
+        tokens: Shape [draft + 1]; the kept tokens, one recovered or bonus token, then undefined ones.
     """
 
     num_accepted: Tensor
@@ -176,9 +152,6 @@ def verify_rejection(
         target_probs: Shape [draft + 1, vocab]; the last row is for the bonus token.
         generator: The only source of randomness; on the tensors' device.
 
-    Returns:
-        Accepted tokens, then a token from the residual (after a rejection) or from the bonus row.
-
     Raises:
         ProbabilityError: on a CPU, if a drafted token has draft probability zero.
 
@@ -206,7 +179,7 @@ def verify_rejection(
 def residual(target_probs: Tensor, draft_probs: Tensor) -> Tensor:
     """The distribution of the recovered token: max(target - draft, 0), normalised; shapes [..., vocab].
 
-    Where rounding leaves nothing over, it is the target's own.
+    If rounding leaves nothing, it is the target's own.
 
     >>> residual(torch.tensor([0.75, 0.25]), torch.tensor([0.25, 0.75])).tolist()
     [1.0, 0.0]
