@@ -244,7 +244,8 @@ class RequestState:
         stop: Stop | None = None,
         number: int = 0,
     ) -> None:
-        self.prompt_len, self.budget, self.number = len(prompt), budget, number
+        self.request, self.number = request, number
+        self.prompt_len, self.budget = len(prompt), budget
         self.context = list(prompt)
         self.draws = Draws(sampling, request=request, vocab_size=vocab_size, processors=processors, text=self.context)
         self.finish: str | None = None

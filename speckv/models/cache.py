@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layers of key-value caches that append in place and can be cut back, and checks of a model's own cache.
 
-transformers' own cache copies all it holds at every pass, and its sliding windows cannot be cut back by more than was
-read since they were last cut.
+transformers' own cache copies everything at every pass, and its sliding windows can be cut back only by what was read
+since the last cut.
 """
 
 import inspect
@@ -24,7 +24,7 @@ ROLLBACK_TOKENS = 256
 
 
 class GrowingLayer(DynamicLayer):
-    """Keys and values as views of buffers with room behind them; cutting back and going on reuses that room."""
+    """Keys and values as views of buffers with spare room, which appending and cutting back reuse."""
 
     _key_room: Tensor | None = None
     _value_room: Tensor | None = None
@@ -49,11 +49,9 @@ class GrowingLayer(DynamicLayer):
 
 
 class GrowingWindowLayer(GrowingLayer):
-    """A layer whose tokens attend to a window: the last tokens are kept, and the window's are returned.
+    """A layer with a sliding window of `sliding_window` tokens, the reading token included.
 
-    Attributes:
-        sliding_window: Tokens that a token attends to, itself included.
-        num_dropped: Tokens that were read and are no longer held.
+    It keeps some tokens more, and returns those of the window. `num_dropped` counts tokens read and no longer held.
     """
 
     is_sliding = True
@@ -99,11 +97,7 @@ class GrowingWindowLayer(GrowingLayer):
         return self.sliding_window
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Removes the newest `-tokens_to_remove` tokens.
-
-        Raises:
-            ModelError: if tokens that would then be in the window have been dropped.
-        """
+        """Removes the newest `-tokens_to_remove` tokens; ModelError if the window would then need dropped ones."""
         left = self._num_held + tokens_to_remove
         if self.num_dropped and left < self.sliding_window - 1:
             raise ModelError(
@@ -119,7 +113,7 @@ class GrowingWindowLayer(GrowingLayer):
 
 
 def _append(room: Tensor | None, held: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
-    """Writes `new` behind `held`, in its buffer if it has one with room; returns the buffer and the view of both."""
+    """Writes `new` after `held`, in its buffer if that has room; returns the buffer and the view of both."""
     used = held.shape[-2] if held.numel() else 0
     needed = used + new.shape[-2]
     # Selecting rows or dropping tokens leaves `held` elsewhere than at the buffer's start.
@@ -156,7 +150,7 @@ class Slots:
 class BufferLayer(DynamicLayer):
     """Keys and values in buffers of shape [rows, heads, capacity, dim], written at the slots that a pass names.
 
-    Slots behind a text are hidden by the caller's mask.
+    The caller's mask hides slots past the end of a text.
     """
 
     slots: Slots
@@ -194,7 +188,7 @@ class BufferLayer(DynamicLayer):
                 room[target, :, :length] = room[source, :, :length]
 
     def blank(self) -> None:
-        """Overwrites everything in place, because captured graphs hold the buffers' addresses."""
+        """Zeroes the buffers in place: captured graphs hold their addresses."""
         for room in (self.keys, self.values):
             if room is not None:
                 room.zero_()
@@ -216,11 +210,7 @@ def has_special_layers(model: nn.Module) -> bool:
 
 
 def require_rollback(model: nn.Module, name: str) -> None:
-    """Checks that a model's cache can be cut back by rejected tokens, layer by layer.
-
-    Raises:
-        ModelError: if it keeps a recurrent or convolution state, or a kind of cache that is not known here.
-    """
+    """Raises ModelError if rejected tokens cannot be removed from a model's cache, as with a recurrent state."""
     inner = unwrapped(model)
     kinds = {type(layer) for layer in _transformers_layers(model)}
     known = {DynamicLayer, DynamicSlidingWindowLayer, DynamicIndexedLayer, DummyLayer}

@@ -34,10 +34,7 @@ class CachedSequence(ScoredTokens):
 
     @torch.inference_mode()
     def extend(self, tokens: Sequence[int] | Tensor, *, num_logits: int | None = None) -> Tensor:
-        """Appends at least one token and returns the logits after the last `num_logits` of them, by default all.
-
-        Returns:
-            Shape [num_logits, vocab], in the model's dtype, on its device.
+        """Appends at least one token and returns logits [num_logits, vocab] after the last of them, by default after all.
 
         Raises:
             BudgetError: if the model's context would overflow.
@@ -52,11 +49,11 @@ class CachedSequence(ScoredTokens):
         return logits
 
     def exported(self) -> DynamicCache:
-        """A copy of the cache in transformers' own layers, for a caller that goes on from it."""
+        """A copy of the cache in transformers' own layers, for a caller that continues from it."""
         return exported(self._model.hf, self._cache, self.length)
 
     def truncate(self, length: int) -> None:
-        """Forgets every token past `length`; a no-op if there is none."""
+        """Removes every token past `length`."""
         surplus = self.length - length
         if surplus > 0:
             self._cache.crop(-surplus)  # transformers 5 takes a count to remove; positive lengths raise
@@ -71,16 +68,14 @@ class CausalModel:
         name: Hub id, folder or file it came from.
         hf: The transformers model, in evaluation mode.
         compression: "fp16" (unquantised), "int8", "nf4", or a registered further kind.
-        dtype: Of its arithmetic.
         vocab_size: Tokens it scores.
         context_limit: Longest sequence it takes, in tokens.
         source: Folder with its weights, if on disk.
         static: Whether sequences use fixed buffers (`speckv.models.static`), as CUDA graphs need.
         captures_graphs: Whether its kernels can be captured; matters only where it is static, on CUDA.
         spare_buffers: Buffers of static sequences that are gone.
-        graph_faults: Why passes could not be captured after all; with any, they run kernel by kernel.
-        defaults: Settings of the model's own `generation_config` that shape its scores; None where the caller applies
-            them, as `generate` does.
+        graph_faults: Errors of captures; after one, passes run kernel by kernel.
+        defaults: Settings of the model's `generation_config` that shape its scores; None where the caller applies them.
     """
 
     name: str
@@ -142,7 +137,7 @@ class CausalModel:
 
 
 def weights_sha256(folder: Path | None) -> str:
-    """Hash of a folder's weight files in the format that transformers loads, in the order of names; "" for none."""
+    """Hash of a folder's weight files, safetensors if there are any, in the order of names; "" for none."""
     for pattern in ("*.safetensors", "pytorch_model*.bin"):
         files = sorted(folder.glob(pattern)) if folder else []
         if files:
@@ -156,7 +151,6 @@ def weights_sha256(folder: Path | None) -> str:
 
 
 def _hub_snapshot(name: str) -> Path | None:
-    """Folder of a model that was loaded by its hub id, or None."""
     try:
         found = cached_file(name, "config.json", local_files_only=True)
     except (OSError, ValueError):
@@ -165,11 +159,11 @@ def _hub_snapshot(name: str) -> Path | None:
 
 
 def with_vocabulary(draft: CausalModel, vocab_size: int) -> CausalModel:
-    """A draft of the target's tokenizer that scores `vocab_size` rows, as the target does, sharing the draft's weights.
+    """Fits a draft with the target's tokenizer to the target's `vocab_size` rows of scores; weights are shared.
 
     Models of one family pad their vocabularies differently: Qwen2.5 7B scores 152,064 rows, 0.5B 151,936, and the
     tokenizer of both has 151,665 tokens. Rows that only the target has score minus infinity, so they are never
-    proposed. Rows that only the draft has are left out. A token that the draft has no embedding for is read as its last
+    proposed. Rows that only the draft has are left out. A token without an embedding in the draft is read as its last
     one, which costs at most acceptance.
     """
     if draft.vocab_size == vocab_size:
@@ -183,8 +177,6 @@ def with_vocabulary(draft: CausalModel, vocab_size: int) -> CausalModel:
 
 
 class _ClampedEmbedding(nn.Module):
-    """An embedding that reads ids past its end as its last one."""
-
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
@@ -200,8 +192,6 @@ class _ClampedEmbedding(nn.Module):
 
 
 class _FittedHead(nn.Module):
-    """A scoring layer cut or padded to a number of rows."""
-
     def __init__(self, inner: nn.Module, vocab_size: int) -> None:
         super().__init__()
         self.inner, self._vocab_size = inner, vocab_size

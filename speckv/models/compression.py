@@ -23,7 +23,7 @@ class Compression:
 
     Attributes:
         bits_per_weight: Nominal storage.
-        quantization_config: Makes the argument of `from_pretrained`, from the compute dtype; None means unquantised.
+        quantization_config: Compute dtype -> argument of `from_pretrained`; None means unquantised.
         devices: Device types it runs on.
         captures_graphs: Whether CUDA graphs can hold its kernels, which must not read data on the host.
     """
@@ -52,10 +52,10 @@ COMPRESSION_KINDS: dict[str, Compression] = {
 
 
 def register_compression(kind: Compression) -> None:
-    """Adds a compression under its name, for loading and for observations; an existing name is replaced.
+    """Adds a compression under its name, or replaces it, for loading and for observations.
 
-    Anything that `from_pretrained` takes as `quantization_config` will do: FP8, torchao, HQQ. For a checkpoint that is
-    stored quantised, AWQ or GPTQ, it is None: the checkpoint's own configuration is loaded.
+    `quantization_config` may make anything that `from_pretrained` takes: FP8, torchao, HQQ. It is None for a checkpoint
+    that is stored quantised, such as AWQ or GPTQ.
 
     >>> register_compression(Compression(name="awq", bits_per_weight=4.0, quantization_config=None, devices=("cuda",)))
     >>> "awq" in COMPRESSION_KINDS
@@ -67,7 +67,7 @@ def register_compression(kind: Compression) -> None:
 
 
 def get_compression(name: str, device: torch.device) -> Compression:
-    """A registered compression, or CompressionError if it is unknown or the device cannot run it."""
+    """A registered compression; raises CompressionError if it is unknown or the device cannot run it."""
     if name not in COMPRESSION_KINDS:
         known = sorted(COMPRESSION_KINDS)
         raise CompressionError(f"Expected a compression in {known}, got {name!r}." + nearest(name, known))
@@ -81,7 +81,7 @@ def get_compression(name: str, device: torch.device) -> Compression:
 
 
 def silence_int8_cast_notice() -> None:
-    """Drops the one warning that bitsandbytes' INT8 layer repeats for every layer and call."""
+    """Drops the warning that bitsandbytes' INT8 layers repeat at every call."""
     logging.getLogger("bitsandbytes.autograd._functions").addFilter(_is_no_cast_notice)
 
 
@@ -95,19 +95,17 @@ ROWS_AT_ONCE = 512
 
 
 class RowwiseInt8Linear(nn.Module):
-    """LLM.int8() of bitsandbytes, each row treated as a pass of its own.
+    """LLM.int8() of bitsandbytes, with each row rounded on its own, as in plain decoding of one token a pass.
 
-    bitsandbytes re-quantises inside every forward pass, which recording can do without. A row's values of magnitude
-    `threshold` or more stay as they are, the others are rounded to 127 steps of the largest among them; the weight
-    holds its rounded values. bitsandbytes leaves the *columns* of all outliers in a pass unrounded, for all its rows,
-    so the result of a row depends slightly on the others. Row by row is what plain decoding, one token a pass,
-    computes; only the prompt is read in one pass.
+    A row's values of magnitude `threshold` or more stay as they are, the others are rounded to 127 steps of the largest
+    among them; the weight keeps its rounded values. bitsandbytes leaves the *columns* of all outliers in a pass
+    unrounded, so that a row's result depends slightly on the other rows.
 
     Args:
         codes: Int8 of shape [out_features, in_features].
         scale: Float32 of shape [out_features]; the value of one step of each output's codes.
         bias: Shape [out_features], or None.
-        threshold: From which magnitude on a value is an outlier.
+        threshold: Least magnitude of an outlier.
 
     Source:
         Dettmers et al. 2022, arXiv:2208.07339; bitsandbytes 0.50, `int8_vectorwise_quant` and `int8_mixed_scaled_mm`.
@@ -156,8 +154,8 @@ class RowwiseInt8Linear(nn.Module):
 def expand_compressed(model: nn.Module, dtype: torch.dtype) -> int:
     """Replaces INT8 and 4-bit layers by equivalents that compute the same function, in place; returns their number.
 
-    For recording, never where time is measured. 4-bit weights are decoded once, INT8 rows are rounded each on its own.
-    `dtype` is the one the model computes in.
+    For recording, never where time is measured. 4-bit weights are decoded once to `dtype`, that of the model's
+    arithmetic. INT8 rows are rounded each on its own.
     """
     import bitsandbytes as bnb
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model's own `generation_config`: the settings that shape its scores, and the tokens that end its texts.
 
-The rule, the same in every command: decoding follows `model.generate(do_sample=False)`. Penalties and constraints of
-the `generation_config` apply. Whether and how to sample is set by SpecKV's `sampling` alone.
+Every command decodes as `model.generate(do_sample=False)`: penalties and constraints of the `generation_config` apply.
+Sampling is set by SpecKV's `sampling` alone.
 """
 
 import warnings
@@ -64,7 +64,7 @@ class GenerationDefaults:
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
-        """Tokens that end a text: those at which `generate` ends one."""
+        """Tokens that end a text in `generate`."""
         return token_ids(self._model.generation_config.eos_token_id)
 
     def processors(self, prompt: Sequence[int], max_new_tokens: int) -> Processors | None:

@@ -18,7 +18,7 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
 
 
 def token_tensor(tokens: Sequence[int] | Tensor, device: torch.device) -> Tensor:
-    """Token ids, or other whole numbers, as a tensor of shape [tokens] on a device; a tensor is returned as it is."""
+    """Whole numbers as a tensor of shape [tokens] on a device; a tensor is returned unchanged."""
     if isinstance(tokens, Tensor):
         return tokens
     return to_device(torch.tensor(list(tokens), dtype=torch.long), device)
@@ -28,9 +28,8 @@ def token_tensor(tokens: Sequence[int] | Tensor, device: torch.device) -> Tensor
 def without_plans(device: torch.device) -> Iterator[None]:
     """Turns cuDNN's attention off in a block, on CUDA.
 
-    Recent PyTorch tries it first on new GPUs. It makes a plan for every shape that it has not seen, tens to hundreds of
-    milliseconds on the host (modelscope/FunASR#3704, sgl-project/sglang#4650), and while a text is decoded every length
-    is a new shape.
+    Recent PyTorch prefers it on new GPUs. It plans for every new shape, tens to hundreds of milliseconds on the host
+    (modelscope/FunASR#3704, sgl-project/sglang#4650), and in decoding every length is a new shape.
     """
     before = device.type == "cuda" and torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
     if not before:

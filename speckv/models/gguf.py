@@ -29,7 +29,7 @@ def cache_folder() -> Path:
 
 
 def converted_folder(gguf: Path) -> Path:
-    """Returns the folder of a GGUF file's dequantised copy in bfloat16, converting it first if need be.
+    """Returns the folder of a GGUF file's dequantised copy in bfloat16, and converts the file if there is none.
 
     The folder is named by a hash of the whole file, computed at every call: size and time of modification can be the
     same after a rewrite. The conversion appears whole or not at all.
@@ -104,7 +104,6 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 
 def _split_count(gguf: Path) -> int:
-    """Files that a model was split into; 0 or 1 if it was not."""
     from gguf import GGUFReader  # an optional package
 
     field = GGUFReader(gguf).fields.get("split.count")
@@ -115,17 +114,9 @@ _NAMED = 3
 
 
 def refuse_incomplete(source: str, loading_info: Mapping[str, Any], *, advice: str = "") -> None:
-    """Checks that transformers initialised no weight at random.
+    """Raises ModelError if transformers initialised weights at random, by the loading info of `from_pretrained`.
 
-    Tied weights, such as a head that shares the embedding, are not among the missing keys.
-
-    Args:
-        source: Hub id, folder or file, for the message.
-        loading_info: The second value of `from_pretrained(..., output_loading_info=True)`.
-        advice: For the message; by default, to fetch the model again.
-
-    Raises:
-        ModelError: naming the first keys that are missing, or stored in another shape.
+    Tied weights, such as a head that shares the embedding, are not among the missing keys. `advice` ends the message.
     """
     missing = sorted(loading_info.get("missing_keys") or ())
     mismatched = sorted(str(key[0]) for key in loading_info.get("mismatched_keys") or ())

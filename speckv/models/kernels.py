@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Descriptions of the matrix product that a compressed model's layers run: a slow path looks like a slow model.
+"""Descriptions of the matrix product that a compressed model's layers run, and warnings of slow ones.
 
 The choices of bitsandbytes are those of its source, release 0.50: `backends/cpu/ops.py`, `backends/cuda/ops.py`,
 `backends/default/ops.py` and `nn/modules.py`.
@@ -25,7 +25,7 @@ _NATIVE = {
 
 
 class Kernel(NamedTuple):
-    """One line about a product, and a faster alternative, which is empty where the path is the fast one."""
+    """A product in one line, and a faster alternative where it is slow."""
 
     text: str
     remedy: str = ""
@@ -129,7 +129,6 @@ def emulated_on_cpu(dtype: torch.dtype) -> bool:
 
 
 def _cpu_features() -> Mapping[str, Any]:
-    """Features of the CPU by torch's names; empty in releases without them."""
     read = getattr(torch.cpu, "get_capabilities", None)
     return dict(read()) if read is not None else {}
 
@@ -141,7 +140,6 @@ def _bitsandbytes_fuses_on_cpu() -> bool:
 
 
 def _module(name: str) -> object:
-    """A module, or None where it cannot be imported."""
     try:
         return importlib.import_module(name)
     except (ImportError, RuntimeError, OSError):

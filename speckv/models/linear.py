@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Matrix products for the few rows of a verify pass, and for prompts, where the stock ones waste a CPU.
+"""Faster matrix products on CPUs for the few rows of a verify pass, and for prompts.
 
 float32: `F.linear(x, weight)` calls BLAS for `x @ weight.T`. With 2 to 64 rows, MKL's kernel for that layout is slow on
 some CPUs: on an AVX2 EPYC, 5 rows took 9.7 ms and the transposed product 4.2 ms for a weight of 8960 x 1536.
 
 bfloat16: a CPU without instructions for it multiplies row by row: 1 row of the same weight took 1.4 ms, 17 rows 22 ms
-and 256 rows 331 ms. Widened to float32 a block at a time, small enough to stay in the cache, 17 rows take 7 ms and 256
-rows 41 ms, and every sum is kept in float32.
+and 256 rows 331 ms. Widened to float32 in blocks that fit the cache, 17 rows take 7 ms and 256 rows 41 ms.
 
-Verification and prefill have such row counts, so the other order is timed once per process, at several row counts, and
-used where it is faster.
+Each alternative is timed once per process, at several row counts, and used where it is faster.
 """
 
 import functools
@@ -48,7 +46,7 @@ class NarrowLinear(nn.Linear):
 
 
 class WideningLinear(nn.Linear):
-    """`nn.Linear` in bfloat16 that widens its weight for many rows; same values up to rounding, the sums better."""
+    """`nn.Linear` in bfloat16 that widens its weight for many rows; sums are kept in float32."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Applies the layer to `[..., in_features]`."""
@@ -96,10 +94,7 @@ def stock_linear(*models: nn.Module) -> Iterator[None]:
 
 @functools.cache
 def widest_narrow_product() -> int:
-    """Most rows for which the transposed product took under 0.9 of the stock one's time here, 0 if none.
-
-    Measured now, once per process, in under a second.
-    """
+    """Most rows for which the transposed product took under 0.9 of the stock one's time here, 0 if none."""
     weights = [torch.randn(6144, 1536) for _ in range(3)]
     widest = 0
     for rows in PROBED_ROWS:
@@ -112,10 +107,7 @@ def widest_narrow_product() -> int:
 
 @functools.cache
 def fewest_widened_rows() -> int | None:
-    """Fewest rows for which widening bfloat16 took under 0.9 of the stock product's time here, None if for none.
-
-    Measured now, once per process, in about a second.
-    """
+    """Fewest rows for which widening bfloat16 took under 0.9 of the stock product's time here, or None."""
     weights = [torch.randn(6144, 1536).to(torch.bfloat16) for _ in range(3)]
     for rows in PROBED_WIDE_ROWS:
         x = torch.randn(rows, 1536).to(torch.bfloat16)
@@ -141,7 +133,6 @@ def widened_product(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _room(features: int) -> Tensor:
-    """This thread's buffer for one block."""
     rooms: dict[int, Tensor] = _local.__dict__.setdefault("rooms", {})
     if features not in rooms:
         with torch.inference_mode(mode=False):  # a tensor of inference mode could not be written to outside of it
@@ -152,7 +143,7 @@ def _room(features: int) -> Tensor:
 def median_seconds(
     product: Callable[[Tensor, Tensor], Tensor], weights: list[Tensor], x: Tensor, repeats: int = 9
 ) -> float:
-    """Median time of `product(x, weight)` on weights that take turns."""
+    """Median time of `product(x, weight)`."""
     seconds = []
     with torch.inference_mode():
         for i in range(repeats + 3):
@@ -173,15 +164,12 @@ tokens that come of it, as on the shipped recordings."""
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Turns "auto" or a dtype's name into a dtype.
+    """Turns "auto" or a dtype's name into a dtype; ConfigError for an unknown name.
 
-    On CUDA, "auto" is bfloat16 where the GPU has it, else float16. On a CPU it is the one of bfloat16 and float32
-    whose better way to decode, plain or speculative, takes less time a token, by products that are timed once per
-    process. CPUs without instructions for bfloat16 multiply one row fast, because half as many bytes are read, and the
-    rows of a verify pass slowly: there plain decoding is fastest in bfloat16, and speculation pays most in float32.
-
-    Raises:
-        ConfigError: for an unknown name.
+    On CUDA, "auto" is bfloat16 where the GPU has it, else float16. On a CPU it is the one of bfloat16 and float32 that
+    takes less time a token, in plain or speculative decoding, whichever is faster. CPUs without bfloat16 instructions
+    multiply one row fast, because half as many bytes are read, and verify passes slowly: plain decoding is then fastest
+    in bfloat16, and speculation gains most in float32.
     """
     if name == "auto":
         if device.type == "cuda":
@@ -195,7 +183,7 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Returns "float32" for torch.float32."""
+    """A dtype's name, such as "float32"."""
     return str(dtype).removeprefix("torch.")
 
 

@@ -35,8 +35,8 @@ class PairConfig:
     Attributes:
         target: Hub id, local folder or GGUF file.
         draft: The same, "self" for the target's own first `draft_layers` layers (all of them at 0), or "lookup" for
-            no model at all: what followed the newest tokens earlier in the text.
-        name: Shown in tables; the target's by default.
+            what followed the newest tokens earlier in the text, without a model.
+        name: For tables; the target's by default.
         dtype: "auto" or a name such as "float32".
         device: "auto", "cpu", "cuda", "cuda:1".
         lookup_longest: Most tokens that a "lookup" draft matches; `lookup_shortest` is the fewest.
@@ -61,11 +61,9 @@ class PairConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelPair:
-    """A target, and a draft model with the same tokenizer or none.
+    """A target, and a draft model with the same tokenizer, or None for a "lookup".
 
-    Attributes:
-        draft_model: None where the config's draft is "lookup".
-        eos_token_ids: Tokens that end a text, those of the target's `generation_config`, as in `generate`.
+    `eos_token_ids` end a text, as in `generate`; they are those of the target's `generation_config`.
     """
 
     config: PairConfig
@@ -76,7 +74,7 @@ class ModelPair:
 
     @property
     def draft(self) -> CausalModel:
-        """The draft model, or ModelError if there is none."""
+        """The draft model; raises ModelError if there is none."""
         if self.draft_model is None:
             raise ModelError(
                 f"Expected a pair with a draft model, got model.draft={self.config.draft}, which has none. Choose a "
@@ -125,11 +123,7 @@ def load_pair(config: PairConfig) -> ModelPair:
 
 
 def resolve_device(name: str) -> torch.device:
-    """Turns "auto" or a device's name into a device.
-
-    Raises:
-        ConfigError: if it is unknown or absent.
-    """
+    """Turns "auto" or a device's name into a device; ConfigError if it is unknown or absent."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -193,7 +187,7 @@ def causal_model(
     """Makes a transformers model ready to decode, in place; arguments as of `CausalModel` and `PairConfig`.
 
     Raises:
-        ConfigError: if a static cache is wanted that the model's attention does not allow.
+        ConfigError: if the model's attention does not allow the static cache that is set.
         ModelError: if its cache cannot be cut back, as with recurrent layers.
     """
     require_rollback(model, name)
@@ -212,11 +206,7 @@ def causal_model(
 
 
 def first_layers(target: CausalModel, layers: int) -> CausalModel:
-    """A draft made of the target's own first layers and head, sharing its weights; 0 layers means all of them.
-
-    Raises:
-        ConfigError: if the target has fewer.
-    """
+    """A draft made of the target's own first layers and head, sharing its weights; 0 layers means all of them."""
     total = int(target.hf.config.num_hidden_layers)
     if not 0 <= layers <= total:
         raise ConfigError(f"Expected draft_layers in 0..{total} for {target.name}, got {layers}.")
@@ -234,7 +224,6 @@ def first_layers(target: CausalModel, layers: int) -> CausalModel:
 
 
 def _layer_list(decoder: nn.Module, total: int) -> nn.ModuleList:
-    """The list of a decoder's layers."""
     for child in decoder.children():
         if isinstance(child, nn.ModuleList) and len(child) == total:
             return child
@@ -297,11 +286,10 @@ _BESIDE = ("folder", "target_gguf", "draft_gguf")
 def choose_pair(model: Mapping[str, Any]) -> PairConfig:
     """Builds a `PairConfig` from its fields, and `folder`, `target_gguf`, `draft_gguf`.
 
-    With `folder`, target and draft are the GGUF files of the pair's usual names inside that folder; a draft that is
-    "self" or "lookup" stays what it is.
+    With `folder`, target and draft are the GGUF files of those names inside it, except for a draft "self" or "lookup".
 
     Raises:
-        ConfigError: if a field is unknown, or `folder` is given and the pair has no usual GGUF names.
+        ConfigError: if a field is unknown, or `folder` is given and `target_gguf` is missing.
     """
     known = [*PairConfig.__dataclass_fields__, *_BESIDE]
     for key in model:

@@ -37,12 +37,7 @@ def decoder_of(model: PreTrainedModel) -> Any:
 
 
 def with_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> Any:
-    """A copy of a model in which some modules are others, wherever they occur.
-
-    Args:
-        model: The model; modules that are not replaced are shared, and so are all weights.
-        replacements: Module of the model -> module in its place.
-    """
+    """A copy of a model with some modules replaced wherever they occur; the others are shared, with their weights."""
     if model in replacements:
         return replacements[model]
     children = {
@@ -70,7 +65,7 @@ class _Given:
 
 
 class _GivenStates(nn.Module):
-    """Stands in for a decoder: returns the hidden states it is given as input embeddings."""
+    """Takes the place of a decoder: returns its input embeddings as hidden states."""
 
     def forward(self, *args: object, inputs_embeds: Tensor, **kwargs: object) -> _Given:
         del args, kwargs
@@ -99,8 +94,8 @@ _FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn", "proportional")
 def context_limit(model: nn.Module) -> int:
     """Longest text that a model takes, in tokens.
 
-    Rotary embeddings that change with the length of the text (LongRoPE, dynamic NTK) end where they change: past that
-    point cached keys and new ones disagree, and texts depend on how many tokens are verified together.
+    Rotary embeddings that change with the length of the text (LongRoPE, dynamic NTK) end where they change: cached keys
+    and new ones disagree past that point.
     """
     config: Any = unwrapped(model).config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None) or sys.maxsize
@@ -108,10 +103,9 @@ def context_limit(model: nn.Module) -> int:
 
 
 def hard_context_limit(model: nn.Module) -> int:
-    """Longest text for which a model can compute positions at all: unbounded with ordinary rotary embeddings.
+    """Longest text for which a model can compute positions: unbounded with ordinary rotary embeddings.
 
-    `generate` goes on past `max_position_embeddings` with a warning where the model can, and so do texts that are
-    decoded behind it.
+    Like `generate`, integrations continue past `max_position_embeddings` where the model can.
     """
     config: Any = unwrapped(model).config.get_text_config()
     limits = _rotation_limits(config)
@@ -120,7 +114,7 @@ def hard_context_limit(model: nn.Module) -> int:
 
 
 def _rotations(config: Any) -> list[dict[str, Any]]:
-    """Parameters of a model's rotary embeddings, one or one a kind of layer."""
+    """Parameters of a model's rotary embeddings, one a kind of layer."""
     found = getattr(config, "rope_parameters", None) or {}
     if "rope_type" in found:
         return [found]

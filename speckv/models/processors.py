@@ -59,16 +59,13 @@ class Processors:
     """Logits processors along a speculative text.
 
     Each processor is called once for every emitted token and in the order of the text, as plain `generate` calls it.
-    Drafts and verifications use copies of it, so that rejected tokens leave its state as it was. Nothing is copied
-    where no processor keeps state.
+    Drafts and verifications use copies, so that rejected tokens leave its state unchanged. Nothing is copied where no
+    processor keeps state.
 
     Args:
         processors: In the order in which they apply.
         beside: Objects that may share state with the processors, such as stopping criteria; copied with them.
         stateless: Classes among `beside` that keep no state, by exact type.
-
-    Attributes:
-        stateful: Whether a processor keeps state.
 
     Raises:
         ConfigError: for classifier-free guidance, and for a processor that cannot be deep-copied.
@@ -181,8 +178,8 @@ _LEAVES = (type, types.ModuleType, torch.Tensor, str, bytes, int, float, complex
 class Copier:
     """Copies objects that may keep state, so that a copy can be used and dropped.
 
-    State that two of the objects share is shared by their copies too. Models, tokenizers and locks inside the objects
-    are shared with the originals. Of a function, the variables of its closure and its defaults are copied.
+    State that two objects share is shared by their copies. Models, tokenizers and locks are shared with the originals.
+    Of a function, the variables of its closure and its defaults are copied.
 
     Args:
         objects: Logits processors or stopping criteria.
@@ -202,7 +199,7 @@ class Copier:
         self.copied = tuple(new is not old for new, old in zip(self.copies(), self._objects, strict=True))
 
     def copies(self, number: int | None = None) -> list[object]:
-        """Copies of the first `number` objects, by default all; objects without state are returned as they are."""
+        """Copies of the first `number` objects, by default all."""
         memo = dict(self._shared)
         pairs = list(zip(self._objects, self.copied, strict=True))[:number]
         return [_copy(item, memo) if copied else item for item, copied in pairs]
@@ -268,7 +265,6 @@ def _shared(objects: Sequence[object]) -> dict[int, object]:
 
 
 def _parts(item: object) -> list[object]:
-    """The objects directly inside one."""
     if isinstance(item, types.MethodType):
         return [item.__self__]
     if isinstance(item, types.FunctionType):

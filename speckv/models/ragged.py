@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many sequences in one model, each of its own length: for decoding batches and for recording.
 
-Every row has a slot for each position in one buffer a layer, so the slot of a token is its position. Cutting a row back
-changes its length and moves nothing: the mask hides what is past the end until it is overwritten. Sliding windows are
-masks over the same buffers.
+Every row has a slot for each position in one buffer a layer. Cutting a row back changes its length and moves nothing:
+the mask hides what is past the end until it is overwritten. Sliding windows are masks over the same buffers.
 """
 
 import copy
@@ -52,7 +51,6 @@ class RaggedRows:
         self._begin()
 
     def _begin(self) -> None:
-        """Starts with no rows and empty buffers."""
         cache = DynamicCache(config=self.model.hf.config)
         layers: list[Any] = [BufferLayer() if _holds_tokens(layer) else layer for layer in cache.layers]  # type: ignore[no-untyped-call]
         cache.layers = layers
@@ -82,7 +80,7 @@ class RaggedRows:
         self._lengths.pop()
 
     def truncate(self, row: int, length: int) -> None:
-        """Removes every token of a row past `length`; a no-op if there is none."""
+        """Removes every token of a row past `length`."""
         self._lengths[row] = min(self._lengths[row], length)
 
     @torch.inference_mode()
@@ -91,12 +89,12 @@ class RaggedRows:
 
         Args:
             rows: Each at most once; fastest if they are the first ones in order.
-            tokens: Shape [rows, width], ids on the model's device; what is behind a row's count is padding.
+            tokens: Shape [rows, width], ids on the model's device; what is past a row's count is padding.
             counts: Tokens of each row, 1 to width.
             last_only: Whether only the last token of each row is scored.
 
         Returns:
-            Logits after each token, of shape [sum(counts), vocab], or [rows, vocab]: row after row, without padding.
+            Logits of shape [sum(counts), vocab], or [rows, vocab]: row after row, without padding.
 
         Raises:
             BudgetError: if a row would outgrow the model's context.
@@ -112,11 +110,7 @@ class RaggedRows:
 
     @torch.inference_mode()
     def read(self, texts: Sequence[Sequence[int]]) -> Tensor:
-        """Adds rows and reads their whole texts.
-
-        Returns:
-            Hidden states of shape [texts, longest, hidden]; those past the end of a text are undefined.
-        """
+        """Adds rows and reads their whole texts; returns hidden states [texts, longest, hidden], undefined past an end."""
         first, counts = len(self._lengths), [len(text) for text in texts]
         self.add(len(texts))
         ids = torch.tensor([[*text, *[0] * (max(counts) - len(text))] for text in texts])
@@ -129,7 +123,7 @@ class RaggedRows:
 
     @torch.inference_mode()
     def score(self, hidden: Tensor) -> Tensor:
-        """Float32 logits of hidden states of shape [states, hidden]; at most `LOGITS_ROWS` states keep memory small."""
+        """Float32 logits of hidden states [states, hidden], at most `LOGITS_ROWS` of them to keep memory small."""
         return self._scores(hidden).float()
 
     @torch.inference_mode()
@@ -211,7 +205,7 @@ class RaggedRows:
 
 @dataclass(frozen=True, slots=True)
 class RaggedModel:
-    """A loaded model as `BatchEngine` drives it; see `require_batches`."""
+    """A loaded model as `BatchEngine` drives it."""
 
     model: CausalModel
 
@@ -235,20 +229,12 @@ class RaggedModel:
         return self.model.request_processors(prompt, max_new_tokens)
 
     def rows(self) -> RaggedRows:
-        """Starts with no rows.
-
-        Raises:
-            ModelError: if the model keeps another kind of cache.
-        """
+        """Starts with no rows; ModelError if the model keeps another kind of cache."""
         return RaggedRows(self.model)
 
 
 def require_batches(model: CausalModel) -> None:
-    """Checks that rows of unequal length can share passes of a model.
-
-    Raises:
-        ModelError: if its cache or its positions need passes of their own.
-    """
+    """Raises ModelError if a model's cache or positions do not allow rows of unequal length in one pass."""
     require_rollback(model.hf, model.name)
     config: Any = model.hf.config.get_text_config()
     layers = DynamicCache(config=model.hf.config).layers

@@ -45,7 +45,7 @@ class ScoredTokens:
 def signals(logits: Tensor) -> Tensor:
     """Entropy (nats), top-1 probability and top-1 minus top-2 probability, float32 of shape [rows, 3].
 
-    They are taken at temperature 1 of unwarped logits of shape [rows, vocab], whatever the sampling. NaN gives NaN.
+    They are taken at temperature 1 of unwarped logits of shape [rows, vocab]. NaN gives NaN.
 
     >>> signals(torch.zeros(1, 4)).round(decimals=4).tolist()
     [[1.3863, 0.25, 0.0]]

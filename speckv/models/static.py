@@ -2,8 +2,8 @@
 """A sequence in buffers that never move, so that CUDA graphs can replay whole passes.
 
 A pass of a few tokens through a small model is hundreds of kernels, each shorter than its launch. Captured once per
-width, it is one launch: the model, the signals and the likeliest token. Slots and mask are computed on the device from
-one number, the position; beside the ids, that is all that changes between replays.
+width, it is one launch: the model, the signals and the likeliest token. Only the ids and the position change between
+replays; slots and mask are computed from the position on the device.
 
 Everything but the capture runs on a CPU too, where the tests compare it with the growing cache.
 """
@@ -89,7 +89,7 @@ class StaticSequence:
         return scores
 
     def exported(self) -> DynamicCache:
-        """A copy of the cache in transformers' own layers, for a caller that goes on from it."""
+        """A copy of the cache in transformers' own layers, for a caller that continues from it."""
         return exported(self._model.hf, self._buffers.cache, self.length)
 
     def capture_ahead(self, longest: int, widths: Sequence[int], *, all_logits: bool) -> None:
@@ -151,7 +151,7 @@ class _StaticBuffers:
 
     @torch.inference_mode()
     def run(self, ids: Tensor, position: int, num_logits: int, *, once: bool = False) -> Scores:
-        """One pass of ids of shape [tokens], the first of which is at `position`; not captured if run `once`."""
+        """Runs one pass of ids of shape [tokens], the first at `position`; it is not captured if run `once`."""
         visible = self._visible(position + len(ids))
         if visible > self._capacity:
             self._capacity = visible
@@ -165,7 +165,7 @@ class _StaticBuffers:
         return self._graphs.run(key, lambda static: self._pass(static, num_logits, visible), ids)
 
     def capture_ahead(self, longest: int, widths: Sequence[int], *, all_logits: bool) -> None:
-        """Captures passes; see `StaticSequence.capture_ahead`."""
+        """See `StaticSequence.capture_ahead`."""
         for visible in self._sizes(longest):
             for width in sorted((width for width in widths if width < visible), reverse=True):
                 if self._graphs is None or self._graphs.faulty:
@@ -209,8 +209,7 @@ class PassGraphs:
     Memory that one frees within itself may hold the result of another: logits are valid until the next replay of any.
 
     Args:
-        faults: Why passes of this model could not be captured. New reasons are added; with any, nothing is captured,
-            and passes run kernel by kernel.
+        faults: Errors of captures; new ones are added, and after one passes run kernel by kernel.
     """
 
     def __init__(self, faults: list[str]) -> None:
@@ -224,20 +223,14 @@ class PassGraphs:
         return bool(self._faults)
 
     def clear(self) -> None:
-        """Drops all of them: the buffers have moved."""
+        """Drops all of them, because the buffers have moved."""
         self._held.clear()
         self._pool = None  # a pool that no graph holds any more cannot be shared again
 
     def run(self, key: Hashable, run: Pass, ids: Tensor) -> Scores:
-        """Replays a pass on ids of shape [tokens], captured first where it has not been.
+        """Replays a pass on ids of shape [tokens], captured first if need be; the key holds all that shapes the pass.
 
-        Args:
-            key: Of everything that shapes the pass.
-            run: The pass.
-            ids: On the device.
-
-        Raises:
-            torch.OutOfMemoryError: which does not mean that the pass cannot be captured.
+        Running out of memory in a capture raises, because it does not mean that the pass cannot be captured.
         """
         if key not in self._held and not self._capture(key, run, ids):
             return run(ids)
@@ -260,8 +253,6 @@ class PassGraphs:
 
 
 class _Graph:
-    """A captured pass."""
-
     def __init__(self, run: Pass, ids: Tensor, pool: Any) -> None:
         self._ids = ids.clone()
         side, current = _side_stream(ids.device), torch.cuda.current_stream(ids.device)
@@ -287,7 +278,6 @@ class _Graph:
 
 @functools.cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """The one stream of a device that passes are captured on."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 

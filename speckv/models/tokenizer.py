@@ -27,11 +27,7 @@ _FIXED_DATE = (
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """Loads a model's tokenizer from a hub id, a folder or a GGUF file.
-
-    Raises:
-        ModelError: if it is missing, gated or damaged.
-    """
+    """Loads the tokenizer of a hub id, a folder or a GGUF file; ModelError if it is missing, gated or damaged."""
     location = locate(source)
     try:
         AutoConfig.from_pretrained(location)
@@ -57,7 +53,7 @@ def encode_prompt(
 
 
 def template_reads_date(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a tokenizer has a chat template that can print the date, so that its prompts depend on it."""
+    """Whether the chat template can print the date, so that prompts depend on it."""
     return bool(tokenizer.chat_template) and "strftime_now" in tokenizer.get_chat_template()
 
 
@@ -140,7 +136,6 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[int]) -> di
 
 
 def _decoding_steps(tokenizer: PreTrainedTokenizerBase) -> set[str]:
-    """Names of the tokenizer's decoders, nested ones included."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or backend.decoder is None:
         return set()
@@ -149,11 +144,7 @@ def _decoding_steps(tokenizer: PreTrainedTokenizerBase) -> set[str]:
 
 
 def _byte_letters() -> dict[str, int]:
-    """The alphabet of byte-level vocabularies: printable bytes are letters themselves, the others letters from 256 on.
-
-    Source:
-        GPT-2's `bytes_to_unicode`, which all of them took over.
-    """
+    """GPT-2's `bytes_to_unicode`: printable bytes are letters themselves, the others letters from 256 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + k): byte for k, byte in enumerate(others)}
