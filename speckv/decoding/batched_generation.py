@@ -84,12 +84,10 @@ def generate_batch(
     max_running: int | None = None,
     on_step: Callable[[int, DecodeStep], None] | None = None,
 ) -> BatchResult:
-    """Decodes many requests; the controller chooses a gamma for each running one before every step.
+    """Decodes many requests; the controller chooses a gamma for each running one before every step, as it would alone.
 
     Args:
         engine: Any requests that it was decoding are dropped.
-        prompts: Token ids.
-        controller: Decides for each request as it would alone.
         max_new_tokens: Token budget, one for all or one a request.
         requests: Names for the sampling seed; numbers from "0" on by default.
         max_running: Most requests that run together, all by default. The others wait, and join in order as others end.

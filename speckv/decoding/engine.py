@@ -36,9 +36,6 @@ class Engine:
             without drafts past the end of its context.
         eos_token_ids: Tokens that end the text.
         clock: The device's by default.
-
-    Raises:
-        ConfigError: if a draft model scores another number of tokens than the target.
     """
 
     def __init__(
@@ -99,16 +96,6 @@ class Engine:
         return self._request.tokens if self._request else []
 
     @property
-    def prompt_len(self) -> int:
-        """Of the request, in tokens."""
-        return self._request.prompt_len if self._request else 0
-
-    @property
-    def tokens_left(self) -> int:
-        """Tokens that the budget still allows."""
-        return self._request.tokens_left if self._request else 0
-
-    @property
     def draft_lag(self) -> int:
         """Emitted tokens that the draft has not read, the newest one not counted."""
         return self._running_loop.draft_lag(0)
@@ -138,7 +125,6 @@ class Engine:
         """Reads the prompt with both models and emits the first token, which comes from the target's prefill.
 
         Args:
-            prompt: At least one token id.
             max_new_tokens: Token budget, at least 1, the first token included; cut at the end of the target's context.
             request: Name of the request; with the sampling seed it fixes every draw.
             processors: Of scores; by default those of the target's `generation_config`.
@@ -209,8 +195,8 @@ class Engine:
     def can_draft(self) -> bool:
         """Whether the open step can draft another token.
 
-        A draft ends at gamma, at the token budget, at the end of the draft's context, after a drafted end of text, and
-        where its source has nothing to propose, perhaps at once.
+        It cannot past gamma, the token budget, the draft's context or a drafted end of text, or where the source
+        proposes none.
         """
         return self._loop is not None and self._request is not None and self._loop.can_draft(0)
 
@@ -301,15 +287,12 @@ class BatchEngine:
     ) -> list[DecodeStep]:
         """Adds requests: both models read the prompts, and each emits its first token, from the target's prefill.
 
-        Prompts that do not fit the draft's context are decoded without drafts.
+        Prompts that do not fit the draft's context are decoded without drafts. Requests that finish at once are not
+        running.
 
         Args:
-            prompts: Of at least one token id each.
             max_new_tokens: Token budget, at least 1, the first token included; one for all, or one a request.
             requests: Names; with the sampling seed a name fixes every draw. Numbers from "0" on by default.
-
-        Returns:
-            One step a request, in their order, with the seconds of all prefills. Those that finished are not running.
 
         Raises:
             BudgetError: if a prompt is empty, or it and one token do not fit the context; nothing has changed then.
@@ -366,16 +349,14 @@ class BatchEngine:
     def step(self, gammas: Sequence[int], go_on: GoOnRows | None = None) -> list[DecodeStep]:
         """Drafts up to a gamma of each request's own, verifies all drafts in one pass, emits tokens in each request.
 
+        Steps come in the order of `running`, which then loses the requests that finished.
+
         Args:
             gammas: One for each of `running`, at least 0; cut to the request's budget and at a drafted end of text.
             go_on: As of `Engine.step`, for all requests that could draft another token, as indices into `running`.
 
-        Returns:
-            One step a request, in the order of `running` before it. Those that finished are no longer running after it.
-
         Raises:
-            ConfigError: if nothing runs, there is not one gamma a request, or one is negative, or positive without a
-                draft.
+            ConfigError: if nothing runs, or the gammas do not fit.
         """
         order = self._order()
         if not order:

@@ -24,12 +24,7 @@ from speckv.types import Controller, FloatArray, StoppingController
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestContext:
-    """Inputs of an observation that do not change while a request is decoded.
-
-    Attributes:
-        compression: Of the target.
-        cost_ratio: One draft pass over one target pass, from a cost table.
-    """
+    """Constant inputs of a request's observations; `cost_ratio` is one draft pass over one target pass."""
 
     compression: str
     cost_ratio: float
@@ -106,7 +101,6 @@ def generate(
 
     Args:
         engine: Any request it was decoding is dropped.
-        prompt: Token ids.
         controller: Reset first.
         request: Name of the request, for the sampling seed.
         on_step: Called with the prefill's step and every decode step, to stream.

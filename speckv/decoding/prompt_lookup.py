@@ -21,13 +21,7 @@ from speckv.ngrams import Guess, NgramIndex
 
 
 class PromptLookup:
-    """Opens drafters that look up the newest tokens in the text so far.
-
-    Args:
-        vocab_size: Tokens that the target scores.
-        longest: Most tokens to match.
-        shortest: Fewest tokens to match, at least 1.
-    """
+    """Opens drafters that match the newest `longest` to `shortest` tokens with the text so far."""
 
     on_host = True
     context_limit = sys.maxsize

@@ -28,8 +28,8 @@ class CachedTokens(Protocol):
         """Removes every token past `length`."""
 
 
-class LanguageModel(Protocol):
-    """A model that `Engine` can drive."""
+class ScoringModel(Protocol):
+    """What the engines read of a model."""
 
     @property
     def context_limit(self) -> int:
@@ -38,6 +38,10 @@ class LanguageModel(Protocol):
     @property
     def vocab_size(self) -> int:
         """Tokens it scores."""
+
+
+class LanguageModel(ScoringModel, Protocol):
+    """A model that `Engine` can drive."""
 
     def sequence(self) -> CachedTokens:
         """Starts an empty sequence."""
@@ -66,16 +70,8 @@ class CachedRows(Protocol):
         """
 
 
-class BatchModel(Protocol):
+class BatchModel(ScoringModel, Protocol):
     """A model that `BatchEngine` can drive, such as `speckv.models.RaggedModel`."""
-
-    @property
-    def context_limit(self) -> int:
-        """Longest sequence it takes, in tokens."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Tokens it scores."""
 
     @property
     def device(self) -> torch.device:

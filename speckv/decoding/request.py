@@ -35,13 +35,7 @@ Stop = Callable[[list[int]], bool]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeStep:
-    """One step's tokens and its outcome.
-
-    Attributes:
-        tokens: Emitted tokens.
-        drafted: Drafted tokens, accepted or not.
-        target_signals: Shape [num_emitted, 3]; of the target at each emitted token.
-    """
+    """One step's emitted and drafted tokens, and its outcome; `target_signals` has shape [num_emitted, 3]."""
 
     tokens: tuple[int, ...]
     drafted: tuple[int, ...]
@@ -94,10 +88,8 @@ class Draft:
 class Draws:
     """The sampling of one request: how its tokens are chosen, and its own randomness and processors.
 
-    Args:
-        request: Name of the request; with the seed it fixes every draw.
-        processors: Applied to every score before a token is chosen, as `generate` does.
-        text: The request's prompt and output, which the engine extends; read where there are processors.
+    With the sampling seed, the request's name fixes every draw. The engine extends `text`, its prompt and output, which
+    processors read.
     """
 
     def __init__(
@@ -181,12 +173,10 @@ def propose(draws: Sequence[Draws], scores: Scores, positions: Sequence[int]) ->
 def verify(
     draws: Sequence[Draws], drafts: Sequence[Sequence[Proposal]], scores: Scores, positions: Sequence[int]
 ) -> list[Verification]:
-    """Verifies each request's draft, oldest proposal first.
+    """Verifies each request's draft, oldest proposal first; a draft may be empty.
 
-    Args:
-        drafts: One a request; may be empty.
-        scores: The target's rows: for each request, one a proposal and one for the token after them.
-        positions: Output position of each request's first row.
+    `scores` holds, for each request, the target's row for each proposal and one for the token after them; `positions`
+    the output position of each request's first row.
     """
     device, sizes = scores.best.device, [len(draft) + 1 for draft in drafts]
     drafted = [
@@ -224,12 +214,9 @@ def _with_logits(scores: Scores, parts: Sequence[Tensor]) -> Scores:
 
 
 class RequestState:
-    """One request as it is decoded, with a budget from `token_budget`.
+    """One request as it is decoded: `context` is prompt and output so far, `draft` that of the open step.
 
-    Attributes:
-        context: Prompt and output so far.
-        finish: "eos", "length", "stop" or "failed"; None while the text goes on.
-        draft: Of the open step.
+    `finish` is "eos", "length", "stop" or "failed"; None while the text goes on.
     """
 
     def __init__(
@@ -302,13 +289,9 @@ class RequestState:
     def close_step(
         self, num_kept: int, tokens: Sequence[int], target_signals: FloatArray, *, draft_s: float, verify_s: float
     ) -> DecodeStep:
-        """Closes the open step.
+        """Closes the open step, of which `num_kept` drafted tokens were kept, perhaps more than were emitted.
 
-        Args:
-            num_kept: Drafted tokens that verification kept; those past an end of text were not emitted.
-            tokens: Emitted tokens, at least one.
-            target_signals: Shape [num_emitted or more, 3].
-            verify_s: Seconds besides drafting.
+        `target_signals` has shape [num_emitted or more, 3]; `verify_s` are the seconds besides drafting.
         """
         draft, self.draft = self.open_draft, None
         num_accepted, found = min(num_kept, len(tokens)), target_signals[: len(tokens)]
@@ -332,11 +315,8 @@ class RequestState:
 def token_budget(prompt: Sequence[int], max_new_tokens: int, limit: int, *, expected: str = "Expected") -> int:
     """Tokens that a request may emit: `max_new_tokens`, or with a warning fewer, if a context of `limit` tokens ends.
 
-    The newest token needs no room in the context, so prompt and output may be one longer.
-
-    Raises:
-        BudgetError: if the prompt is empty, the budget below 1, or the prompt and one token do not fit the context.
-            `expected` begins its text.
+    The newest token needs no room in the context, so prompt and output may be one longer. BudgetError, whose text
+    begins with `expected`, if the prompt is empty, the budget below 1, or the prompt does not fit.
     """
     if not prompt:
         raise BudgetError(

@@ -26,7 +26,6 @@ class SamplingConfig:
 
     Attributes:
         mode: "greedy"; "gumbel" (the same text for every gamma); "rejection" (the same distribution for every gamma).
-        temperature: Above 0; ignored by greedy.
         top_k: Keep the k likeliest tokens; 0 keeps all.
         top_p: Keep the smallest set of likeliest tokens with at least this mass; 1 keeps all.
         seed: Of every draw of a request.
@@ -131,9 +130,7 @@ class Verification:
 def verify_match(draft_tokens: Tensor, target_tokens: Tensor) -> Verification:
     """Keeps drafted tokens while they equal the target's own choices: greedy and Gumbel-coupled decoding.
 
-    Args:
-        draft_tokens: Shape [draft], oldest first.
-        target_tokens: Shape [draft + 1]; the target's choice at each of those positions and at the one after.
+    `draft_tokens` has shape [draft], `target_tokens` [draft + 1]: the target's choices there and at the next position.
 
     >>> verify_match(torch.tensor([5, 6, 7]), torch.tensor([5, 6, 8, 9])).num_accepted
     tensor(2)
@@ -177,9 +174,7 @@ def verify_rejection(
 
 
 def residual(target_probs: Tensor, draft_probs: Tensor) -> Tensor:
-    """The distribution of the recovered token: max(target - draft, 0), normalised; shapes [..., vocab].
-
-    If rounding leaves nothing, it is the target's own.
+    """The recovered token's distribution: max(target - draft, 0), normalised, or target if rounding leaves nothing.
 
     >>> residual(torch.tensor([0.75, 0.25]), torch.tensor([0.25, 0.75])).tolist()
     [1.0, 0.0]

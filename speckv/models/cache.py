@@ -131,10 +131,9 @@ class Slots:
     """Where a pass writes in buffers and how far it reads, the same in every layer. A slot holds one token.
 
     Attributes:
-        capacity: Slots that each row must have.
+        capacity: Slots that each of `num_rows` rows must have.
         positions: Slots that are written: shape [batch, width], or [width] for a single row.
         span: Slots that are read.
-        num_rows: Rows that the buffers must have.
         rows: Shape [batch]; rows that take part. None for a single row.
         leading: Whether the rows are the first ones in order, so that reading needs no copy.
     """

@@ -34,10 +34,9 @@ class CachedSequence(ScoredTokens):
 
     @torch.inference_mode()
     def extend(self, tokens: Sequence[int] | Tensor, *, num_logits: int | None = None) -> Tensor:
-        """Appends at least one token and returns logits [num_logits, vocab] after the last of them, by default after all.
+        """Appends at least one token and returns logits [num_logits, vocab] after the last ones, by default all.
 
-        Raises:
-            BudgetError: if the model's context would overflow.
+        BudgetError if the model's context would overflow.
         """
         self._model.require_context(self.length + len(tokens))
         ids = token_tensor(tokens, self._model.device)[None]
@@ -66,14 +65,12 @@ class CausalModel:
 
     Attributes:
         name: Hub id, folder or file it came from.
-        hf: The transformers model, in evaluation mode.
         compression: "fp16" (unquantised), "int8", "nf4", or a registered further kind.
         vocab_size: Tokens it scores.
         context_limit: Longest sequence it takes, in tokens.
         source: Folder with its weights, if on disk.
         static: Whether sequences use fixed buffers (`speckv.models.static`), as CUDA graphs need.
         captures_graphs: Whether its kernels can be captured; matters only where it is static, on CUDA.
-        spare_buffers: Buffers of static sequences that are gone.
         graph_faults: Errors of captures; after one, passes run kernel by kernel.
         defaults: Settings of the model's `generation_config` that shape its scores; None where the caller applies them.
     """

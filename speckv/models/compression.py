@@ -24,7 +24,6 @@ class Compression:
     Attributes:
         bits_per_weight: Nominal storage.
         quantization_config: Compute dtype -> argument of `from_pretrained`; None means unquantised.
-        devices: Device types it runs on.
         captures_graphs: Whether CUDA graphs can hold its kernels, which must not read data on the host.
     """
 
@@ -98,14 +97,9 @@ class RowwiseInt8Linear(nn.Module):
     """LLM.int8() of bitsandbytes, with each row rounded on its own, as in plain decoding of one token a pass.
 
     A row's values of magnitude `threshold` or more stay as they are, the others are rounded to 127 steps of the largest
-    among them; the weight keeps its rounded values. bitsandbytes leaves the *columns* of all outliers in a pass
-    unrounded, so that a row's result depends slightly on the other rows.
-
-    Args:
-        codes: Int8 of shape [out_features, in_features].
-        scale: Float32 of shape [out_features]; the value of one step of each output's codes.
-        bias: Shape [out_features], or None.
-        threshold: Least magnitude of an outlier.
+    among them. bitsandbytes leaves the *columns* of all outliers in a pass unrounded, so that a row's result depends
+    slightly on the other rows. `codes` are int8 of shape [out_features, in_features]; `scale`, float32 of shape
+    [out_features], is the value of one step of an output's codes.
 
     Source:
         Dettmers et al. 2022, arXiv:2208.07339; bitsandbytes 0.50, `int8_vectorwise_quant` and `int8_mixed_scaled_mm`.

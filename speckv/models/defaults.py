@@ -41,11 +41,7 @@ _SHAPING = (
 
 
 class GenerationDefaults:
-    """The effect of a model's `generation_config` on its scores.
-
-    Raises:
-        ConfigError: naming the model, for settings that speculative decoding does not have, such as beams.
-    """
+    """The effect of a model's `generation_config` on its scores; ConfigError for settings such as beams."""
 
     def __init__(self, model: PreTrainedModel, name: str) -> None:
         self._model: Any = model

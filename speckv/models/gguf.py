@@ -35,8 +35,7 @@ def converted_folder(gguf: Path) -> Path:
     same after a rewrite. The conversion appears whole or not at all.
 
     Raises:
-        ModelError: if the file cannot be converted, is one shard of several, lacks weights or changes during the
-            conversion, or if the `models` extra is missing.
+        ModelError: if the file cannot be converted, changes meanwhile, or the `models` extra is missing.
     """
     digest = _sha256(gguf)
     folder = cache_folder() / "models" / f"{gguf.stem}-{digest[:16]}"

@@ -31,6 +31,9 @@ class Kernel(NamedTuple):
     remedy: str = ""
 
 
+_INT8_ON_CUDA = Kernel("bitsandbytes INT8 tensor-core product, outlier columns apart in float16")
+
+
 def describe_kernel(compression: str, dtype: torch.dtype, device: torch.device) -> str:
     """The product of a model's weights under a compression, in one line; a slow path begins with "slow: "."""
     kernel = find_kernel(compression, dtype, device)
@@ -58,28 +61,32 @@ def _warn_once(compression: str, dtype: torch.dtype, device_type: str) -> None:
 
 def find_kernel(compression: str, dtype: torch.dtype, device: torch.device) -> Kernel:
     """The product under a compression; of a registered further kind only the name is known."""
-    finders = {
-        ("fp16", "cpu"): _plain_cpu,
-        ("int8", "cpu"): _int8_cpu,
-        ("nf4", "cpu"): _nf4_cpu,
-        ("nf4", "cuda"): _nf4_cuda,
-    }
-    found = finders.get((compression, device.type))
-    if found is not None:
-        return found(dtype)
-    if compression == "int8":
-        return Kernel("bitsandbytes INT8 tensor-core product, outlier columns apart in float16")
+    on_cpu = device.type == "cpu"
     if compression == "fp16":
-        return Kernel(f"torch product in {dtype_name(dtype)}")
+        return _plain(dtype, emulated=on_cpu and emulated_on_cpu(dtype))
+    if compression == "int8":
+        return (
+            _int8_on_cpu()
+            if on_cpu
+            else Kernel("bitsandbytes INT8 tensor-core product, outlier columns apart in float16")
+        )
+    if compression == "nf4":
+        return _nf4_on_cpu(dtype) if on_cpu else _nf4_on_cuda()
     return Kernel(f"{compression}, a registered compression: its kernel is not known")
 
 
-def _plain_cpu(dtype: torch.dtype) -> Kernel:
-    return _with_emulation(f"torch product in {dtype_name(dtype)}", dtype)
+def _plain(dtype: torch.dtype, *, emulated: bool) -> Kernel:
+    text = f"torch product in {dtype_name(dtype)}"
+    if not emulated:
+        return Kernel(text)
+    return Kernel(
+        f"{text}, emulated: this CPU has no {' or '.join(_NATIVE[dtype])}",
+        "One row is quick, a verify pass is not: compare with dtype=float32 where speculation is to pay.",
+    )
 
 
-def _int8_cpu(dtype: torch.dtype) -> Kernel:
-    del dtype  # activations are rounded to INT8 from float16, whatever they came in
+def _int8_on_cpu() -> Kernel:
+    # Activations are rounded to INT8 from float16, whatever the dtype.
     if torch.backends.cpu.get_cpu_capability() == "AVX512":
         return Kernel("bitsandbytes INT8: torch._int_mm, outlier columns apart")
     return Kernel(
@@ -88,8 +95,10 @@ def _int8_cpu(dtype: torch.dtype) -> Kernel:
     )
 
 
-def _nf4_cpu(dtype: torch.dtype) -> Kernel:
-    if not _bitsandbytes_fuses_on_cpu():
+def _nf4_on_cpu(dtype: torch.dtype) -> Kernel:
+    # bitsandbytes repacks 4-bit weights for its fused product by the CPU alone, whatever the dtype.
+    fuses = getattr(_module("bitsandbytes.functional"), "has_avx512bf16", None)
+    if fuses is None or not fuses():
         text = f"bitsandbytes dequantises every 4-bit weight to {dtype_name(dtype)} at every pass"
         return Kernel(text, "Use fp16 here, or a CPU with AVX-512 BF16.")
     if getattr(_module("bitsandbytes.backends.cpu.ops"), "gemm_4bit_forward_kernel", None) is not None:
@@ -100,24 +109,13 @@ def _nf4_cpu(dtype: torch.dtype) -> Kernel:
     )
 
 
-def _nf4_cuda(dtype: torch.dtype) -> Kernel:
-    del dtype
+def _nf4_on_cuda() -> Kernel:
     if hasattr(_module("bitsandbytes.backends.cuda.ops"), "_gemm_4bit_kernel_impl"):
         return Kernel("bitsandbytes fused 4-bit product; dequantises the weights where many rows make that faster")
     return Kernel(
         "bitsandbytes multiplies 4-bit weights by one row, and dequantises them at every pass of more rows",
         "Upgrade bitsandbytes to 0.50 or later.",
     )
-
-
-def _with_emulation(text: str, dtype: torch.dtype) -> Kernel:
-    if emulated_on_cpu(dtype):
-        wanted = " or ".join(_NATIVE[dtype])
-        return Kernel(
-            f"{text}, emulated: this CPU has no {wanted}",
-            "One row is quick, a verify pass is not: compare with dtype=float32 where speculation is to pay.",
-        )
-    return Kernel(text)
 
 
 def emulated_on_cpu(dtype: torch.dtype) -> bool:
@@ -131,12 +129,6 @@ def emulated_on_cpu(dtype: torch.dtype) -> bool:
 def _cpu_features() -> Mapping[str, Any]:
     read = getattr(torch.cpu, "get_capabilities", None)
     return dict(read()) if read is not None else {}
-
-
-def _bitsandbytes_fuses_on_cpu() -> bool:
-    """Whether bitsandbytes repacks 4-bit weights for its fused product, which it decides by the CPU alone."""
-    decide = getattr(_module("bitsandbytes.functional"), "has_avx512bf16", None)
-    return bool(decide is not None and decide())
 
 
 def _module(name: str) -> object:

@@ -37,10 +37,8 @@ class PairConfig:
         draft: The same, "self" for the target's own first `draft_layers` layers (all of them at 0), or "lookup" for
             what followed the newest tokens earlier in the text, without a model.
         name: For tables; the target's by default.
-        dtype: "auto" or a name such as "float32".
         device: "auto", "cpu", "cuda", "cuda:1".
         lookup_longest: Most tokens that a "lookup" draft matches; `lookup_shortest` is the fewest.
-        chat_template: Whether prompts are wrapped as a user's turn.
         static_cache: Whether caches stay in fixed buffers, and on CUDA whole passes are captured as graphs; None
             means on CUDA, where the model's attention allows it.
     """
@@ -116,7 +114,11 @@ def load_pair(config: PairConfig) -> ModelPair:
         draft = first_layers(target, config.draft_layers)
     elif config.draft != "lookup":
         draft = load_model(config.draft, compression=config.draft_compression, **where)
-        _check_same_tokenizer(target, draft, tokenizer, load_tokenizer(str(draft.source or draft.name)))
+        if vocabulary_hash(tokenizer) != vocabulary_hash(load_tokenizer(str(draft.source or draft.name))):
+            raise ModelError(
+                f"Expected target and draft to share one tokenizer; those of {target.name} and {draft.name} map words "
+                "to different ids. Choose a draft of the target's family."
+            )
         draft = with_vocabulary(draft, target.vocab_size)
     eos_token_ids = target.defaults.eos_token_ids if target.defaults else frozenset[int]()
     return ModelPair(config=config, target=target, draft_model=draft, tokenizer=tokenizer, eos_token_ids=eos_token_ids)
@@ -186,9 +188,7 @@ def causal_model(
 ) -> CausalModel:
     """Makes a transformers model ready to decode, in place; arguments as of `CausalModel` and `PairConfig`.
 
-    Raises:
-        ConfigError: if the model's attention does not allow the static cache that is set.
-        ModelError: if its cache cannot be cut back, as with recurrent layers.
+    ConfigError if its attention does not allow a static cache; ModelError if its cache cannot be cut back.
     """
     require_rollback(model, name)
     return CausalModel(
@@ -270,26 +270,13 @@ def _plain_strides(head: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ..
     return (rows, *arguments[1:])
 
 
-def _check_same_tokenizer(
-    target: CausalModel, draft: CausalModel, tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase
-) -> None:
-    if vocabulary_hash(tokenizer) != vocabulary_hash(other):
-        raise ModelError(
-            f"Expected target and draft to share one tokenizer; those of {target.name} and {draft.name} map words to "
-            "different ids. Choose a draft of the target's family."
-        )
-
-
 _BESIDE = ("folder", "target_gguf", "draft_gguf")
 
 
 def choose_pair(model: Mapping[str, Any]) -> PairConfig:
-    """Builds a `PairConfig` from its fields, and `folder`, `target_gguf`, `draft_gguf`.
+    """Builds a `PairConfig` from its fields, and `folder`, `target_gguf`, `draft_gguf`; ConfigError for others.
 
     With `folder`, target and draft are the GGUF files of those names inside it, except for a draft "self" or "lookup".
-
-    Raises:
-        ConfigError: if a field is unknown, or `folder` is given and `target_gguf` is missing.
     """
     known = [*PairConfig.__dataclass_fields__, *_BESIDE]
     for key in model:

@@ -14,11 +14,7 @@ from transformers import PreTrainedModel
 
 
 def unwrapped(model: nn.Module) -> Any:
-    """The transformers model inside a wrapper: PEFT adapters, `torch.compile`, distributed training.
-
-    >>> unwrapped(nn.Linear(1, 1))
-    Linear(in_features=1, out_features=1, bias=True)
-    """
+    """The transformers model inside a wrapper: PEFT adapters, `torch.compile`, distributed training."""
     inner: Any = model
     while True:
         if hasattr(inner, "_orig_mod"):

@@ -63,7 +63,6 @@ class Processors:
     processor keeps state.
 
     Args:
-        processors: In the order in which they apply.
         beside: Objects that may share state with the processors, such as stopping criteria; copied with them.
         stateless: Classes among `beside` that keep no state, by exact type.
 
@@ -96,21 +95,16 @@ class Processors:
             self._drafting = LogitsProcessorList(self._copier.copies(len(self._live)))
 
     def draft(self, ids: Tensor, scores: Tensor) -> Tensor:
-        """Processes the draft's scores of one position; positions come in the order of the text.
+        """Processes the draft's float32 scores of one position, [1, vocabulary], after `ids`, [1, tokens], draft included.
 
-        Args:
-            ids: Shape [1, tokens]; the text and the draft so far.
-            scores: Shape [1, vocabulary], float32; not modified.
+        Positions come in the order of the text. The given scores are not modified.
         """
         return _process(self._drafting, ids, scores)
 
     def verify(self, prefix: Tensor, drafted: Tensor, scores: Tensor) -> Tensor:
-        """Processes the target's scores of all positions of a step.
+        """Processes the target's float32 scores of a step, [drafted + 1, vocabulary]; row i follows `drafted[:i]`.
 
-        Args:
-            prefix: Shape [1, tokens]; the emitted text.
-            drafted: Shape [drafted].
-            scores: Shape [drafted + 1, vocabulary], float32; row i follows `drafted[:i]`; not modified.
+        `prefix`, the emitted text, has shape [1, tokens]. The given scores are not modified.
         """
         text = torch.cat([prefix, drafted[None].to(prefix)], dim=1)
         if all(type(processor) in ROW_WISE for processor in self._live):
@@ -179,14 +173,8 @@ class Copier:
     """Copies objects that may keep state, so that a copy can be used and dropped.
 
     State that two objects share is shared by their copies. Models, tokenizers and locks are shared with the originals.
-    Of a function, the variables of its closure and its defaults are copied.
-
-    Args:
-        objects: Logits processors or stopping criteria.
-        stateless: Classes without state, by exact type; such objects are used as they are.
-
-    Attributes:
-        copied: Whether each object is copied. False also where its `__deepcopy__` returns the object itself.
+    Of a function, the variables of its closure and its defaults are copied. `stateless` classes, by exact type, are not
+    copied.
 
     Raises:
         ConfigError: if an object cannot be deep-copied.

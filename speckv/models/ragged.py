@@ -36,11 +36,7 @@ LOGITS_ROWS = 128
 
 
 class RaggedRows:
-    """Rows of cached tokens inside one model, extended and cut back each by itself.
-
-    Raises:
-        ModelError: if some layer's cache does not hold keys and values of every token by position.
-    """
+    """Rows of cached tokens inside one model, extended and cut back each by itself; see `require_batches`."""
 
     def __init__(self, model: CausalModel) -> None:
         require_batches(model)
@@ -85,13 +81,12 @@ class RaggedRows:
 
     @torch.inference_mode()
     def extend(self, rows: Sequence[int], tokens: Tensor, counts: Sequence[int], *, last_only: bool = False) -> Tensor:
-        """Appends tokens to some rows in one pass, padded to the longest piece, and scores what comes after them.
+        """Appends tokens to some rows in one pass, padded to the longest piece; scores each token or each row's last.
 
         Args:
             rows: Each at most once; fastest if they are the first ones in order.
             tokens: Shape [rows, width], ids on the model's device; what is past a row's count is padding.
             counts: Tokens of each row, 1 to width.
-            last_only: Whether only the last token of each row is scored.
 
         Returns:
             Logits of shape [sum(counts), vocab], or [rows, vocab]: row after row, without padding.
@@ -110,7 +105,7 @@ class RaggedRows:
 
     @torch.inference_mode()
     def read(self, texts: Sequence[Sequence[int]]) -> Tensor:
-        """Adds rows and reads their whole texts; returns hidden states [texts, longest, hidden], undefined past an end."""
+        """Adds rows and reads whole texts; returns hidden states [texts, longest, hidden], undefined past an end."""
         first, counts = len(self._lengths), [len(text) for text in texts]
         self.add(len(texts))
         ids = torch.tensor([[*text, *[0] * (max(counts) - len(text))] for text in texts])

@@ -69,10 +69,7 @@ class StaticSequence:
     def score(self, tokens: Sequence[int] | Tensor, *, num_logits: int | None = None) -> Scores:
         """Appends tokens and scores what follows the last `num_logits` of them, all of them by default.
 
-        The logits are valid until the sequence's next pass; signals and best tokens for good.
-
-        Raises:
-            BudgetError: if the model's context would overflow.
+        The logits are valid until the sequence's next pass. BudgetError if the model's context would overflow.
         """
         ids = token_tensor(tokens, self._model.device)
         wanted = len(ids) if num_logits is None else num_logits
@@ -93,12 +90,9 @@ class StaticSequence:
         return exported(self._model.hf, self._buffers.cache, self.length)
 
     def capture_ahead(self, longest: int, widths: Sequence[int], *, all_logits: bool) -> None:
-        """Captures the passes that texts of up to `longest` tokens need; only on CUDA, and with an empty sequence.
+        """Captures passes of some widths for texts of up to `longest` tokens; on CUDA, and with an empty sequence.
 
-        Args:
-            longest: In tokens.
-            widths: Of passes, in tokens.
-            all_logits: Whether passes score every token, as verification does, or the last one, as drafting does.
+        With `all_logits` passes score every token, as verification does, else the last one, as drafting does.
         """
         with self._failures_noted():
             self._buffers.capture_ahead(longest, widths, all_logits=all_logits)
@@ -168,7 +162,7 @@ class _StaticBuffers:
         """See `StaticSequence.capture_ahead`."""
         for visible in self._sizes(longest):
             for width in sorted((width for width in widths if width < visible), reverse=True):
-                if self._graphs is None or self._graphs.faulty:
+                if self._graphs is None or self._graphs.faults:
                     return
                 ids = torch.zeros(width, dtype=torch.long, device=self._device)
                 self.run(ids, visible - width, width if all_logits else 1)
@@ -207,20 +201,13 @@ class PassGraphs:
     """The captured passes on one set of buffers, by key; they share one memory pool, and run one after the other.
 
     Memory that one frees within itself may hold the result of another: logits are valid until the next replay of any.
-
-    Args:
-        faults: Errors of captures; new ones are added, and after one passes run kernel by kernel.
+    After an error of a capture, which is added to `faults`, passes run kernel by kernel.
     """
 
     def __init__(self, faults: list[str]) -> None:
-        self._faults = faults
+        self.faults = faults
         self._held: dict[Hashable, _Graph] = {}
         self._pool: Any = None
-
-    @property
-    def faulty(self) -> bool:
-        """Whether captures have been given up."""
-        return bool(self._faults)
 
     def clear(self) -> None:
         """Drops all of them, because the buffers have moved."""
@@ -237,7 +224,7 @@ class PassGraphs:
         return self._held[key].replay(ids)
 
     def _capture(self, key: Hashable, run: Pass, ids: Tensor) -> bool:
-        if self._faults:
+        if self.faults:
             return False
         pool = self._pool if self._held else torch.cuda.graph_pool_handle()
         try:
@@ -245,8 +232,8 @@ class PassGraphs:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            self._faults.append(" ".join(str(error).split())[:300])
-            logger.warning("CUDA graphs are off for this model, passes run kernel by kernel: %s", self._faults[-1])
+            self.faults.append(" ".join(str(error).split())[:300])
+            logger.warning("CUDA graphs are off for this model, passes run kernel by kernel: %s", self.faults[-1])
             return False
         self._pool = pool
         return True
