@@ -311,10 +311,17 @@ class DecodeLoop:
         host = to_host(signals, tokens)  # all that the host needs comes in one transfer
         emitted = []
         for place, (request, draft) in enumerate(zip(requests, drafts, strict=True), first):
-            num_drafted, num_verified = len(draft.unfetched()), len(draft.proposals) + 1
-            drafted, verified, host = np.split(host, [num_drafted, num_drafted + num_verified])
-            num_kept, host = int(host[0, NUM_SIGNALS]), host[1:]
-            draft.add_fetched(drafted)
+            begin = len(draft.unfetched())
+            end = begin + len(draft.proposals) + 1
+            drafted, verified, num_kept, host = (
+                host[:begin],
+                host[begin:end],
+                int(host[end, NUM_SIGNALS]),
+                host[end + 1 :],
+            )
+            if begin:
+                check_finite(drafted, "draft")
+                draft.add_fetched(drafted)
             draft.cut(self._eos)
             check_finite(verified, "target")
             kept = request.emit(verified[: num_kept + 1, NUM_SIGNALS].astype(int).tolist(), self._eos)
@@ -333,6 +340,7 @@ def _fetch(drafts: Sequence[Draft]) -> None:
     parts = [draft.unfetched() for draft in drafts]
     proposals = [proposal for part in parts for proposal in part]
     host = to_host([proposal.signals for proposal in proposals], [proposal.token for proposal in proposals])
+    check_finite(host, "draft")
     for draft, part in zip(drafts, parts, strict=True):
         draft.add_fetched(host[: len(part)])
         host = host[len(part) :]

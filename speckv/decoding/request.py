@@ -13,7 +13,6 @@ from speckv.decoding.protocols import Proposal
 from speckv.decoding.sampling import (
     SamplingConfig,
     Verification,
-    check_finite,
     choose,
     draw,
     gumbel_noise,
@@ -70,10 +69,8 @@ class Draft:
 
     def add_fetched(self, rows: FloatArray) -> None:
         """Adds the rest of the proposals: signals and token of each, of shape [fetched, 4]."""
-        if len(rows):
-            check_finite(rows, "draft")
-            self.signals = np.concatenate([self.signals, rows[:, :NUM_SIGNALS]])
-            self.tokens += rows[:, NUM_SIGNALS].astype(int).tolist()
+        self.signals = np.concatenate([self.signals, rows[:, :NUM_SIGNALS]])
+        self.tokens += rows[:, NUM_SIGNALS].astype(int).tolist()
 
     def end(self) -> None:
         """Drafts no further token."""

@@ -26,6 +26,8 @@ ROLLBACK_TOKENS = 256
 class GrowingLayer(DynamicLayer):
     """Keys and values as views of buffers with spare room, which appending and cutting back reuse."""
 
+    keys: Any
+    values: Any
     _key_room: Tensor | None = None
     _value_room: Tensor | None = None
 
@@ -36,8 +38,6 @@ class GrowingLayer(DynamicLayer):
         del args, kwargs
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None
-        assert self.values is not None
         self._key_room, self.keys = _append(self._key_room, self.keys, key_states)
         self._value_room, self.values = _append(self._value_room, self.values, value_states)
         return self.keys, self.values
@@ -69,13 +69,9 @@ class GrowingWindowLayer(GrowingLayer):
         num_new = key_states.shape[-2]
         room, kept = self._key_room, self.sliding_window - 1 + ROLLBACK_TOKENS
         if room is not None and self._num_held + num_new > room.shape[-2] and self._num_held > kept:
-            assert self.keys is not None
-            assert self.values is not None
             self.num_dropped += self._num_held - kept
             self.keys, self.values = self.keys[..., -kept:, :], self.values[..., -kept:, :]
         super().update(key_states, value_states)
-        assert self.keys is not None
-        assert self.values is not None
         visible = self.sliding_window - 1 + num_new
         return self.keys[..., -visible:, :], self.values[..., -visible:, :]
 
@@ -153,6 +149,8 @@ class BufferLayer(DynamicLayer):
     """
 
     slots: Slots
+    keys: Any
+    values: Any
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object

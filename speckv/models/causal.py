@@ -169,35 +169,27 @@ def with_vocabulary(draft: CausalModel, vocab_size: int) -> CausalModel:
     inner, head = hf.get_input_embeddings(), hf.get_output_embeddings()
     replacements: dict[nn.Module, nn.Module] = {head: _FittedHead(head, vocab_size)}
     if inner.weight.shape[0] < vocab_size:
-        replacements[inner] = _ClampedEmbedding(inner)
+        replacements[inner] = _ClampedEmbedding(inner, vocab_size)
     return replace(draft.sharing(with_modules(hf, replacements)), vocab_size=vocab_size)
 
 
-class _ClampedEmbedding(nn.Module):
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    @property
-    def weight(self) -> Tensor:
-        weight: Any = self.inner.weight
-        return weight  # type: ignore[no-any-return]
-
-    def forward(self, ids: Tensor) -> Tensor:
-        embedded: Tensor = self.inner(ids.clamp(max=self.weight.shape[0] - 1))
-        return embedded
-
-
-class _FittedHead(nn.Module):
+class _Fitted(nn.Module):
     def __init__(self, inner: nn.Module, vocab_size: int) -> None:
         super().__init__()
         self.inner, self._vocab_size = inner, vocab_size
 
     @property
-    def weight(self) -> Tensor:
-        weight: Any = self.inner.weight
-        return weight  # type: ignore[no-any-return]
+    def weight(self) -> Any:
+        return self.inner.weight
 
+
+class _ClampedEmbedding(_Fitted):
+    def forward(self, ids: Tensor) -> Tensor:
+        embedded: Tensor = self.inner(ids.clamp(max=self.weight.shape[0] - 1))
+        return embedded
+
+
+class _FittedHead(_Fitted):
     def forward(self, hidden: Tensor) -> Tensor:
         scores: Tensor = self.inner(hidden)[..., : self._vocab_size]
         missing = self._vocab_size - scores.shape[-1]

@@ -95,7 +95,7 @@ class Processors:
             self._drafting = LogitsProcessorList(self._copier.copies(len(self._live)))
 
     def draft(self, ids: Tensor, scores: Tensor) -> Tensor:
-        """Processes the draft's float32 scores of one position, [1, vocabulary], after `ids`, [1, tokens], draft included.
+        """Processes the draft's float32 scores of one position, [1, vocabulary], after all `ids`, of shape [1, tokens].
 
         Positions come in the order of the text. The given scores are not modified.
         """

@@ -132,8 +132,6 @@ class RaggedRows:
         picked = token_tensor(rows, self.model.device)
         for source, target in zip(self._layers, copied._layers, strict=True):
             target.is_initialized = True
-            assert source.keys is not None
-            assert source.values is not None
             target.keys = source.keys[:, :, : copied._capacity].index_select(0, picked)
             target.values = source.values[:, :, : copied._capacity].index_select(0, picked)
         return copied
