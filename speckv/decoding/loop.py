@@ -313,12 +313,8 @@ class DecodeLoop:
         for place, (request, draft) in enumerate(zip(requests, drafts, strict=True), first):
             begin = len(draft.unfetched())
             end = begin + len(draft.proposals) + 1
-            drafted, verified, num_kept, host = (
-                host[:begin],
-                host[begin:end],
-                int(host[end, NUM_SIGNALS]),
-                host[end + 1 :],
-            )
+            drafted, verified, num_kept = host[:begin], host[begin:end], int(host[end, NUM_SIGNALS])
+            host = host[end + 1 :]
             if begin:
                 check_finite(drafted, "draft")
                 draft.add_fetched(drafted)
