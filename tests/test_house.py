@@ -25,7 +25,13 @@ NUMPY_ONLY = ("types", "errors", "cost", "observation", "runtime", "replay", "tr
 HEAVY = ("torch", "transformers", "gymnasium", "stable_baselines3", "sb3_contrib", "hydra", "envs", "agents")
 MAX_MODULE_LINES = 500
 
-IMPORT_NAMES = {"hydra-core": "hydra", "sb3-contrib": "sb3_contrib", "stable-baselines3": "stable_baselines3"}
+IMPORT_NAMES = {
+    "hydra-core": "hydra",
+    "pyyaml": "yaml",
+    "sb3-contrib": "sb3_contrib",
+    "stable-baselines3": "stable_baselines3",
+}
+OWN = {"speckv", "envs", "agents", "benchmarks"}  # evaluate.py imports benchmarks where a checkout is needed anyway
 BEHIND_OTHERS = {"accelerate", "gguf", "tensorboard"}  # imported by transformers and torch on our behalf
 COMES_WITH = {"omegaconf": "hydra"}
 HOSTS = {"llama_cpp", "onnx", "sglang", "vllm"}  # libraries that a policy can go to; whoever has them, uses them
@@ -157,7 +163,7 @@ def test_declared_dependencies_are_the_imported_ones() -> None:
     declared = {IMPORT_NAMES.get(name, name) for name in distributions}
     product = [path for path in _modules() if path.relative_to(ROOT).parts[0] in ROOMS]
     imported = {name for path in product for name in _imported(path)}
-    third_party = imported - set(sys.stdlib_module_names) - {"speckv", "envs", "agents"} - HOSTS
+    third_party = imported - set(sys.stdlib_module_names) - OWN - HOSTS
     assert {COMES_WITH.get(name, name) for name in third_party} | BEHIND_OTHERS == declared
 
 
