@@ -31,7 +31,7 @@ IMPORT_NAMES = {
     "sb3-contrib": "sb3_contrib",
     "stable-baselines3": "stable_baselines3",
 }
-OWN = {"speckv", "envs", "agents", "benchmarks"}  # evaluate.py imports benchmarks where a checkout is needed anyway
+OWN = {"speckv", "envs", "agents", "benchmarks"}  # evaluate.py imports benchmarks late: it needs a checkout
 BEHIND_OTHERS = {"accelerate", "gguf", "tensorboard"}  # imported by transformers and torch on our behalf
 COMES_WITH = {"omegaconf": "hydra"}
 HOSTS = {"llama_cpp", "onnx", "sglang", "vllm"}  # libraries that a policy can go to; whoever has them, uses them

@@ -7,7 +7,8 @@ roll-out), all such positions batched together. Past the end of a draft's contex
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from speckv.models.signals import signals
 from speckv.profiling.lookup import draft_stops, with_lookup
 from speckv.profiling.prompts import Prompt
 from speckv.traces import NO_TOKEN, ROLLOUT_LENGTH, TraceSequence, accepted_lengths, round_mantissa
+from speckv.types import NUM_SIGNALS
 
 COMPACT_BELOW = 0.8
 """Finished rows are dropped from a batch once fewer than this share is still running."""
@@ -31,24 +33,49 @@ ROLLOUT_ROWS = 192
 
 
 @dataclass(slots=True, kw_only=True)
-class _Row:
-    """What the three passes have recorded of a prompt."""
+class _Text:
+    """A prompt and the target's output, which the first pass extends."""
 
     prompt: Prompt
     prompt_tokens: list[int]
     seed: int
     budget: int
     processors: Processors | None
-    tokens: list[int]
-    finish: str
-    target_signals: list[np.ndarray]
-    target_prob: list[float]
-    draft_tokens: np.ndarray
-    draft_signals: np.ndarray
-    draft_prob: np.ndarray
+    tokens: list[int] = field(default_factory=list)
+    finish: str = "length"
+    signals: list[np.ndarray] = field(default_factory=list)
+    probs: list[float] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Proposals:
+    """A draft's proposals along a text and its roll-outs, named as in `TraceSequence`; by default none.
+
+    `probs` are the draft's probabilities of the text's tokens.
+    """
+
+    tokens: np.ndarray
+    signals: np.ndarray
+    probs: np.ndarray
     rollout_start: np.ndarray
     rollout_tokens: np.ndarray
     rollout_signals: np.ndarray
+
+    @staticmethod
+    def none(length: int) -> "_Proposals":
+        return _Proposals(
+            tokens=np.full(length, NO_TOKEN, np.int32),
+            signals=np.zeros((length, NUM_SIGNALS), np.float32),
+            probs=np.zeros(length, np.float32),
+            rollout_start=np.zeros(0, np.int16),
+            rollout_tokens=np.zeros((0, ROLLOUT_LENGTH), np.int32),
+            rollout_signals=np.zeros((0, ROLLOUT_LENGTH, NUM_SIGNALS), np.float32),
+        )
+
+
+class _Row(NamedTuple):
+    text: _Text
+    proposals: _Proposals
 
 
 class Recorder:
@@ -56,7 +83,7 @@ class Recorder:
 
     Args:
         target: Writes the texts.
-        draft: Proposes along them.
+        draft: Proposes tokens along them.
         eos_token_ids: Tokens that end a text.
         sampling: How tokens are chosen.
         max_new_tokens: Token budget of a prompt; a text also ends with the target's context.
@@ -89,52 +116,38 @@ class Recorder:
             BudgetError: if a prompt does not fit the target's context.
             ModelError: if a model's cache cannot be cut back, or its rows cannot share passes.
         """
-        rows = [self._begin(prompt, ids) for prompt, ids in zip(prompts, token_ids, strict=True)]
-        self._write(rows)
-        for row in rows:
-            length = len(row.tokens)
-            row.draft_tokens = np.full(length, NO_TOKEN, np.int32)
-            row.draft_signals, row.draft_prob = np.zeros((length, 3), np.float32), np.zeros(length, np.float32)
+        texts = [self._begin(prompt, ids) for prompt, ids in zip(prompts, token_ids, strict=True)]
+        self._write(texts)
+        rows = [_Row(text, _Proposals.none(len(text.tokens))) for text in texts]
         if isinstance(self.draft, PromptLookup):
-            return [self._look_up(row, self.draft) for row in rows]
-        read = [row for row in rows if len(row.prompt_tokens) <= self.draft.context_limit]
+            return [
+                with_lookup(self._finish(row), row.text.prompt_tokens, self.draft, self.eos_token_ids) for row in rows
+            ]
+        read = [row for row in rows if len(row.text.prompt_tokens) <= self.draft.context_limit]
         if read:
             self._roll_out(read, self._read(read, self.draft), self.draft.context_limit)
         return [self._finish(row) for row in rows]
 
-    def _begin(self, prompt: Prompt, ids: Sequence[int]) -> _Row:
+    def _begin(self, prompt: Prompt, ids: Sequence[int]) -> _Text:
         budget = token_budget(ids, self.max_new_tokens, self.target.context_limit)
-        return _Row(
+        return _Text(
             prompt=prompt,
             prompt_tokens=list(ids),
             seed=request_seed(self.sampling.seed, prompt.prompt_id),
             budget=budget,
             processors=self.target.request_processors(ids, budget),
-            tokens=[],
-            finish="length",
-            target_signals=[],
-            target_prob=[],
-            draft_tokens=np.zeros(0, np.int32),
-            draft_signals=np.zeros((0, 3), np.float32),
-            draft_prob=np.zeros(0, np.float32),
-            rollout_start=np.zeros(0, np.int16),
-            rollout_tokens=np.zeros((0, ROLLOUT_LENGTH), np.int32),
-            rollout_signals=np.zeros((0, ROLLOUT_LENGTH, 3), np.float32),
         )
-
-    def _look_up(self, row: _Row, lookup: PromptLookup) -> TraceSequence:
-        return with_lookup(self._finish(row), row.prompt_tokens, lookup, self.eos_token_ids)
 
     # -- pass 1: the target writes --------------------------------------------------------------------------------
 
-    def _write(self, rows: list[_Row]) -> None:
+    def _write(self, texts: list[_Text]) -> None:
         batch = RaggedRows(self.target)
-        hidden = batch.read([row.prompt_tokens for row in rows])
-        hidden = hidden[torch.arange(len(rows)), torch.tensor(batch.lengths) - 1]
-        active = list(rows)
+        hidden = batch.read([text.prompt_tokens for text in texts])
+        hidden = hidden[torch.arange(len(texts)), torch.tensor(batch.lengths) - 1]
+        active = list(texts)
         while True:
             tokens = self._emit(active, batch, hidden)
-            running = [i for i, row in enumerate(active) if not self._is_done(row)]
+            running = [i for i, text in enumerate(active) if not _is_done(text)]
             if not running:
                 return
             if len(running) < COMPACT_BELOW * len(active):
@@ -142,48 +155,52 @@ class Recorder:
                 active, tokens = [active[i] for i in running], tokens[running]
             hidden = batch.advance(tokens)
 
-    def _emit(self, rows: list[_Row], batch: RaggedRows, hidden: Tensor) -> Tensor:
-        """Chooses each row's next token, and appends it to unfinished rows."""
-        texts = _Texts(rows, lambda i: rows[i].prompt_tokens + rows[i].tokens)
-        chosen, found, probs = self._choose(batch, hidden, [(row.seed, len(row.tokens)) for row in rows], texts)
-        for i, row in enumerate(rows):
-            if self._is_done(row):
+    def _emit(self, texts: list[_Text], batch: RaggedRows, hidden: Tensor) -> Tensor:
+        """Chooses the next token of each text, and appends it to unfinished ones."""
+        process = _Processing(texts, lambda i: texts[i].prompt_tokens + texts[i].tokens)
+        chosen, found, probs = self._choose(batch, hidden, [(text.seed, len(text.tokens)) for text in texts], process)
+        for i, text in enumerate(texts):
+            if _is_done(text):
                 continue
-            row.tokens.append(int(chosen[i]))
-            row.target_signals.append(found[i])
-            row.target_prob.append(float(probs[i]))
-            if row.tokens[-1] in self.eos_token_ids:
-                row.finish = "eos"
+            text.tokens.append(int(chosen[i]))
+            text.signals.append(found[i])
+            text.probs.append(float(probs[i]))
+            if text.tokens[-1] in self.eos_token_ids:
+                text.finish = "eos"
         return chosen
-
-    def _is_done(self, row: _Row) -> bool:
-        return row.finish == "eos" or len(row.tokens) >= row.budget
 
     # -- pass 2: the draft reads ----------------------------------------------------------------------------------
 
     def _read(self, rows: list[_Row], draft: CausalModel) -> RaggedRows:
         batch = RaggedRows(draft)
-        hidden = batch.read([(row.prompt_tokens + row.tokens[:-1])[: draft.context_limit] for row in rows])
-        for i, row in enumerate(rows):
-            first = len(row.prompt_tokens) - 1
+        hidden = batch.read([(text.prompt_tokens + text.tokens[:-1])[: draft.context_limit] for text, _ in rows])
+        for i, (text, proposals) in enumerate(rows):
+            first = len(text.prompt_tokens) - 1
             count = batch.lengths[i] - first
-            keys = [(row.seed, j) for j in range(count)]
-            texts = _Texts([row] * count, lambda j, row=row: row.prompt_tokens + row.tokens[:j])  # type: ignore[misc]
-            chosen, row.draft_signals[:count], row.draft_prob[:count] = self._choose(
-                batch, hidden[i, first : first + count], keys, texts, row.tokens
+            keys = [(text.seed, j) for j in range(count)]
+            process = _Processing(
+                [text] * count,
+                lambda j, text=text: text.prompt_tokens + text.tokens[:j],  # type: ignore[misc]
             )
-            row.draft_tokens[:count] = chosen.cpu().numpy()
-            wrong = row.draft_tokens[:count] != np.array(row.tokens[:count])
-            row.rollout_start = np.flatnonzero(wrong).astype(np.int16)
+            chosen, proposals.signals[:count], proposals.probs[:count] = self._choose(
+                batch, hidden[i, first : first + count], keys, process, text.tokens
+            )
+            proposals.tokens[:count] = chosen.cpu().numpy()
+            wrong = proposals.tokens[:count] != np.array(text.tokens[:count])
+            proposals.rollout_start = np.flatnonzero(wrong).astype(np.int16)
         return batch
 
     # -- pass 3: roll-outs ----------------------------------------------------------------------------------------
 
     def _roll_out(self, rows: list[_Row], batch: RaggedRows, limit: int) -> None:
-        starts = [(i, int(m), len(row.prompt_tokens) + int(m)) for i, row in enumerate(rows) for m in row.rollout_start]
+        starts = [
+            (i, int(m), len(text.prompt_tokens) + int(m))
+            for i, (text, proposals) in enumerate(rows)
+            for m in proposals.rollout_start
+        ]
         results: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
         for i, m, _ in starts:
-            known = _known_roll_out(self._known.get(rows[i].prompt.prompt_id, ()), rows[i], m)
+            known = _known_roll_out(self._known.get(rows[i].text.prompt.prompt_id, ()), rows[i], m)
             if known is not None:
                 results[i, m] = known
         starts = [start for start in starts if start[:2] not in results]
@@ -192,19 +209,20 @@ class Recorder:
             chunk = starts[begin : begin + ROLLOUT_ROWS]
             tokens, found = self._roll_out_chunk(rows, batch, chunk, limit)
             results |= {(i, m): (tokens[k], found[k]) for k, (i, m, _) in enumerate(chunk)}
-        for i, row in enumerate(rows):
-            if len(row.rollout_start):
-                row.rollout_tokens = np.stack([results[i, int(m)][0] for m in row.rollout_start])
-                row.rollout_signals = np.stack([results[i, int(m)][1] for m in row.rollout_start])
+        for i, (_, proposals) in enumerate(rows):
+            found_here = [results[i, int(m)] for m in proposals.rollout_start]
+            if found_here:
+                proposals.rollout_tokens = np.stack([tokens for tokens, _ in found_here])
+                proposals.rollout_signals = np.stack([found for _, found in found_here])
 
     def _roll_out_chunk(
         self, rows: list[_Row], batch: RaggedRows, chunk: list[tuple[int, int, int]], limit: int
     ) -> tuple[np.ndarray, np.ndarray]:
         tokens = np.full((len(chunk), ROLLOUT_LENGTH), NO_TOKEN, np.int32)
-        found = np.zeros((len(chunk), ROLLOUT_LENGTH, 3), np.float32)
+        found = np.zeros((len(chunk), ROLLOUT_LENGTH, NUM_SIGNALS), np.float32)
         running = len(chunk)  # texts are sorted by length, so those whose context ends are the last ones
         fork = batch.copy_of([i for i, _, _ in chunk], [n for _, _, n in chunk])
-        token = torch.tensor([int(rows[i].draft_tokens[m]) for i, m, _ in chunk], device=batch.model.device)
+        token = torch.tensor([int(rows[i].proposals.tokens[m]) for i, m, _ in chunk], device=batch.model.device)
         for depth in range(ROLLOUT_LENGTH):
             fitting = sum(n + depth + 1 <= limit for _, _, n in chunk[:running])
             if fitting == 0:
@@ -213,12 +231,12 @@ class Recorder:
                 running, token = fitting, token[:fitting]
                 fork = fork.copy_of(range(running))
             hidden = fork.advance(token)
-            texts = _Texts(
-                [rows[i] for i, _, _ in chunk[:running]],
+            process = _Processing(
+                [rows[i].text for i, _, _ in chunk[:running]],
                 lambda k, depth=depth: _rolled_out(rows, chunk[k], tokens[k, :depth]),  # type: ignore[misc]
             )
-            keys = [(rows[i].seed, m + 1 + depth) for i, m, _ in chunk[:running]]
-            token, found[:running, depth], _ = self._choose(fork, hidden, keys, texts)
+            keys = [(rows[i].text.seed, m + 1 + depth) for i, m, _ in chunk[:running]]
+            token, found[:running, depth], _ = self._choose(fork, hidden, keys, process)
             tokens[:running, depth] = token.cpu().numpy()
         return tokens, found
 
@@ -229,7 +247,7 @@ class Recorder:
         batch: RaggedRows,
         hidden: Tensor,
         keys: list[tuple[int, int]],
-        texts: "_Texts",
+        process: "_Processing",
         emitted: Sequence[int] | None = None,
     ) -> tuple[Tensor, np.ndarray, np.ndarray]:
         """A token a row, its signals, and the probability of the emitted token (by default the chosen one)."""
@@ -238,7 +256,7 @@ class Recorder:
             logits = batch.score(hidden[begin : begin + LOGITS_ROWS])
             part = signals(logits)
             check_finite(part, "model")
-            warped = warp_logits(texts.processed(begin, logits), self.sampling)
+            warped = warp_logits(process(begin, logits), self.sampling)
             noise = None
             if self.sampling.mode == "gumbel":
                 noise = torch.stack([gumbel_noise(*key, logits.shape[-1]) for key in keys[begin : begin + len(logits)]])
@@ -250,49 +268,53 @@ class Recorder:
         return torch.cat(chosen), torch.cat(found).cpu().numpy(), torch.cat(probs).cpu().numpy()
 
     def _finish(self, row: _Row) -> TraceSequence:
-        tokens = np.array(row.tokens, np.int32)
-        matches = row.draft_tokens == tokens
+        text, proposals = row
+        tokens = np.array(text.tokens, np.int32)
+        matches = proposals.tokens == tokens
         if self.sampling.mode == "greedy":
             accept_prob = matches.astype(np.float32)
         else:
-            accept_prob = np.minimum(1.0, row.draft_prob / np.maximum(np.array(row.target_prob), 1e-30)).astype(
-                np.float32
-            )
+            ratios = proposals.probs / np.maximum(np.array(text.probs), 1e-30)
+            accept_prob = np.minimum(1.0, ratios).astype(np.float32)
+        starts, roll_outs = proposals.rollout_start, proposals.rollout_tokens
         return TraceSequence(
-            prompt_id=row.prompt.prompt_id,
-            task=row.prompt.task,
-            split=row.prompt.split,
+            prompt_id=text.prompt.prompt_id,
+            task=text.prompt.task,
+            split=text.prompt.split,
             compression=self.target.compression,
-            prompt_len=len(row.prompt_tokens),
-            finish=row.finish,
+            prompt_len=len(text.prompt_tokens),
+            finish=text.finish,
             tokens=tokens,
-            target_signals=round_mantissa(np.stack(row.target_signals).astype(np.float32)),
-            draft_tokens=row.draft_tokens,
-            draft_signals=round_mantissa(row.draft_signals.astype(np.float32)),
+            target_signals=round_mantissa(np.stack(text.signals).astype(np.float32)),
+            draft_tokens=proposals.tokens,
+            draft_signals=round_mantissa(proposals.signals.astype(np.float32)),
             accept_prob=round_mantissa(accept_prob),
             accepted_length=accepted_lengths(matches),
-            eos_stop=draft_stops(tokens, row.draft_tokens, row.rollout_start, row.rollout_tokens, self.eos_token_ids),
-            rollout_start=row.rollout_start,
-            rollout_tokens=row.rollout_tokens.astype(np.int32),
-            rollout_signals=round_mantissa(row.rollout_signals.astype(np.float32)),
+            eos_stop=draft_stops(tokens, proposals.tokens, starts, roll_outs, self.eos_token_ids),
+            rollout_start=starts,
+            rollout_tokens=roll_outs.astype(np.int32),
+            rollout_signals=round_mantissa(proposals.rollout_signals.astype(np.float32)),
         )
 
 
+def _is_done(text: _Text) -> bool:
+    return text.finish == "eos" or len(text.tokens) >= text.budget
+
+
 @dataclass(frozen=True, slots=True)
-class _Texts:
-    """Texts before each row of scores, for processors; `of` returns the token ids of a row."""
+class _Processing:
+    """Applies the processors of a text to each row of scores; `so_far` returns the token ids before a row."""
 
-    rows: Sequence[_Row]
-    of: Callable[[int], list[int]]
+    texts: Sequence[_Text]
+    so_far: Callable[[int], list[int]]
 
-    def processed(self, begin: int, logits: Tensor) -> Tensor:
-        """Scores of the rows from `begin` on after their processors."""
-        if all(row.processors is None for row in self.rows):
+    def __call__(self, begin: int, logits: Tensor) -> Tensor:
+        if all(text.processors is None for text in self.texts):
             return logits
         lines = []
         for i, line in enumerate(torch.split(logits, 1), begin):
-            processors = self.rows[i].processors
-            ids = torch.tensor([self.of(i)], device=line.device)
+            processors = self.texts[i].processors
+            ids = torch.tensor([self.so_far(i)], device=line.device)
             lines.append(processors.draft(ids, line) if processors else line)
         return torch.cat(lines)
 
@@ -300,18 +322,18 @@ class _Texts:
 def _rolled_out(rows: list[_Row], start: tuple[int, int, int], drafted: np.ndarray) -> list[int]:
     """Token ids of a text up to a mismatch, the wrong proposal, and the roll-out so far."""
     i, mismatch, _ = start
-    row = rows[i]
-    return [*row.prompt_tokens, *row.tokens[:mismatch], int(row.draft_tokens[mismatch]), *drafted.tolist()]
+    text, proposals = rows[i]
+    return [*text.prompt_tokens, *text.tokens[:mismatch], int(proposals.tokens[mismatch]), *drafted.tolist()]
 
 
 def _known_roll_out(known: Iterable[TraceSequence], row: _Row, mismatch: int) -> tuple[np.ndarray, np.ndarray] | None:
     """Roll-out after a mismatch, from a recording whose text is the same up to it; or None."""
     for sequence in known:
-        if not np.array_equal(sequence.tokens[:mismatch], row.tokens[:mismatch]):
+        if not np.array_equal(sequence.tokens[:mismatch], row.text.tokens[:mismatch]):
             continue
         place = int(np.searchsorted(sequence.rollout_start, mismatch))
         same_start = place < len(sequence.rollout_start) and sequence.rollout_start[place] == mismatch
-        if same_start and sequence.draft_tokens[mismatch] == row.draft_tokens[mismatch]:
+        if same_start and sequence.draft_tokens[mismatch] == row.proposals.tokens[mismatch]:
             return sequence.rollout_tokens[place], sequence.rollout_signals[place]
     return None
 

@@ -24,14 +24,7 @@ _BLIND = (ConstantGamma, ConstantPerCompression, AcceptanceTable)
 
 @dataclass(slots=True)
 class Totals:
-    """Counts over all requests.
-
-    Attributes:
-        requests: Requests begun.
-        steps: Verifications.
-        drafted: Tokens proposed.
-        accepted: Tokens accepted; the outcome of a request's last step is not known.
-    """
+    """Counts over all requests; the accepted tokens of a request's last step are not known."""
 
     requests: int = 0
     steps: int = 0
@@ -47,7 +40,7 @@ class PolicyDrafting:
     exactly where the last one stopped is not recognised; `new_request` separates the two.
 
     Args:
-        policy: Chooses the length of drafts.
+        policy: Chooses the length of drafts; its `warnings` count fallbacks and failures of the draft.
         proposer: Proposes tokens.
         max_new_tokens: Token budget of a request, an input of the policy and a bound of drafts; None for the room in
             the contexts. May be set between requests.
@@ -59,8 +52,6 @@ class PolicyDrafting:
             may differ at near-ties, as with llama.cpp's own speculative decoding.
 
     Attributes:
-        policy: Its `warnings` count fallbacks and failures of the draft.
-        totals: Counts over all requests.
         never_drafts: Whether the policy is plain decoding here, which is faster without this drafter.
 
     Raises:
@@ -105,13 +96,10 @@ class PolicyDrafting:
         return {} if self.never_drafts else {"draft_model": self, "logits_all": True}
 
     def attach(self, target: Llama) -> None:
-        """Checks the target, and reads its signals from then on.
+        """Checks a target made with this drafter as `draft_model`, and reads its signals from then on.
 
         A target without a drafter, for a policy that never drafts, is ignored. With `exact`, the target's cache is
         emptied, and the measurement takes as long as reading some 600 tokens.
-
-        Args:
-            target: Made with this drafter as `draft_model`.
 
         Raises:
             ConfigError: for another drafter, the draft itself, unsupported settings, or an exact width of 1 with
@@ -133,14 +121,9 @@ class PolicyDrafting:
         self._session = None
 
     def __call__(self, input_ids: TokenIds, /, **kwargs: Any) -> TokenIds:
-        """Proposes the next tokens of a text, perhaps none.
-
-        Args:
-            input_ids: Prompt and output with the newest token, in a buffer of the target.
-            **kwargs: Ignored; llama-cpp-python 0.3 passes none.
-        """
+        """Proposes the next tokens after prompt and output, perhaps none; llama-cpp-python 0.3 passes no `kwargs`."""
         del kwargs
-        text = np.array(input_ids, np.intc)
+        text = np.array(input_ids, np.intc)  # a copy, because the target changes its buffer
         session, accepted = self._session, self._accepted(text)
         if session is None or accepted is None:
             session = self._begin(len(text))
@@ -195,7 +178,10 @@ class PolicyDrafting:
                     if not session.go_on(*proposed.signals) or proposed.ends or len(draft) == gamma:
                         break
             except (RuntimeError, ValueError) as error:  # the target decodes without a draft
-                self._count(f"the draft failed ({type(error).__name__}: {error})")
+                reason = f"the draft failed ({type(error).__name__}: {error})"
+                if not self.policy.warnings[reason]:
+                    logger.warning("No draft: %s. Further ones are counted, not shown.", reason)
+                self.policy.warnings[reason] += 1
         return np.array(draft, np.intc)
 
     def _room(self, length: int) -> int:
@@ -204,11 +190,6 @@ class PolicyDrafting:
             return room
         # The token after a fully accepted draft needs a place, too.
         return max(min(room, target.widest - 1, target.context - length - 1), 0)
-
-    def _count(self, reason: str) -> None:
-        if not self.policy.warnings[reason]:
-            logger.warning("No draft: %s. Further ones are counted, not shown.", reason)
-        self.policy.warnings[reason] += 1
 
 
 def draft_model(policy: Policy | Path | str, draft: Llama | LookupDraft, **options: Any) -> PolicyDrafting:

@@ -31,8 +31,6 @@ class Llama(Protocol):
         n_tokens: Tokens in the cache; after setting it lower the next `eval` drops the rest.
         input_ids: Those tokens, in a buffer as long as the requested context.
         scores: Row i holds the logits after token i, where the model keeps all of them.
-        context_params: The C structure of the context's parameters.
-        draft_model: Proposes tokens.
     """
 
     n_tokens: int
@@ -67,11 +65,7 @@ class Llama(Protocol):
 
 
 def library() -> Any:
-    """The module `llama_cpp`.
-
-    Raises:
-        ConfigError: if it is not installed.
-    """
+    """The module `llama_cpp`; a `ConfigError` if it is not installed."""
     try:
         return importlib.import_module("llama_cpp")
     except ImportError as error:
@@ -82,11 +76,7 @@ def library() -> Any:
 
 
 def base_class() -> type:
-    """The base class of llama-cpp-python's drafters.
-
-    Raises:
-        ConfigError: if the package is not installed.
-    """
+    """The base class of llama-cpp-python's drafters."""
     library()
     found: type = importlib.import_module("llama_cpp.llama_speculative").LlamaDraftModel
     return found
@@ -107,17 +97,8 @@ def text_ends(lib: Any, llama: Llama) -> Callable[[int], bool]:
     return lambda token: bool(is_end(vocabulary, token))
 
 
-def has_exact_attention(lib: Any, llama: Llama) -> bool:
-    """Whether flash attention is on; without it logits always depend on how many tokens are read at once."""
-    return bool(llama.context_params.flash_attn_type == lib.LLAMA_FLASH_ATTN_TYPE_ENABLED)
-
-
 def require_rollback(lib: Any, llama: Llama, role: str) -> None:
-    """Checks that a model's cache can drop its newest tokens.
-
-    Raises:
-        ConfigError: if the model is recurrent or hybrid.
-    """
+    """Checks that a model's cache can drop its newest tokens; those of recurrent and hybrid models cannot."""
     if lib.llama_model_is_recurrent(llama.model) or lib.llama_model_is_hybrid(llama.model):
         raise ConfigError(
             f"Expected a {role} with attention alone, got a recurrent or hybrid model, which cannot drop rejected "
@@ -143,9 +124,6 @@ def exact_width(llama: Llama, *, widest: int, contexts: Sequence[int] = CONTEXTS
         llama: Keeps the logits of all tokens (`logits_all=True`).
         widest: Greatest width that is tried, in tokens.
         contexts: Context lengths; those that do not fit are skipped.
-
-    Returns:
-        1 to `widest`; at 1 no two tokens can be read at once.
     """
     found = widest
     for context in contexts:
@@ -180,15 +158,10 @@ class Target:
 
     Args:
         lib: The module `llama_cpp`.
-        llama: The target; held weakly, because it holds the drafter.
+        llama: The target.
         temperature: Of the sampling, above 0; 1 for greedy decoding.
         widest: Tokens of the widest pass: the newest one and a draft.
         exact: Limit passes to `exact_width`.
-
-    Attributes:
-        vocab_size: Size of the vocabulary.
-        context: Tokens that fit.
-        widest: Tokens of the widest pass that is allowed.
 
     Raises:
         ConfigError: naming an unsupported setting.
@@ -197,7 +170,7 @@ class Target:
     def __init__(self, lib: Any, llama: Llama, *, temperature: float, widest: int, exact: bool) -> None:
         require_rollback(lib, llama, "target")
         _require_all_logits(llama)
-        if not has_exact_attention(lib, llama):
+        if llama.context_params.flash_attn_type != lib.LLAMA_FLASH_ATTN_TYPE_ENABLED:
             text = (
                 "Expected a target made with flash_attn=True, got one without: its logits then depend on how many "
                 "tokens are read at once, so that its text with a draft differs from its text without."
@@ -206,7 +179,7 @@ class Target:
                 raise ConfigError(f"{text} Say so, or allow it with exact=False.")
             logger.warning(text)
         self.widest = _exact(llama, widest) if exact else widest
-        self._llama = weakref.ref(llama)
+        self._llama = weakref.ref(llama)  # the target holds the drafter, which holds this object
         self._temperature = temperature
         self.vocab_size = llama.n_vocab()
         self.context = min(usable_context(llama), len(llama.scores))

@@ -27,13 +27,7 @@ extended one at the end."""
 
 
 class Proposed(NamedTuple):
-    """A proposed token.
-
-    Attributes:
-        token: Its id.
-        ends: Whether it ends the text.
-        signals: Entropy (nats), confidence and margin of its distribution; NaN if not requested.
-    """
+    """A proposed token, whether it ends the text, and entropy (nats), confidence and margin (NaN if not requested)."""
 
     token: int
     ends: bool
@@ -57,11 +51,7 @@ class Proposer(Protocol):
         """Proposes the next token after the text and this draft's proposals, or None; `signals`: compute them."""
 
     def attach(self, lib: Any, target: Llama) -> None:
-        """Sets the target.
-
-        Args:
-            lib: The module `llama_cpp`.
-            target: Verifies the drafts.
+        """Sets the target; `lib` is the module `llama_cpp`.
 
         Raises:
             ModelError: if the vocabularies differ.
@@ -72,15 +62,11 @@ class Proposer(Protocol):
 class LlamaDraft:
     """Drafts greedily with a second model.
 
-    Its cache keeps what it has in common with the text, so a step reads what was emitted since it was last asked, in
-    one pass, and then one token a pass. The last token that it proposes is not read.
-
-    Args:
-        lib: The module `llama_cpp`.
-        llama: The draft model. It need not keep the logits of all tokens.
+    Its cache keeps the prefix in common with the text, so a step reads the tokens emitted since the last step in one
+    pass, and then one token a pass. The last proposed token is not read.
 
     Raises:
-        ConfigError: if the model cannot forget tokens.
+        ConfigError: if the model's cache cannot be rolled back.
     """
 
     def __init__(self, lib: Any, llama: Llama) -> None:
@@ -101,17 +87,12 @@ class LlamaDraft:
     def read(self, text: TokenIds) -> None:
         """Keeps the common prefix of cache and text; see `Proposer`."""
         llama = self.llama
-        most = min(llama.n_tokens, len(text) - 1)  # at least one token is read, for its logits
-        differs = np.flatnonzero(llama.input_ids[:most] != text[:most])
-        llama.n_tokens = int(differs[0]) if len(differs) else most
+        known = llama.input_ids[: llama.n_tokens]
+        llama.n_tokens = _common(known, text[:-1])  # at least one token is read, for its logits
         self._unread = text[llama.n_tokens :].tolist()
 
     def propose(self, *, signals: bool) -> Proposed:
-        """Reads the unread tokens and proposes the most likely one; see `Proposer`.
-
-        Raises:
-            RuntimeError: if llama.cpp cannot read a token.
-        """
+        """Reads the unread tokens and proposes the most likely one; see `Proposer`."""
         self.llama.eval(self._unread)
         row = newest_logits(self._lib, self.llama)
         token = int(row.argmax())
@@ -141,12 +122,10 @@ class LlamaDraft:
 class LookupDraft:
     """Proposes what most often followed the newest tokens earlier in the text; signals are computed from counts.
 
-    Args:
-        longest: Most tokens to match.
-        shortest: Fewest tokens to match, at least 1.
+    At most `longest` and at least `shortest` tokens are matched.
 
     Raises:
-        ConfigError: if they are out of range.
+        ConfigError: if the lengths are out of range.
     """
 
     def __init__(self, longest: int = 4, shortest: int = 2) -> None:
@@ -168,10 +147,7 @@ class LookupDraft:
 
     def read(self, text: TokenIds) -> None:
         """Keeps the common prefix of index and text; see `Proposer`."""
-        known = np.array(self._index.tokens, np.intc)
-        most = min(len(known), len(text))
-        differs = np.flatnonzero(known[:most] != text[:most])
-        kept = int(differs[0]) if len(differs) else most
+        kept = _common(np.array(self._index.tokens, np.intc), text)
         self._index.truncate(kept)
         self._unread = text[kept:].tolist()
 
@@ -187,5 +163,12 @@ class LookupDraft:
         return Proposed(guess.token, self._ends(guess.token), (guess.entropy, guess.confidence, guess.margin))
 
     def attach(self, lib: Any, target: Llama) -> None:
-        """Takes from the target which tokens end a text; see `Proposer`."""
+        """Reads from the target which tokens end a text; see `Proposer`."""
         self._ends = text_ends(lib, target)
+
+
+def _common(known: TokenIds, text: TokenIds) -> int:
+    """Length of the common prefix."""
+    shorter = min(len(known), len(text))
+    differs = np.flatnonzero(known[:shorter] != text[:shorter])
+    return int(differs[0]) if len(differs) else shorter

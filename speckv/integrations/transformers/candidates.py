@@ -64,22 +64,13 @@ class ExactCriteria(StoppingCriteriaList):
         self.scores: Any = None
 
     def begin(self, processors: Processors, prompt_len: int, scores: Any) -> None:
-        """Called before the first token of an assisted generation.
-
-        Args:
-            processors: Their state advances with each emitted token.
-            prompt_len: In tokens.
-            scores: An empty tuple if scores are collected, else None.
-        """
+        """Called before the first token of an assisted generation; `scores` is () if they are collected, else None."""
         self._processors, self._length, self.scores = processors, prompt_len, scores
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
         """Calls the criteria for each token of a block, up to one that meets them.
 
-        Args:
-            input_ids: Shape [1, tokens]; the text with the block.
-            scores: One tensor for each new token of the text, or None.
-            **kwargs: Passed on.
+        `input_ids` (shape [1, tokens]) is the text with the block; `scores`, if any, hold a tensor for each new token.
         """
         if self._processors is None:
             return super().__call__(input_ids, scores, **kwargs)
@@ -101,11 +92,6 @@ class ExactBlocks(LogitsProcessor):
 
     A block is cut after the first drafted token that meets the user's criteria: transformers emits no tokens past
     `generation_config.max_length`, which is lowered for the rest of the block.
-
-    Args:
-        processors: The user's, with the custom criteria `beside`.
-        criteria: None without custom ones.
-        generation_config: Of the call; changed.
     """
 
     def __init__(self, processors: Processors, criteria: ExactCriteria | None, generation_config: Any) -> None:
@@ -124,9 +110,7 @@ class ExactBlocks(LogitsProcessor):
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         """Processes one row of a verification, in order; rows after a cut are not changed.
 
-        Args:
-            input_ids: Shape [1, tokens]; the text with the drafted tokens before the row.
-            scores: Shape [1, vocabulary].
+        `input_ids` (shape [1, tokens]) ends with the drafted tokens before the row.
         """
         length = input_ids.shape[1]
         if self._config.max_length < self._limit:
@@ -162,7 +146,7 @@ class PolicyCandidates(CandidateGenerator):
     Args:
         draft: Scores the target's vocabulary.
         policy: Chooses how many tokens to draft.
-        generation_config: Of the call, as `generate` prepared it; its `max_length` is changed.
+        generation_config: Its `max_length` is changed.
         logits_processor: Of the target, also applied to the draft's scores; changed in place.
         criteria: All stopping criteria of the call.
         prompt_len: In tokens.
@@ -206,23 +190,23 @@ class PolicyCandidates(CandidateGenerator):
         """Drafts after a text of shape [1, tokens].
 
         Returns:
-            Text and draft, of shape [1, tokens + drafted], and the processed scores that each drafted token was chosen
-            from, of shape [1, drafted, vocabulary]; None if nothing was drafted.
+            Text and draft, and the processed scores that each drafted token was chosen from, of shape
+            [1, drafted, vocabulary]; None if nothing was drafted.
         """
         self._shown.clear()
         text, chosen_from = input_ids, list[Tensor]()
         if self._session is not None:  # otherwise the target reads the prompt first
             with exclusive(self._policy):
                 gamma = self._session.begin_step()
-            text, chosen_from = self._drafted(input_ids, min(gamma, self._draft.room(input_ids.shape[1])))
+            gamma = min(gamma, self._draft.room(input_ids.shape[1]))
+            text, chosen_from = self._drafted(self._session, input_ids, gamma)
         if self._blocks is not None:
             self._blocks.begin(input_ids.shape[1])
         if not chosen_from:
             return input_ids, None
         return text.to(input_ids.device), torch.stack(chosen_from, dim=1).to(input_ids.device)
 
-    def _drafted(self, input_ids: Tensor, gamma: int) -> tuple[Tensor, list[Tensor]]:
-        assert self._session is not None
+    def _drafted(self, session: Session, input_ids: Tensor, gamma: int) -> tuple[Tensor, list[Tensor]]:
         text, chosen_from = input_ids.to(self._draft.device), list[Tensor]()
         more = gamma > 0
         if more:
@@ -236,18 +220,12 @@ class PolicyCandidates(CandidateGenerator):
             entropy, confidence, margin = signals(logits)[0].tolist()
             self._shown.append((entropy, confidence, margin))
             with exclusive(self._policy):
-                more = self._session.go_on(entropy, confidence, margin)
+                more = session.go_on(entropy, confidence, margin)
             more = more and len(chosen_from) < gamma and int(token) not in self._eos
         return text, chosen_from
 
     def update_candidate_strategy(self, input_ids: Tensor, scores: Tensor, num_matches: int) -> None:
-        """Passes a step's outcome to the policy.
-
-        Args:
-            input_ids: Shape [1, tokens]; the text after the step.
-            scores: Shape [1, drafted + 1, vocabulary]; the target's processed scores.
-            num_matches: Accepted tokens.
-        """
+        """Passes a step's outcome to the policy; `scores` (shape [1, drafted + 1, vocabulary]) are the target's."""
         kept = int(num_matches)
         if self._criteria is None:
             self._processors.commit(kept + 1)
@@ -262,11 +240,11 @@ class PolicyCandidates(CandidateGenerator):
 
 
 class DraftSequence:
-    """A draft with its cache; it is given the whole text each time and reads the new part."""
+    """A draft with its cache; each call passes the whole text, of which it reads the new part."""
 
     def __init__(self, draft: CausalModel) -> None:
         self._model, self.device = draft, draft.device
-        self._sequence = self._model.sequence()
+        self._sequence = draft.sequence()
         self._read: Tensor | None = None
 
     def room(self, length: int) -> int:

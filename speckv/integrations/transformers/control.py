@@ -16,7 +16,6 @@ open, such a call is transformers' own.
 import inspect
 import threading
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -24,16 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
-from transformers.generation.candidate_generator import CandidateGenerator
 
 from speckv.errors import ConfigError
 from speckv.integrations.transformers.candidates import ExactCriteria, PolicyCandidates, custom_criteria, exclusive
-from speckv.integrations.transformers.models import (
-    as_draft,
-    require_pair,
-    require_plain_adapters,
-    vocabulary,
-)
+from speckv.integrations.transformers.models import as_draft, require_pair, require_plain_adapters, vocabulary
 from speckv.models.parts import unwrapped
 from speckv.runtime.policy import Policy
 
@@ -48,246 +41,27 @@ _HOOKS = "_speckv_hooks"
 _ENTERED: ContextVar[tuple[object, ...]] = ContextVar("speckv_control", default=())
 
 
-class Block(ABC):
-    """Behaviour of the replaced methods in one context."""
-
-    elsewhere: int = 0
-    """Calls of `generate` on the target in contexts without a block, while this one was open."""
-
-    @abstractmethod
-    def drafts_with(self, assistant: Any) -> bool:
-        """Whether a model is the block's draft."""
-
-    def is_here(self) -> bool:
-        """Whether the calling context is inside the block."""
-        return any(block is self for block in _ENTERED.get())
-
-    @abstractmethod
-    def candidates(self, arguments: dict[str, Any]) -> CandidateGenerator:
-        """Returns the candidate generator of one call of `generate`, from the arguments of transformers' method."""
-
-    @abstractmethod
-    def criteria(self, arguments: dict[str, Any], found: Any) -> Any:
-        """Returns the stopping criteria of one call of `generate`; `found` are those of transformers' method."""
-
-    @abstractmethod
-    def mode_arguments(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Returns the arguments of `generate` that transformers validates instead of the given ones."""
-
-
-@contextmanager
-def hooked(target: PreTrainedModel, block: Block) -> Iterator[None]:
-    """Replaces the target's methods for the calling context.
-
-    Raises:
-        ConfigError: if the context is inside another block for this target, or transformers lacks what is needed.
-    """
-    hooks = _enter(target, block)
-    _ENTERED.set((*_ENTERED.get(), block))
-    try:
-        yield
-    finally:
-        _ENTERED.set(tuple(other for other in _ENTERED.get() if other is not block))
-        hooks.leave(block)
-
-
-def _enter(target: PreTrainedModel, block: Block) -> "Hooks":
-    while True:
-        found: Hooks | None = vars(target).get(_HOOKS)
-        hooks = found or vars(target).setdefault(_HOOKS, Hooks(target))  # atomic: two threads get the same object
-        if hooks.enter(block):
-            return hooks
-
-
-class Hooks:
-    """The replaced methods of one target, stored on it so that copies of this module in exported folders share them."""
-
-    def __init__(self, target: PreTrainedModel) -> None:
-        self._target = target
-        self._replaced: dict[str, Any] = {}
-        self._blocks: list[Block] = []
-        self._lock = threading.Lock()
-        self._removed = False
-
-    def __reduce__(self) -> "tuple[type[Hooks], tuple[PreTrainedModel]]":
-        """A copy of the target that is made inside a block is not controlled."""
-        return Hooks, (self._target,)
-
-    def enter(self, block: Block) -> bool:
-        """Adds a block; False if the hooks have been removed meanwhile."""
-        with self._lock:
-            if self._removed:
-                return False
-            try:
-                if self._here() is not None:
-                    raise ConfigError(
-                        "Expected a target that no policy controls yet, got one inside another `control` block."
-                    )
-                self._require_known()
-            except ConfigError:
-                self._remove_if_unused()
-                raise
-            if not self._blocks:
-                self._install()
-            self._blocks.append(block)
-            return True
-
-    def _install(self) -> None:
-        methods = {CANDIDATES: self.candidates, CRITERIA: self.criteria, MODE: self.mode}
-        known = {name: vars(self._target).get(name) for name in methods}
-        # On a copy of a target that was made inside a block, these methods are there already.
-        self._replaced = {n: m for n, m in known.items() if m is not None and getattr(m, "__self__", None) is not self}
-        vars(self._target).update(methods)
-
-    def leave(self, block: Block) -> None:
-        """Removes a block, and with the last one the hooks."""
-        with self._lock:
-            self._blocks.remove(block)
-            self._remove_if_unused()
-
-    def candidates(self, *args: Any, **kwargs: Any) -> Any:
-        """Replaces transformers' method."""
-        block, arguments = self._block(), self._arguments(CANDIDATES, args, kwargs)
-        if block is None or not (block.is_here() or block.drafts_with(arguments.get("assistant_model"))):
-            return self._call(CANDIDATES, *args, **kwargs)
-        return block.candidates(arguments)
-
-    def criteria(self, *args: Any, **kwargs: Any) -> Any:
-        """Replaces transformers' method."""
-        block, found = self._block(), self._call(CRITERIA, *args, **kwargs)
-        if block is None:
-            for other in tuple(self._blocks):
-                other.elsewhere += 1
-            return found
-        return block.criteria(self._arguments(CRITERIA, args, kwargs), found)
-
-    def mode(self, *args: Any, **kwargs: Any) -> Any:
-        """Replaces transformers' method."""
-        block = self._block()
-        if block is None:
-            return self._call(MODE, *args, **kwargs)
-        arguments = self._arguments(MODE, args, kwargs)
-        arguments["generation_mode_kwargs"] = block.mode_arguments(arguments["generation_mode_kwargs"])
-        return self._call(MODE, **arguments)
-
-    def _here(self) -> Block | None:
-        return next((block for block in tuple(self._blocks) if block.is_here()), None)
-
-    def _block(self) -> Block | None:
-        """The block of the calling context, or the only open one."""
-        blocks = tuple(self._blocks)
-        return self._here() or (blocks[0] if len(blocks) == 1 else None)
-
-    def _own(self, name: str) -> Any:
-        """The target's method without the hooks, or None."""
-        method = getattr(type(self._target), name, None)
-        return self._replaced.get(name) or (method and method.__get__(self._target))
-
-    def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        return self._own(name)(*args, **kwargs)
-
-    def _arguments(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        return inspect.signature(self._own(name)).bind(*args, **kwargs).arguments
-
-    def _require_known(self) -> None:
-        for name, needed in NEEDS.items():
-            method = self._own(name)
-            found = inspect.signature(method).parameters if callable(method) else {}
-            if missing := needed - set(found):
-                raise ConfigError(
-                    f"Expected transformers from 5.23, below 6: this version's {name} lacks {sorted(missing)}. "
-                    "Use custom_generate=speckv.integrations.transformers.custom_generate."
-                )
-
-    def _remove_if_unused(self) -> None:
-        if self._blocks:
-            return
-        for name in NEEDS:
-            if getattr(vars(self._target).get(name), "__self__", None) is self:
-                del vars(self._target)[name]
-        vars(self._target).update(self._replaced)
-        vars(self._target).pop(_HOOKS, None)
-        self._removed = True
-
-
-@contextmanager
-def control(
-    target: Any,
-    draft: Any,
-    policy: Policy | Path | str,
-    *,
-    compression: str | None = None,
-    cost_ratio: float | None = None,
-) -> Iterator[Policy]:
-    """Lets a policy choose how many tokens `target.generate(..., assistant_model=draft)` drafts at each step.
-
-    Greedy text and the distribution of sampled text are those of plain `generate`, with any logits processors and
-    stopping criteria whose state can be deep-copied. Nothing is drafted before the target has read the prompt.
-
-    Several threads may decode with one target, each inside its own `control` block. Threads without a block use the
-    only open one; if several are open, `generate` in such a thread is transformers' own.
-
-    Args:
-        target: A transformers model, or one inside a wrapper of PEFT, torch.compile or distributed training.
-        draft: Likewise, with the target's tokenizer.
-        policy: A loaded policy, or the folder of an exported one.
-        compression: Of the target; the policy's first by default.
-        cost_ratio: One draft pass over one target pass; by default that of the policy's training.
-
-    Yields:
-        The policy, whose `warnings` count how often its fallback was used.
-
-    Warns:
-        UserWarning: at the end of a block in which no call of `generate` used the policy.
-
-    Raises:
-        ConfigError: if the models do not fit, the target is controlled already, or this version of transformers is not
-            supported. Inside the block, from `generate`: for unsupported settings.
-        ModelError: for models whose cache cannot be rolled back.
-        CheckpointError: if the folder's policy cannot be used.
-    """
-    policy = policy if isinstance(policy, Policy) else Policy.load(policy)
-    target, draft = _inner(target), _inner(draft)
-    require_pair(target, draft)
-    with exclusive(policy):
-        policy.session(max_new_tokens=1, compression=compression)  # refuses a wrong compression before `generate`
-    session = {"compression": compression, "cost_ratio": cost_ratio, "vocab_size": vocabulary(target)}
-    block = _Control(target, draft, policy, session)
-    with hooked(target, block):
-        yield policy
-    if (unused := block.why_unused()) is not None:
-        warnings.warn(unused, UserWarning, stacklevel=3)
-
-
-def _inner(model: Any) -> PreTrainedModel:
-    """The model inside wrappers; adapters such as LoRA are part of its layers.
-
-    Raises:
-        ConfigError: if there is none, or an adapter is not supported.
-    """
-    inner = unwrapped(model)
-    if not isinstance(inner, PreTrainedModel):
-        raise ConfigError(
-            "Expected a transformers model, or one wrapped by PEFT, torch.compile or distributed training, "
-            f"got {type(model).__name__}. Give the transformers model."
-        )
-    for wrapper in (model, getattr(model, "module", model)):
-        require_plain_adapters(wrapper)
-    return inner
-
-
-class _Control(Block):
-    """One `control` block, with models without wrappers and the options of its sessions."""
+class Block:
+    """One `control` block; its models have no wrappers, and `session` holds the options of its sessions."""
 
     def __init__(
         self, target: PreTrainedModel, draft: PreTrainedModel, policy: Policy, session: dict[str, Any]
     ) -> None:
         self.target, self._draft, self._policy, self._session = target, draft, policy, session
         self._calls = self._assisted = 0
-        self._latest = threading.local()
+        self.elsewhere = 0  # calls of `generate` in contexts without a block, while this one was open
+        self._latest = threading.local()  # config and criteria of the newest call in a thread
+
+    def is_here(self) -> bool:
+        """Whether the calling context is inside the block."""
+        return any(block is self for block in _ENTERED.get())
+
+    def drafts_with(self, assistant: Any) -> bool:
+        """Whether a model, perhaps wrapped, is the block's draft."""
+        return assistant is not None and unwrapped(assistant) is self._draft
 
     def candidates(self, arguments: dict[str, Any]) -> PolicyCandidates:
-        """Counts the call; see `Block`."""
+        """The candidate generator of a call, from the arguments of transformers' method."""
         self._assisted += 1
         config = arguments["generation_config"]
         self._require_servable(arguments)
@@ -303,22 +77,15 @@ class _Control(Block):
         )
 
     def criteria(self, arguments: dict[str, Any], found: Any) -> Any:
-        """Wraps custom criteria in `ExactCriteria`; see `Block`."""
+        """The stopping criteria of a call, from those that transformers' method `found`."""
         self._calls += 1
         config = arguments["generation_config"]
         criteria = ExactCriteria(found) if custom_criteria(found, config) else found
         self._latest.config, self._latest.criteria = config, criteria
         return criteria
 
-    def drafts_with(self, assistant: Any) -> bool:
-        """See `Block`; the model may be wrapped."""
-        return assistant is not None and unwrapped(assistant) is self._draft
-
     def mode_arguments(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Leaves out a draft whose vocabulary differs from the target's by padding.
-
-        transformers treats any difference as two tokenizers.
-        """
+        """Leaves out a draft whose vocabulary differs by padding, which transformers would treat as two tokenizers."""
         padded = vocabulary(self.target) != vocabulary(self._draft) and "assistant_tokenizer" not in given
         if padded and self.drafts_with(given.get("assistant_model")):
             return {name: value for name, value in given.items() if name != "assistant_model"}
@@ -362,3 +129,185 @@ class _Control(Block):
         # PEFT sets its own method here while `generate` of a model with virtual tokens runs.
         preparing = vars(self.target).get("prepare_inputs_for_generation")
         require_plain_adapters(getattr(preparing, "__self__", self.target))
+
+
+class Hooks:
+    """The replaced methods of one target, stored on it so that copies of this module in exported folders share them."""
+
+    def __init__(self, target: PreTrainedModel) -> None:
+        self._target = target
+        self._replaced: dict[str, Any] = {}
+        self._blocks: list[Block] = []
+        self._lock = threading.Lock()
+        self._removed = False
+
+    def __reduce__(self) -> "tuple[type[Hooks], tuple[PreTrainedModel]]":
+        """A copy of the target that is made inside a block is not controlled."""
+        return Hooks, (self._target,)
+
+    def enter(self, block: Block) -> bool:
+        """Adds a block; False if another thread has removed the hooks meanwhile.
+
+        Raises:
+            ConfigError: if the context is inside another block, or transformers lacks what is needed.
+        """
+        with self._lock:
+            if self._removed:
+                return False
+            try:
+                if self._here() is not None:
+                    raise ConfigError(
+                        "Expected a target that no policy controls yet, got one inside another `control` block."
+                    )
+                self._require_known()
+            except ConfigError:
+                self._remove_if_unused()
+                raise
+            if not self._blocks:
+                self._install()
+            self._blocks.append(block)
+            return True
+
+    def _install(self) -> None:
+        methods = {CANDIDATES: self.candidates, CRITERIA: self.criteria, MODE: self.mode}
+        known = {name: vars(self._target).get(name) for name in methods}
+        # On a copy of a target that was made inside a block, these methods are there already.
+        self._replaced = {n: m for n, m in known.items() if m is not None and getattr(m, "__self__", None) is not self}
+        vars(self._target).update(methods)
+
+    def leave(self, block: Block) -> None:
+        """Removes a block, and with the last one the hooks."""
+        with self._lock:
+            self._blocks.remove(block)
+            self._remove_if_unused()
+
+    def candidates(self, *args: Any, **kwargs: Any) -> Any:
+        """Replaces transformers' method."""
+        block, arguments = self._block(), self._arguments(CANDIDATES, args, kwargs)
+        if block is None or not (block.is_here() or block.drafts_with(arguments.get("assistant_model"))):
+            return self._own(CANDIDATES)(*args, **kwargs)
+        return block.candidates(arguments)
+
+    def criteria(self, *args: Any, **kwargs: Any) -> Any:
+        """Replaces transformers' method."""
+        block, found = self._block(), self._own(CRITERIA)(*args, **kwargs)
+        if block is None:
+            for other in tuple(self._blocks):
+                other.elsewhere += 1
+            return found
+        return block.criteria(self._arguments(CRITERIA, args, kwargs), found)
+
+    def mode(self, *args: Any, **kwargs: Any) -> Any:
+        """Replaces transformers' method."""
+        block = self._block()
+        if block is None:
+            return self._own(MODE)(*args, **kwargs)
+        arguments = self._arguments(MODE, args, kwargs)
+        arguments["generation_mode_kwargs"] = block.mode_arguments(arguments["generation_mode_kwargs"])
+        return self._own(MODE)(**arguments)
+
+    def _here(self) -> Block | None:
+        return next((block for block in tuple(self._blocks) if block.is_here()), None)
+
+    def _block(self) -> Block | None:
+        """The block of the calling context, or the only open one."""
+        blocks = tuple(self._blocks)
+        return self._here() or (blocks[0] if len(blocks) == 1 else None)
+
+    def _own(self, name: str) -> Any:
+        """The target's method without the hooks, or None."""
+        method = getattr(type(self._target), name, None)
+        return self._replaced.get(name) or (method and method.__get__(self._target))
+
+    def _arguments(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        return inspect.signature(self._own(name)).bind(*args, **kwargs).arguments
+
+    def _require_known(self) -> None:
+        for name, needed in NEEDS.items():
+            method = self._own(name)
+            found = inspect.signature(method).parameters if callable(method) else {}
+            if missing := needed - set(found):
+                raise ConfigError(
+                    f"Expected transformers from 5.23, below 6: this version's {name} lacks {sorted(missing)}. "
+                    "Use custom_generate=speckv.integrations.transformers.custom_generate."
+                )
+
+    def _remove_if_unused(self) -> None:
+        if self._blocks:
+            return
+        for name in NEEDS:
+            if getattr(vars(self._target).get(name), "__self__", None) is self:
+                del vars(self._target)[name]
+        vars(self._target).update(self._replaced)
+        vars(self._target).pop(_HOOKS, None)
+        self._removed = True
+
+
+@contextmanager
+def control(
+    target: Any,
+    draft: Any,
+    policy: Policy | Path | str,
+    *,
+    compression: str | None = None,
+    cost_ratio: float | None = None,
+) -> Iterator[Policy]:
+    """Lets a policy choose how many tokens `target.generate(..., assistant_model=draft)` drafts at each step.
+
+    Greedy text and the distribution of sampled text are those of plain `generate`, with any logits processors and
+    stopping criteria whose state can be deep-copied. Nothing is drafted before the target has read the prompt.
+
+    Several threads may decode with one target, each inside its own `control` block.
+
+    Args:
+        target: A transformers model, or one inside a wrapper of PEFT, torch.compile or distributed training.
+        draft: Likewise, with the target's tokenizer.
+        policy: A loaded policy, or the folder of an exported one; its `warnings` count uses of its fallback.
+        compression: Of the target; the policy's first by default.
+        cost_ratio: One draft pass over one target pass; by default that of the policy's training.
+
+    Warns:
+        UserWarning: at the end of a block in which no call of `generate` used the policy.
+
+    Raises:
+        ConfigError: if the models do not fit, the target is controlled already, or this version of transformers is not
+            supported. Inside the block, from `generate`: for unsupported settings.
+        ModelError: for models whose cache cannot be rolled back.
+        CheckpointError: if the folder's policy cannot be used.
+    """
+    policy = policy if isinstance(policy, Policy) else Policy.load(policy)
+    target, draft = _inner(target), _inner(draft)
+    require_pair(target, draft)
+    with exclusive(policy):
+        policy.session(max_new_tokens=1, compression=compression)  # refuses a wrong compression before `generate`
+    session = {"compression": compression, "cost_ratio": cost_ratio, "vocab_size": vocabulary(target)}
+    block = Block(target, draft, policy, session)
+    hooks = _enter(target, block)
+    _ENTERED.set((*_ENTERED.get(), block))
+    try:
+        yield policy
+    finally:
+        _ENTERED.set(tuple(other for other in _ENTERED.get() if other is not block))
+        hooks.leave(block)
+    if (unused := block.why_unused()) is not None:
+        warnings.warn(unused, UserWarning, stacklevel=3)
+
+
+def _enter(target: PreTrainedModel, block: Block) -> Hooks:
+    while True:
+        hooks: Hooks = vars(target).setdefault(_HOOKS, Hooks(target))  # atomic: two threads get the same object
+        if hooks.enter(block):
+            return hooks
+
+
+def _inner(model: Any) -> PreTrainedModel:
+    """The model inside wrappers; adapters such as LoRA are part of its layers."""
+    inner = unwrapped(model)
+    if not isinstance(inner, PreTrainedModel):
+        raise ConfigError(
+            "Expected a transformers model, or one wrapped by PEFT, torch.compile or distributed training, "
+            f"got {type(model).__name__}. Give the transformers model."
+        )
+    for wrapper in (model, getattr(model, "module", model)):
+        require_plain_adapters(wrapper)
+    return inner

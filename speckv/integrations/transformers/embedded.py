@@ -24,8 +24,8 @@ class Embedded:
     """A policy stored in a module, for transformers' assisted generation in any number of threads.
 
     Args:
-        files: The policy's two files: content in base 64 by name.
-        kinds: Classes of controllers by kind that `speckv.runtime` does not define.
+        files: The policy's two files: name -> content in base 64.
+        kinds: Kind -> class, for controllers that `speckv.runtime` does not define.
     """
 
     def __init__(self, files: Mapping[str, str], kinds: Mapping[str, type[Storable]] | None = None) -> None:
@@ -35,11 +35,7 @@ class Embedded:
 
     @property
     def policy(self) -> Policy:
-        """The policy, loaded and tested at the first use.
-
-        Raises:
-            SpecKVError: if it is damaged, or its decisions differ from those where it was exported.
-        """
+        """The policy, loaded and tested at the first use."""
         with self._loading:
             if self._policy is None:
                 self._policy = self._loaded()
@@ -70,17 +66,15 @@ class Embedded:
 
         Args:
             model: The target.
-            inputs: As for `generate`.
+            inputs: As for `generate`, like all arguments that are not listed.
             assistant_model: The draft, with the target's tokenizer.
             compression: Of the target: "fp16" (unquantised), "int8" or "nf4"; the policy's first by default.
             cost_ratio: One draft pass over one target pass; by default that of the policy's training.
-            generation_config: As for `generate`.
             custom_generate: Refused.
-            **options: As for `generate`.
 
         Raises:
             ConfigError: before decoding, for unsupported settings.
-            SpecKVError: if the policy cannot be used.
+            SpecKVError: if the policy is damaged, or its decisions differ from those where it was exported.
         """
         if custom_generate is not None:
             raise ConfigError(f"Expected no other custom_generate beside this one, got {custom_generate!r}.")
@@ -89,17 +83,15 @@ class Embedded:
         # Of the class: if the folder is in the target's own repository, `model.generate` calls this function.
         owner = model if hasattr(type(model), "generate") else unwrapped(model)
         _require_assisted(owner, assistant_model, generation_config, options)
+        # A lock for a whole text if the policy learns and the steps of its requests cannot interleave.
+        lock: AbstractContextManager[object] = nullcontext() if self.policy.interleaves else self._learning
         with (
-            self._exclusive_text(),
+            lock,
             control(model, assistant_model, self.policy, compression=compression, cost_ratio=cost_ratio),
         ):
             return type(owner).generate(
                 owner, inputs, generation_config=generation_config, assistant_model=assistant_model, **options
             )
-
-    def _exclusive_text(self) -> AbstractContextManager[object]:
-        """A lock for a whole text if the policy learns and the steps of its requests cannot interleave."""
-        return nullcontext() if self.policy.interleaves else self._learning
 
 
 def _require_assisted(model: Any, draft: Any, given: Any, options: Mapping[str, Any]) -> None:

@@ -45,17 +45,7 @@ _MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE, GenerationMode.AS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerateRequest:
-    """A call of `generate` as a request of the engine.
-
-    Attributes:
-        prompt: Token ids.
-        max_new_tokens: Token budget, at least 1.
-        eos_token_ids: Tokens that end the text.
-        sampling: How tokens are chosen.
-        processors: Logits processors, or None.
-        criteria: The caller's stopping criteria, perhaps none.
-        streamer: Receives tokens as they are emitted, or None.
-    """
+    """A call of `generate` as a request of the engine; `criteria` are the caller's own."""
 
     prompt: list[int]
     max_new_tokens: int
@@ -121,7 +111,7 @@ def _generate_call() -> Mapping[str, Any]:
 
 
 def _sampling(config: Any, processors: Sequence[Any]) -> tuple[SamplingConfig, Processors | None]:
-    """How tokens are chosen: by the engine's own warping if it equals that of the processors."""
+    """The engine's own warping if it equals that of the processors; otherwise the processors."""
     if not config.do_sample:
         return SamplingConfig(), Processors.of(processors)
     seed = int(torch.randint(_LARGEST_SEED, ()))  # so that torch.manual_seed repeats a text
@@ -152,7 +142,6 @@ def _warping(processors: Sequence[Any]) -> dict[str, Any] | None:
 
 
 def _require_plain(input_ids: Tensor, config: Any, model_kwargs: Mapping[str, Any], call: Mapping[str, Any]) -> None:
-    """Refuses everything that a `GenerateRequest` does not hold."""
     if input_ids.shape[0] != 1:
         raise ConfigError(f"Expected one prompt, got a batch of {input_ids.shape[0]}. Call generate for each of them.")
     mode = config.get_generation_mode()
@@ -214,10 +203,7 @@ _CACHE_FIELD = "cache" if "cache" in {one.name for one in fields(GenerateDecoder
 def prepare(*models: PreTrainedModel, compression: str = "fp16", static_cache: bool | None = None) -> None:
     """Makes models faster for `custom_generate`, in place: narrow layers on CPUs, fixed buffers and graphs on CUDA.
 
-    Args:
-        models: Targets and drafts; prepared ones are skipped.
-        compression: Of the models.
-        static_cache: Whether sequences use fixed buffers; by default on CUDA.
+    Models that are prepared already are skipped. `static_cache` (fixed buffers) is by default on for CUDA.
 
     Raises:
         ConfigError: if a model does not support the static cache that is requested.
@@ -258,10 +244,7 @@ def custom_generate(
     Args:
         model: The target.
         input_ids: Shape [1, tokens].
-        generation_config: This and the two following as `generate` prepared them.
-        logits_processor: See above.
-        stopping_criteria: See above.
-        draft_model: Drafts, unless the policy never drafts.
+        generation_config: As `generate` prepared it, like the processors and criteria.
         policy: A loaded policy, or the folder of an exported one.
         compression: Of the target; the policy's first by default.
         cost_ratio: One draft pass over one target pass; by default that of the policy's training.
@@ -280,9 +263,8 @@ def custom_generate(
     policy = policy if isinstance(policy, Policy) else Policy.load(policy)
     require_pair(model, draft_model)
     request = GenerateRequest.of(input_ids, generation_config, logits_processor, stopping_criteria, model_kwargs)
-    target = _causal(model)
     engine = Engine(
-        target,
+        _causal(model),
         None if policy.never_drafts(compression) else _draft(draft_model, model),
         eos_token_ids=request.eos_token_ids,
         sampling=request.sampling,
@@ -306,10 +288,9 @@ def custom_generate(
 def decode(
     engine: Engine, session: Session, request: GenerateRequest, policy: Policy, *, device: torch.device
 ) -> list[int]:
-    """Decodes a request with an engine and a new session of the policy, and returns the output's tokens.
+    """Decodes a request with a new session of the policy; the caller's criteria get token ids on `device`.
 
-    If the policy decides once a step, nothing waits for the device inside a step. The caller's criteria get token ids
-    on `device`.
+    If the policy decides once a step, nothing waits for the device inside a step.
     """
     step = engine.start(
         request.prompt,
@@ -352,19 +333,16 @@ def decode(
 
 
 def _stream(request: GenerateRequest, step: DecodeStep) -> None:
-    """Passes a step's tokens to the streamer one by one, as plain `generate` does."""
     if request.streamer is not None:
-        for token in step.tokens:
+        for token in step.tokens:  # one by one, as plain `generate` does
             request.streamer.put(torch.tensor([token]))
 
 
 def _causal(model: PreTrainedModel) -> CausalModel:
-    """The target for the engine, prepared or not."""
     return _causal_of(model) or as_is(model)
 
 
 def _draft(model: PreTrainedModel, target: PreTrainedModel) -> CausalModel:
-    """The draft for the engine, with the target's vocabulary."""
     prepared = _causal_of(model)
     if prepared is None:
         return as_draft(model, target)
@@ -382,16 +360,11 @@ def _causal_of(model: PreTrainedModel) -> CausalModel | None:
 
 
 class _Prepared:
-    """The result of `prepare`; copies and pickles of the model do not include its buffers and graphs.
-
-    Attributes:
-        causal: The model for the engine.
-        fitted: The model as a draft, by the target's vocabulary size.
-    """
+    """The result of `prepare`; copies and pickles of the model do not include its buffers and graphs."""
 
     def __init__(self, causal: CausalModel | None) -> None:
         self.causal = causal
-        self.fitted: dict[int, CausalModel] = {}
+        self.fitted: dict[int, CausalModel] = {}  # the model as a draft, by the target's vocabulary size
 
     def __deepcopy__(self, memo: object) -> "_Prepared":
         return _Prepared(None)

@@ -46,7 +46,7 @@ def require_pair(target: PreTrainedModel, draft: PreTrainedModel) -> None:
 
 
 def require_plain_adapters(model: nn.Module) -> None:
-    """Checks that what PEFT adapters compute for a token does not depend on the tokens passed with it.
+    """Refuses PEFT adapters whose result for a token depends on the tokens passed with it.
 
     Raises:
         ConfigError: for prompt tuning, prefix tuning and their like, for activated LoRA, and for X-LoRA.

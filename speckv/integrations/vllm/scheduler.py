@@ -44,14 +44,10 @@ HOOKS = ("_update_after_schedule", "update_from_output", "update_draft_token_ids
 
 
 class PolicyScheduling(_Scheduler):
-    """A mix-in for vLLM's schedulers.
-
-    Attributes:
-        speckv: The sessions.
-        overlaps: Whether the scheduler can plan a pass before the last one has ended.
-    """
+    """A mix-in for vLLM's schedulers; `speckv` holds the sessions."""
 
     overlaps = False
+    """Whether the scheduler can plan a pass before the last one has ended."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -119,11 +115,7 @@ class PolicyScheduling(_Scheduler):
 
 
 def make_scheduler(base: type, name: str, *, overlaps: bool = False) -> type:
-    """A subclass of a vLLM scheduler under a policy.
-
-    Raises:
-        ConfigError: if this release of vLLM lacks a method that is needed.
-    """
+    """A subclass of a vLLM scheduler under a policy; a `ConfigError` if this release lacks a method that is needed."""
     missing = [hook for hook in HOOKS if not hasattr(base, hook)]
     if missing:
         raise ConfigError(f"Expected vLLM 0.32, whose scheduler has {list(HOOKS)}; this one's lacks {missing}.")

@@ -33,10 +33,9 @@ _in_process: list[Policy] = []
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvironmentSettings:
-    """EnvironmentSettings from environment variables.
+    """Settings of the integration, from environment variables.
 
     Attributes:
-        policy: Decides.
         compression: Of the target; None for the policy's first.
         combine: A key of `COMBINATIONS`.
         per_request: Whether drafts are cut to each request's own gamma.
@@ -98,11 +97,7 @@ _UNKNOWN: TokenSignals = (float("nan"),) * 3
 
 
 def require_turns(policy: Policy, num_requests: int) -> None:
-    """Checks that a policy can decode so many requests together.
-
-    Raises:
-        ConfigError: if it learns and cannot separate the steps of several requests.
-    """
+    """Refuses several requests for a policy that learns and cannot separate their steps."""
     if num_requests > 1 and not policy.interleaves:
         raise ConfigError(
             f"Expected max_num_seqs=1 for {policy.name!r}, which learns and has neither save_request nor load_request "
