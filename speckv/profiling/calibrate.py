@@ -62,17 +62,7 @@ class CheckPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationPlan:
-    """What to measure.
-
-    Attributes:
-        name: Of the table.
-        pair: Its compression is replaced by each of `compressions`.
-        compressions: Of the target.
-        timing: Contexts and rounds.
-        batches: Different ones, with 1.
-        check: Live runs to check the table on; None for no check.
-        notes: Free text in the table.
-    """
+    """What to measure: a pair with its target at each of `compressions`; `batches` are different ones, with 1."""
 
     name: str
     pair: PairConfig
@@ -136,7 +126,7 @@ def calibrate(
         gc.collect()
         pair = load(replace(plan.pair, compression=compression))
         if plan.check is not None:
-            encode_prompts(pair, plan.check)
+            encode_prompts(pair, plan.check)  # fails before anything is measured
         # A draft made of the target's own layers is compressed as the target is.
         if draft_times is None or plan.pair.draft == "self":
             draft_times = _time_draft(draft_source(pair), plan, say)
@@ -154,11 +144,10 @@ def calibrate(
 
 
 def _time_draft(draft: CausalModel | PromptLookup, plan: CalibrationPlan, say: Say) -> dict[int, PassTimes]:
-    """Times of the draft at every batch; those of a lookup do not depend on the batch."""
     if not isinstance(draft, PromptLookup):
         return _time_model(draft, plan, "draft", say, drafting=True)
     say(f"draft, {draft.name}")
-    return dict.fromkeys(plan.batches, time_lookup(draft, plan.timing))
+    return dict.fromkeys(plan.batches, time_lookup(draft, plan.timing))  # does not depend on the batch
 
 
 def _time_model(
@@ -193,11 +182,7 @@ def _check(plan: CheckPlan, pair: ModelPair, entry: CostEntry) -> CostFit:
 
 
 def with_lookup_times(table: CostTable, lookup: PromptLookup, plan: CalibrationPlan) -> CostTable:
-    """A table of this machine with its draft replaced by a lookup; no model runs.
-
-    Raises:
-        CostTableError: if the table was measured at another reference context than the plan's.
-    """
+    """A table of this machine with its draft replaced by a lookup; no model runs."""
     reference, far = plan.timing.reference_context, plan.timing.far_context
     others = sorted({entry.reference_context for entry in table.entries.values()} - {reference})
     if others:
@@ -257,11 +242,7 @@ def check_pair(table: CostTable, pair: ModelPair, plan: CheckPlan) -> CostFit:
 
 
 def encode_prompts(pair: ModelPair, plan: CheckPlan) -> list[list[int]]:
-    """Token ids of the prompts; called before anything is measured, so that a bad prompt fails early.
-
-    Raises:
-        ConfigError: if a prompt and its output do not fit the models.
-    """
+    """Token ids of the prompts; a `ConfigError` if one and its output do not fit the models."""
     limit = min(pair.target.context_limit, pair.draft.context_limit) - plan.max_new_tokens
     prompts = [pair.encode(text) for text in plan.prompts]
     for text, prompt in zip(plan.prompts, prompts, strict=True):
@@ -276,11 +257,7 @@ def encode_prompts(pair: ModelPair, plan: CheckPlan) -> list[list[int]]:
 def check_engine(
     table: CostTable, compression: str, engine: Engine, prompts: Sequence[Sequence[int]], plan: CheckPlan
 ) -> CostFit:
-    """Decodes every prompt with every schedule, in an order that rotates; `plan.prompts` is ignored.
-
-    Raises:
-        ConfigError: if no run took a decode step.
-    """
+    """Decodes every prompt with every schedule, in an order that rotates; `plan.prompts` is ignored."""
     context = RequestContext(compression=compression, cost_ratio=table.cost_ratio(compression))
     arms: list[Controller] = [ConstantGamma(gamma) for gamma in plan.gammas]
     arms.append(RandomGamma(max((*plan.gammas, 1))))
@@ -304,14 +281,12 @@ def check_engine(
 def predicted_seconds(
     table: CostTable, compression: str, prompt_len: int, run: GenerationResult, controller: Controller
 ) -> float:
-    """The table's time for the steps of a run, with decisions where the controller charges them.
-
-    A controller that decides inside steps is charged a decision for each drafted token.
-    """
+    """The table's time for the steps of a run, with decisions where the controller charges them."""
     drafted, lags, contexts = step_counts(prompt_len, run.steps)
     seconds = float(table.step_seconds(compression, drafted, lags, contexts).sum())
     if not controller.charges_decision:
         return seconds
+    # A controller that stops inside steps decides once for each drafted token.
     decisions = np.maximum(drafted, 1) if isinstance(controller, StoppingController) else np.ones_like(drafted)
     return seconds + table.controller_s * int(decisions.sum())
 

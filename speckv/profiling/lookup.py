@@ -17,7 +17,7 @@ from speckv.models import PairConfig, encode_prompt, load_tokenizer, vocabulary_
 from speckv.models.tokenizer import template_reads_date
 from speckv.ngrams import Guess
 from speckv.profiling.prompts import Prompt
-from speckv.traces import NO_TOKEN, ROLLOUT_LENGTH, TraceMetadata, TraceSequence, TraceSet, accepted_lengths
+from speckv.traces import NO_TOKEN, ROLLOUT_LENGTH, TraceSequence, TraceSet, accepted_lengths
 from speckv.types import GAMMA_MAX, NUM_SIGNALS
 
 Run = tuple[list[int], list[tuple[float, float, float]]]
@@ -34,7 +34,7 @@ def with_lookup(
     Args:
         sequence: A recording with any draft.
         prompt_tokens: Chat template included.
-        lookup: What proposes.
+        lookup: Proposes the tokens.
         eos_token_ids: Tokens that end a text.
 
     Raises:
@@ -74,11 +74,7 @@ def with_lookup(
 def record_lookup(recorded: TraceSet, prompts: Sequence[Prompt], pair: PairConfig, *, notes: str = "") -> TraceSet:
     """Replaces the draft of a whole recording by a lookup; needs the target's tokenizer, but no model.
 
-    Args:
-        recorded: With any draft.
-        prompts: Those of the recording, and perhaps others.
-        pair: With draft "lookup".
-        notes: Free text in the file.
+    `prompts` are those of the recording, and perhaps others; the pair's draft must be "lookup".
 
     Raises:
         ConfigError: if the draft is no lookup.
@@ -115,28 +111,34 @@ def record_lookup(recorded: TraceSet, prompts: Sequence[Prompt], pair: PairConfi
         for name in recorded.prompt_ids
     }
     sequences = tuple(with_lookup(s, ids[s.prompt_id], lookup, metadata.eos_token_ids) for s in recorded.sequences)
-    return TraceSet(metadata=lookup_metadata(metadata, lookup, notes or _origin(recorded)), sequences=sequences)
-
-
-def lookup_metadata(metadata: TraceMetadata, lookup: PromptLookup, notes: str) -> TraceMetadata:
-    """Metadata of a recording with a lookup, from those of the recording that it is computed from."""
-    dtype = metadata.dtype | {"draft": "none"}
-    limits = {name: limit for name, limit in metadata.context_limits.items() if name != "draft"}
-    return replace(metadata, draft_id=lookup.name, draft_sha256="", dtype=dtype, notes=notes, context_limits=limits)
+    origin = (
+        f"Texts and target signals of the recording with draft {metadata.draft_id}, "
+        f"sha256 {recorded.sha256 or 'unknown'}."
+    )
+    of_lookup = replace(
+        metadata,
+        draft_id=lookup.name,
+        draft_sha256="",
+        dtype=metadata.dtype | {"draft": "none"},
+        notes=notes or origin,
+        context_limits={name: limit for name, limit in metadata.context_limits.items() if name != "draft"},
+    )
+    return TraceSet(metadata=of_lookup, sequences=sequences)
 
 
 def save_new(traces: TraceSet, out: Path) -> TraceSet:
-    """Writes a new trace file and reads it again.
+    """Writes a trace file, which must not exist, and reads it again."""
+    require_absent(out)
+    traces.save(out)
+    return TraceSet.load(out)
 
-    Raises:
-        TraceError: if the file exists.
-    """
+
+def require_absent(out: Path) -> None:
+    """Refuses to overwrite a trace file."""
     if out.exists():
         raise TraceError(
             f"Expected {out} not to exist, so that nothing is overwritten. Move it or choose another name."
         )
-    traces.save(out)
-    return TraceSet.load(out)
 
 
 def _require_date(recorded: TraceSet, *, reads_date: bool) -> None:
@@ -147,11 +149,6 @@ def _require_date(recorded: TraceSet, *, reads_date: bool) -> None:
             "Expected a recording with the date that its chat template printed, got one of an older version, without "
             "it. Record it again."
         )
-
-
-def _origin(recorded: TraceSet) -> str:
-    draft = recorded.metadata.draft_id
-    return f"Texts and target signals of the recording with draft {draft}, sha256 {recorded.sha256 or 'unknown'}."
 
 
 def _roll_out(drafter: LookupDrafter, wrong: int, eos: frozenset[int]) -> Run:

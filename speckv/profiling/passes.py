@@ -28,10 +28,8 @@ from speckv.profiling.timing import PassTimes, TimingPlan, summarise
 
 LOOKUPS = 50
 """Proposals of a lookup that make one timing, as one takes microseconds."""
-PHRASE = 64
-"""Period of the repetitive text that is looked up in, in tokens."""
-CHANGED = 0.1
-"""Share of its tokens that are random."""
+PHRASE, CHANGED = 64, 0.1
+"""Period of the repetitive text that is looked up in, in tokens, and the share of its tokens that are random."""
 
 
 class Rows(Protocol):
@@ -45,8 +43,6 @@ class Rows(Protocol):
 
 
 class _OneRow:
-    """The engine's own sequence."""
-
     def __init__(self, model: CausalModel) -> None:
         self._sequence = model.sequence()
 
@@ -125,7 +121,7 @@ def _time_rounds(
     clock: Clock,
     rows: Callable[[CausalModel, int], Rows],
 ) -> dict[tuple[int, int], list[float]]:
-    """Seconds of every timed pass, by context and width."""
+    """(Context, width) -> seconds of every timed pass."""
     generator = torch.Generator().manual_seed(0)
     longest = plan.far_context + plan.widths[-1]
     tokens = torch.randint(0, min(model.vocab_size, 50_000), (batch, longest), generator=generator)
@@ -141,9 +137,12 @@ def _time_rounds(
     for number in range(plan.warmups + plan.repeats):
         for context, width in jobs:
             chosen = tokens[:, context : context + width]
-            _synchronise(model.device)
+            if model.device.type == "cuda":
+                torch.cuda.synchronize(model.device)
             started = clock()
-            _use(held[context].extend(chosen, 1 if drafting else width))
+            scores = held[context].extend(chosen, 1 if drafting else width)
+            # One transfer of tokens and signals to the host, as in the engine.
+            check_finite(to_host([scores.signals], [scores.best]), "model")
             if not drafting:
                 held[context].truncate(context)
             taken = clock() - started
@@ -151,16 +150,6 @@ def _time_rounds(
             if number >= plan.warmups:
                 seconds[context, width].append(taken)
     return seconds
-
-
-def _use(scores: Scores) -> None:
-    """Copies tokens and signals to the host in one transfer, as the engine does."""
-    check_finite(to_host([scores.signals], [scores.best]), "model")
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def time_lookup(lookup: PromptLookup, plan: TimingPlan) -> PassTimes:

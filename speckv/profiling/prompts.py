@@ -25,10 +25,7 @@ class Prompt:
 
 
 def read_prompts(paths: Iterable[Path | str]) -> list[Prompt]:
-    """Reads files in order.
-
-    Args:
-        paths: JSON Lines files, or folders whose *.jsonl are read in name order.
+    """Reads files in order, and of folders the *.jsonl in name order.
 
     Raises:
         DataError: naming file and line.

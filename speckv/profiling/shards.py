@@ -28,6 +28,7 @@ from speckv.models.compression import expand_compressed
 from speckv.models.linear import dtype_name
 from speckv.models.pair import ModelPair, PairConfig, load_pair
 from speckv.models.tokenizer import encode_prompt, template_reads_date
+from speckv.profiling.lookup import require_absent
 from speckv.profiling.machine import describe_machine
 from speckv.profiling.prompts import Prompt
 from speckv.profiling.record import Recorder
@@ -44,19 +45,14 @@ Tokenised = tuple[Prompt, list[int]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfilePlan:
-    """What to record.
+    """What to record: a pair with its target at each of `compressions`.
 
     Attributes:
-        pair: Its compression is replaced by each of `compressions`.
-        compressions: Of the target, in order.
         sampling: "greedy" or "gumbel"; a Gumbel recording also holds the acceptance probabilities that replay of
             rejection sampling needs.
-        max_new_tokens: Token budget of every prompt.
         max_prompt_tokens: Longer prompts are left out, before `per_task` counts.
         per_task: Prompts of every (split, task), by split; all where a split is absent.
         skip: Prompts of every (split, task) that are passed over first, by split: for a recording in parts.
-        batch_size: Prompts a shard.
-        notes: Free text in the file.
         date: Local date and time in ISO format for chat templates; "" for the start of the recording. Parts that are
             merged later need the same one if the template prints it.
     """
@@ -77,12 +73,7 @@ class ProfilePlan:
 class RecordingProgress:
     """Progress of a recording, in sequences; those of an earlier run count as done.
 
-    Attributes:
-        done: Sequences recorded.
-        total: Sequences in the plan.
-        tokens_per_s: Output tokens a second in this run; 0 before the first shard.
-        seconds_left: Estimate; infinite before the first shard.
-        label: Compression being recorded.
+    Before the first shard of this run `tokens_per_s` is 0 and `seconds_left` is infinite; the label is the compression.
     """
 
     done: int
@@ -99,23 +90,20 @@ def record_traces(
     *,
     on_progress: Callable[[RecordingProgress], None] | None = None,
 ) -> TraceSet:
-    """Records every prompt at every compression into one file.
+    """Records every prompt at every compression into one Parquet file, which must not exist.
 
     Args:
         plan: What to record.
         prompts: Candidates, in order of preference.
-        out: The Parquet file; must not exist.
-        on_progress: Called before the first and after every shard.
+        out: The file.
+        on_progress: Called before and after every shard.
 
     Raises:
         TraceError: if `out` exists, or its shards belong to another plan, other models or other prompts.
         DataError: if no prompt is short enough.
         ConfigError: if the plan's date is invalid.
     """
-    if out.exists():
-        raise TraceError(
-            f"Expected {out} not to exist, so that nothing is overwritten. Move it or choose another name."
-        )
+    require_absent(out)
     parts = out.with_name(out.name + ".parts")
     date = recording_date(parts, plan.date)
     meter = _ProgressMeter(on_progress)
@@ -125,7 +113,8 @@ def record_traces(
         config = replace(plan.pair, compression=compression)
         pair = None  # free the last target before the next is loaded
         gc.collect()
-        pair = _load(config)
+        pair = load_pair(config)
+        expand_compressed(pair.target.hf, pair.target.dtype)
         chosen = select_prompts(prompts, pair, plan, date)
         metadata = _metadata(pair, plan, date)
         check_resumed(parts, asdict(plan), date, recording_identity(metadata), chosen)
@@ -164,11 +153,7 @@ def _record(recorder: Recorder, batch: list[Tokenised]) -> tuple[TraceSequence, 
 
 
 def select_prompts(prompts: Sequence[Prompt], pair: ModelPair, plan: ProfilePlan, date: datetime) -> list[Tokenised]:
-    """Tokenises, leaves out what is too long, and keeps the first of every (split, task).
-
-    Raises:
-        DataError: if nothing is left.
-    """
+    """Tokenises prompts, leaves out those that are too long, and keeps the first of every (split, task)."""
     counts: dict[tuple[str, str], int] = {}
     longest = min(plan.max_prompt_tokens, pair.target.context_limit)
     kept = []
@@ -238,22 +223,13 @@ class _ProgressMeter:
         )
 
 
-def _load(config: PairConfig) -> ModelPair:
-    pair = load_pair(config)
-    expand_compressed(pair.target.hf, pair.target.dtype)
-    return pair
-
-
-def _plain(settings: Mapping[str, object]) -> dict[str, str | float | int]:
-    """Settings as a recording stores them: numbers, and everything else as text."""
-    return {name: value if isinstance(value, int | float) else str(value) for name, value in settings.items()}
-
-
 def _metadata(pair: ModelPair, plan: ProfilePlan, date: datetime) -> TraceMetadata:
     sampling = asdict(plan.sampling)
     if sampling["mode"] == "greedy":
         sampling = {"mode": "greedy", "seed": sampling["seed"]}
-    sampling |= _plain(pair.target.defaults.settings) if pair.target.defaults else {}
+    if pair.target.defaults is not None:
+        settings = pair.target.defaults.settings
+        sampling |= {name: value if isinstance(value, int | float) else str(value) for name, value in settings.items()}
     draft = draft_source(pair)
     model = draft if isinstance(draft, CausalModel) else None
     limits = {"target": pair.target.context_limit} | ({"draft": model.context_limit} if model else {})
@@ -296,12 +272,7 @@ def prompt_digest(prompt: Prompt, ids: Sequence[int]) -> str:
 
 
 def recording_date(parts: Path, wanted: str) -> datetime:
-    """Date of a recording: that of its plan file, else the wanted one (ISO format), else now.
-
-    Raises:
-        ConfigError: if the wanted date is invalid.
-        TraceError: if the folder has shards but no plan file of this version.
-    """
+    """Date of a recording: that of its plan file, else the wanted one (ISO format), else now."""
     try:
         date = datetime.fromisoformat(wanted) if wanted else datetime.now().replace(microsecond=0)
     except ValueError as error:
@@ -313,14 +284,9 @@ def recording_date(parts: Path, wanted: str) -> datetime:
 def check_resumed(
     parts: Path, plan: Mapping[str, Any], date: datetime, identity: Mapping[str, Any], chosen: Sequence[Tokenised]
 ) -> None:
-    """Writes the plan file, or compares with the one that is there.
+    """Writes the plan file into the folder of the shards, or compares with the one that is there.
 
-    Args:
-        parts: Folder of the shards.
-        plan: Settings.
-        date: Of the recording.
-        identity: Metadata that all shards share.
-        chosen: The prompts.
+    `identity` is the metadata that all shards share.
 
     Raises:
         TraceError: naming the first setting, metadata field or prompt that differs.

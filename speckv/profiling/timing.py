@@ -53,13 +53,12 @@ class TimingPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassTimes:
-    """Times of one model at one batch.
+    """Times of one model at one batch, by width.
 
     Attributes:
-        widths: Tokens scored of each sequence in a pass.
-        seconds: Median at the reference context, by width.
-        slope_s: Seconds that a context token adds, by width, at least 0.
-        spread: Interquartile range over median, by width.
+        seconds: Median at the reference context.
+        slope_s: Seconds that a context token adds, at least 0.
+        spread: Interquartile range over median.
     """
 
     widths: tuple[int, ...]
@@ -69,12 +68,7 @@ class PassTimes:
 
 
 def summarise(near: Mapping[int, Sequence[float]], far: Mapping[int, Sequence[float]], plan: TimingPlan) -> PassTimes:
-    """Medians, slopes and spreads.
-
-    Args:
-        near: Seconds of each timing at the reference context, by width.
-        far: The same at the far context, for the anchors.
-    """
+    """Medians, slopes and spreads of timings by width, at the reference context and, of the anchors, at the far one."""
     medians = tuple(float(np.median(near[width])) for width in plan.widths)
     distance = plan.far_context - plan.reference_context
     rises = [
@@ -122,11 +116,7 @@ def entry_of(
 def fit_of_runs(predicted_s: list[float], measured_s: list[float], *, prompts: int, tokens: int) -> CostFit:
     """How well a table predicts whole runs; the spread is the interquartile range of the relative errors.
 
-    Args:
-        predicted_s: Of each run, from its steps.
-        measured_s: Of each run.
-        prompts: Distinct prompts decoded.
-        tokens: Emitted by decode steps in all runs.
+    `prompts` counts distinct ones, and `tokens` those emitted by decode steps in all runs.
 
     Raises:
         ConfigError: if no run took a decode step.
