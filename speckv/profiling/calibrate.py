@@ -44,7 +44,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckPlan:
-    """What is decoded live: each prompt with each constant gamma and with a random schedule."""
+    """Live runs: each prompt with each constant gamma and with a random schedule."""
 
     prompts: tuple[str, ...]
     gammas: tuple[int, ...] = (0, 2, 5)
@@ -86,13 +86,13 @@ def calibrate(
     load: Callable[[PairConfig], ModelPair] = load_pair,
     keep: Callable[[CostTable], None] = lambda _: None,
 ) -> CostTable:
-    """Measures every compression; nothing else should run on the machine.
+    """Measures every compression, and a decision of the controller; nothing else should run on the machine.
 
     Args:
-        plan: What to measure.
+        plan: Pair, compressions, batches and live runs.
         controller: Its decision is timed, with observation and update of the history.
         on_progress: Called with a line of text before each measurement.
-        load: Makes the pair of a config, for models that are not on disk.
+        load: For models that are not on disk.
         keep: Called with the table so far after each compression and each check.
     """
     say = on_progress or (lambda _: None)
@@ -176,11 +176,6 @@ def _entry(plan: CalibrationPlan, pair: ModelPair, batch: int, draft: PassTimes,
     )
 
 
-def _check(plan: CheckPlan, pair: ModelPair, entry: CostEntry) -> CostFit:
-    alone = CostTable(name="measured now", kind="measured", machine={}, entries={entry.compression: entry})
-    return check_pair(alone, pair, plan)
-
-
 def with_lookup_times(table: CostTable, lookup: PromptLookup, plan: CalibrationPlan) -> CostTable:
     """A table of this machine with its draft replaced by a lookup; no model runs."""
     reference, far = plan.timing.reference_context, plan.timing.far_context
@@ -234,11 +229,11 @@ def time_decision(controller: Controller, repeats: int = 500) -> float:
     return float(np.median(seconds))
 
 
-def check_pair(table: CostTable, pair: ModelPair, plan: CheckPlan) -> CostFit:
-    """Decodes live with a pair on the table's machine, and compares times at batch 1."""
+def _check(plan: CheckPlan, pair: ModelPair, entry: CostEntry) -> CostFit:
+    table = CostTable(name="measured now", kind="measured", machine={}, entries={entry.compression: entry})
     clock = device_clock(pair.target.device)
     engine = Engine(pair.target, pair.draft, eos_token_ids=pair.eos_token_ids, clock=clock)
-    return check_engine(table, pair.config.compression, engine, encode_prompts(pair, plan), plan)
+    return check_engine(table, entry.compression, engine, encode_prompts(pair, plan), plan)
 
 
 def encode_prompts(pair: ModelPair, plan: CheckPlan) -> list[list[int]]:

@@ -49,10 +49,7 @@ class _Text:
 
 @dataclass(slots=True)
 class _Proposals:
-    """A draft's proposals along a text and its roll-outs, named as in `TraceSequence`; by default none.
-
-    `probs` are the draft's probabilities of the text's tokens.
-    """
+    """A draft's proposals along a text, its probabilities of the text's tokens, and its roll-outs."""
 
     tokens: np.ndarray
     signals: np.ndarray
@@ -294,6 +291,7 @@ class Recorder:
             rollout_start=starts,
             rollout_tokens=roll_outs.astype(np.int32),
             rollout_signals=round_mantissa(proposals.rollout_signals.astype(np.float32)),
+            prompt_tokens=np.array(text.prompt_tokens, np.int32),
         )
 
 

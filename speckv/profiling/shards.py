@@ -18,8 +18,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from speckv.decoding import SamplingConfig, draft_source
 from speckv.errors import ConfigError, DataError, TraceError
 from speckv.files import write_atomically
@@ -32,7 +30,7 @@ from speckv.profiling.lookup import require_absent
 from speckv.profiling.machine import describe_machine
 from speckv.profiling.prompts import Prompt
 from speckv.profiling.record import Recorder
-from speckv.traces import TraceMetadata, TraceSequence, TraceSet, merge, recording_identity
+from speckv.traces import TraceMetadata, TraceSet, merge, recording_identity
 from speckv.types import GAMMA_MAX
 
 logger = logging.getLogger(__name__)
@@ -134,22 +132,14 @@ def record_traces(
             if not shard.is_file():
                 meter.report(compression)
                 started = time.perf_counter()
-                sequences = _record(recorder, batch)
-                TraceSet(metadata=metadata, sequences=sequences).save(shard)
+                sequences = recorder.record([prompt for prompt, _ in batch], [ids for _, ids in batch])
+                TraceSet(metadata=metadata, sequences=tuple(sequences)).save(shard)
                 meter.add(sum(len(s.tokens) for s in sequences), len(batch), time.perf_counter() - started)
             meter.done += len(batch)
             meter.report(compression)
     merge([TraceSet.load(shard) for shard in shards]).save(out)
     shutil.rmtree(parts)
     return TraceSet.load(out)
-
-
-def _record(recorder: Recorder, batch: list[Tokenised]) -> tuple[TraceSequence, ...]:
-    sequences = recorder.record([p for p, _ in batch], [ids for _, ids in batch])
-    return tuple(
-        replace(sequence, prompt_tokens=np.array(ids, np.int32))
-        for sequence, (_, ids) in zip(sequences, batch, strict=True)
-    )
 
 
 def select_prompts(prompts: Sequence[Prompt], pair: ModelPair, plan: ProfilePlan, date: datetime) -> list[Tokenised]:
@@ -173,10 +163,7 @@ def select_prompts(prompts: Sequence[Prompt], pair: ModelPair, plan: ProfilePlan
 
 
 def make_batches(chosen: list[Tokenised], batch_size: int) -> list[list[Tokenised]]:
-    """Batches of similar lengths, inside windows of four batches that mix every task and split.
-
-    A batch is padded to its longest prompt and has at most `PADDED_TOKENS`, so batches of long prompts are smaller.
-    """
+    """Batches of similar lengths and at most `PADDED_TOKENS`, in windows of four that mix every task and split."""
     by_group: dict[tuple[str, str], list[Tokenised]] = {}
     for item in chosen:
         by_group.setdefault((item[0].split, item[0].task), []).append(item)

@@ -23,7 +23,7 @@ class TimingPlan:
         far_context: Context length that gives the slope, timed at the anchors. Two lengths are enough, as the cost of
             attention is proportional to the context.
         widths: Tokens scored of each sequence in a pass, ascending, the first 1; others are interpolated.
-        repeats: Timed rounds; a round times every width once.
+        repeats: Rounds; a round times every width once.
         warmups: Rounds before them that are dropped: first calls allocate and choose kernels.
     """
 

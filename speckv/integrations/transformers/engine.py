@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any
 
 import torch
@@ -63,11 +63,7 @@ class GenerateRequest:
         criteria: Sequence[Any],
         model_kwargs: Mapping[str, Any],
     ) -> "GenerateRequest":
-        """Reads what `generate` prepared: ids of shape [1, tokens], and arguments of the model's `forward`.
-
-        Raises:
-            ConfigError: for anything that the engine does not support.
-        """
+        """Reads what `generate` prepared: ids of shape [1, tokens], and arguments of the model's `forward`."""
         call = _generate_call()
         _require_plain(input_ids, config, model_kwargs, call)
         lengths = [criterion.max_length for criterion in criteria if type(criterion) is MaxLengthCriteria]
@@ -89,25 +85,21 @@ class GenerateRequest:
         return bool(self.criteria(torch.tensor([text], device=device), None).all())
 
 
-def _generate_code() -> CodeType:
-    function: Any = inspect.unwrap(GenerationMixin.generate)
-    code: CodeType = function.__code__
-    return code
-
-
 def _generate_call() -> Mapping[str, Any]:
     """Arguments of the running call of `generate`, from its frame; empty without one.
 
     `generate` does not pass `streamer`, `synced_gpus` and `assistant_model` to a callable (transformers 5.24,
     `_extract_generation_mode_kwargs`). Without its end a streamer's reader would wait for ever.
     """
-    code, frame = _generate_code(), sys._getframe(1)
-    found: FrameType | None = frame
-    for _ in range(_DEEPEST_CALL):
-        if found is None or found.f_code is code:
+    generate: Any = inspect.unwrap(GenerationMixin.generate)
+    frame: FrameType | None = sys._getframe(1)
+    for _ in range(_DEEPEST_CALL + 1):
+        if frame is None:
             break
-        found = found.f_back
-    return found.f_locals if found is not None and found.f_code is code else {}
+        if frame.f_code is generate.__code__:
+            return frame.f_locals
+        frame = frame.f_back
+    return {}
 
 
 def _sampling(config: Any, processors: Sequence[Any]) -> tuple[SamplingConfig, Processors | None]:
@@ -194,7 +186,6 @@ def _require_whole_text(input_ids: Tensor, model_kwargs: Mapping[str, Any]) -> N
 
 _PREPARED = "_speckv_prepared"
 """Attribute of a model with the result of `prepare`."""
-
 
 _CACHE_FIELD = "cache" if "cache" in {one.name for one in fields(GenerateDecoderOnlyOutput)} else "past_key_values"
 """Name of the cache in what `generate` returns: `cache` since transformers 5.24."""
