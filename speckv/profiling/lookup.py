@@ -31,11 +31,7 @@ def with_lookup(
 
     A lookup proposes with probability 1, so `accept_prob` is 1 where the emitted token equals the proposal, else 0.
 
-    Args:
-        sequence: A recording with any draft.
-        prompt_tokens: Chat template included.
-        lookup: Proposes the tokens.
-        eos_token_ids: Tokens that end a text.
+    `prompt_tokens` include the chat template.
 
     Raises:
         TraceError: if the prompt is not the recorded one.
@@ -77,7 +73,6 @@ def record_lookup(recorded: TraceSet, prompts: Sequence[Prompt], pair: PairConfi
     `prompts` are those of the recording, and perhaps others; the pair's draft must be "lookup".
 
     Raises:
-        ConfigError: if the draft is no lookup.
         TraceError: if the tokenizer or a prompt is not the recording's.
         DataError: if a prompt is missing.
     """

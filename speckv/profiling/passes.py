@@ -93,15 +93,7 @@ def time_passes(
 ) -> PassTimes:
     """Times one model at every width.
 
-    Args:
-        batch: Sequences in a pass.
-        drafting: Whether a pass scores its last token only, as drafting does; verification scores all and then
-            truncates the cache.
-        clock: The device's by default.
-        rows: Starts the sequences.
-
-    Raises:
-        ConfigError: if the far context does not fit the model.
+    When drafting, a pass scores its last token only; a verification scores all and then truncates the cache.
     """
     if plan.far_context + plan.widths[-1] > model.context_limit:
         raise ConfigError(

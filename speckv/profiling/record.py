@@ -81,8 +81,6 @@ class Recorder:
     Args:
         target: Writes the texts.
         draft: Proposes tokens along them.
-        eos_token_ids: Tokens that end a text.
-        sampling: How tokens are chosen.
         max_new_tokens: Token budget of a prompt; a text also ends with the target's context.
         known: Recordings with the same draft and sampling at other compressions. Proposals depend on the text only, so
             roll-outs from a shared text are copied.

@@ -114,13 +114,7 @@ def entry_of(
 
 
 def fit_of_runs(predicted_s: list[float], measured_s: list[float], *, prompts: int, tokens: int) -> CostFit:
-    """How well a table predicts whole runs; the spread is the interquartile range of the relative errors.
-
-    `prompts` counts distinct ones, and `tokens` those emitted by decode steps in all runs.
-
-    Raises:
-        ConfigError: if no run took a decode step.
-    """
+    """How well a table predicts whole runs; the spread is the interquartile range of the relative errors."""
     if not measured_s:
         raise ConfigError("Expected prompts that take a decode step, got texts that end with their first token.")
     errors = np.array(predicted_s) / np.array(measured_s) - 1
@@ -135,7 +129,7 @@ def slopes(
     rises: Sequence[float],
     reference_context: int,
 ) -> tuple[float, ...]:
-    """Slopes of every width from those at the anchors.
+    """Slopes of every width from the `rises` at the anchors.
 
     A slope is capped so that an empty context takes at least half of the time at the reference context.
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The callable that llama-cpp-python calls for a draft before each verification."""
 
+import importlib
 import logging
 import math
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from speckv.errors import ConfigError
-from speckv.integrations.llama_cpp.library import Llama, Target, TokenIds, base_class, library
+from speckv.integrations.llama_cpp.library import Llama, Target, TokenIds, library
 from speckv.integrations.llama_cpp.proposers import LlamaDraft, LookupDraft, Proposer
 from speckv.runtime import Policy, Session
 from speckv.runtime.constant import AcceptanceTable, ConstantGamma, ConstantPerCompression
@@ -41,7 +42,7 @@ class PolicyDrafting:
 
     Args:
         policy: Chooses the length of drafts; its `warnings` count fallbacks and failures of the draft.
-        proposer: Proposes tokens.
+        proposer: A second model or a lookup.
         max_new_tokens: Token budget of a request, an input of the policy and a bound of drafts; None for the room in
             the contexts. May be set between requests.
         compression: Of the target; the policy's first by default.
@@ -50,9 +51,6 @@ class PolicyDrafting:
         signals: Whether to compute entropy, confidence and margin; by default if the policy uses them.
         exact: Keep the text exactly: `attach` measures `exact_width`, and drafts are limited to it. Otherwise the text
             may differ at near-ties, as with llama.cpp's own speculative decoding.
-
-    Attributes:
-        never_drafts: Whether the policy is plain decoding here, which is faster without this drafter.
 
     Raises:
         ConfigError: for settings out of range.
@@ -80,7 +78,7 @@ class PolicyDrafting:
         self._of_session = {"compression": compression, "cost_ratio": cost_ratio}
         self._temperature, self._exact = temperature, exact
         self._signals = not isinstance(policy.controller, _BLIND) if signals is None else signals
-        self.never_drafts = policy.never_drafts(compression)
+        self.never_drafts = policy.never_drafts(compression)  # plain decoding, which is faster without this drafter
         self._target: Target | None = None
         self._session: Session | None = None
         self._text: TokenIds = np.empty(0, np.intc)
@@ -88,11 +86,8 @@ class PolicyDrafting:
         policy.session(max_new_tokens=max_new_tokens or 1, compression=compression, cost_ratio=cost_ratio)
 
     def target_options(self) -> dict[str, Any]:
-        """Options for the target: `Llama(path, ..., **drafter.target_options())`.
-
-        None for a policy that never drafts, as a target with a drafter keeps the logits of the whole prompt and reads
-        it more slowly.
-        """
+        """Options for the target: `Llama(path, ..., **drafter.target_options())`."""
+        # A target with a drafter keeps the logits of the whole prompt and reads it more slowly.
         return {} if self.never_drafts else {"draft_model": self, "logits_all": True}
 
     def attach(self, target: Llama) -> None:
@@ -193,20 +188,18 @@ class PolicyDrafting:
 
 
 def draft_model(policy: Policy | Path | str, draft: Llama | LookupDraft, **options: Any) -> PolicyDrafting:
-    """The argument of `llama_cpp.Llama(draft_model=...)`: a `LlamaDraftModel` under a policy.
+    """The argument of `llama_cpp.Llama(draft_model=...)`: drafts by a second `Llama` or a lookup, under a policy.
 
-    Args:
-        policy: A loaded policy, or the folder of an exported one.
-        draft: A second `Llama`, or a lookup.
-        **options: See `PolicyDrafting`.
+    The policy may be the folder of an exported one; see `PolicyDrafting` for the options.
 
     Raises:
         ConfigError: if llama-cpp-python is missing, the draft cannot be rolled back, or a setting is out of range.
         CheckpointError: if the folder's policy cannot be used.
     """
-    made = _subclass(base_class())
+    lib = library()
+    made = _subclass(importlib.import_module("llama_cpp.llama_speculative").LlamaDraftModel)
     policy = policy if isinstance(policy, Policy) else Policy.load(policy)
-    proposer = draft if isinstance(draft, LookupDraft) else LlamaDraft(library(), draft)
+    proposer = draft if isinstance(draft, LookupDraft) else LlamaDraft(lib, draft)
     looked_up = str(policy.trained_on.get("draft", "")).startswith("prompt-lookup")
     if "draft" in policy.trained_on and looked_up != isinstance(draft, LookupDraft):
         logger.warning(

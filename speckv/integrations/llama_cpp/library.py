@@ -75,18 +75,8 @@ def library() -> Any:
         ) from error
 
 
-def base_class() -> type:
-    """The base class of llama-cpp-python's drafters."""
-    library()
-    found: type = importlib.import_module("llama_cpp.llama_speculative").LlamaDraftModel
-    return found
-
-
 def newest_logits(lib: Any, llama: Llama) -> NDArray[np.single]:
-    """Logits after the last token that was read: llama.cpp's own buffer, valid until the next `eval`.
-
-    It exists even if the model does not keep the logits of all tokens.
-    """
+    """Logits after the last token that was read, in llama.cpp's own buffer, which the next `eval` overwrites."""
     row: NDArray[np.single] = np.ctypeslib.as_array(lib.llama_get_logits_ith(llama.ctx, -1), shape=(llama.n_vocab(),))
     return row
 
@@ -118,12 +108,8 @@ CONTEXTS = (8, 512)
 def exact_width(llama: Llama, *, widest: int, contexts: Sequence[int] = CONTEXTS) -> int:
     """The greatest width up to which all logits equal those of reading tokens one by one.
 
-    The measurement takes as long as reading some 600 tokens, and empties the cache.
-
-    Args:
-        llama: Keeps the logits of all tokens (`logits_all=True`).
-        widest: Greatest width that is tried, in tokens.
-        contexts: Context lengths; those that do not fit are skipped.
+    The measurement takes as long as reading some 600 tokens, and empties the cache. The model must keep the logits of
+    all tokens (`logits_all=True`); contexts that do not fit are skipped.
     """
     found = widest
     for context in contexts:
@@ -156,12 +142,7 @@ _UNKNOWN = (math.nan, math.nan)
 class Target:
     """A target whose signals are computed from the logits that it keeps.
 
-    Args:
-        lib: The module `llama_cpp`.
-        llama: The target.
-        temperature: Of the sampling, above 0; 1 for greedy decoding.
-        widest: Tokens of the widest pass: the newest one and a draft.
-        exact: Limit passes to `exact_width`.
+    The widest pass holds the newest token and a draft, limited to `exact_width` with `exact`.
 
     Raises:
         ConfigError: naming an unsupported setting.

@@ -100,7 +100,7 @@ class LlamaDraft:
         return Proposed(token, self._ends(token), signals_of_logits(row) if signals else _UNKNOWN)
 
     def attach(self, lib: Any, target: Llama) -> None:
-        """Compares the sizes of the vocabularies and the texts of a sample of tokens; see `Proposer`."""
+        """Compares the vocabularies: their sizes and the texts of a sample of tokens."""
         del lib
         if target is self.llama:
             raise ConfigError("Expected two Llama objects, got one as target and draft. Load the file twice.")

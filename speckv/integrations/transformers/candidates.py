@@ -68,10 +68,7 @@ class ExactCriteria(StoppingCriteriaList):
         self._processors, self._length, self.scores = processors, prompt_len, scores
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        """Calls the criteria for each token of a block, up to one that meets them.
-
-        `input_ids` (shape [1, tokens]) is the text with the block; `scores`, if any, hold a tensor for each new token.
-        """
+        """Calls the criteria for each token of a block at the end of `input_ids`, up to one that meets them."""
         if self._processors is None:
             return super().__call__(input_ids, scores, **kwargs)
         length = input_ids.shape[1]
@@ -102,19 +99,16 @@ class ExactBlocks(LogitsProcessor):
         self._rows: list[Tensor] = []
 
     def begin(self, length: int) -> None:
-        """Called before a verification; `length` is that of the text without the draft, in tokens."""
+        """Called before a verification; `length` is that of the text without the draft."""
         self._start, self._config.max_length = length, self._limit
         self._rows.clear()
         self._probes = StoppingCriteriaList(self._processors.begin_verify())
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
-        """Processes one row of a verification, in order; rows after a cut are not changed.
-
-        `input_ids` (shape [1, tokens]) ends with the drafted tokens before the row.
-        """
+        """Processes one row of a verification, in order; `input_ids` ends with the drafted tokens before it."""
         length = input_ids.shape[1]
         if self._config.max_length < self._limit:
-            return scores
+            return scores  # after a cut
         if length > self._start and self._is_met(input_ids):
             self._config.max_length = length
             return scores
@@ -151,9 +145,6 @@ class PolicyCandidates(CandidateGenerator):
         criteria: All stopping criteria of the call.
         prompt_len: In tokens.
         session: Options of the policy's session, without its budget.
-
-    Raises:
-        ConfigError: for unsupported processors or criteria.
     """
 
     def __init__(
@@ -187,12 +178,7 @@ class PolicyCandidates(CandidateGenerator):
     def get_candidates(  # type: ignore[override]
         self, input_ids: Tensor, **_: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """Drafts after a text of shape [1, tokens].
-
-        Returns:
-            Text and draft, and the processed scores that each drafted token was chosen from, of shape
-            [1, drafted, vocabulary]; None if nothing was drafted.
-        """
+        """Text with draft, and the scores that its tokens were chosen from, of shape [1, drafted, vocabulary]."""
         self._shown.clear()
         text, chosen_from = input_ids, list[Tensor]()
         if self._session is not None:  # otherwise the target reads the prompt first

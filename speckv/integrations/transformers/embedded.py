@@ -23,9 +23,7 @@ from speckv.runtime.state import Storable
 class Embedded:
     """A policy stored in a module, for transformers' assisted generation in any number of threads.
 
-    Args:
-        files: The policy's two files: name -> content in base 64.
-        kinds: Kind -> class, for controllers that `speckv.runtime` does not define.
+    `files` holds the policy's two files in base 64, and `kinds` the controllers that `speckv.runtime` does not define.
     """
 
     def __init__(self, files: Mapping[str, str], kinds: Mapping[str, type[Storable]] | None = None) -> None:

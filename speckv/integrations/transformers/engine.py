@@ -230,19 +230,13 @@ def custom_generate(
     """Decodes one prompt with SpecKV's engine; called by `generate`.
 
     Processors, stopping criteria and streamers are called once for every emitted token, in order, as in plain
-    `generate`. Classifier-free guidance is not supported.
+    `generate`. Classifier-free guidance is not supported. `generate` prepares all arguments but the following.
 
     Args:
-        model: The target.
-        input_ids: Shape [1, tokens].
-        generation_config: As `generate` prepared it, like the processors and criteria.
+        draft_model: Not used if the policy never drafts.
         policy: A loaded policy, or the folder of an exported one.
         compression: Of the target; the policy's first by default.
         cost_ratio: One draft pass over one target pass; by default that of the policy's training.
-        **model_kwargs: See docs/integrations/transformers.md.
-
-    Returns:
-        Shape [1, tokens + new]; or, if the config requests it, an object with it as `sequences`, and the cache.
 
     Raises:
         ConfigError: for anything that the engine does not support, before decoding.

@@ -39,9 +39,6 @@ class SpecKVNgramProposer:
 
     vLLM passes neither names of requests nor token budgets to a proposer. A request is recognised by its text, the
     policy gets a typical budget, and drafts end at the model's longest text.
-
-    Raises:
-        ConfigError: if no policy is named, or one that learns cannot separate the requests of a batch.
     """
 
     def __init__(self, vllm_config: Any) -> None:

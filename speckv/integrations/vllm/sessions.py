@@ -33,14 +33,7 @@ _in_process: list[Policy] = []
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvironmentSettings:
-    """Settings of the integration, from environment variables.
-
-    Attributes:
-        compression: Of the target; None for the policy's first.
-        combine: A key of `COMBINATIONS`.
-        per_request: Whether drafts are cut to each request's own gamma.
-        signals: Whether the draft's signals are read from vLLM's proposer.
-    """
+    """Settings of the integration, from environment variables (docs/integrations/vllm.md)."""
 
     policy: Policy
     compression: str | None = None
@@ -116,12 +109,7 @@ class RequestSessions:
     """Sessions of the requests that a scheduler runs.
 
     There are two ways to decide. For the batch, `decide` is called before each pass, while the outcome of the pass
-    before is not known yet. For each request, `cut` is called after each pass.
-
-    Args:
-        settings: Policy and way to decide.
-        most: Tokens that the engine can draft in a step.
-        vocab_size: Of the target.
+    before is not known yet. For each request, `cut` is called after each pass. A step drafts at most `most` tokens.
     """
 
     def __init__(self, settings: EnvironmentSettings, *, most: int, vocab_size: int | None = None) -> None:
@@ -161,10 +149,7 @@ class RequestSessions:
         self._drafted[request] = signals
 
     def cut(self, request: str, budget: Budget, num_drafted: int) -> int:
-        """How many of a request's drafted tokens are verified.
-
-        The policy decides after each token, as if it were being drafted; the token at which it stops is kept.
-        """
+        """How many drafted tokens are verified: up to and including the first after which the policy stops."""
         session = self.session(request, budget)
         shown = self._drafted.pop(request, ())
         gamma = min(session.begin_step(), num_drafted)
