@@ -85,13 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_stage(name: str, settings: Settings, part: Path, limit_s: float) -> dict[str, Any]:
-    """Runs a stage in a process, which is killed at the time limit.
-
-    Args:
-        name: Of the stage.
-        settings: Of the run.
-        part: The process rewrites this file after each piece.
-        limit_s: Seconds.
+    """Runs a stage in a process, which is killed at the time limit and rewrites the file `part` after each piece.
 
     Returns:
         The stage's entry in the report, with the pieces that were measured until the process ended.

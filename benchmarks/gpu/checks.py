@@ -37,11 +37,7 @@ def required() -> list[str]:
 
 
 def check_packages(lines: list[str]) -> dict[str, str]:
-    """Versions of required packages.
-
-    Raises:
-        ConfigError: naming each that is missing or of another version, and what installed ones require and is missing.
-    """
+    """Versions of required packages; a `ConfigError` names all that are missing or of another version."""
     from packaging.requirements import Requirement
 
     found: dict[str, str] = {}
@@ -112,11 +108,7 @@ def weights(settings: Settings) -> dict[str, Piece]:
 
 
 def prepare_weights(folder: Path, *, convert: bool) -> list[str]:
-    """Names of the Qwen pair's files, converted once.
-
-    Raises:
-        DataError: naming those that are missing.
-    """
+    """Names of the Qwen pair's files, converted once; a `DataError` names those that are missing."""
     from benchmarks import qwen
     from speckv.models.gguf import converted_folder
 
@@ -140,26 +132,12 @@ def gpu_tests(settings: Settings) -> dict[str, Piece]:
 
 
 def run_pytest(settings: Settings, timeout_s: float) -> dict[str, Any]:
-    """Pytest's summary and the tests it skipped.
-
-    Raises:
-        GpuTestsError: with the end of pytest's output.
-    """
+    """Pytest's summary and the skipped tests."""
     files = [place for place in settings.tests if Path(ROOT, place).is_file()]
     for folder in settings.tests:  # importing all files would take longer than running the marked tests
         found = sorted(Path(ROOT, folder).rglob("test_*.py"))
         files += [str(path) for path in found if "mark.gpu" in path.read_text(encoding="utf-8")]
-    options = [
-        "-m",
-        "gpu",
-        "-v",
-        "-ra",
-        "--color=no",
-        "-p",
-        "no:cacheprovider",
-        "-o",
-        "addopts=--import-mode=importlib",
-    ]
+    options = ["-mgpu", "-v", "-ra", "--color=no", "-pno:cacheprovider", "-oaddopts=--import-mode=importlib"]
     command = [sys.executable, "-m", "pytest", *options, *(files or settings.tests)]
     try:
         ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=timeout_s)

@@ -46,7 +46,7 @@ class Shape:
     spread: float = 0.02
 
     def config(self) -> LlamaConfig:
-        """What transformers builds the model from; no token ends a text."""
+        """The model's configuration for transformers; no token ends a text."""
         return LlamaConfig(
             vocab_size=self.vocab,
             hidden_size=self.hidden,
@@ -108,19 +108,8 @@ def random_model(
     """A model of a known shape with random weights, made on the device.
 
     A compressed one is loaded by transformers, from memory, so it equals the model that its saved weights would give.
-
-    Args:
-        name: Key of `SHAPES`.
-        dtype: Of its arithmetic.
-        device: Where it is made and runs.
-        compression: "fp16", "int8" or "nf4".
-        calm_after: What layers after the first so many add is multiplied by `DAMPING`, so that the first ones make a
-            draft that is sometimes accepted.
-        seed: Of the weights.
-
-    Raises:
-        ConfigError: for an unknown shape.
-        CompressionError: if the device cannot run the compression.
+    The output of layers after the first `calm_after` is multiplied by `DAMPING`, so that a draft made of the first ones
+    is sometimes accepted.
     """
     if name not in SHAPES:
         raise ConfigError(f"Expected a shape of {sorted(SHAPES)}, got {name!r}.")
@@ -159,11 +148,7 @@ def byte_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def load_random(config: PairConfig) -> ModelPair:
-    """A pair of random models.
-
-    Args:
-        config: Names two shapes after the prefix `RANDOM`; the draft may be "self", the target's first `draft_layers`.
-    """
+    """A pair of two shapes named after the prefix `RANDOM`; the draft may be "self", the target's first layers."""
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
     own = config.draft == "self"

@@ -58,9 +58,8 @@ class Settings:
     """Arguments of every stage.
 
     Attributes:
-        device: "cuda", "cuda:1" or "cpu".
         tiny: Random models of a few thousand weights and a few tokens: a rehearsal.
-        short: Little time: each stage leaves out what matters least.
+        short: Little time: each stage leaves out the least useful pieces.
         weights: Folder with the Qwen pair's GGUF files, or with their parts; "" for none.
         tables: Folder that cost tables are written to.
         tests: Files or folders with tests marked `gpu`.
