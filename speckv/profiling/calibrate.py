@@ -181,7 +181,9 @@ def with_lookup_times(table: CostTable, lookup: PromptLookup, plan: CalibrationP
     reference, far = plan.timing.reference_context, plan.timing.far_context
     others = sorted({entry.reference_context for entry in table.entries.values()} - {reference})
     if others:
-        raise CostTableError(f"Expected times at reference_context={others[0]}, got {reference}. Say so.")
+        raise CostTableError(
+            f"Expected times at reference_context={others[0]}, got {reference}. Give reference_context={others[0]}."
+        )
     times = time_lookup(lookup, plan.timing)
 
     def drafted_by_lookup(entry: CostEntry) -> CostEntry:

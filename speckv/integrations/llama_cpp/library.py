@@ -157,7 +157,7 @@ class Target:
                 "tokens are read at once, so that its text with a draft differs from its text without."
             )
             if exact:
-                raise ConfigError(f"{text} Say so, or allow it with exact=False.")
+                raise ConfigError(f"{text} Pass flash_attn=True, or allow other texts with exact=False.")
             logger.warning(text)
         self.widest = _exact(llama, widest) if exact else widest
         self._llama = weakref.ref(llama)  # the target holds the drafter, which holds this object
@@ -179,7 +179,7 @@ def _exact(llama: Llama, widest: int) -> int:
     if found < min(2, widest):
         raise ConfigError(
             "Expected a target that reads two tokens at once with the logits of one by one, got other logits. On a CPU "
-            "several threads share the attention over a 16-bit cache in another order for one token than for two: say "
+            "several threads share the attention over a 16-bit cache in another order for one token than for two: pass "
             "type_k=8, type_v=8 (Q8_0) or n_threads=1, or allow other texts at near-ties with exact=False."
         )
     if found < widest:
@@ -194,5 +194,5 @@ def _require_all_logits(llama: Llama) -> None:
     if rows < len(llama.input_ids) or not getattr(llama, "_logits_all", True):
         raise ConfigError(
             f"Expected a target made with logits_all=True, got one with {rows} rows of logits for {tokens} tokens: "
-            "llama-cpp-python would fail once a text is longer. Say logits_all=True beside draft_model=."
+            "llama-cpp-python would fail once a text is longer. Pass logits_all=True beside draft_model=."
         )

@@ -173,19 +173,20 @@ class PolicyCandidates(CandidateGenerator):
             collects = generation_config.return_dict_in_generate and generation_config.output_scores
             self._criteria.begin(self._processors, prompt_len, () if collects else None)
         self._session: Session | None = None
-        self._shown: list[tuple[float, float, float]] = []
+        self._num_drafted = 0
 
     def get_candidates(  # type: ignore[override]
         self, input_ids: Tensor, **_: Any
     ) -> tuple[Tensor, Tensor | None]:
         """Text with draft, and the scores that its tokens were chosen from, of shape [1, drafted, vocabulary]."""
-        self._shown.clear()
+        self._num_drafted = 0
         text, chosen_from = input_ids, list[Tensor]()
         if self._session is not None:  # otherwise the target reads the prompt first
             with exclusive(self._policy):
                 gamma = self._session.begin_step()
             gamma = min(gamma, self._draft.room(input_ids.shape[1]))
             text, chosen_from = self._drafted(self._session, input_ids, gamma)
+            self._num_drafted = len(chosen_from)
         if self._blocks is not None:
             self._blocks.begin(input_ids.shape[1])
         if not chosen_from:
@@ -204,7 +205,6 @@ class PolicyCandidates(CandidateGenerator):
             text = torch.cat([text, token.to(text.dtype)], dim=1)
             chosen_from.append(scores)
             entropy, confidence, margin = signals(logits)[0].tolist()
-            self._shown.append((entropy, confidence, margin))
             with exclusive(self._policy):
                 more = session.go_on(entropy, confidence, margin)
             more = more and len(chosen_from) < gamma and int(token) not in self._eos
@@ -222,7 +222,7 @@ class PolicyCandidates(CandidateGenerator):
                 self._session = self._policy.session(max_new_tokens=budget, **self._options)
                 self._session.start(entropy, confidence)
             else:
-                self._session.end_step(kept, entropy, confidence, num_drafted=len(self._shown))
+                self._session.end_step(kept, entropy, confidence, num_drafted=self._num_drafted)
 
 
 class DraftSequence:

@@ -288,11 +288,11 @@ def decode(
         session.start(step.outcome.target_entropy, step.outcome.target_confidence)
     _stream(request, step)
     while engine.finish is None:
-        num_shown = 0
+        num_decided = 0
 
         def go_on(signals: FloatArray) -> bool:
-            nonlocal num_shown
-            num_shown = len(signals)
+            nonlocal num_decided
+            num_decided = len(signals)
             with lock:
                 return session.go_on(*signals[-1].tolist())
 
@@ -301,7 +301,7 @@ def decode(
         step = engine.step(gamma, go_on if inside else None)
         outcome = step.outcome
         with lock:
-            for entropy, confidence, margin in outcome.draft_signals[num_shown:].tolist():
+            for entropy, confidence, margin in outcome.draft_signals[num_decided:].tolist():
                 session.go_on(entropy, confidence, margin)
             session.end_step(
                 outcome.num_accepted,

@@ -90,14 +90,14 @@ class PolicyScheduling(_Scheduler):
 
     def update_draft_token_ids(self, draft_token_ids: Any) -> None:
         """Stores the draft's signals, and cuts drafts to each request's own gamma."""
-        settings, shown = self.speckv.settings, signals.take()
+        settings, newest = self.speckv.settings, signals.take()
         rows = zip(draft_token_ids.req_ids, draft_token_ids.draft_token_ids, strict=True)
         for place, (name, drafted) in enumerate(rows):
             request = self.requests.get(name)
             if request is None or request.is_finished() or request.is_prefill_chunk:
                 continue
-            if settings.signals and place < len(shown):
-                self.speckv.show(name, shown[place])
+            if settings.signals and place < len(newest):
+                self.speckv.store_signals(name, newest[place])
             if settings.per_request:
                 del drafted[self.speckv.cut(name, self._budget(request), len(drafted)) :]
         super().update_draft_token_ids(draft_token_ids)
@@ -148,7 +148,7 @@ def _require_servable(config: Any, settings: EnvironmentSettings, num_spec_token
     if not settings.per_request and not speculative.num_speculative_tokens_per_batch_size:
         raise ConfigError(
             "Expected num_speculative_tokens_per_batch_size in the speculative_config, such as "
-            f"[[1, {scheduling.max_num_seqs}, {num_spec_tokens}]]: without it vLLM takes every draft to be the longest."
+            f"[[1, {scheduling.max_num_seqs}, {num_spec_tokens}]]: without it vLLM assumes the longest draft."
         )
     if settings.policy.learns:
         _require_learnable(settings, int(scheduling.max_num_seqs))

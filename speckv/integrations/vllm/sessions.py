@@ -144,18 +144,17 @@ class RequestSessions:
         gammas = [self.session(*request).begin_step() for request in requests]
         return min(self._combine(gammas), self.most) if gammas else 0
 
-    def show(self, request: str, signals: Sequence[TokenSignals]) -> None:
+    def store_signals(self, request: str, signals: Sequence[TokenSignals]) -> None:
         """Stores the signals of the tokens that were just drafted, for `end` or `cut`."""
         self._drafted[request] = signals
 
     def cut(self, request: str, budget: Budget, num_drafted: int) -> int:
         """How many drafted tokens are verified: up to and including the first after which the policy stops."""
         session = self.session(request, budget)
-        shown = self._drafted.pop(request, ())
         gamma = min(session.begin_step(), num_drafted)
-        for place in range(gamma):
-            if not session.go_on(*(shown[place] if place < len(shown) else _UNKNOWN)):
-                return place + 1
+        for number, signals in enumerate(self._take_signals(request, gamma), start=1):
+            if not session.go_on(*signals):
+                return number
         return gamma
 
     def end(self, request: str, *, num_drafted: int, num_accepted: int, num_emitted: int) -> None:
@@ -164,10 +163,13 @@ class RequestSessions:
             return
         if not self.settings.per_request and self.settings.signals:
             # The next step has begun already; the history keeps tested tokens only.
-            shown = self._drafted.pop(request, ())
-            for place in range(num_drafted):
-                session.go_on(*(shown[place] if place < len(shown) else _UNKNOWN))
+            for signals in self._take_signals(request, num_drafted):
+                session.go_on(*signals)
         session.end_step(num_accepted, num_drafted=num_drafted, num_emitted=num_emitted)
+
+    def _take_signals(self, request: str, length: int) -> list[TokenSignals]:
+        stored = self._drafted.pop(request, ())
+        return [*stored, *[_UNKNOWN] * length][:length]
 
     def keep(self, running: Collection[str]) -> None:
         """Closes every other request."""
