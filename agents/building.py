@@ -1,15 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plain data into typed, checked dataclasses."""
+"""Fills settings from plain data and checks them."""
 
 import dataclasses
+import math
 import types
 import typing
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 from speckv.errors import ConfigError, nearest
+from speckv.types import GAMMA_MAX
 
 T = TypeVar("T")
+SHARE = (0.0, 1.0)
+COUNT = (1, math.inf)
+FROM_ZERO = (0, math.inf)
+
+
+def require_ranges(settings: object, **ranges: tuple[float, float]) -> None:
+    """Passes if these of an agent's settings are in their closed ranges.
+
+    >>> require_ranges(dataclasses.make_dataclass("Rule", ["start"])(0), start=COUNT)
+    Traceback (most recent call last):
+    speckv.errors.ConfigError: Expected agent.start of at least 1, got 0.
+    """
+    for name, (least, most) in ranges.items():
+        value = getattr(settings, name)
+        if not least <= value <= most:
+            wanted = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+            raise ConfigError(f"Expected agent.{name} {wanted}, got {value}.")
+
+
+def require_gammas(gammas: Sequence[int], name: str) -> None:
+    """Passes if a setting of this name lists speculation lengths in ascending order."""
+    if not gammas or list(gammas) != sorted(set(gammas)) or gammas[0] < 0 or gammas[-1] > GAMMA_MAX:
+        raise ConfigError(f"Expected agent.{name} ascending from 0 to {GAMMA_MAX} at most, got {gammas}.")
+
+
+def require_layers(settings: Any) -> None:
+    """Passes if `hidden` lists at least one layer."""
+    if not settings.hidden or min(settings.hidden) < 1:
+        raise ConfigError(f"Expected agent.hidden to list at least one layer of 1 unit or more, got {settings.hidden}.")
+
+
+def require_above_zero(settings: object, *names: str) -> None:
+    """Passes if these of an agent's settings are above zero."""
+    for name in names:
+        if not getattr(settings, name) > 0:
+            raise ConfigError(f"Expected agent.{name} above 0, got {getattr(settings, name)}.")
 
 
 def build_settings(cls: type[T], content: Mapping[str, object], where: str = "") -> T:
@@ -63,7 +101,7 @@ def _convert_union(options: tuple[object, ...], value: object, where: str) -> ob
         return None
     groups = [option for option in options if dataclasses.is_dataclass(option)]
     if isinstance(value, Mapping) and len(groups) == 1:
-        return _convert(groups[0], value, where)  # its own error says more
+        return _convert(groups[0], value, where)
     problems: list[ConfigError] = []
     for option in options:
         try:

@@ -37,7 +37,6 @@ class PerCompression(Rule):
 
     def start(self, num_requests: int) -> None:
         """Begins that many requests with every controller; each keeps the memory of all."""
-        super().start(num_requests)
         for part in self._parts:
             part.reset()
             if isinstance(part, BatchMemory):

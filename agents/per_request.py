@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One gamma a request, chosen from what is known at its start: the coarsest of the three granularities.
+"""One gamma a request, chosen at its start: the coarsest of the three granularities.
 
-At the start little is known: the target's certainty about the first token, the compression, and what a step costs. The
-row `request-oracle` in every table says what a perfect choice of one gamma a request would be worth.
+The row `request-oracle` of every table is the bound of a perfect choice.
 """
 
 from dataclasses import dataclass
@@ -10,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.building import require_above_zero
 from agents.rules.base import Rule
 from speckv.cost.times import StepTimes
-from speckv.errors import ConfigError
 from speckv.runtime.state import Arrays, ControllerState
 from speckv.types import BatchMemory, BoolArray, Controller, DecodedSteps, FloatArray, IntArray
 
@@ -22,18 +21,13 @@ _UNDECIDED = -1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PerRequestSettings:
-    """Hyper-parameters.
-
-    Attributes:
-        ridge: Prior precision of every weight but the constants', in requests.
-    """
+    """Hyper-parameters; `ridge` is the prior precision of all weights but the constants', in requests."""
 
     ridge: float
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        if self.ridge <= 0:
-            raise ConfigError(f"Expected agent.ridge above 0, got {self.ridge}.")
+        require_above_zero(self, "ridge")
 
 
 class PerRequestGamma(Rule):
@@ -68,7 +62,6 @@ class PerRequestGamma(Rule):
 
     def start(self, num_requests: int) -> None:
         """Begins that many requests, each undecided."""
-        super().start(num_requests)
         self._kept = np.full(num_requests, _UNDECIDED, np.int64)
         self.controller.reset()
         if isinstance(self.controller, BatchMemory):
@@ -81,7 +74,7 @@ class PerRequestGamma(Rule):
         return self._kept
 
     def remember(self, step: DecodedSteps, where: BoolArray) -> None:
-        """Nothing that happens later matters."""
+        """Ignored: the choice is made."""
 
 
 class RequestTimes(Rule):
@@ -114,6 +107,6 @@ class RequestTimes(Rule):
 
 
 def linear_inputs(observations: FloatArray, mean: FloatArray, std: FloatArray) -> Float64:
-    """Scaled features and a constant behind them, of shape [requests, features + 1]; arguments as above."""
+    """Shape [requests, features + 1]; scaled features, a constant last."""
     scaled = (observations.astype(np.float64) - mean) / std
     return np.concatenate([scaled, np.ones((len(scaled), 1))], axis=1)

@@ -2,47 +2,44 @@
 """Bandits without context: one value for each gamma and compression."""
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
 
-from agents.bandits.base import Bandit
+from agents.bandits.base import Bandit, Float64
+from agents.building import FROM_ZERO, require_ranges
 from speckv.cost.times import StepTimes
-from speckv.errors import ConfigError
 from speckv.types import FloatArray, StepOutcome
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmsSettings:
-    """Of bandits that look at nothing."""
+    """Hyper-parameters; `arms` are the speculation lengths to choose from."""
 
     arms: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UcbSettings:
-    """Of upper confidence bounds.
-
-    Attributes:
-        width: Multiplies the bonus; 1 is the theory's.
-    """
+    """Hyper-parameters; `width` multiplies the bonus, and 1 is the theory's."""
 
     arms: tuple[int, ...]
     width: float
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        if self.width < 0:
-            raise ConfigError(f"Expected agent.width of at least 0, got {self.width}.")
+        require_ranges(self, width=FROM_ZERO)
 
 
 class _Means(Bandit):
-    """Keeps number and mean of rewards."""
+    """Tries every arm once, then plays the one of greatest value, computed from its number and mean of rewards."""
 
     learned = ("counts", "means", "squares")
 
-    def __init__(self, name: str, arms: tuple[int, ...], times: StepTimes, seed: int) -> None:
-        super().__init__(name, arms, times, seed=seed)
+    def __init__(self, settings: ArmsSettings | UcbSettings, times: StepTimes, seed: int) -> None:
+        super().__init__(self.kind, settings.arms, times, seed=seed)
+        self.settings = settings
         shape = (len(times.compressions), len(self.arms))
         self.counts, self.means = np.zeros(shape), np.zeros(shape)
         self.squares = np.zeros(shape)
@@ -55,9 +52,15 @@ class _Means(Bandit):
         self.means[compression, arm] += (reward - self.means[compression, arm]) / self.counts[compression, arm]
         self.squares[compression, arm] += reward**2
 
-    def _untried(self, compression: int) -> int | None:
+    def choose(self, compression: int, observation: FloatArray) -> int:
+        """Returns the first arm that was never played, or the one of greatest value."""
+        del observation
         untried = np.flatnonzero(self.counts[compression] == 0)
-        return int(untried[0]) if len(untried) else None
+        return int(untried[0]) if len(untried) else int(self.values(compression).argmax())
+
+    @abstractmethod
+    def values(self, compression: int) -> Float64:
+        """Shape [arms]; the value of each arm, all of which have been played."""
 
 
 class Ucb1(_Means):
@@ -70,19 +73,12 @@ class Ucb1(_Means):
     kind = "ucb1"
     settings_class = UcbSettings
 
-    def __init__(self, settings: UcbSettings, times: StepTimes, seed: int) -> None:
-        super().__init__("ucb1", settings.arms, times, seed)
-        self.settings = settings
-
-    def choose(self, compression: int, observation: FloatArray) -> int:
-        """Tries every arm once, then follows the bound."""
-        del observation
-        untried = self._untried(compression)
-        if untried is not None:
-            return untried
+    def values(self, compression: int) -> Float64:
+        """Upper confidence bounds."""
         counts = self.counts[compression]
         bonus = self.largest(compression) * np.sqrt(2 * math.log(counts.sum()) / counts)
-        return int((self.means[compression] + self.settings.width * bonus).argmax())
+        bounds: Float64 = self.means[compression] + self.settings.width * bonus
+        return bounds
 
 
 class UcbSpec(_Means):
@@ -98,43 +94,29 @@ class UcbSpec(_Means):
     kind = "ucbspec"
     settings_class = UcbSettings
 
-    def __init__(self, settings: UcbSettings, times: StepTimes, seed: int) -> None:
-        super().__init__("ucbspec", settings.arms, times, seed)
-        self.settings = settings
-
-    def choose(self, compression: int, observation: FloatArray) -> int:
-        """Tries every arm once, then follows the bound."""
-        del observation
-        untried = self._untried(compression)
-        if untried is not None:
-            return untried
+    def values(self, compression: int) -> Float64:
+        """Upper confidence bounds."""
         n = self.counts[compression]
         inside = (1 + n) / n**2 * (1 + 2 * np.log(len(n) * n.sum() ** 2 * np.sqrt(1 + n)))
         bonus = self.largest(compression) / 2 * np.sqrt(inside)
-        return int((self.means[compression] + self.settings.width * bonus).argmax())
+        bounds: Float64 = self.means[compression] + self.settings.width * bonus
+        return bounds
 
 
 class GaussianThompson(_Means):
-    """Draws each arm's mean from a normal posterior with the variance seen so far, and plays the greatest."""
+    """Draws each arm's mean from a normal posterior with the empirical variance, and plays the greatest."""
 
     kind = "thompson"
     settings_class = ArmsSettings
 
-    def __init__(self, settings: ArmsSettings, times: StepTimes, seed: int) -> None:
-        super().__init__("thompson", settings.arms, times, seed)
-        self.settings = settings
-
-    def choose(self, compression: int, observation: FloatArray) -> int:
-        """Tries every arm once, then draws."""
-        del observation
-        untried = self._untried(compression)
-        if untried is not None:
-            return untried
+    def values(self, compression: int) -> Float64:
+        """Draws of the posterior."""
         n, mean = self.counts[compression], self.means[compression]
         # One pseudo-observation of variance 1 keeps the first draws wide.
         variance = np.maximum(self.squares[compression] / n - mean**2, 0.0)
         spread = np.sqrt((variance * n + 1.0) / (n + 1.0) / n)
-        return int((mean + spread * self.rng.standard_normal(len(n))).argmax())
+        draws: Float64 = mean + spread * self.rng.standard_normal(len(n))
+        return draws
 
 
 class Exp3Spec(Bandit):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What bandits have in common: arms, rewards in units of plain decoding, a state for each compression."""
+"""The base of bandits: arms, rewards in units of plain decoding, what was learned for each compression."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -8,14 +8,13 @@ from typing import Any, Protocol, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.building import require_gammas
 from agents.storing import StoredController
 from speckv.cost.times import StepTimes
-from speckv.errors import ConfigError
 from speckv.runtime.state import ControllerState
-from speckv.types import GAMMA_MAX, FloatArray, IntArray, StepOutcome
+from speckv.types import FloatArray, IntArray, StepOutcome
 
 Float64 = NDArray[np.float64]
-"""Speculation lengths that bandits choose among by default."""
 
 
 class Features(Protocol):
@@ -53,8 +52,7 @@ class Bandit(StoredController, ABC):
     """Names of attributes that belong to the current request; steps of others must not change them in place."""
 
     def __init__(self, name: str, arms: tuple[int, ...], times: StepTimes, *, seed: int = 0) -> None:
-        if list(arms) != sorted(set(arms)) or not arms or arms[0] < 0 or arms[-1] > GAMMA_MAX:
-            raise ConfigError(f"Expected agent.arms ascending from 0 to {GAMMA_MAX} at most, got {arms}.")
+        require_gammas(arms, "arms")
         self.name, self.arms, self.times = name, np.array(arms, np.int64), times
         self.reseed(seed)
         self._last: tuple[int, int, FloatArray] | None = None

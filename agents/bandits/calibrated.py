@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.bandits.base import Bandit, Float64
+from agents.building import COUNT, FROM_ZERO, require_above_zero, require_ranges
 from agents.rules.base import CONFIDENCE
 from agents.survival.controllers import logistic, summed_more_s, worth_more
 from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError
 from speckv.observation import drafted_so_far
-from speckv.types import BoolArray, FloatArray, IntArray, StepOutcome
+from speckv.types import GAMMA_MAX, BoolArray, FloatArray, IntArray, StepOutcome
 
 _CLAMP = 40.0
 _EDGE = 1e-9
@@ -53,15 +54,11 @@ class CalibratedSettings:
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        if not 1 <= self.gamma_max <= 16 or self.refit_every < 1 or self.memory < 1:
-            raise ConfigError(
-                f"Expected agent.gamma_max from 1 to 16, agent.refit_every and agent.memory of at least 1, got {self}."
-            )
-        if self.slope < 0 or min(self.ridge, self.price_scale) <= 0 or self.damping < 0 or not 0 < self.decay < 1:
-            raise ConfigError(
-                "Expected agent.slope and agent.damping from 0 up, agent.ridge and agent.price_scale above 0 and "
-                f"agent.decay in (0, 1), got {self}."
-            )
+        require_ranges(self, gamma_max=(1, GAMMA_MAX), refit_every=COUNT, memory=COUNT)
+        require_ranges(self, slope=FROM_ZERO, damping=FROM_ZERO)
+        require_above_zero(self, "ridge", "price_scale")
+        if not 0 < self.decay < 1:
+            raise ConfigError(f"Expected agent.decay in (0, 1), got {self.decay}.")
 
 
 def logit(probabilities: NDArray[np.floating]) -> Float64:

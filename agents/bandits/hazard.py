@@ -1,23 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hazard Thompson sampling: learns the chance of acceptance at each depth, not the value of each gamma.
 
-A step that drafts gamma tokens shows how many were accepted up to the first rejection and nothing behind it: survival
-data, censored at gamma. Regressions of "was the token at this depth accepted, given that it was tested?" are unbiased
-under that censoring, share what they learn over all gammas, and leave time to the cost table.
+The outcome of a step is survival data, censored at gamma. Regressions of "was the token at this depth accepted, given
+that it was tested?" are unbiased under that censoring and share what they learn over all gammas.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from agents.bandits.base import Bandit, Features
-from agents.bandits.linear import RidgeBank, Scaling
+from agents.bandits.base import Features
+from agents.bandits.linear import RidgeBandit
+from agents.building import FROM_ZERO, SHARE, require_above_zero, require_ranges
 from speckv.cost.times import StepTimes
-from speckv.errors import ConfigError
-from speckv.types import FloatArray, StepOutcome
+from speckv.types import GAMMA_MAX, FloatArray, StepOutcome
 
 LEAST, MOST = 0.02, 0.98
 PROBE_GAMMA = 2
@@ -25,7 +21,7 @@ PROBE_GAMMA = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HazardSettings:
-    """Of hazard Thompson sampling.
+    """Hyper-parameters.
 
     Attributes:
         forget: Share of the past that each update keeps.
@@ -40,15 +36,11 @@ class HazardSettings:
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        if not 1 <= self.gamma_max <= 16 or self.width < 0 or self.ridge <= 0:
-            raise ConfigError(
-                f"Expected agent.gamma_max from 1 to 16, agent.width from 0 up and agent.ridge above 0, got {self}."
-            )
-        if not 0 < self.forget <= 1 or not 0 <= self.probe <= 1:
-            raise ConfigError(f"Expected agent.forget in (0, 1] and agent.probe in [0, 1], got {self}.")
+        require_ranges(self, gamma_max=(1, GAMMA_MAX), width=FROM_ZERO, forget=SHARE, probe=SHARE)
+        require_above_zero(self, "ridge", "forget")
 
 
-class HazardThompson(Bandit):
+class HazardThompson(RidgeBandit):
     """Draws an acceptance probability a_j for each depth and plays argmax (1 + a_1 + a_1 a_2 + ...) / seconds(gamma).
 
     Source:
@@ -57,15 +49,13 @@ class HazardThompson(Bandit):
 
     kind = "hazard_thompson"
     settings_class = HazardSettings
-    reads: type[Features] | None = Scaling
 
     def __init__(self, settings: HazardSettings, times: StepTimes, features: Features, seed: int) -> None:
-        super().__init__("hazard-thompson", tuple(range(settings.gamma_max + 1)), times, seed=seed)
-        self.settings, self.features = settings, features
-        self.bank = RidgeBank(settings.gamma_max, features.dimension, ridge=settings.ridge, forget=settings.forget)
+        arms = tuple(range(settings.gamma_max + 1))
+        super().__init__(settings, arms, times, features, seed, count=settings.gamma_max)
 
     def choose(self, compression: int, observation: FloatArray) -> int:
-        """Draws hazards and weighs tokens against time; now and then it looks where plain decoding seems best."""
+        """Draws hazards and weighs tokens against time; sometimes probes where plain decoding seems best."""
         del compression
         mean, spread = self.bank.predict(self.features.features(observation))
         drawn = 0.5 + mean + self.settings.width * spread * self.rng.standard_normal(len(mean))
@@ -76,14 +66,6 @@ class HazardThompson(Bandit):
         if gamma == 0 and self.rng.random() < self.settings.probe:
             return min(PROBE_GAMMA, int(self.settings.gamma_max))
         return gamma
-
-    def get_arrays(self) -> dict[str, NDArray[Any]]:
-        """Copies out what was learned."""
-        return self.bank.get_arrays()
-
-    def set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Puts it back."""
-        self.bank.set_arrays(arrays)
 
     def update(self, compression: int, arm: int, observation: FloatArray, outcome: StepOutcome) -> None:
         """Learns from every tested token."""
@@ -103,7 +85,3 @@ class DiscountedHazardThompson(HazardThompson):
     """
 
     kind = "hazard_thompson_discounted"
-
-    def __init__(self, settings: HazardSettings, times: StepTimes, features: Features, seed: int) -> None:
-        super().__init__(settings, times, features, seed)
-        self.name = "hazard-thompson-discounted"

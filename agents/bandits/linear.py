@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agents.bandits.base import Bandit, Features, Float64
+from agents.building import FROM_ZERO, SHARE, require_above_zero, require_ranges
 from agents.survival.controllers import SurvivalSettings
 from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError
@@ -19,17 +20,16 @@ from speckv.types import FloatArray, StepOutcome
 MIN_STD = 1e-3
 """A feature that varies less is a constant and is left in its own units."""
 MAX_VARIANCE = 1e3
-"""Forgetting lets the variance of directions that are never visited grow without end; a regression that has come here
-forgets nothing until what it sees has brought it down again."""
+"""Forgetting lets the variance of directions that are never visited grow without bound; above this one a regression
+forgets nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearSettings:
-    """Of contextual bandits with linear models.
+    """Hyper-parameters.
 
     Attributes:
         width: Of the confidence bound, or of the draws.
-        ridge: Prior precision of every weight.
         forget: Share of the past that each update keeps; below 1 for drifting streams.
         side_information: "none" learns from the arm played; "smaller" also from all smaller arms, whose outcome the
             step revealed; "naive" from larger arms too where a rejection revealed those, which is biased: a warning.
@@ -43,17 +43,15 @@ class LinearSettings:
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        if self.width < 0 or self.ridge <= 0 or not 0 < self.forget <= 1:
-            raise ConfigError(
-                f"Expected agent.width from 0 up, agent.ridge above 0, agent.forget in (0, 1], got {self}."
-            )
+        require_ranges(self, width=FROM_ZERO, forget=SHARE)
+        require_above_zero(self, "ridge", "forget")
         if self.side_information not in ("none", "smaller", "naive"):
             raise ConfigError(f"Expected agent.side_information none, smaller or naive, got {self.side_information!r}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NeuralLinearSettings(LinearSettings):
-    """Of NeuralLinear: those of the linear model, and those of the network behind its features."""
+    """Hyper-parameters: those of the linear model, and those of `survival` for the network."""
 
     hidden: tuple[int, ...]
     epochs: int
@@ -74,7 +72,7 @@ class NeuralLinearSettings(LinearSettings):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scaling:
-    """How an observation becomes the features of a linear model, a constant feature last."""
+    """Scales an observation, of shape [features], to the features of a linear model, a constant last."""
 
     mean: FloatArray
     std: FloatArray
@@ -137,15 +135,17 @@ class RidgeBank:
         self.weights[rows] = np.einsum("kij,kj->ki", inverse, self.sums[rows])
 
 
-class _Linear(Bandit):
-    """A regression of the step's speed-up for each arm; only the observation distinguishes compressions."""
+class RidgeBandit(Bandit):
+    """A bandit that learns `count` ridge regressions on features of the observation."""
 
     reads: type[Features] | None = Scaling
 
-    def __init__(self, name: str, settings: LinearSettings, times: StepTimes, features: Features, seed: int) -> None:
-        super().__init__(name, settings.arms, times, seed=seed)
+    def __init__(
+        self, settings: Any, arms: tuple[int, ...], times: StepTimes, features: Features, seed: int, *, count: int
+    ) -> None:
+        super().__init__(self.kind.replace("_", "-"), arms, times, seed=seed)
         self.settings, self.features = settings, features
-        self.bank = RidgeBank(len(self.arms), features.dimension, ridge=settings.ridge, forget=settings.forget)
+        self.bank = RidgeBank(count, features.dimension, ridge=settings.ridge, forget=settings.forget)
 
     def get_arrays(self) -> dict[str, NDArray[Any]]:
         """Copies out what was learned."""
@@ -154,6 +154,13 @@ class _Linear(Bandit):
     def set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Puts it back."""
         self.bank.set_arrays(arrays)
+
+
+class _Linear(RidgeBandit):
+    """A regression of the step's speed-up for each arm; only the observation distinguishes compressions."""
+
+    def __init__(self, settings: LinearSettings, times: StepTimes, features: Features, seed: int) -> None:
+        super().__init__(settings, settings.arms, times, features, seed, count=len(settings.arms))
 
     def update(self, compression: int, arm: int, observation: FloatArray, outcome: StepOutcome) -> None:
         """Learns from the arm played, and from those whose outcome it revealed."""
@@ -167,10 +174,10 @@ class _Linear(Bandit):
 
 
 def revealed(arms: NDArray[np.int64], arm: int, outcome: StepOutcome, side_information: str) -> list[int]:
-    """Arms whose outcome a step tells.
+    """Indices of the arms whose outcome a step reveals.
 
-    A step of gamma tokens tells what every smaller gamma would have come to. A rejection tells it of every larger one
-    as well, but only a rejection does: learning larger arms from those steps alone makes them look bad.
+    A step of gamma tokens reveals the outcome of every smaller gamma. Only a rejection also reveals that of larger
+    ones, so learning these ("naive") makes them look bad.
     """
     if side_information == "none" or outcome.num_drafted < arms[arm]:
         return [arm]
@@ -190,11 +197,8 @@ class LinUcb(_Linear):
     kind = "linucb"
     settings_class = LinearSettings
 
-    def __init__(self, settings: LinearSettings, times: StepTimes, features: Features, seed: int) -> None:
-        super().__init__("linucb", settings, times, features, seed)
-
     def choose(self, compression: int, observation: FloatArray) -> int:
-        """Follows the bound."""
+        """Returns the arm of the greatest bound."""
         del compression
         mean, spread = self.bank.predict(self.features.features(observation))
         return int((mean + self.settings.width * spread).argmax())
@@ -210,18 +214,15 @@ class LinThompson(_Linear):
     kind = "lints"
     settings_class: ClassVar[type[Any]] = LinearSettings
 
-    def __init__(self, settings: LinearSettings, times: StepTimes, features: Features, seed: int) -> None:
-        super().__init__("lints", settings, times, features, seed)
-
     def choose(self, compression: int, observation: FloatArray) -> int:
-        """Draws."""
+        """Returns the arm of the greatest draw."""
         del compression
         mean, spread = self.bank.predict(self.features.features(observation))
         return int((mean + self.settings.width * spread * self.rng.standard_normal(len(mean))).argmax())
 
 
 class LastHidden:
-    """What the last hidden layer of a network says, a constant feature last."""
+    """The last hidden layer of a tanh network, a constant feature last."""
 
     def __init__(self, network: Network) -> None:
         self.network = network
@@ -249,20 +250,15 @@ class LastHidden:
 class NeuralLinear(LinThompson):
     """Draws each arm's value from a linear posterior over learned features and plays the greatest.
 
-    The features are the last hidden layer of the network that `survival` fits on train prompts; they stay as they are,
-    the posterior goes on online.
+    The features are the last hidden layer of the network that `survival` fits on train prompts; only the posterior
+    learns online.
 
     Source:
-        Riquelme, Tucker and Snoek 2018, arXiv:1802.09127 (NeuralLinear): one Bayesian regression of the reward an arm
-        on the last layer. There the network is trained on the rewards themselves, again and again, and the noise has an
-        inverse-gamma posterior; here the network learned survival, once, and `width` stands for the noise's deviation.
-        Smaller arms learn too, as in the other linear bandits.
+        Riquelme, Tucker and Snoek 2018, arXiv:1802.09127 (NeuralLinear). There the network is trained on the rewards
+        repeatedly, and the noise has an inverse-gamma posterior; here it is trained on survival once, and `width` is
+        the noise's deviation.
     """
 
     kind = "neural_linear"
     settings_class = NeuralLinearSettings
     reads = LastHidden
-
-    def __init__(self, settings: NeuralLinearSettings, times: StepTimes, features: LastHidden, seed: int) -> None:
-        super().__init__(settings, times, features, seed)
-        self.name = "neural-linear"

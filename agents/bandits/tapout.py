@@ -3,29 +3,28 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from agents.bandits.base import Bandit
+from agents.building import FROM_ZERO, SHARE, require_ranges
 from agents.rules.adaedl import AdaEdl, AdaEdlSettings
-from agents.rules.base import ENTROPY, StoppingRule
+from agents.rules.base import ENTROPY, MARGIN, SignalRule, StoppingRule
 from agents.rules.llama_cpp import LlamaCpp, LlamaCppSettings
 from agents.rules.svip import Svip, SvipSettings
 from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError
-from speckv.observation import STOPPING_SCHEMA, drafted_so_far
+from speckv.observation import drafted_so_far
 from speckv.types import GAMMA_MAX, BoolArray, FloatArray, StepOutcome
-
-_MARGIN = STOPPING_SCHEMA.index("token_margin")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TapOutSettings:
-    """Of TapOut.
+    """Hyper-parameters.
 
     Attributes:
         level: "request" follows one rule for a whole request, "step" chooses anew for every draft.
-        width: Multiplies the bonus; 1 is the theory's.
         entropy_rise: The entropy difference stops above this rise of the entropy's square root.
     """
 
@@ -40,20 +39,12 @@ class TapOutSettings:
         """Checks ranges."""
         if self.level not in ("request", "step"):
             raise ConfigError(f"Expected agent.level request or step, got {self.level!r}.")
-        if not 1 <= self.gamma_max <= GAMMA_MAX or self.width < 0 or self.entropy_rise < 0:
-            raise ConfigError(
-                f"Expected agent.gamma_max from 1 to {GAMMA_MAX}, agent.width and agent.entropy_rise from 0 up, "
-                f"got {self}."
-            )
-        if not 0 <= self.confidence <= 1 or not 0 <= self.margin <= 1:
-            raise ConfigError(f"Expected agent.confidence and agent.margin in [0, 1], got {self}.")
+        require_ranges(self, gamma_max=(1, GAMMA_MAX), width=FROM_ZERO, entropy_rise=FROM_ZERO)
+        require_ranges(self, confidence=SHARE, margin=SHARE)
 
 
 class EntropyRise(StoppingRule):
-    """Stops behind a token where the draft has become less sure: sqrt(H) - sqrt(H of the token before) > rise.
-
-    The first token of a step has none before it, so drafting always goes on behind it.
-    """
+    """Stops behind a token with sqrt(H) - sqrt(H of the token before) > rise; never behind the first of a step."""
 
     def __init__(self, gamma_max: int, rise: float) -> None:
         super().__init__("entropy-rise", gamma_max)
@@ -62,28 +53,28 @@ class EntropyRise(StoppingRule):
 
     def start(self, num_requests: int) -> None:
         """Begins requests with no token before."""
-        super().start(num_requests)
         self._before = np.zeros(num_requests, np.float32)
 
     def go_on_batch(self, observations: FloatArray) -> BoolArray:
-        """Goes on where entropy has not risen; it is asked behind every drafted token, one after the other."""
+        """Goes on where entropy has not risen; called behind every drafted token in turn."""
         root = np.sqrt(observations[:, ENTROPY])
         calm: BoolArray = (drafted_so_far(observations) <= 1) | (root - self._before <= self.rise)
         self._before = root
         return calm
 
 
-class LeastMargin(StoppingRule):
-    """Stops behind a token whose top-1 probability is not far enough above the top-2 probability."""
+class LeastMargin(SignalRule):
+    """Stops behind a token whose top-1 minus top-2 probability is below `margin`."""
+
+    signal = MARGIN
 
     def __init__(self, gamma_max: int, margin: float) -> None:
         super().__init__("margin", gamma_max)
         self.margin = margin
 
-    def go_on_batch(self, observations: FloatArray) -> BoolArray:
-        """Goes on where the newest token stands out."""
-        clear: BoolArray = observations[:, _MARGIN] >= self.margin
-        return clear
+    def passes(self, values: Any) -> Any:
+        """Whether the margin is large enough."""
+        return values >= self.margin
 
 
 def make_rules(settings: TapOutSettings) -> tuple[StoppingRule, ...]:
@@ -155,7 +146,7 @@ class TapOut(Bandit):
             rule.reset()
 
     def act(self, observation: FloatArray) -> int:
-        """Returns the cap, having chosen a rule if it is time to."""
+        """Returns the cap; chooses a rule at a request's first step, or at every one."""
         compression = int(self.times.which(observation[np.newaxis])[0])
         if self._rule is None or self.settings.level == "step":
             self._rule = self.choose(compression, observation)
@@ -163,7 +154,7 @@ class TapOut(Bandit):
         return int(self.arms[0])
 
     def choose(self, compression: int, observation: FloatArray) -> int:
-        """Tries every rule once, then follows the bound."""
+        """Returns the first rule that was never tried, or the one of the greatest bound."""
         del observation
         counts = self.counts[compression]
         untried = np.flatnonzero(counts == 0)
@@ -181,7 +172,7 @@ class TapOut(Bandit):
         return self.rules[self._rule or 0].go_on_batch(observations)
 
     def learn(self, outcome: StepOutcome) -> None:
-        """Learns, and lets the rule that drafted remember the step, which is no learning: it forgets the request."""
+        """Learns; the rule that drafted remembers the step also where the bandit is frozen, until the request ends."""
         if self._last is not None and outcome.num_drafted:
             self.rules[self._last[1]].learn(outcome)
         super().learn(outcome)

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hyper-parameters of the learners, checked; apart from them so that a config error needs no PyTorch to be told."""
+"""Hyper-parameters of reinforcement learners, checked without importing PyTorch."""
 
 from dataclasses import dataclass
 
+from agents.building import COUNT, FROM_ZERO, SHARE, require_above_zero, require_layers, require_ranges
 from speckv.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnerSettings:
-    """What every learner has.
+    """Hyper-parameters of every learner.
 
     Attributes:
         total_steps: Environment steps to learn from, over all environments together.
         num_steps: Steps of each environment between updates.
         learning_rate: At the start; it falls linearly to zero.
-        discount: Of future rewards, in [0, 1]; 0 makes a contextual bandit of it, right for myopic rewards.
+        discount: Of future rewards; 0 makes a contextual bandit, right for myopic rewards.
         normalisation_steps: Steps of a random policy that the observations' mean and deviation come from.
     """
 
@@ -28,15 +29,10 @@ class LearnerSettings:
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        self.check()
-
-    def check(self) -> None:
-        """Checks ranges; a learner with more settings checks those as well."""
-        _require_counts(self, "total_steps", "num_envs", "num_steps", "normalisation_steps")
-        _require_shares(self, "discount")
-        _require_above_zero(self, "learning_rate")
-        if not self.hidden or min(self.hidden) < 1:
-            raise ConfigError(f"Expected agent.hidden to list at least one layer of 1 unit or more, got {self.hidden}.")
+        require_ranges(self, total_steps=COUNT, num_envs=COUNT, num_steps=COUNT, normalisation_steps=COUNT)
+        require_ranges(self, discount=SHARE)
+        require_above_zero(self, "learning_rate")
+        require_layers(self)
 
     def check_environment(self, decides: str) -> None:
         """Passes if the learner can decide this way: "per_step" or "per_token"."""
@@ -44,16 +40,16 @@ class LearnerSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OnPolicySettings(LearnerSettings):
-    """What learners have that use each rollout once and drop it."""
+    """Hyper-parameters of learners that use each rollout once."""
 
     gae_lambda: float
     entropy_coef: float
 
-    def check(self) -> None:
-        """See `LearnerSettings.check`."""
-        LearnerSettings.check(self)
-        _require_shares(self, "gae_lambda")
-        _require_from_zero(self, "entropy_coef")
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        LearnerSettings.__post_init__(self)  # a plain super() breaks in dataclasses with slots
+        require_ranges(self, gae_lambda=SHARE)
+        require_ranges(self, entropy_coef=FROM_ZERO)
         if self.num_envs * self.num_steps < 2:
             raise ConfigError("Expected agent.num_envs * agent.num_steps to make a rollout of at least 2 steps, got 1.")
 
@@ -71,11 +67,11 @@ class PPOSettings(OnPolicySettings):
     num_epochs: int
     clip_range: float
 
-    def check(self) -> None:
-        """See `LearnerSettings.check`."""
-        OnPolicySettings.check(self)
-        _require_counts(self, "batch_size", "num_epochs")
-        _require_above_zero(self, "clip_range")
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        OnPolicySettings.__post_init__(self)
+        require_ranges(self, batch_size=COUNT, num_epochs=COUNT)
+        require_above_zero(self, "clip_range")
         rollout = self.num_envs * self.num_steps
         if self.batch_size > rollout or rollout % self.batch_size:
             raise ConfigError(
@@ -90,17 +86,17 @@ class RecurrentPPOSettings(PPOSettings):
 
     lstm_hidden: int
 
-    def check(self) -> None:
-        """See `LearnerSettings.check`."""
-        PPOSettings.check(self)
-        _require_counts(self, "lstm_hidden")
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        PPOSettings.__post_init__(self)
+        require_ranges(self, lstm_hidden=COUNT)
 
     def check_environment(self, decides: str) -> None:
-        """See `LearnerSettings.check_environment`."""
+        """Refuses to decide per token: the LSTM takes one state a decode step."""
         if decides != "per_step":
             raise ConfigError(
-                f"Expected env.decides per_step for a policy with a memory, got {decides}: it takes one state a decode "
-                "step from the request before. Say env=replay, or choose another agent, such as ppo."
+                f"Expected env.decides per_step for a recurrent policy, got {decides}. Set env=replay, or choose "
+                "another agent, such as ppo."
             )
 
 
@@ -110,12 +106,11 @@ class DQNSettings(LearnerSettings):
 
     Attributes:
         gradient_steps: Minibatches between two collections of `num_envs * num_steps` steps.
-        buffer_size: Steps that are remembered, over all environments together.
+        buffer_size: Steps kept, over all environments together.
         learning_starts: Steps of a random policy before the first update.
         target_interval: Steps between copies into the target network.
-        return_steps: Steps whose rewards are added up before the target network's value stands for the rest.
-        exploration_fraction: Share of the run over which exploration falls from 1 to its last value.
-        final_exploration: Share of random actions from then on.
+        return_steps: Steps of an n-step return.
+        exploration_fraction: Share of the run over which exploration falls from 1 to `final_exploration`.
     """
 
     gradient_steps: int
@@ -127,13 +122,13 @@ class DQNSettings(LearnerSettings):
     exploration_fraction: float
     final_exploration: float
 
-    def check(self) -> None:
-        """See `LearnerSettings.check`."""
-        LearnerSettings.check(self)
-        _require_counts(self, "gradient_steps", "batch_size", "return_steps")
-        _require_shares(self, "exploration_fraction", "final_exploration")
-        _require_above_zero(self, "exploration_fraction")
-        _require_from_zero(self, "learning_starts")
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        LearnerSettings.__post_init__(self)
+        require_ranges(self, gradient_steps=COUNT, batch_size=COUNT, return_steps=COUNT)
+        require_ranges(self, exploration_fraction=SHARE, final_exploration=SHARE)
+        require_above_zero(self, "exploration_fraction")
+        require_ranges(self, learning_starts=FROM_ZERO)
         for name in ("buffer_size", "target_interval"):
             if getattr(self, name) < self.num_envs:
                 raise ConfigError(
@@ -148,31 +143,7 @@ class QRDQNSettings(DQNSettings):
 
     num_quantiles: int
 
-    def check(self) -> None:
-        """See `LearnerSettings.check`."""
-        DQNSettings.check(self)
-        _require_counts(self, "num_quantiles")
-
-
-def _require_counts(settings: LearnerSettings, *names: str) -> None:
-    for name in names:
-        if getattr(settings, name) < 1:
-            raise ConfigError(f"Expected agent.{name} 1 or more, got {getattr(settings, name)}.")
-
-
-def _require_shares(settings: LearnerSettings, *names: str) -> None:
-    for name in names:
-        if not 0 <= getattr(settings, name) <= 1:
-            raise ConfigError(f"Expected agent.{name} in [0, 1], got {getattr(settings, name)}.")
-
-
-def _require_above_zero(settings: LearnerSettings, *names: str) -> None:
-    for name in names:
-        if not getattr(settings, name) > 0:
-            raise ConfigError(f"Expected agent.{name} above 0, got {getattr(settings, name)}.")
-
-
-def _require_from_zero(settings: LearnerSettings, *names: str) -> None:
-    for name in names:
-        if not getattr(settings, name) >= 0:
-            raise ConfigError(f"Expected agent.{name} 0 or more, got {getattr(settings, name)}.")
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        DQNSettings.__post_init__(self)
+        require_ranges(self, num_quantiles=COUNT)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from agents.building import COUNT, FROM_ZERO, SHARE, require_above_zero, require_ranges
 from agents.rules.base import ENTROPY, StoppingRule
-from speckv.errors import ConfigError
 from speckv.types import BoolArray, DecodedSteps, FloatArray
 
 GRID = {"threshold": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8), "gamma_max": (4, 8, 16)}
@@ -15,16 +15,7 @@ GRID = {"threshold": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8), "gamma_max": (4, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdaEdlSettings:
-    """Hyper-parameters, with the names of the paper.
-
-    Attributes:
-        scale: gamma in 1 - sqrt(gamma * entropy); not a speculation length.
-        threshold: The first lambda; the paper leaves it open.
-        target: alpha: acceptance below it raises lambda.
-        rate_decay: beta1: share of the past in the averaged acceptance.
-        threshold_decay: beta2: share of the past in lambda.
-        step: epsilon: by how much lambda is moved.
-    """
+    """Hyper-parameters; the paper's gamma (not a speculation length), lambda, alpha, beta1, beta2 and epsilon."""
 
     gamma_max: int
     scale: float
@@ -36,12 +27,9 @@ class AdaEdlSettings:
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        shares = (self.threshold, self.target, self.rate_decay, self.threshold_decay)
-        if self.gamma_max < 1 or self.scale <= 0 or self.step < 0 or not all(0 <= share <= 1 for share in shares):
-            raise ConfigError(
-                "Expected agent.gamma_max of at least 1, agent.scale above 0, agent.step from 0 up, and threshold, "
-                f"target and decays in [0, 1], got {self}."
-            )
+        require_ranges(self, gamma_max=COUNT, threshold=SHARE, target=SHARE, rate_decay=SHARE)
+        require_ranges(self, threshold_decay=SHARE, step=FROM_ZERO)
+        require_above_zero(self, "scale")
 
 
 class AdaEdl(StoppingRule):
@@ -49,7 +37,7 @@ class AdaEdl(StoppingRule):
 
     After a step that accepted A of n drafted tokens, r <- 0.5 r + 0.5 A / n, and lambda <- 0.9 lambda + 0.1 lambda'
     with lambda' = lambda + 0.01 if r < 0.9, else lambda - 0.01 if the cap was not reached by accepted tokens alone,
-    else lambda. The paper asks before a token is drafted, with its distribution at hand; here that token stays.
+    else lambda. The paper decides before a token is drafted, with its distribution at hand; here that token stays.
 
     Source:
         Agrawal et al. 2024, arXiv:2410.18351, Algorithm 1.
@@ -65,12 +53,11 @@ class AdaEdl(StoppingRule):
 
     def start(self, num_requests: int) -> None:
         """Begins requests at the first threshold."""
-        super().start(num_requests)
         self._threshold = np.full(num_requests, self.settings.threshold)
         self._rate = np.full(num_requests, self.settings.target)
 
     def go_on(self, observation: FloatArray) -> bool:
-        """Returns the same for the only request, without arrays."""
+        """Returns the same for the only request."""
         return bool(1.0 - np.sqrt(self.settings.scale * observation[ENTROPY]) >= self._threshold[0])
 
     def go_on_batch(self, observations: FloatArray) -> BoolArray:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What rules have in common: many requests at once, a request alone being a batch of one."""
+"""Bases of rules, which decide for a batch of requests; a single request is a batch of one."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from speckv.observation import STOPPING_SCHEMA
 from speckv.types import GAMMA_MAX, BoolArray, DecodedSteps, FloatArray, IntArray, StepOutcome
 
 ENTROPY = STOPPING_SCHEMA.index("token_entropy")
+MARGIN = STOPPING_SCHEMA.index("token_margin")
 CONFIDENCE = STOPPING_SCHEMA.index("token_confidence")
 ALONE = np.ones(1, np.bool_)
 
@@ -21,7 +23,6 @@ class Rule(StoredController, ABC):
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.num_requests = 1
 
     def reset(self) -> None:
         """Begins one request and forgets all others."""
@@ -29,7 +30,6 @@ class Rule(StoredController, ABC):
 
     def start(self, num_requests: int) -> None:
         """Begins that many requests and forgets all others."""
-        self.num_requests = num_requests
 
     def act(self, observation: FloatArray) -> int:
         """Returns gamma of the only request."""
@@ -48,16 +48,13 @@ class Rule(StoredController, ABC):
 
 
 class StoppingRule(Rule):
-    """Drafts at most `gamma_max` tokens, and decides after each of them whether to draft another one.
-
-    Sources that allow more tokens than recordings hold are cut to `GAMMA_MAX`.
-    """
+    """Drafts at most `gamma_max` tokens, cut to `GAMMA_MAX`, and decides after each whether to draft another."""
 
     def __init__(self, name: str, gamma_max: int) -> None:
         super().__init__(name)
         self.gamma_max = min(gamma_max, GAMMA_MAX)
 
-    def act(self, observation: FloatArray) -> int:  # noqa: ARG002 - a rule that looks at it says so
+    def act(self, observation: FloatArray) -> int:  # noqa: ARG002 - some rules read it
         """Returns the most tokens to draft in the only request."""
         return self.gamma_max
 
@@ -72,3 +69,23 @@ class StoppingRule(Rule):
     @abstractmethod
     def go_on_batch(self, observations: FloatArray) -> BoolArray:
         """Returns the same for each request, from observations as `STOPPING_SCHEMA` lists."""
+
+
+class SignalRule(StoppingRule):
+    """Decides whether to draft another token by one signal of the newest one."""
+
+    signal = CONFIDENCE
+    """Column of `STOPPING_SCHEMA`."""
+
+    @abstractmethod
+    def passes(self, values: Any) -> Any:
+        """Whether to draft another token; `values` is the signal as a number, or of shape [requests]."""
+
+    def go_on(self, observation: FloatArray) -> bool:
+        """Returns whether to draft another token in the only request; avoids arrays, which take longer."""
+        return bool(self.passes(observation[self.signal]))
+
+    def go_on_batch(self, observations: FloatArray) -> BoolArray:
+        """Returns the same for each request."""
+        passed: BoolArray = self.passes(observations[:, self.signal])
+        return passed

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from agents.building import COUNT, FROM_ZERO, SHARE, require_ranges
 from agents.rules.base import CONFIDENCE, Rule
-from speckv.errors import ConfigError
 from speckv.types import GAMMA_MAX, BoolArray, DecodedSteps, FloatArray, IntArray
 
 GRID = {"start": (1, 2, 4, 8), "eta": (0.1, 0.3), "delta": (1, 2), "threshold": (0.0, 0.4, 0.6, 0.8)}
@@ -15,14 +15,7 @@ GRID = {"start": (1, 2, 4, 8), "eta": (0.1, 0.3), "delta": (1, 2), "threshold": 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GammaTuneSettings:
-    """Hyper-parameters.
-
-    Attributes:
-        start: Gamma of a request's first step; the average stays between half and one and a half times it.
-        eta: Share of the newest accepted length in the average, in [0, 1].
-        delta: Added to the accepted length after full acceptance.
-        threshold: Least top-1 probability to go on; 0 is GammaTune, above 0 GammaTune+.
-    """
+    """Hyper-parameters; a threshold above 0 makes it GammaTune+."""
 
     start: int
     eta: float
@@ -31,15 +24,13 @@ class GammaTuneSettings:
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        if self.start < 1 or not 0 <= self.eta <= 1 or self.delta < 0 or not 0 <= self.threshold <= 1:
-            raise ConfigError(
-                "Expected agent.start of at least 1, agent.eta and agent.threshold in [0, 1], agent.delta from 0 up, "
-                f"got {self}."
-            )
+        require_ranges(self, start=COUNT, eta=SHARE, delta=FROM_ZERO, threshold=SHARE)
 
 
 class GammaTune(Rule):
     """gamma = A + delta if all were accepted, else ceil(average) with average <- clip((1 - eta) average + eta A).
+
+    The average is clipped to between half and one and a half times the first gamma.
 
     Source:
         Gautam et al. 2025, arXiv:2504.00030; eta, delta, bounds as in the comparison of Learning to Draft (ICLR 2026).
@@ -60,7 +51,6 @@ class GammaTune(Rule):
 
     def start(self, num_requests: int) -> None:
         """Begins requests at the first gamma."""
-        super().start(num_requests)
         self._average = np.full(num_requests, float(self.settings.start))
         self._gamma = np.full(num_requests, min(self.settings.start, GAMMA_MAX), np.int64)
 
@@ -82,6 +72,8 @@ class GammaTune(Rule):
 
 class GammaTunePlus(GammaTune):
     """GammaTune that also stops behind a token of top-1 probability below the threshold."""
+
+    kind = GammaTune.kind
 
     def __init__(self, settings: GammaTuneSettings) -> None:
         super().__init__(settings)

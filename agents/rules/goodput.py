@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Goodput: the gamma of most expected tokens a second, if every token is accepted at the rate lately seen."""
+"""Goodput: the gamma of most expected tokens a second if all tokens are accepted at the recent rate."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.building import require_ranges
 from agents.rules.base import Rule
 from speckv.cost.times import StepTimes
-from speckv.errors import ConfigError
 from speckv.observation import SCHEMA
 from speckv.runtime.state import ControllerState
 from speckv.types import GAMMA_MAX, FloatArray, IntArray
@@ -28,12 +28,11 @@ class GoodputSettings:
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        if not 1 <= self.gamma_max <= GAMMA_MAX:
-            raise ConfigError(f"Expected agent.gamma_max from 1 to {GAMMA_MAX}, got {self.gamma_max}.")
+        require_ranges(self, gamma_max=(1, GAMMA_MAX))
 
 
 def expected_tokens(rate: NDArray[np.floating], gamma_max: int) -> NDArray[np.float64]:
-    """Tokens that a step emits on average: 1 + a + ... + a^gamma for each gamma from 0.
+    """Shape [N, gamma_max + 1]; mean tokens of a step, 1 + a + ... + a^gamma, at acceptance rates of shape [N].
 
     Source:
         Leviathan et al. 2023, arXiv:2211.17192, equation 1.

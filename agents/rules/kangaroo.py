@@ -2,10 +2,10 @@
 """Kangaroo's early stop of drafting: a least probability of the previous drafted token."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from agents.rules.base import CONFIDENCE, StoppingRule
-from speckv.errors import ConfigError
-from speckv.types import BoolArray, FloatArray
+from agents.building import COUNT, SHARE, require_ranges
+from agents.rules.base import SignalRule
 
 GRID = {"eta": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), "gamma_max": (2, 3, 4, 6, 8, 12, 16)}
 """Values that tuning tries, every combination."""
@@ -20,11 +20,10 @@ class KangarooSettings:
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        if self.gamma_max < 1 or not 0 <= self.eta <= 1:
-            raise ConfigError(f"Expected agent.gamma_max of at least 1 and agent.eta in [0, 1], got {self}.")
+        require_ranges(self, gamma_max=COUNT, eta=SHARE)
 
 
-class Kangaroo(StoppingRule):
+class Kangaroo(SignalRule):
     """Drafts another token while the newest one's top-1 probability is at least eta.
 
     Source:
@@ -38,11 +37,6 @@ class Kangaroo(StoppingRule):
         super().__init__("kangaroo", settings.gamma_max)
         self.settings = settings
 
-    def go_on(self, observation: FloatArray) -> bool:
-        """Returns the same for the only request, without arrays."""
-        return bool(observation[CONFIDENCE] >= self.settings.eta)
-
-    def go_on_batch(self, observations: FloatArray) -> BoolArray:
-        """Goes on where the newest token is likely enough."""
-        likely: BoolArray = observations[:, CONFIDENCE] >= self.settings.eta
-        return likely
+    def passes(self, values: Any) -> Any:
+        """Whether the newest token is likely enough."""
+        return values >= self.settings.eta

@@ -2,10 +2,10 @@
 """llama.cpp's `--spec-draft-n-max` and `--spec-draft-p-min`: a cap, and a least probability."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from agents.rules.base import CONFIDENCE, StoppingRule
-from speckv.errors import ConfigError
-from speckv.types import BoolArray, FloatArray
+from agents.building import COUNT, SHARE, require_ranges
+from agents.rules.base import SignalRule
 
 GRID = {"p_min": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), "n_max": (2, 3, 4, 6, 8, 12, 16)}
 """Values that tuning tries, every combination."""
@@ -20,11 +20,10 @@ class LlamaCppSettings:
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        if self.n_max < 1 or not 0 <= self.p_min <= 1:
-            raise ConfigError(f"Expected agent.n_max of at least 1 and agent.p_min in [0, 1], got {self}.")
+        require_ranges(self, n_max=COUNT, p_min=SHARE)
 
 
-class LlamaCpp(StoppingRule):
+class LlamaCpp(SignalRule):
     """Stops at a token of top-1 probability below p_min.
 
     llama.cpp leaves that token out of the draft, which is lossless because it drafts greedily. Here it stays, as it
@@ -41,11 +40,6 @@ class LlamaCpp(StoppingRule):
         super().__init__("llama-cpp", settings.n_max)
         self.settings = settings
 
-    def go_on(self, observation: FloatArray) -> bool:
-        """Returns the same for the only request, without arrays."""
-        return bool(observation[CONFIDENCE] >= self.settings.p_min)
-
-    def go_on_batch(self, observations: FloatArray) -> BoolArray:
-        """Goes on where the newest token is likely enough."""
-        likely: BoolArray = observations[:, CONFIDENCE] >= self.settings.p_min
-        return likely
+    def passes(self, values: Any) -> Any:
+        """Whether the newest token is likely enough."""
+        return values >= self.settings.p_min

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from agents.building import COUNT, SHARE, require_gammas, require_ranges
 from agents.rules.base import Rule
-from speckv.errors import ConfigError
-from speckv.types import GAMMA_MAX, BoolArray, DecodedSteps, FloatArray, IntArray
+from speckv.types import BoolArray, DecodedSteps, FloatArray, IntArray
 
 GRID = {"candidates": ((1, 3, 5, 7), (0, 1, 2, 3), (1, 2, 3, 4), (2, 5, 8, 12)), "start": (0, 1, 2)}
 """Values that tuning tries, every combination."""
@@ -18,12 +18,9 @@ class SglangEmaSettings:
     """Hyper-parameters: those of batch size 1.
 
     Attributes:
-        start: The first one's index.
-        decay: Share of the past in the averaged accepted length, in [0, 1].
+        start: Index of the first length.
+        decay: Share of the past in the averaged accepted length.
         warmup: Steps before moves are considered; the first comes `interval` later.
-        interval: Steps between moves.
-        down: Added to the bar below which a shorter length is taken.
-        up: Added to the bar above which a longer length is taken.
     """
 
     candidates: tuple[int, ...]
@@ -36,16 +33,8 @@ class SglangEmaSettings:
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        ascending = list(self.candidates) == sorted(set(self.candidates))
-        if not self.candidates or not ascending or not 0 <= self.candidates[0] <= self.candidates[-1] <= GAMMA_MAX:
-            raise ConfigError(
-                f"Expected agent.candidates ascending from 0 to {GAMMA_MAX} at most, got {self.candidates}."
-            )
-        if not 0 <= self.start < len(self.candidates) or self.interval < 1 or not 0 <= self.decay <= 1:
-            raise ConfigError(
-                "Expected agent.start to index agent.candidates, agent.interval of at least 1, agent.decay in [0, 1], "
-                f"got {self}."
-            )
+        require_gammas(self.candidates, "candidates")
+        require_ranges(self, start=(0, len(self.candidates) - 1), interval=COUNT, decay=SHARE)
 
 
 class SglangEma(Rule):
@@ -70,7 +59,6 @@ class SglangEma(Rule):
 
     def start(self, num_requests: int) -> None:
         """Begins requests at the first length."""
-        super().start(num_requests)
         self._index = np.full(num_requests, self.settings.start, np.int64)
         self._average = np.full(num_requests, max(float(self._candidates[self.settings.start]) - 1.0, 0.0))
         self._steps = np.zeros(num_requests, np.int64)

@@ -2,12 +2,12 @@
 """SVIP: stop where the draft's entropy bounds the acceptance rate too low."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from agents.rules.base import ENTROPY, StoppingRule
-from speckv.errors import ConfigError
-from speckv.types import BoolArray, FloatArray
+from agents.building import COUNT, FROM_ZERO, require_above_zero, require_ranges
+from agents.rules.base import ENTROPY, SignalRule
 
 GRID = {"threshold": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6), "gamma_max": (2, 3, 4, 6, 8, 12, 16)}
 """Values that tuning tries, every combination."""
@@ -15,12 +15,7 @@ GRID = {"threshold": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6), "gamma_max": (2, 3, 4, 6, 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SvipSettings:
-    """Hyper-parameters.
-
-    Attributes:
-        scale: c in sqrt(c * entropy).
-        threshold: h: the draft ends behind a token with sqrt(c * entropy) above it.
-    """
+    """Hyper-parameters; `scale` is c, `threshold` is h."""
 
     gamma_max: int
     scale: float
@@ -28,13 +23,11 @@ class SvipSettings:
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        if self.gamma_max < 1 or self.scale <= 0 or self.threshold < 0:
-            raise ConfigError(
-                f"Expected agent.gamma_max of at least 1, agent.scale above 0, agent.threshold from 0 up, got {self}."
-            )
+        require_ranges(self, gamma_max=COUNT, threshold=FROM_ZERO)
+        require_above_zero(self, "scale")
 
 
-class Svip(StoppingRule):
+class Svip(SignalRule):
     """Stops behind a token drawn from a distribution of entropy H (nats) with sqrt(c H) > h.
 
     Source:
@@ -43,16 +36,12 @@ class Svip(StoppingRule):
 
     kind = "svip"
     settings_class = SvipSettings
+    signal = ENTROPY
 
     def __init__(self, settings: SvipSettings) -> None:
         super().__init__("svip", settings.gamma_max)
         self.settings = settings
 
-    def go_on(self, observation: FloatArray) -> bool:
-        """Returns the same for the only request, without arrays."""
-        return bool(np.sqrt(self.settings.scale * observation[ENTROPY]) <= self.settings.threshold)
-
-    def go_on_batch(self, observations: FloatArray) -> BoolArray:
-        """Goes on where the newest token's entropy is low enough."""
-        sure: BoolArray = np.sqrt(self.settings.scale * observations[:, ENTROPY]) <= self.settings.threshold
-        return sure
+    def passes(self, values: Any) -> Any:
+        """Whether the newest token's entropy is low enough."""
+        return np.sqrt(self.settings.scale * values) <= self.settings.threshold

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What transformers' assisted generation does by default: draft on while the drafted token is likely enough."""
+"""The default of transformers' assisted generation: draft on while the drafted token is likely enough."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.building import COUNT, SHARE, require_ranges
 from agents.rules.base import CONFIDENCE, StoppingRule
-from speckv.errors import ConfigError
 from speckv.types import BoolArray, DecodedSteps, FloatArray
 
 Float64 = NDArray[np.float64]
@@ -16,19 +16,13 @@ MISS_WEIGHT = 3.0
 """A token stopped at though it would have been accepted weighs three times one drafted on behind a wrong one."""
 MIN_SAMPLES = 6
 
-
 GRID = {"threshold": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), "gamma_max": (3, 5, 8, 16), "adaptive": (False,)}
 """Values that tuning tries, every combination."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransformersConfidenceSettings:
-    """Hyper-parameters.
-
-    Attributes:
-        threshold: Least probability of a drafted token to go on, in [0, 1].
-        adaptive: Whether the threshold is refitted after every step, as transformers does where scikit-learn is there.
-    """
+    """Hyper-parameters; `adaptive` refits the threshold after every step, as transformers does with scikit-learn."""
 
     gamma_max: int
     threshold: float
@@ -36,8 +30,7 @@ class TransformersConfidenceSettings:
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        if self.gamma_max < 1 or not 0 <= self.threshold <= 1:
-            raise ConfigError(f"Expected agent.gamma_max of at least 1 and agent.threshold in [0, 1], got {self}.")
+        require_ranges(self, gamma_max=COUNT, threshold=SHARE)
 
 
 class TransformersConfidence(StoppingRule):
@@ -61,12 +54,11 @@ class TransformersConfidence(StoppingRule):
 
     def start(self, num_requests: int) -> None:
         """Begins requests at the first threshold, with nothing tested."""
-        super().start(num_requests)
         self._threshold = np.full(num_requests, self.settings.threshold)
         self._tested: list[list[tuple[float, bool]]] = [[] for _ in range(num_requests)]
 
     def go_on(self, observation: FloatArray) -> bool:
-        """Returns the same for the only request, without arrays."""
+        """Returns the same for the only request."""
         return bool(observation[CONFIDENCE] >= self._threshold[0])
 
     def go_on_batch(self, observations: FloatArray) -> BoolArray:
@@ -91,6 +83,8 @@ class TransformersConfidence(StoppingRule):
 def best_threshold(tested: list[tuple[float, bool]]) -> float | None:
     """The point of the ROC curve with the least false positive rate plus three times false negative rate.
 
+    None before there are six tested tokens, some accepted and some not.
+
     >>> best_threshold([(0.9, True), (0.8, True), (0.7, True), (0.6, False), (0.5, True), (0.2, False)])
     0.5
     >>> best_threshold([(0.9, True)] * 6) is None
@@ -101,7 +95,7 @@ def best_threshold(tested: list[tuple[float, bool]]) -> float | None:
     if len(values) < MIN_SAMPLES or accepted.all() or not accepted.any():
         return None
     candidates = np.unique(values)[::-1]
-    says_yes = values >= candidates[:, None]
-    true_rate = (says_yes & accepted).sum(axis=1) / accepted.sum()
-    false_rate = (says_yes & ~accepted).sum(axis=1) / (~accepted).sum()
+    positive = values >= candidates[:, None]
+    true_rate = (positive & accepted).sum(axis=1) / accepted.sum()
+    false_rate = (positive & ~accepted).sum(axis=1) / (~accepted).sum()
     return float(candidates[int((false_rate + MISS_WEIGHT * (1 - true_rate)).argmin())])

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The schedule that transformers' assisted generation began with: two more after success, one fewer after failure."""
+"""The first schedule of transformers' assisted generation: two more after success, one fewer after failure."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from agents.building import COUNT, FROM_ZERO, require_ranges
 from agents.rules.base import Rule
-from speckv.errors import ConfigError
 from speckv.types import GAMMA_MAX, BoolArray, DecodedSteps, FloatArray, IntArray
 
 GRID = {"start": (1, 2, 3, 5, 8), "up": (1, 2, 3), "down": (1, 2)}
@@ -23,8 +23,7 @@ class TransformersHeuristicSettings:
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        if self.start < 1 or self.up < 0 or self.down < 0:
-            raise ConfigError(f"Expected agent.start of at least 1, agent.up and agent.down of at least 0, got {self}.")
+        require_ranges(self, start=COUNT, up=FROM_ZERO, down=FROM_ZERO)
 
 
 class TransformersHeuristic(Rule):
@@ -44,7 +43,6 @@ class TransformersHeuristic(Rule):
 
     def start(self, num_requests: int) -> None:
         """Begins requests at the first gamma."""
-        super().start(num_requests)
         self._gamma = np.full(num_requests, min(self.settings.start, GAMMA_MAX), np.int64)
 
     def act_batch(self, observations: FloatArray) -> IntArray:

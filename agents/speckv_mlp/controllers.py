@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from agents.building import require_gammas
 from agents.rules.base import Rule
 from agents.survival.controllers import check_fit_options, logistic
 from speckv.cost.times import StepTimes
@@ -20,7 +21,7 @@ from speckv.errors import ConfigError
 from speckv.observation import SCHEMA
 from speckv.runtime.network import Network
 from speckv.runtime.state import ControllerState, tokens
-from speckv.types import GAMMA_MAX, FloatArray, IntArray
+from speckv.types import FloatArray, IntArray
 
 Float64 = NDArray[np.float64]
 
@@ -51,15 +52,13 @@ class SpecKVMlpSettings:
     def __post_init__(self) -> None:
         """Checks ranges."""
         check_fit_options(self)
-        ascending = list(self.gammas) == sorted(set(self.gammas))
-        if not self.gammas or not ascending or self.gammas[0] < 0 or not 1 <= self.gammas[-1] <= GAMMA_MAX:
-            raise ConfigError(
-                f"Expected agent.gammas to ascend within 0 to {GAMMA_MAX}, with one above 0, got {list(self.gammas)}."
-            )
+        require_gammas(self.gammas, "gammas")
+        if self.gammas[-1] == 0:
+            raise ConfigError(f"Expected agent.gammas to list one above 0, got {list(self.gammas)}.")
 
 
 def acceptance_inputs(observations: FloatArray, gammas: ArrayLike) -> FloatArray:
-    """Shape [N, 6]; the features of each observation and the gamma it is asked about."""
+    """Shape [N, 6]; `FEATURES` of observations [N, features], and the gammas [N] to predict for."""
     scaled = np.asarray(gammas, np.float32) / np.float32(GAMMA_SCALE)
     inputs: FloatArray = np.column_stack([observations[:, _COLUMNS], scaled]).astype(np.float32, copy=False)
     return inputs

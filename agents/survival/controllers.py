@@ -26,9 +26,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.building import COUNT, FROM_ZERO, require_above_zero, require_layers, require_ranges
 from agents.rules.base import Rule, StoppingRule
 from speckv.cost.times import StepTimes
-from speckv.errors import ConfigError
 from speckv.observation import SCHEMA, drafted_so_far
 from speckv.runtime.network import Network
 from speckv.runtime.state import ControllerState
@@ -58,13 +58,9 @@ class FitOptions(Protocol):
 
 def check_fit_options(options: FitOptions) -> None:
     """Passes if every option is in its range."""
-    if not options.hidden or min(options.hidden) < 1:
-        raise ConfigError(f"Expected agent.hidden to list at least one layer of 1 unit or more, got {options.hidden}.")
-    for name in ("epochs", "batch_size"):
-        if getattr(options, name) < 1:
-            raise ConfigError(f"Expected agent.{name} 1 or more, got {getattr(options, name)}.")
-    if options.learning_rate <= 0 or options.weight_decay < 0:
-        raise ConfigError("Expected agent.learning_rate above 0 and agent.weight_decay 0 or more.")
+    require_layers(options)
+    require_ranges(options, epochs=COUNT, batch_size=COUNT, weight_decay=FROM_ZERO)
+    require_above_zero(options, "learning_rate")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +82,7 @@ class SurvivalSettings:
     def __post_init__(self) -> None:
         """Checks ranges."""
         check_fit_options(self)
-        if self.rounds < 1:
-            raise ConfigError(f"Expected agent.rounds 1 or more, got {self.rounds}.")
+        require_ranges(self, rounds=COUNT)
 
 
 def logistic(scores: NDArray[np.floating]) -> Float64:
