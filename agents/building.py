@@ -12,7 +12,7 @@ from speckv.errors import ConfigError, nearest
 from speckv.types import GAMMA_MAX
 
 T = TypeVar("T")
-SHARE = (0.0, 1.0)
+SHARE = (0, 1)
 COUNT = (1, math.inf)
 FROM_ZERO = (0, math.inf)
 
@@ -22,12 +22,12 @@ def require_ranges(settings: object, **ranges: tuple[float, float]) -> None:
 
     >>> require_ranges(dataclasses.make_dataclass("Rule", ["start"])(0), start=COUNT)
     Traceback (most recent call last):
-    speckv.errors.ConfigError: Expected agent.start of at least 1, got 0.
+    speckv.errors.ConfigError: Expected agent.start 1 or more, got 0.
     """
     for name, (least, most) in ranges.items():
         value = getattr(settings, name)
         if not least <= value <= most:
-            wanted = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+            wanted = f"{least} or more" if most == math.inf else f"from {least} to {most}"
             raise ConfigError(f"Expected agent.{name} {wanted}, got {value}.")
 
 

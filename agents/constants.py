@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Agents that play constants, tuned by replaying every constant: one for all, one a compression, one a request."""
+"""Agents that play constants: one for all, or tuned by replay for each compression or request."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ _MIN_STD = 1e-3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FixedSettings:
-    """Of `fixed`: its speculation length, in tokens."""
+    """Hyper-parameters; `gamma` is in tokens."""
 
     gamma: int
 
@@ -32,6 +32,7 @@ class FixedGamma(ConstantGamma):
     'agent fixed-4'
     """
 
+    kind = ConstantGamma.kind
     settings_class = FixedSettings
 
     def __init__(self, gamma: int) -> None:
@@ -48,12 +49,13 @@ class FixedGamma(ConstantGamma):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BestFixedSettings:
-    """Of `best_fixed`: nothing to set, it is tuned on the train prompts."""
+    """Empty: `best_fixed` is tuned on the train prompts."""
 
 
 class BestFixedGamma(ConstantPerCompression):
-    """The best constant of each compression, tuned on train prompts: the baseline that a learner has to beat."""
+    """The best constant of each compression, tuned on train prompts: the baseline."""
 
+    kind = ConstantPerCompression.kind
     settings_class = BestFixedSettings
 
     def __init__(self, gammas: Mapping[str, int]) -> None:

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from agents.rules.base import Rule
-from speckv.observation import SCHEMA
+from speckv.runtime.constant import NearestCompression
 from speckv.types import (
-    BITS_PER_WEIGHT,
     Abstainer,
     BatchMemory,
     BoolArray,
@@ -18,9 +17,6 @@ from speckv.types import (
     IntArray,
     StoppingController,
 )
-
-_BITS = SCHEMA.index("bits_per_weight")
-_FULL_WIDTH = BITS_PER_WEIGHT["fp16"]
 
 
 class PerCompression(Rule):
@@ -32,7 +28,7 @@ class PerCompression(Rule):
         self.controllers = dict(controllers)
         self.charges_decision = any(c.charges_decision for c in controllers.values())
         self._parts = list(controllers.values())
-        self._bits = np.array([BITS_PER_WEIGHT[c] / _FULL_WIDTH for c in controllers], np.float32)
+        self._row = NearestCompression(controllers)
         self.reset()
 
     def start(self, num_requests: int) -> None:
@@ -44,21 +40,13 @@ class PerCompression(Rule):
 
     def never_drafts(self, compression: str) -> bool:
         """Whether the controller of a compression never drafts there."""
-        nearest = self._nearest(np.array([BITS_PER_WEIGHT[compression] / _FULL_WIDTH], np.float32))
-        part = self._parts[int(nearest[0])]
+        part = self._parts[self._row.of_name(compression)]
         return isinstance(part, Abstainer) and part.never_drafts(compression)
-
-    def _which(self, observations: FloatArray) -> IntArray:
-        return self._nearest(observations[:, _BITS])
-
-    def _nearest(self, bits: FloatArray) -> IntArray:
-        nearest: IntArray = np.abs(bits[:, None] - self._bits).argmin(axis=1)
-        return nearest
 
     def act_batch(self, observations: FloatArray) -> IntArray:
         """Returns the decision of each request's controller."""
         answers = np.stack([part.act_batch(observations) for part in self._parts])
-        chosen: IntArray = answers[self._which(observations), np.arange(len(observations))]
+        chosen: IntArray = answers[self._row.of_each(observations), np.arange(len(observations))]
         return chosen
 
     def remember(self, step: DecodedSteps, where: BoolArray) -> None:
@@ -81,5 +69,5 @@ class StoppingPerCompression(PerCompression):
         answers = np.stack(
             [p.go_on_batch(observations) if isinstance(p, StoppingController) else always for p in self._parts]
         )
-        chosen: BoolArray = answers[self._which(observations), np.arange(len(observations))]
+        chosen: BoolArray = answers[self._row.of_each(observations), np.arange(len(observations))]
         return chosen

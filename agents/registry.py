@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which agents there are: name -> its controller's class and how it is made, each imported at its first use."""
+"""The agents: name -> the class of its controller and how it is made, imported at first use."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -22,11 +22,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "agent"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingData:
-    """What a controller is made from.
-
-    Attributes:
-        hide: Features, or groups of them, that networks must not use.
-    """
+    """What a controller is made from; networks must not use the features, or groups of them, in `hide`."""
 
     train: "TraceSet"
     cost: CostTable
@@ -48,7 +44,7 @@ class Agent:
         settings: Class of a learner's settings; other agents' controllers name theirs.
         make: Function (settings, data) -> controller; "" for the class's own `make`.
         online: Whether it is a bandit: begun without data, it learns from requests.
-        hides: Whether `make` heeds `TrainingData.hide`.
+        hides: Whether `make` uses `TrainingData.hide`.
     """
 
     controller: str = ""
@@ -76,17 +72,19 @@ class Agent:
 
 
 def _load(path: str) -> Any:
-    """Imports "module:name"; the class of a rule is named as its module, in capitals of its own choice."""
+    """Imports "module:name"; the name is that of a class or function, or the `kind` that a class declares."""
     module, _, name = path.partition(":")
     found = vars(import_module(module))
-    return found[name] if name in found else {key.lower(): value for key, value in found.items()}[name.lower()]
+    if name in found:
+        return found[name]
+    return next(one for one in found.values() if isinstance(one, type) and vars(one).get("kind") == name)
 
 
 def _modules(folder: str, *others: str, online: bool = False) -> dict[str, Agent]:
-    """Every module of a folder holds one agent of its name, apart from some."""
+    """One agent for each module of a folder but some: the first class whose `kind` is the module's name."""
     names = sorted(path.stem for path in (Path(__file__).parent / folder).glob("*.py"))
     return {
-        name: Agent(controller=f"agents.{folder}.{name}:{name.replace('_', '')}", online=online)
+        name: Agent(controller=f"agents.{folder}.{name}:{name}", online=online)
         for name in names
         if name not in ("__init__", "base", *others)
     }
@@ -197,13 +195,13 @@ def decides_token_by_token(name: str, settings: Any, decides: str = "per_step") 
 
 
 def require_batch(name: str, settings: Any, batch: int, decides: str = "per_step") -> None:
-    """Passes if an agent can learn and be judged on the times of a batch; see `decides_token_by_token`."""
+    """Refuses an agent that decides token by token if `batch` is above 1; see `decides_token_by_token`."""
     if decides_token_by_token(name, settings, decides):
         require_single_request(f"agent {name}", batch)
 
 
 def make_controller(name: str, settings: Any, data: TrainingData) -> Controller:
-    """Makes a controller that needs no environment to learn in; an online learner has seen the train prompts once."""
+    """Makes a controller that needs no environment; an online learner is trained on the train prompts once."""
     agent = AGENTS[name]
     assert not agent.in_environment
     require_batch(name, settings, data.cost.batch)
@@ -221,17 +219,17 @@ def make_controller(name: str, settings: Any, data: TrainingData) -> Controller:
 
 
 def begin_learner(name: str, settings: Any, data: TrainingData) -> Controller:
-    """Makes an online learner that has seen no request; the scale of its observations comes from the train prompts."""
+    """Makes an online learner before its first request; train prompts only scale its observations."""
     if not AGENTS[name].online:
         known = sorted(other for other, agent in AGENTS.items() if agent.online)
         raise ConfigError(f"Expected an agent that learns online, of {known}, got {name!r}.{nearest(name, known)}")
-    from agents.bandits import making  # late, as above
+    from agents.bandits import making
 
     return making.begin(AGENTS[name].controller_class, settings, data)
 
 
 def with_cost_table(controller: Controller, cost: CostTable, compressions: Sequence[str]) -> Controller:
-    """Gives a controller the times of another cost table; one that carries none is returned as it is."""
+    """Gives a controller the times of another cost table at some compressions; returns it as it is if it has none."""
     times: StepTimes | None = getattr(controller, "times", None)
     if times is None:
         return controller

@@ -13,10 +13,7 @@ class TokenByToken:
 
     A stopping controller also decides after every token, up to its gamma. The environment charges the time of a
     decision for every action, so a controller that decides once a step pays more here than in
-    `SpecKV/GammaSelection-v0`.
-
-    Args:
-        controller: Any that remembers nothing of a request beyond what the observation tells, or plays one alone.
+    `SpecKV/GammaSelection-v0`. A controller with memory plays one request at a time.
     """
 
     def __init__(self, controller: Controller) -> None:

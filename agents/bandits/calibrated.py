@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Throughput-optimal stopping from a model of acceptance that is calibrated online.
 
-A draft's confidence is not its chance of acceptance. A logistic regression on it, with an offset for each depth, makes
-it one; refitted every so often on the tokens that the target has tested, it follows the text and needs no training.
+A logistic regression, with an offset for each depth, turns the draft's confidence into a chance of acceptance. It is
+refitted regularly on the tokens that the target has tested.
 """
 
 from dataclasses import dataclass
@@ -33,13 +33,11 @@ class CalibratedSettings:
 
     Attributes:
         offset: First offset at every depth.
-        refit_every: Steps between refits.
         ridge: Penalty of a refit on the distance from the present weights.
         damping: A refit on n tokens goes n / (n + damping) of the way.
         memory: Tested tokens that a refit looks at, the newest ones.
         decay: Share of a request's mean logit that survives a drafted token.
         price_scale: Multiplies what a token has to be worth; below 1 because a draft that goes on may still be stopped.
-            0.95 did best on train prompts of the shipped recordings.
     """
 
     gamma_max: int
@@ -132,9 +130,8 @@ class CalibratedStopping(Bandit):
         tested: Shape [compressions, memory, 3]; logit, depth and acceptance of the newest tested tokens, in a ring.
 
     Source:
-        The model is that of vLLM's adaptive verification (0.32) and the rule DSpark's, most tokens a second; both draft
-        to the end and choose how much of it to verify across a batch. Here, with one request, the choice is made while
-        drafting, so that what is not worth verifying is not drafted either.
+        The model is that of vLLM's adaptive verification (0.32), the rule is DSpark's. Both draft to the end and choose
+        how much of it to verify across a batch; here the choice is made while drafting.
     """
 
     kind = "calibrated_stopping"
@@ -163,9 +160,9 @@ class CalibratedStopping(Bandit):
         self._local = None
 
     def choose(self, compression: int, observation: FloatArray) -> int:
-        """Returns 1 to draft and 0 where no draft is expected to pay; notes what a second is worth.
+        """Returns 1 to draft and 0 where no draft is expected to pay; keeps lambda.
 
-        Whether to draft at all is asked of requests at large: one that decodes plainly shows nothing of its draft.
+        The mean logit of all requests decides whether to draft: plain decoding gives no signals of a request's draft.
         """
         self._compression = compression
         at_large, seconds = self.mean_logit[compression], self.times.step_s(observation[np.newaxis])[0]
@@ -181,7 +178,7 @@ class CalibratedStopping(Bandit):
         return logistic(weights[0] * mean_logit + weights[1:])
 
     def go_on(self, observation: FloatArray) -> bool:
-        """Returns whether to draft another token; asked behind every drafted token, one after the other."""
+        """Returns whether to draft another token; called behind every drafted token in turn."""
         which, most = self._compression, self.settings.gamma_max
         depth = min(max(int(drafted_so_far(observation)), 1), most)
         if depth == most:
@@ -201,7 +198,7 @@ class CalibratedStopping(Bandit):
         return np.array([self.go_on(row) for row in observations], np.bool_)
 
     def update(self, compression: int, arm: int, observation: FloatArray, outcome: StepOutcome) -> None:
-        """Remembers what the target has tested; refits now and then."""
+        """Stores the tested tokens; refits every `refit_every` steps."""
         del arm, observation
         settings = self.settings
         for depth, value in enumerate(logit(outcome.draft_signals[: outcome.num_tested, 1]).tolist()):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stable-Baselines3's learners, set up for choosing gamma: many environments, large batches, small networks."""
+"""Makes learners of Stable-Baselines3 that choose gamma in many environments with small networks."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -31,9 +31,7 @@ from speckv.types import FloatArray
 Options = dict[str, Any]
 
 _NORMALISATION_SEED = 1_000_003
-"""Added to the run's seed, so that the random policy's episodes are not the first that the learner meets."""
-
-
+"""Added to the run's seed, so that the random policy's episodes are not the learner's first."""
 MIN_STD = 1e-3
 """A feature that varies less than this is constant; dividing by it would blow up the first value that differs."""
 DRAFT_SHARE = 0.8
@@ -65,14 +63,14 @@ def measure_normalisation(env: VecEnv, num_steps: int, seed: int) -> tuple[Float
     assert isinstance(env.action_space, gymnasium.spaces.Discrete)
     rng = np.random.default_rng(seed)
     env.seed(seed)
-    seen = [np.asarray(env.reset(), np.float64)]
+    observed = [np.asarray(env.reset(), np.float64)]
     for _ in range(-(-num_steps // env.num_envs)):
         actions = rng.integers(0, env.action_space.n, env.num_envs)
         if env.action_space.n == 2:
             actions = (rng.random(env.num_envs) < DRAFT_SHARE).astype(np.int64)
         observations, *_ = env.step(actions)
-        seen.append(np.asarray(observations, np.float64))
-    rows = np.concatenate(seen)
+        observed.append(np.asarray(observations, np.float64))
+    rows = np.concatenate(observed)
     std = rows.std(axis=0)
     return rows.mean(axis=0).astype(np.float32), np.where(std < MIN_STD, 1.0, std).astype(np.float32)
 
@@ -80,16 +78,16 @@ def measure_normalisation(env: VecEnv, num_steps: int, seed: int) -> tuple[Float
 def explore(actions: NDArray[np.int64], num_actions: int, rate: float) -> NDArray[np.int64]:
     """Replaces a share of actions by random ones, drawn from PyTorch's global generator.
 
-    Stable-Baselines3 draws once for all environments together, so that a whole step is random or none of it; and its
-    random actions come one by one from a Gymnasium space, which takes longer than stepping the environments.
+    Stable-Baselines3 draws once for all environments together, and takes random actions one by one from a Gymnasium
+    space, which is slower than stepping the environments.
     """
     explores = torch.rand(len(actions)).numpy() < rate
     drawn = torch.randint(num_actions, (len(actions),)).numpy()
     return np.where(explores, drawn, actions)
 
 
-class _ExploresEachForItself:
-    """Puts `explore` in the place of Stable-Baselines3's draws."""
+class _ExploresEach:
+    """Explores by `explore` in place of Stable-Baselines3's draws."""
 
     def _sample_action(
         self,
@@ -108,19 +106,19 @@ class _ExploresEachForItself:
         return chosen, chosen
 
 
-class ParallelDQN(_ExploresEachForItself, DQN):
+class ParallelDQN(_ExploresEach, DQN):
     """DQN on many environments."""
 
 
-class ParallelQRDQN(_ExploresEachForItself, QRDQN):
+class ParallelQRDQN(_ExploresEach, QRDQN):
     """QR-DQN on many environments."""
 
 
 class WithoutBootstrap(VecEnvWrapper):
-    """Hides that an episode was truncated.
+    """Removes the mark of truncated episodes.
 
-    At discount 0 the value behind a truncation is multiplied by zero, yet Stable-Baselines3 asks the network for it,
-    one environment at a time, which costs time for nothing.
+    At discount 0 the value of their last state has no effect, yet Stable-Baselines3 computes it, one environment at a
+    time.
     """
 
     def reset(self) -> VecEnvObs:
@@ -147,20 +145,54 @@ def make_learner(
     settings: LearnerSettings, env: VecEnv, *, seed: int, mean: FloatArray, std: FloatArray
 ) -> BaseAlgorithm:
     """Makes an untrained learner; seeds PyTorch's, NumPy's and Python's global generators, which it draws from."""
-    network = {
+    network: Options = {
         "features_extractor_class": NormalisingExtractor,
         "features_extractor_kwargs": {"mean": mean, "std": std},
         "activation_fn": nn.Tanh,
+        "net_arch": list(settings.hidden),
     }
-    shared = {
+    options: Options = {
         "learning_rate": falling(settings.learning_rate),
         "gamma": settings.discount,
         "seed": seed,
         "device": "cpu",
         "verbose": 0,
     }
-    make = next(make for kind, make in _MAKERS.items() if type(settings) is kind)
-    return make(settings, env, network, shared)
+    if isinstance(settings, OnPolicySettings):
+        env = env if settings.discount else WithoutBootstrap(env)
+        network["net_arch"] = {"pi": list(settings.hidden), "vf": list(settings.hidden)}
+        options |= {
+            "n_steps": settings.num_steps,
+            "gae_lambda": settings.gae_lambda,
+            "ent_coef": settings.entropy_coef,
+        }
+    if isinstance(settings, A2CSettings):
+        options["normalize_advantage"] = True
+    if isinstance(settings, PPOSettings):
+        options |= {
+            "batch_size": settings.batch_size,
+            "n_epochs": settings.num_epochs,
+            "clip_range": settings.clip_range,
+        }
+    if isinstance(settings, RecurrentPPOSettings):
+        network |= {"lstm_hidden_size": settings.lstm_hidden, "enable_critic_lstm": False}
+    if isinstance(settings, DQNSettings):
+        options |= {
+            "train_freq": (settings.num_steps, "step"),
+            "gradient_steps": settings.gradient_steps,
+            "batch_size": settings.batch_size,
+            "buffer_size": settings.buffer_size,
+            "learning_starts": settings.learning_starts,
+            "target_update_interval": settings.target_interval,
+            "n_steps": settings.return_steps,
+            "exploration_fraction": settings.exploration_fraction,
+            "exploration_final_eps": settings.final_exploration,
+            "max_grad_norm": 10.0,
+        }
+    if isinstance(settings, QRDQNSettings):
+        network["n_quantiles"] = settings.num_quantiles
+    policy = "MlpLstmPolicy" if isinstance(settings, RecurrentPPOSettings) else "MlpPolicy"
+    return _LEARNERS[type(settings)](policy, env, policy_kwargs=network, **options)
 
 
 def falling(learning_rate: float) -> Callable[[float], float]:
@@ -168,84 +200,10 @@ def falling(learning_rate: float) -> Callable[[float], float]:
     return lambda remaining: learning_rate * max(remaining, 0.0)
 
 
-def _on_policy(settings: OnPolicySettings) -> Options:
-    return {
-        "n_steps": settings.num_steps,
-        "gae_lambda": settings.gae_lambda,
-        "ent_coef": settings.entropy_coef,
-    }
-
-
-def _actor_critic(settings: OnPolicySettings) -> Options:
-    return {"net_arch": {"pi": list(settings.hidden), "vf": list(settings.hidden)}}
-
-
-def _clipped(settings: PPOSettings) -> Options:
-    return _on_policy(settings) | {
-        "batch_size": settings.batch_size,
-        "n_epochs": settings.num_epochs,
-        "clip_range": settings.clip_range,
-    }
-
-
-def _seen_by(settings: OnPolicySettings, env: VecEnv) -> VecEnv:
-    return env if settings.discount else WithoutBootstrap(env)
-
-
-def _ppo(settings: PPOSettings, env: VecEnv, network: Options, shared: Options) -> BaseAlgorithm:
-    options = _clipped(settings) | shared
-    return PPO("MlpPolicy", _seen_by(settings, env), policy_kwargs=network | _actor_critic(settings), **options)
-
-
-def _recurrent_ppo(settings: RecurrentPPOSettings, env: VecEnv, network: Options, shared: Options) -> BaseAlgorithm:
-    memory = {"lstm_hidden_size": settings.lstm_hidden, "enable_critic_lstm": False}
-    return RecurrentPPO(
-        "MlpLstmPolicy",
-        _seen_by(settings, env),
-        policy_kwargs=network | _actor_critic(settings) | memory,
-        **_clipped(settings) | shared,
-    )
-
-
-def _a2c(settings: A2CSettings, env: VecEnv, network: Options, shared: Options) -> BaseAlgorithm:
-    return A2C(
-        "MlpPolicy",
-        _seen_by(settings, env),
-        normalize_advantage=True,
-        policy_kwargs=network | _actor_critic(settings),
-        **_on_policy(settings) | shared,
-    )
-
-
-def _off_policy(settings: DQNSettings) -> Options:
-    return {
-        "train_freq": (settings.num_steps, "step"),
-        "gradient_steps": settings.gradient_steps,
-        "batch_size": settings.batch_size,
-        "buffer_size": settings.buffer_size,
-        "learning_starts": settings.learning_starts,
-        "target_update_interval": settings.target_interval,
-        "n_steps": settings.return_steps,
-        "exploration_fraction": settings.exploration_fraction,
-        "exploration_final_eps": settings.final_exploration,
-        "max_grad_norm": 10.0,
-    }
-
-
-def _dqn(settings: DQNSettings, env: VecEnv, network: Options, shared: Options) -> BaseAlgorithm:
-    layers = {"net_arch": list(settings.hidden)}
-    return ParallelDQN("MlpPolicy", env, policy_kwargs=network | layers, **_off_policy(settings) | shared)
-
-
-def _qr_dqn(settings: QRDQNSettings, env: VecEnv, network: Options, shared: Options) -> BaseAlgorithm:
-    layers = {"net_arch": list(settings.hidden), "n_quantiles": settings.num_quantiles}
-    return ParallelQRDQN("MlpPolicy", env, policy_kwargs=network | layers, **_off_policy(settings) | shared)
-
-
-_MAKERS: Mapping[type[LearnerSettings], Callable[[Any, VecEnv, Options, Options], BaseAlgorithm]] = {
-    A2CSettings: _a2c,
-    DQNSettings: _dqn,
-    PPOSettings: _ppo,
-    QRDQNSettings: _qr_dqn,
-    RecurrentPPOSettings: _recurrent_ppo,
+_LEARNERS: Mapping[type[LearnerSettings], Callable[..., BaseAlgorithm]] = {
+    A2CSettings: A2C,
+    DQNSettings: ParallelDQN,
+    PPOSettings: PPO,
+    QRDQNSettings: ParallelQRDQN,
+    RecurrentPPOSettings: RecurrentPPO,
 }

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a learner's future depends on besides its network, optimiser, settings and the global generators.
+"""State of a learner besides its network, optimiser, settings and the global generators.
 
-Read and written between two rollouts: there a learner that drops its rollouts has little else than counters, and one
-that replays has its memory, which is most of it.
+It is read and written between two rollouts, when it consists of counters and, for a learner that replays, its memory.
 """
 
 from collections import deque
@@ -57,11 +56,9 @@ def get_counters(model: BaseAlgorithm) -> dict[str, Any]:
 
 
 def set_state(model: BaseAlgorithm, arrays: dict[str, Array], counters: Mapping[str, Any]) -> None:
-    """Puts back what `get_arrays` and `get_counters` gave, taking the arrays out of `arrays`.
+    """Puts back what `get_arrays` and `get_counters` gave, removing the arrays from `arrays`.
 
-    Raises:
-        KeyError: if something is missing, the memory of a learner that replays included.
-        ValueError: if a shape is not the learner's.
+    KeyError and ValueError mean that something is missing or has another shape.
     """
     model._last_obs = arrays.pop("last_obs")
     model._last_episode_starts = arrays.pop("last_episode_starts")

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Published rules that choose how far to speculate, one file each, with the defaults of their sources."""
+"""Published rules, one file each; tuning tries every combination of the values in a module's `GRID`."""

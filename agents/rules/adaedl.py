@@ -2,15 +2,15 @@
 """AdaEDL: an entropy-based lower bound on acceptance against a threshold that follows the acceptance achieved."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from agents.building import COUNT, FROM_ZERO, SHARE, require_above_zero, require_ranges
-from agents.rules.base import ENTROPY, StoppingRule
-from speckv.types import BoolArray, DecodedSteps, FloatArray
+from agents.rules.base import ENTROPY, SignalRule
+from speckv.types import BoolArray, DecodedSteps
 
 GRID = {"threshold": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8), "gamma_max": (4, 8, 16)}
-"""Values that tuning tries, every combination."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class AdaEdlSettings:
         require_above_zero(self, "scale")
 
 
-class AdaEdl(StoppingRule):
+class AdaEdl(SignalRule):
     """Stops where 1 - sqrt(0.2 H) < lambda; the first token is always drafted.
 
     After a step that accepted A of n drafted tokens, r <- 0.5 r + 0.5 A / n, and lambda <- 0.9 lambda + 0.1 lambda'
@@ -45,6 +45,7 @@ class AdaEdl(StoppingRule):
 
     kind = "adaedl"
     settings_class = AdaEdlSettings
+    signal = ENTROPY
 
     def __init__(self, settings: AdaEdlSettings) -> None:
         super().__init__("adaedl", settings.gamma_max)
@@ -56,15 +57,9 @@ class AdaEdl(StoppingRule):
         self._threshold = np.full(num_requests, self.settings.threshold)
         self._rate = np.full(num_requests, self.settings.target)
 
-    def go_on(self, observation: FloatArray) -> bool:
-        """Returns the same for the only request."""
-        return bool(1.0 - np.sqrt(self.settings.scale * observation[ENTROPY]) >= self._threshold[0])
-
-    def go_on_batch(self, observations: FloatArray) -> BoolArray:
-        """Goes on where the bound on the newest token's acceptance is high enough."""
-        bound = 1.0 - np.sqrt(self.settings.scale * observations[:, ENTROPY])
-        high: BoolArray = bound >= self._threshold
-        return high
+    def passes(self, values: Any) -> Any:
+        """Whether the bound on the newest token's acceptance is high enough."""
+        return 1.0 - np.sqrt(self.settings.scale * values) >= self._threshold
 
     def remember(self, step: DecodedSteps, where: BoolArray) -> None:
         """Moves acceptance and threshold."""

@@ -10,7 +10,6 @@ from agents.rules.base import CONFIDENCE, Rule
 from speckv.types import GAMMA_MAX, BoolArray, DecodedSteps, FloatArray, IntArray
 
 GRID = {"start": (1, 2, 4, 8), "eta": (0.1, 0.3), "delta": (1, 2), "threshold": (0.0, 0.4, 0.6, 0.8)}
-"""Values that tuning tries, every combination."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

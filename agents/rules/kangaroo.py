@@ -8,7 +8,6 @@ from agents.building import COUNT, SHARE, require_ranges
 from agents.rules.base import SignalRule
 
 GRID = {"eta": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), "gamma_max": (2, 3, 4, 6, 8, 12, 16)}
-"""Values that tuning tries, every combination."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,6 @@ from agents.rules.base import Rule
 from speckv.types import BoolArray, DecodedSteps, FloatArray, IntArray
 
 GRID = {"candidates": ((1, 3, 5, 7), (0, 1, 2, 3), (1, 2, 3, 4), (2, 5, 8, 12)), "start": (0, 1, 2)}
-"""Values that tuning tries, every combination."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,6 @@ from agents.building import COUNT, FROM_ZERO, require_above_zero, require_ranges
 from agents.rules.base import ENTROPY, SignalRule
 
 GRID = {"threshold": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6), "gamma_max": (2, 3, 4, 6, 8, 12, 16)}
-"""Values that tuning tries, every combination."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,13 +2,14 @@
 """The default of transformers' assisted generation: draft on while the drafted token is likely enough."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agents.building import COUNT, SHARE, require_ranges
-from agents.rules.base import CONFIDENCE, StoppingRule
-from speckv.types import BoolArray, DecodedSteps, FloatArray
+from agents.rules.base import SignalRule
+from speckv.types import BoolArray, DecodedSteps
 
 Float64 = NDArray[np.float64]
 
@@ -17,7 +18,6 @@ MISS_WEIGHT = 3.0
 MIN_SAMPLES = 6
 
 GRID = {"threshold": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), "gamma_max": (3, 5, 8, 16), "adaptive": (False,)}
-"""Values that tuning tries, every combination."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,7 @@ class TransformersConfidenceSettings:
         require_ranges(self, gamma_max=COUNT, threshold=SHARE)
 
 
-class TransformersConfidence(StoppingRule):
+class TransformersConfidence(SignalRule):
     """Stops behind a token of probability below a threshold; the token stays in the draft.
 
     The threshold is the one that minimises false positives plus three times false negatives over the request's tested
@@ -57,14 +57,9 @@ class TransformersConfidence(StoppingRule):
         self._threshold = np.full(num_requests, self.settings.threshold)
         self._tested: list[list[tuple[float, bool]]] = [[] for _ in range(num_requests)]
 
-    def go_on(self, observation: FloatArray) -> bool:
-        """Returns the same for the only request."""
-        return bool(observation[CONFIDENCE] >= self._threshold[0])
-
-    def go_on_batch(self, observations: FloatArray) -> BoolArray:
-        """Goes on where the newest token is likely enough."""
-        likely: BoolArray = observations[:, CONFIDENCE] >= self._threshold
-        return likely
+    def passes(self, values: Any) -> Any:
+        """Whether the newest token is likely enough."""
+        return values >= self._threshold
 
     def remember(self, step: DecodedSteps, where: BoolArray) -> None:
         """Adds the tested tokens and refits the thresholds."""

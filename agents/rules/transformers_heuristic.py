@@ -10,7 +10,6 @@ from agents.rules.base import Rule
 from speckv.types import GAMMA_MAX, BoolArray, DecodedSteps, FloatArray, IntArray
 
 GRID = {"start": (1, 2, 3, 5, 8), "up": (1, 2, 3), "down": (1, 2)}
-"""Values that tuning tries, every combination."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agents.controllers import latest_run, load_named
 from agents.registry import (
     AGENTS,
     TrainingData,
@@ -23,16 +22,16 @@ from agents.runs.settings import EvaluateSettings
 from agents.runs.task import load_cost, load_splits
 from agents.runs.tuning import grids, tune
 from speckv.cost import CostTable, require_single_request
-from speckv.errors import ConfigError
+from speckv.errors import CheckpointError, ConfigError
 from speckv.evaluation.compare import Comparison, compare, require_comparable
 from speckv.evaluation.entrants import SeedGroup
 from speckv.evaluation.replays import FixedSweep, compile_pair, controller_sums, sample_observations, time_decisions
 from speckv.evaluation.report import make_timelines, save_report
 from speckv.evaluation.results import headline
-from speckv.evaluation.run_facts import RUN, find_seed_groups
+from speckv.evaluation.run_facts import RUN, find_seed_groups, read_fact, read_facts
 from speckv.evaluation.text import render_comparison
 from speckv.runtime.constant import ConstantGamma, ConstantPerCompression
-from speckv.runtime.policy import load_controller, shipped_policy
+from speckv.runtime.policy import load_controller, load_controllers, shipped_policy
 from speckv.runtime.storage import find_policy
 from speckv.traces import TraceSet
 from speckv.types import GAMMA_MAX, Controller, StoppingController
@@ -96,7 +95,7 @@ def evaluate(settings: EvaluateSettings, console: Console) -> Comparison:
     cost.require((*train.compressions, *test.compressions))
     agents = _agents(settings, train, cost)
     paths = _controller_paths(settings, cost.name, train.sha256)
-    controllers = load_named(paths)
+    controllers = load_controllers(paths)
     _require_fitting(controllers, test, cost)
     if agents or any(not isinstance(c, ConstantGamma | ConstantPerCompression) for c in controllers):
         warn_of_waiting(cost.batch)
@@ -134,6 +133,20 @@ def _controller_paths(settings: EvaluateSettings, cost: str, traces_sha256: str)
     latest = latest_run(settings.runs_dir, cost=cost, traces_sha256=traces_sha256)
     found = latest if latest is not None else shipped_policy(cost)
     return [found] if find_policy(found) is not None else []
+
+
+def latest_run(runs_dir: Path | str, *, cost: str, traces_sha256: str) -> Path | None:
+    """The newest run folder with a controller and this cost table and trace file, or None."""
+    found: list[tuple[str, Path]] = []
+    for folder in (path.parent for path in Path(runs_dir).glob(f"*/{RUN}")):
+        try:
+            facts = read_facts(folder)
+        except CheckpointError:
+            continue
+        same = (read_fact(facts, "cost", "name"), read_fact(facts, "traces", "sha256")) == (cost, traces_sha256)
+        if same and "started" in facts and find_policy(folder) is not None:
+            found.append((str(facts["started"]), folder))
+    return max(found)[1] if found else None
 
 
 def require_agents(names: Sequence[str] | str) -> None:

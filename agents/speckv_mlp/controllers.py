@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""gamma = argmax of predicted acceptance rate times gamma plus one: the paper's rule, and the same over time.
+"""The paper's rule, gamma = argmax (predicted acceptance rate * gamma + 1), and the same over time.
 
 Source:
-    SpecKV, arXiv:2605.02888. There the rule reads signals of the very tokens whose number it decides on, which exist
-    only once they are drafted; here it reads those of the last drafting step. Its network ends in a logistic function,
-    with tanh inside, where theirs has ReLU and clips; inputs and outputs mean the same otherwise.
+    SpecKV, arXiv:2605.02888. There the rule reads signals of the tokens whose number it decides on, which exist only
+    after drafting; here it reads those of the last drafting step. The network has tanh layers and a logistic output,
+    where theirs has ReLU and clips.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from agents.building import require_gammas
 from agents.rules.base import Rule
-from agents.survival.controllers import check_fit_options, logistic
+from agents.survival.controllers import FitSettings, logistic
 from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError
 from speckv.observation import SCHEMA
@@ -32,26 +32,21 @@ FEATURES = (
     "draft_confidence_min",
     "bits_per_weight",
 )
-"""What the rule reads of an observation: the paper's five features, of the last drafting step."""
+"""The paper's five features, of the last drafting step."""
 
 GAMMA_SCALE = 16.0
 _COLUMNS = [SCHEMA.index(name) for name in FEATURES]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SpecKVMlpSettings:
-    """Hyper-parameters."""
+class SpecKVMlpSettings(FitSettings):
+    """Hyper-parameters; the paper's `gammas` and `hidden` by default."""
 
     gammas: tuple[int, ...]
-    hidden: tuple[int, ...]
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        check_fit_options(self)
+        FitSettings.__post_init__(self)  # a plain super() breaks in dataclasses with slots
         require_gammas(self.gammas, "gammas")
         if self.gammas[-1] == 0:
             raise ConfigError(f"Expected agent.gammas to list one above 0, got {list(self.gammas)}.")
@@ -65,9 +60,7 @@ def acceptance_inputs(observations: FloatArray, gammas: ArrayLike) -> FloatArray
 
 
 class SpecKVMlp(Rule):
-    """gamma = argmax (acceptance(features, gamma) * gamma + 1): most expected tokens a step, whatever they cost.
-
-    With nothing to pay for a rejected token, a larger gamma expects more tokens nearly always.
+    """gamma = argmax (acceptance(features, gamma) * gamma + 1): most expected tokens a step, at no price.
 
     Source:
         SpecKV, arXiv:2605.02888, "SpecKV-fast", with the features of the step before.
@@ -107,8 +100,7 @@ class SpecKVMlp(Rule):
 class SpecKVMlpCost(Rule):
     """gamma = argmax (acceptance(features, gamma) * gamma + 1) / seconds(gamma): the paper's network, with a price.
 
-    A choice of 0 drafts nothing, so none of the features changes and draft lag only adds to the price: where 0 is on
-    offer and chosen once, the request is decoded plainly to its end.
+    Once it chooses 0, no feature changes and draft lag adds to the price: the rest of the request is decoded plainly.
 
     Source:
         Ours; the network is that of SpecKV, arXiv:2605.02888.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fits the acceptance rate of a draft to what runs at constant gammas meet."""
+"""Fits the acceptance rate of drafts in the states that constant gammas meet."""
 
 from collections.abc import Sequence
 
@@ -16,8 +16,8 @@ from speckv.runtime.constant import ConstantGamma
 def acceptance_samples(states: VisitedStates, gammas: Sequence[int], rng: np.random.Generator) -> Samples:
     """One sample a state: the share of a draft of some gamma that is accepted.
 
-    The paper logged each state at the gamma of its run alone. Replay knows the outcome of every gamma, so one is drawn
-    for each state, blind to the outcome, and gamma says nothing about which state it is.
+    Replay gives the outcome of every gamma, so one is drawn for each state, independent of state and outcome; the
+    paper has each state at the gamma of its run alone.
     """
     drafted = rng.choice([gamma for gamma in gammas if gamma > 0], size=len(states.accepted))
     share = np.minimum(states.accepted, drafted) / drafted

@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gamma of most expected tokens a second, and the token behind which drafting on no longer pays.
+"""Controllers of most expected tokens a second, which choose gamma before a step or stop inside it.
 
 With S_d the probability that a draft survives to depth d, and T(g) the seconds of a step that drafts g tokens:
 
-- before a step, gamma = argmax (1 + S_1 + ... + S_g) / T(g), and lambda, the value of that quotient, is what a second
-  is worth here: the request's own rate, so a hard stretch is not measured by the pace of an easy one;
-- behind each drafted token, with what the draft said so far, go on while some k > 0 more tokens are worth the time that
-  drafting and verifying them takes: S_(d+1) + ... + S_(d+k) >= lambda (T(d+k) - T(d)). The next one's survival comes
-  from what the draft says, that of the tokens behind it falls from there as it was expected to before the step. The
-  user has no threshold to tune.
+- before a step, gamma = argmax (1 + S_1 + ... + S_g) / T(g); lambda is the value of that quotient, the request's own
+  rate in tokens a second;
+- behind each drafted token, go on while some k > 0 more tokens are worth the time of drafting and verifying them:
+  S_(d+1) + ... + S_(d+k) >= lambda (T(d+k) - T(d)). The next token's survival is predicted from the signals of the
+  draft; that of later ones falls as predicted before the step.
 
-Three things escape that look ahead, and are settled by exact replay of the train prompts, for each compression: plain
-decoding shows nothing of the draft, so it is hard to leave again and drafting one token is worth more than that token
-(`floor`); a draft may be stopped in view of what it will say, which makes going on worth more (`price_scale`); and
-where nothing is gained in the end, with what a request's first draft may cost besides, none is ever made (NEVER).
+Three effects are missing in this one-step view. They are calibrated for each compression by replay of the train
+prompts: plain decoding gives no signals of the draft, so drafting one token has a value beyond that token (`floor`); a
+draft may still be stopped by later signals, which makes going on worth more (`price_scale`); and where drafting gains
+nothing overall, it is never done (`NEVER`).
 
 Source:
     The rule that vLLM's adaptive verification and DSpark apply to a calibrated model of draft confidence, with
@@ -21,7 +20,7 @@ Source:
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,47 +40,32 @@ NEVER = -1
 """The floor of a compression at which nothing is ever drafted."""
 
 
-class FitOptions(Protocol):
-    """Settings of `fit_probabilities`; see `SurvivalSettings`."""
-
-    @property
-    def hidden(self) -> tuple[int, ...]: ...  # noqa: D102
-    @property
-    def epochs(self) -> int: ...  # noqa: D102
-    @property
-    def batch_size(self) -> int: ...  # noqa: D102
-    @property
-    def learning_rate(self) -> float: ...  # noqa: D102
-    @property
-    def weight_decay(self) -> float: ...  # noqa: D102
-
-
-def check_fit_options(options: FitOptions) -> None:
-    """Passes if every option is in its range."""
-    require_layers(options)
-    require_ranges(options, epochs=COUNT, batch_size=COUNT, weight_decay=FROM_ZERO)
-    require_above_zero(options, "learning_rate")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SurvivalSettings:
-    """Hyper-parameters.
-
-    Attributes:
-        learning_rate: Of Adam at the start; it falls to zero along a cosine.
-        rounds: Fits; all but the first add the states that the controller of the fit before meets.
-    """
+class FitSettings:
+    """Hyper-parameters of `fit_probabilities`; the learning rate of AdamW falls to zero along a cosine."""
 
     hidden: tuple[int, ...]
     epochs: int
     batch_size: int
     learning_rate: float
     weight_decay: float
+
+    def __post_init__(self) -> None:
+        """Checks ranges."""
+        require_layers(self)
+        require_ranges(self, epochs=COUNT, batch_size=COUNT, weight_decay=FROM_ZERO)
+        require_above_zero(self, "learning_rate")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SurvivalSettings(FitSettings):
+    """Hyper-parameters; each of the `rounds` of fits but the first adds the states that the last controller meets."""
+
     rounds: int
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        check_fit_options(self)
+        FitSettings.__post_init__(self)  # a plain super() breaks in dataclasses with slots
         require_ranges(self, rounds=COUNT)
 
 
@@ -95,7 +79,7 @@ def logistic(scores: NDArray[np.floating]) -> Float64:
 
 
 class Outlook(NamedTuple):
-    """Before one step.
+    """Predictions before one step.
 
     Attributes:
         survival: Shape [gamma_max]; chance that a draft survives to each depth from 1, never rising.
@@ -126,7 +110,7 @@ class SingleOutlook:
         return found
 
     def of(self, observation: FloatArray) -> Outlook:
-        """Before a step."""
+        """Predicts for an observation of shape [features]."""
         which = self.which(observation)
         np.negative(self._before.one(observation), out=self._scores)
         # The logistic function, as for a batch: exp(-log(exp(0) + exp(-score))).
@@ -256,7 +240,7 @@ class SurvivalStopping(StoppingRule):
         return SurvivalStopping(self.before.before, self.inside, times, _moved_floor(self.before, times), scale)
 
     def act_batch(self, observations: FloatArray) -> IntArray:
-        """Returns the most tokens to draft, or 0, and notes what a second is worth in each request."""
+        """Returns the most tokens to draft, or 0, and keeps lambda of each request."""
         self._expected = self.before.survival(observations)
         rates = self.before.rates(observations, self._expected)
         self._value = rates.max(axis=1)
@@ -295,7 +279,7 @@ class SurvivalStopping(StoppingRule):
         return False
 
     def go_on_batch(self, observations: FloatArray) -> BoolArray:
-        """Goes on where more tokens are worth their time; `act_batch` has been asked about the same steps."""
+        """Goes on where more tokens are worth their time; `act_batch` must have decided on the same steps."""
         assert len(observations) == len(self._value)
         chance = logistic(self.inside.batch(observations)[:, 0])
         price = self._value[:, None] * self._scaled_s[self._which]
@@ -303,7 +287,7 @@ class SurvivalStopping(StoppingRule):
 
 
 def _moved_floor(controller: SurvivalGamma, times: StepTimes) -> IntArray:
-    """Floors for the compressions of other times; that nothing is ever drafted held on the old clock alone."""
+    """Floors for the compressions of other times; NEVER holds for the old times alone."""
     floor: IntArray = np.maximum(controller.floor[controller.times.rows_of(times.compressions)], 0)
     return floor
 

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fits survival controllers to recordings: collect states with the outcome of every draft, fit, repeat, calibrate.
 
-Replay gives how far the deepest draft from a state is accepted, so every sample has its full outcome: nothing is
-censored, and no sample is kept or left out because of how it ended, which would bias what is learned.
+Replay gives how far the deepest draft from a state is accepted, so no sample is censored.
 """
 
 import itertools
@@ -16,16 +15,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from agents.registry import TrainingData
-from agents.survival.controllers import NEVER, FitOptions, SurvivalGamma, SurvivalSettings, SurvivalStopping
+from agents.survival.controllers import NEVER, FitSettings, SurvivalGamma, SurvivalSettings, SurvivalStopping
 from speckv.cost import CompiledCost
 from speckv.cost.times import StepTimes
 from speckv.errors import TraceError
 from speckv.evaluation.replays import compile_pair
 from speckv.observation import hidden_columns, hide_from, observe_draft
 from speckv.replay import CompiledTraces, VisitedStates, replay_controller, visit
-from speckv.runtime.constant import ConstantGamma
+from speckv.runtime.constant import ConstantGamma, Memoryless
 from speckv.runtime.network import Network, fold
-from speckv.types import Controller, FloatArray, IntArray, StepOutcome
+from speckv.types import Controller, FloatArray, IntArray
 
 DEPTH_DECAY = 0.88
 """A state gives a sample at depth d with this probability to the power d: shallow decisions are the frequent ones."""
@@ -38,7 +37,7 @@ PRICE_SCALES = (1.0, 0.95, 1.05, 0.9, 1.1, 0.85, 1.15, 0.8, 1.2)
 """Tried in this order: the first of equals is kept."""
 
 
-class RandomGammaSampler:
+class RandomGammaSampler(Memoryless):
     """Draws gamma anew for every step, small ones more often, so that states of every kind occur."""
 
     name = "random"
@@ -46,9 +45,6 @@ class RandomGammaSampler:
 
     def __init__(self, rng: np.random.Generator, gamma_max: int) -> None:
         self._rng, self._gamma_max = rng, gamma_max
-
-    def reset(self) -> None:
-        """Nothing to forget."""
 
     def act(self, observation: FloatArray) -> int:
         """Returns a draw."""
@@ -59,18 +55,14 @@ class RandomGammaSampler:
         square = self._rng.random(len(observations)) ** 2
         return np.minimum((square * (self._gamma_max + 1)).astype(np.int64), self._gamma_max)
 
-    def learn(self, outcome: StepOutcome) -> None:
-        """Learns nothing."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Samples:
-    """Inputs with outcomes.
+    """Inputs of shape [M, features] with outcomes.
 
     Attributes:
-        inputs: Shape [M, features].
         labels: Shape [M, outputs]; 0 or 1, or a share between.
-        known: Shape [M, outputs]; 0 where an outcome is unknown, because the text or the budget ended before.
+        known: Shape [M, outputs]; 0 where the text or the budget ended before an outcome.
     """
 
     inputs: FloatArray
@@ -106,10 +98,7 @@ def before_steps(states: VisitedStates, gamma_max: int) -> Samples:
 
 
 def inside_steps(states: VisitedStates, compiled: CompiledTraces, rng: np.random.Generator) -> Samples:
-    """Samples after each drafted token: would the next one be accepted, with all before it?
-
-    Depths are drawn without regard to the outcomes.
-    """
+    """Samples after each drafted token, at random depths: would the next one be accepted, with all before it?"""
     chance = DEPTH_DECAY ** np.arange(compiled.gamma_max, dtype=np.float64)
     kept = rng.random((len(states.limits), compiled.gamma_max)) < chance
     kept &= np.arange(compiled.gamma_max) < states.limits[:, None]
@@ -119,14 +108,10 @@ def inside_steps(states: VisitedStates, compiled: CompiledTraces, rng: np.random
     return Samples(inputs=observe_draft(states.observations[rows], drafts), labels=labels, known=np.ones_like(labels))
 
 
-def fit_probabilities(samples: Samples, settings: FitOptions, *, seed: int, hide: Sequence[str] = ()) -> Network:
-    """Fits the log-odds of each outcome by maximum likelihood.
+def fit_probabilities(samples: Samples, settings: FitSettings, *, seed: int, hide: Sequence[str] = ()) -> Network:
+    """Fits a network from raw inputs to the log-odds of each outcome by maximum likelihood.
 
-    Args:
-        seed: Of weights and minibatches; PyTorch's own global generator is left alone.
-
-    Returns:
-        A network on raw inputs; the logistic function of an output is a probability.
+    PyTorch's global generator is not used.
     """
     generator = torch.Generator().manual_seed(seed)
     mean = samples.inputs.mean(axis=0, dtype=np.float64).astype(np.float32)
@@ -178,7 +163,7 @@ def _array(tensor: torch.Tensor) -> FloatArray:
 
 
 def fit_survival(settings: SurvivalSettings, data: TrainingData) -> SurvivalGamma:
-    """Fits the controller that decides before steps; it holds the times of every compression of the cost table."""
+    """Fits the controller that decides before steps, with the times of every compression of the cost table."""
     pair = compile_pair(data.train, data.cost)
     times = StepTimes.of(data.cost, gamma_max=data.train.metadata.gamma_max)
     fitted, _ = _fit(*pair, times, settings, seed=data.seed, inside=False, hide=data.hide)
@@ -232,7 +217,7 @@ def _fit(
 
 
 def _best_of(trials: Sequence[Controller], compiled: CompiledTraces, cost: CompiledCost, times: StepTimes) -> IntArray:
-    """Shape [compressions], in the order of `times`; the trial that decodes the train prompts in the least time."""
+    """Shape [compressions]; index of the trial that decodes the train prompts in the least time."""
     which = np.array([times.compressions.index(name) for name in compiled.compressions])
     seconds = [
         np.bincount(which, replay_controller(trial, compiled, cost).seconds, len(times.compressions))

@@ -2,7 +2,7 @@
 """Controllers that are a few numbers: one gamma, one a compression, or one for each range of recent acceptance."""
 
 from bisect import bisect_right
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -16,7 +16,45 @@ _BITS, _RATE = SCHEMA.index("bits_per_weight"), SCHEMA.index("acceptance_ema")
 _FULL_WIDTH = BITS_PER_WEIGHT["fp16"]
 
 
-class ConstantGamma:
+class Memoryless:
+    """Base of controllers that keep nothing between decisions."""
+
+    def reset(self) -> None:
+        """Nothing to forget."""
+
+    def learn(self, outcome: StepOutcome) -> None:
+        """Learns nothing."""
+
+
+class NearestCompression:
+    """Finds, among some compressions, the index of the one nearest in bits per weight."""
+
+    def __init__(self, compressions: Iterable[str]) -> None:
+        self._bits = np.array([BITS_PER_WEIGHT[name] / _FULL_WIDTH for name in compressions], np.float32)
+        self._known: dict[float, int] = {}
+
+    def of_each(self, observations: FloatArray) -> IntArray:
+        """Shape [rows]; the index for each observation."""
+        return self._nearest(observations[:, _BITS])
+
+    def of_one(self, observation: FloatArray) -> int:
+        """The index for one observation."""
+        bits = observation.item(_BITS)
+        found = self._known.get(bits)
+        if found is None:
+            found = self._known[bits] = int(self.of_each(observation[np.newaxis])[0])
+        return found
+
+    def of_name(self, compression: str) -> int:
+        """The index for a compression, which need not be among them."""
+        return int(self._nearest(np.array([BITS_PER_WEIGHT[compression] / _FULL_WIDTH], np.float32))[0])
+
+    def _nearest(self, bits: FloatArray) -> IntArray:
+        index: IntArray = np.abs(bits[:, np.newaxis] - self._bits).argmin(axis=1)
+        return index
+
+
+class ConstantGamma(Memoryless):
     """Always drafts `gamma` tokens; 0 is plain decoding."""
 
     kind = "constant"
@@ -37,9 +75,6 @@ class ConstantGamma:
         """Makes the stored controller."""
         return ConstantGamma(tokens(state.settings["gamma"]))
 
-    def reset(self) -> None:
-        """Nothing to forget."""
-
     def act(self, observation: FloatArray) -> int:  # noqa: ARG002 - the protocol's signature
         """Returns gamma."""
         return self.gamma
@@ -48,16 +83,13 @@ class ConstantGamma:
         """Returns gamma for every row."""
         return np.full(len(observations), self.gamma, np.int64)
 
-    def never_drafts(self, compression: str) -> bool:  # noqa: ARG002 - the same at all
+    def never_drafts(self, compression: str) -> bool:  # noqa: ARG002 - as above
         """Whether every decision is 0 at a compression."""
         return self.gamma == 0
 
-    def learn(self, outcome: StepOutcome) -> None:
-        """Learns nothing."""
 
-
-class ConstantPerCompression:
-    """Plays one constant for each compression, which it reads off the observation's bits per weight."""
+class ConstantPerCompression(Memoryless):
+    """Plays one constant for each compression; negative gammas and unknown compressions are refused."""
 
     kind = "table"
     charges_decision = False
@@ -69,9 +101,8 @@ class ConstantPerCompression:
                 raise ConfigError(f"Expected gamma of {compression} of at least 0 tokens, got {gamma}.")
         self.name = name
         self.gammas = dict(gammas)
-        self._bits = np.array([BITS_PER_WEIGHT[c] / _FULL_WIDTH for c in gammas], np.float32)
+        self._row = NearestCompression(gammas)
         self._lookup = np.array(list(gammas.values()), np.int64)
-        self._known: dict[float, int] = {}
 
     def state(self) -> ControllerState:
         """Returns the constants."""
@@ -82,37 +113,24 @@ class ConstantPerCompression:
         """Makes the stored controller."""
         return ConstantPerCompression({str(c): tokens(g) for c, g in state.settings["gammas"].items()})
 
-    def reset(self) -> None:
-        """Nothing to forget."""
-
     def act(self, observation: FloatArray) -> int:
         """Returns the constant of the compression nearest in bits per weight."""
-        bits = observation.item(_BITS)
-        chosen = self._known.get(bits)
-        if chosen is None:
-            chosen = self._known[bits] = int(self.act_batch(observation[np.newaxis])[0])
-        return chosen
+        return int(self._lookup[self._row.of_one(observation)])
 
     def act_batch(self, observations: FloatArray) -> IntArray:
         """Returns the constant of each row's compression."""
-        return self._nearest(observations[:, _BITS])
+        chosen: IntArray = self._lookup[self._row.of_each(observations)]
+        return chosen
 
     def never_drafts(self, compression: str) -> bool:
         """Whether every decision is 0 at a compression; the one nearest in bits per weight decides."""
-        return bool(self._nearest(np.array([BITS_PER_WEIGHT[compression] / _FULL_WIDTH], np.float32))[0] == 0)
-
-    def _nearest(self, bits: FloatArray) -> IntArray:
-        chosen: IntArray = self._lookup[np.abs(bits[:, np.newaxis] - self._bits).argmin(axis=1)]
-        return chosen
-
-    def learn(self, outcome: StepOutcome) -> None:
-        """Learns nothing."""
+        return bool(self._lookup[self._row.of_name(compression)] == 0)
 
 
-class AcceptanceTable:
+class AcceptanceTable(Memoryless):
     """Looks gamma up by the request's decayed acceptance rate and the target's compression.
 
-    Libraries that show no signal of a model show how many tokens they accepted, which is all that this needs.
+    It needs no signal of a model, only how many tokens were accepted.
 
     Args:
         edges: Ascending rates, in (0, 1), between the ranges; a rate on an edge belongs to the range above.
@@ -133,9 +151,8 @@ class AcceptanceTable:
         self.name = name
         self.edges = tuple(float(np.float32(edge)) for edge in edges)
         self.gammas = {compression: tuple(row) for compression, row in gammas.items()}
-        self._bits = [float(np.float32(BITS_PER_WEIGHT[c] / _FULL_WIDTH)) for c in gammas]
+        self._row = NearestCompression(gammas)
         self._rows = list(self.gammas.values())
-        self._row_of: dict[float, tuple[int, ...]] = {}
 
     def state(self) -> ControllerState:
         """Returns the table."""
@@ -148,27 +165,17 @@ class AcceptanceTable:
         gammas = {str(c): tuple(map(tokens, row)) for c, row in state.settings["gammas"].items()}
         return AcceptanceTable([float(edge) for edge in state.settings["edges"]], gammas)
 
-    def reset(self) -> None:
-        """Nothing to forget: the observation carries the history."""
-
     def act(self, observation: FloatArray) -> int:
         """Returns the gamma of the range that the request's acceptance is in."""
-        bits = observation.item(_BITS)
-        row = self._row_of.get(bits)
-        if row is None:
-            nearest_one = min(range(len(self._bits)), key=lambda k: abs(bits - self._bits[k]))
-            row = self._row_of[bits] = self._rows[nearest_one]
+        row = self._rows[self._row.of_one(observation)]
         return row[bisect_right(self.edges, observation.item(_RATE))]
 
     def act_batch(self, observations: FloatArray) -> IntArray:
         """Returns the same for each row."""
-        rows = np.abs(observations[:, _BITS, np.newaxis] - np.array(self._bits)).argmin(axis=1)
+        rows = self._row.of_each(observations)
         ranges = np.searchsorted(np.array(self.edges), observations[:, _RATE], side="right")
         chosen: IntArray = np.array(self._rows, np.int64)[rows, ranges]
         return chosen
-
-    def learn(self, outcome: StepOutcome) -> None:
-        """Learns nothing."""
 
 
 def _require_compressions(names: Collection[str]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from speckv.errors import CheckpointError, ConfigError, SchemaError
 from speckv.observation import SCHEMA, STOPPING_SCHEMA, ObservationSchema, observe_draft, summarise_draft
+from speckv.runtime.constant import Memoryless
 from speckv.runtime.network import Network, fold
 from speckv.runtime.state import ControllerState, tokens
 from speckv.types import NUM_SIGNALS, BoolArray, DecodedSteps, FloatArray, IntArray, StepOutcome
@@ -20,13 +21,9 @@ _NOT_FINITE = "Expected a finite observation, got NaN. Check the signals it was 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MlpPolicy:
-    """A tanh network from a raw observation to one score per gamma.
+    """A tanh network from a normalised observation, (raw - mean) / std, to one score for each of `gammas`.
 
-    Attributes:
-        schema: `SCHEMA`, or `STOPPING_SCHEMA` for a policy that decides token by token.
-        gammas: Speculation length, in tokens, that each output stands for.
-        mean: Shape [features]; subtracted from a raw observation.
-        std: Shape [features], above zero; divides it then.
+    With `STOPPING_SCHEMA` it decides token by token. Weights have shape [outputs, inputs].
     """
 
     name: str
@@ -44,13 +41,12 @@ class MlpPolicy:
         shapes = [w.shape for w in self.weights]
         if shapes != wanted or sizes[-1] != len(self.gammas) or not self.weights:
             raise CheckpointError(
-                f"Expected layers of shapes {wanted} that end in {len(self.gammas)} gammas, got weights of shapes "
-                f"{shapes}. Export the policy again."
+                f"Expected layers of shapes {wanted} that end in {len(self.gammas)} gammas, got {shapes}. Export again."
             )
         if self.mean.shape != (self.schema.size,) or self.std.shape != self.mean.shape or not np.all(self.std > 0):
             raise CheckpointError(
                 f"Expected {self.schema.size} normalisation means and positive deviations, got shapes "
-                f"{self.mean.shape} and {self.std.shape}. Export the policy again."
+                f"{self.mean.shape} and {self.std.shape}. Export again."
             )
         _require_finite(self.mean, self.std, *self.weights, *self.biases)
 
@@ -71,7 +67,7 @@ class MlpPolicy:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LstmPolicy:
-    """An LSTM from a raw observation and a state to one score per gamma, through tanh layers.
+    """An LSTM from a normalised observation and a state to one score for each of `gammas`, through tanh layers.
 
     Attributes:
         input_weight: Shape [4 * units, features]; rows of the input, forget, cell and output gate, in PyTorch's order.
@@ -145,7 +141,7 @@ def _fields(state: ControllerState, *, reads_observations: bool) -> dict[str, An
     }
 
 
-class PolicyController:
+class PolicyController(Memoryless):
     """Decides with a tanh network: a few microseconds a step, no allocation. Not for use from two threads at once.
 
     Ties go to the smaller gamma index, as in every comparison of this project.
@@ -172,18 +168,10 @@ class PolicyController:
         policy = MlpPolicy(schema=schema, **_fields(state, reads_observations=True))
         return StoppingPolicyController(policy) if policy.inside_steps else PolicyController(policy)
 
-    def reset(self) -> None:
-        """Nothing to forget: the observation carries the history."""
-
-    def learn(self, outcome: StepOutcome) -> None:
-        """Ignored: the policy is fixed."""
-
     def act(self, observation: FloatArray) -> int:
         """Returns gamma in tokens for one raw observation of shape [features]."""
-        if observation.shape != (self._network.num_features,):
-            raise SchemaError(
-                f"Expected {self._network.num_features} observation fields, got shape {observation.shape}."
-            )
+        if observation.shape != (self.policy.schema.size,):
+            raise SchemaError(f"Expected {self.policy.schema.size} observation fields, got shape {observation.shape}.")
         values = self._network.one(observation)
         best = int(values.argmax())
         # argmax returns the first NaN, and NaN alone differs from itself.
@@ -197,9 +185,9 @@ class PolicyController:
 
     def act_batch(self, observations: FloatArray) -> IntArray:
         """Returns gamma for each row; equal to `act` on that row unless two scores agree to rounding."""
-        if observations.ndim != 2 or observations.shape[1] != self._network.num_features:
+        if observations.ndim != 2 or observations.shape[1] != self.policy.schema.size:
             raise SchemaError(
-                f"Expected [rows, {self._network.num_features}] observations, got shape {observations.shape}."
+                f"Expected [rows, {self.policy.schema.size}] observations, got shape {observations.shape}."
             )
         return _best(self.scores(observations), self._lookup)
 
@@ -207,21 +195,23 @@ class PolicyController:
 class StoppingPolicyController(PolicyController):
     """Decides token by token: the policy's first output verifies, its second drafts on, up to its greatest gamma."""
 
+    kind = PolicyController.kind
+
     def __init__(self, policy: MlpPolicy, *, name: str | None = None) -> None:
         super().__init__(policy, name=name)
-        self._seen = np.zeros(policy.schema.size, np.float32)
-        self._seen[SCHEMA.size :] = summarise_draft(np.zeros((1, 0, NUM_SIGNALS)))[0, 0]
+        self._observed = np.zeros(policy.schema.size, np.float32)
+        self._observed[SCHEMA.size :] = summarise_draft(np.zeros((1, 0, NUM_SIGNALS)))[0, 0]
 
     def act(self, observation: FloatArray) -> int:
         """Returns the most tokens to draft, or 0, for one observation of shape [features], before a step."""
         if observation.shape != (SCHEMA.size,):
             raise SchemaError(f"Expected {SCHEMA.size} observation fields, got shape {observation.shape}.")
-        self._seen[: SCHEMA.size] = observation
-        return super().act(self._seen)
+        self._observed[: SCHEMA.size] = observation
+        return super().act(self._observed)
 
     def act_batch(self, observations: FloatArray) -> IntArray:
         """Returns the same for each row."""
-        nothing = np.broadcast_to(self._seen[SCHEMA.size :], (len(observations), self._seen.size - SCHEMA.size))
+        nothing = np.broadcast_to(self._observed[SCHEMA.size :], (len(observations), self._observed.size - SCHEMA.size))
         return super().act_batch(observe_draft(observations, np.asarray(nothing, np.float32)))
 
     def go_on(self, observation: FloatArray) -> bool:
@@ -235,10 +225,7 @@ class StoppingPolicyController(PolicyController):
 
 
 class LstmController:
-    """Decides with an LSTM that keeps one state a request, moved on by every decision: exactly one a decode step.
-
-    Ties go to the smaller gamma index, as in every comparison of this project.
-    """
+    """Decides with an LSTM that keeps one state a request, moved on by every decision: exactly one a decode step."""
 
     kind = "lstm"
     charges_decision = True

@@ -37,11 +37,6 @@ class Network:
         self._input = np.zeros(self.weights[0].shape[1], np.float32)
         self._layers = [np.zeros_like(bias) for bias in self.biases]
 
-    @property
-    def num_features(self) -> int:
-        """Length of an observation."""
-        return len(self._input)
-
     def one(self, observation: FloatArray) -> FloatArray:
         """Outputs for one observation of shape [features], in a buffer that the next call overwrites."""
         np.copyto(self._input, observation)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A policy: a controller with what a decode loop must know to run it, in memory and on disk.
+"""A policy: a controller with what a decode loop needs to run it, in memory and on disk.
 
 A stored policy holds test vectors that are played whenever it is loaded. The reference page is docs/export.md.
 """
@@ -135,11 +135,6 @@ class Policy:
         return "token" if isinstance(self.controller, StoppingController) else "step"
 
     @property
-    def sampling_safe(self) -> bool:
-        """Whether it is lossless under rejection sampling: the token that ends a draft stays in it, so always."""
-        return True
-
-    @property
     def interleaves(self) -> bool:
         """Whether steps of several sessions may interleave; with learners, only `InterleavedLearner` allows it."""
         return not self.learns or isinstance(self.controller, InterleavedLearner)
@@ -153,11 +148,6 @@ class Policy:
         """Whether every decision is 0 at a compression; by default at that of a session."""
         controller = self.controller
         return isinstance(controller, Abstainer) and controller.never_drafts(compression or self.compressions[0])
-
-    @property
-    def fallback_gamma(self) -> int:
-        """Fallback at the default compression, in tokens."""
-        return self.fallback.get(self.compressions[0], 0)
 
     def session(
         self,
@@ -196,7 +186,7 @@ class Policy:
             cost_ratio=ratio,
             bits_per_weight=BITS_PER_WEIGHT[compression],
             gamma_max=self.gamma_max,
-            fallback=self.fallback.get(compression, self.fallback_gamma),
+            fallback=self.fallback.get(compression, self.fallback.get(self.compressions[0], 0)),
             warnings=self.warnings,
             hidden=hidden,
             typical=self.typical,
@@ -207,7 +197,8 @@ class Policy:
 
     def save(self, folder: Path | str) -> None:
         """Writes the policy's two files."""
-        if not isinstance(self.controller, Storable):
+        # A kind that is inherited is that of the base class, which would be loaded in place of this one.
+        if not isinstance(self.controller, Storable) or "kind" not in vars(type(self.controller)):
             raise CheckpointError(f"Expected a controller of a kind that can be stored, got {self.controller!r}.")
         state = self.controller.state()
         script = make_script(self.compressions, depth=max(self.gamma_max, 1))
@@ -220,7 +211,8 @@ class Policy:
             "granularity": self.granularity,
             "gamma": {"min": 0, "max": self.gamma_max, "fallback": dict(self.fallback)},
             "learns": self.learns,
-            "sampling_safe": self.sampling_safe,
+            # Lossless under rejection sampling: the token that ends a draft stays in it.
+            "sampling_safe": True,
             "observation": {
                 "schema": json.loads(self._schema.to_json()),
                 "memory": MEMORY,
@@ -271,11 +263,14 @@ class Policy:
             )
             policy = _policy(card, _restore(kind, state, str(card["name"])), schema)
             played = play(card["test_vectors"]["requests"], policy._restored(kind, state).session)
+        except ConfigError as error:
+            raise CheckpointError(f"{folder}: {error} Export the policy again.") from error
         except SpecKVError as error:
             raise type(error)(f"{folder}: {error}") from error
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            text = " ".join(repr(error).split())[:300]
             raise CheckpointError(
-                f"{folder / CARD}: a malformed field ({error!r}). Export the policy again."
+                f"{folder}: a missing or malformed field ({text}). Export the policy again."
             ) from error
         if played != card["test_vectors"]["decisions"]:
             raise CheckpointError(
@@ -295,16 +290,18 @@ def load_controller(path: Path | str, *, name: str | None = None) -> Controller:
     return controller
 
 
-def name_apart(controllers: Sequence[Controller], paths: Sequence[Path]) -> None:
-    """Gives controllers that share a name the names of the folders that they were loaded from."""
+def load_controllers(paths: Sequence[Path]) -> list[Controller]:
+    """Loads controllers; those that share a name are named after their folders."""
+    controllers = [load_controller(path) for path in paths]
     names = [controller.name for controller in controllers]
     for controller, path in zip(controllers, paths, strict=True):
         if names.count(controller.name) > 1:
             controller.name = path.resolve().name
+    return controllers
 
 
 def class_of(kind: str) -> type[Storable]:
-    """Returns the class of a kind of controller: one of this package, or one that an installed package offers."""
+    """Returns the class of a kind of controller, of this package or of another that is installed."""
     if kind in _OWN:
         return _OWN[kind]
     for point in entry_points(group=GROUP):
@@ -318,17 +315,7 @@ def class_of(kind: str) -> type[Storable]:
 
 
 def _restore(kind: type[Storable], state: ControllerState, name: str) -> Controller:
-    try:
-        controller = kind.from_state(state)
-    except ConfigError as error:
-        raise CheckpointError(f"{error} Export the policy again.") from error
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        if isinstance(error, SpecKVError):
-            raise
-        text = " ".join(str(error).split())[:300]
-        raise CheckpointError(
-            f"A policy of kind {kind.kind!r} has a missing or malformed part ({text}). Export it again."
-        ) from error
+    controller = kind.from_state(state)
     controller.name = name
     return controller
 
@@ -353,7 +340,7 @@ def _policy(card: Mapping[str, Any], controller: Controller, schema: Observation
             f"Expected memory constants {MEMORY}, got {observation['memory']}. Export it with this version of SpecKV."
         )
     stated = (card["granularity"], card["sampling_safe"], card["learns"], gamma["min"])
-    if stated != (policy.granularity, policy.sampling_safe, policy.learns, 0):
+    if stated != (policy.granularity, True, policy.learns, 0):
         raise CheckpointError(f"The card states {stated}, which is not what its controller is. Export it again.")
     return policy
 

@@ -236,8 +236,7 @@ def shared(learner: Controller) -> Controller:
 class SharedLearnerSession:
     """One request's view of a learner that several requests share.
 
-    What belongs to the request, such as the choice that the next outcome is about, is loaded before each call and saved
-    after it, so that an outcome is always learned as that of its own request's choice.
+    The state of the request, such as its last choice, is loaded before each call and saved after it.
     """
 
     def __init__(self, learner: InterleavedLearner) -> None:

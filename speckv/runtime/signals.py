@@ -6,16 +6,9 @@ from numpy.typing import NDArray
 
 
 def signals_of_logits(logits: NDArray[np.floating], temperature: float = 1.0) -> tuple[float, float, float]:
-    """Entropy, confidence and margin of softmax(logits / temperature).
+    """Entropy in nats, top-1 probability and top-1 minus top-2 probability of softmax(logits / temperature).
 
-    One pass for the largest scores, one for the exponentials; the rest is sums.
-
-    Args:
-        logits: Shape [vocabulary]; finite, or minus infinity for what cannot come.
-        temperature: Above 0; 1 for greedy decoding, as in recordings.
-
-    Returns:
-        Entropy in nats, top-1 probability, and top-1 minus top-2 probability; NaN where a score is NaN.
+    Logits of shape [vocabulary] may be minus infinity; NaN gives NaN. Greedy decoding has a temperature of 1.
 
     >>> [round(value, 4) for value in signals_of_logits(np.log([0.5, 0.25, 0.25]))]
     [1.0397, 0.5, 0.25]

@@ -5,8 +5,8 @@ Run folders, shipped policies and exports hold the same two files: in a folder `
 `policy.speckv/`. The reference page is docs/export.md.
 
 Source:
-    https://github.com/huggingface/safetensors, "Format". The package itself reads what is written here, which a test
-    holds; a policy must run where it is not installed.
+    https://github.com/huggingface/safetensors, "Format". That package is not used, because a policy must run where it
+    is not installed.
 """
 
 import hashlib
@@ -31,7 +31,6 @@ CARD = "policy.json"
 WEIGHTS = "policy.safetensors"
 SUFFIX = ".speckv"
 RUN_POLICY = f"policy{SUFFIX}"
-"""The policy's folder inside a run folder."""
 _EARLIER = ("agent.json", "controller.json", "policy/policy.json")
 """Files of controllers in run folders that earlier versions wrote."""
 _LARGEST_CARD = 5_000_000
@@ -127,9 +126,7 @@ def read_weights(path: Path, sha256: object) -> dict[str, NDArray[Any]]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise CheckpointError(
-            f"Expected the policy's weights at {path}, found none. Export the policy again."
-        ) from error
+        raise CheckpointError(f"Expected the weights of a policy at {path}, found none. Export it again.") from error
     if hashlib.sha256(data).hexdigest() != sha256:
         raise CheckpointError(f"{path} is not the file that its card describes (SHA-256 differs). Export both again.")
     return read_tensors(data, path)

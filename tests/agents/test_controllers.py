@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from agents.constants import BestFixedGamma, FixedGamma
-from agents.controllers import latest_run, load_named
+from agents.runs.evaluating import latest_run
 from speckv.errors import CheckpointError
 from speckv.observation import SCHEMA
 from speckv.runtime import Policy, PolicyController, policy
-from speckv.runtime.policy import load_controller, shipped_policy
+from speckv.runtime.policy import load_controller, load_controllers, shipped_policy
 from speckv.runtime.storage import RUN_POLICY, find_policy
 from tests.fakes_policies import store
 from tests.speckv.test_runtime_learned import random_policy
@@ -52,7 +52,7 @@ def test_two_of_a_name_are_called_after_their_folders(tmp_path: Path) -> None:
     for name in ("one", "two"):
         store(tmp_path / name, PolicyController(random_policy()))
     store(tmp_path / "three", FixedGamma(1))
-    loaded = load_named([tmp_path / name for name in ("one", "two", "three")])
+    loaded = load_controllers([tmp_path / name for name in ("one", "two", "three")])
     assert [c.name for c in loaded] == ["one", "two", "agent fixed-1"]
 
 

@@ -80,7 +80,7 @@ def test_options_become_checked_settings() -> None:
         ({"name": "fixed", "gama": 4}, "Did you mean 'gamma'"),
         ({"name": "fixed", "gamma": "four"}, "agent.gamma to be of type int"),
         ({"name": "ppo", "num_envs": 3, "num_steps": 5, "batch_size": 4}, "to divide a rollout"),
-        ({"name": "ppo", "discount": 1.5}, r"agent.discount in \[0, 1\]"),
+        ({"name": "ppo", "discount": 1.5}, "agent.discount from 0 to 1"),
         ({"name": "ppo", "hidden": []}, "agent.hidden"),
         ({"name": "ppo", "total_steps": 0}, "agent.total_steps 1 or more"),
     ],

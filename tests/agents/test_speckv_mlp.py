@@ -93,11 +93,11 @@ def test_it_learns_that_easy_prompts_deserve_longer_drafts() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gammas": []}, "gammas to ascend"),
-        ({"gammas": [0]}, "gammas to ascend"),
-        ({"gammas": [4, 2]}, "gammas to ascend"),
-        ({"gammas": [2, 2]}, "gammas to ascend"),
-        ({"gammas": [2, 17]}, "gammas to ascend"),
+        ({"gammas": []}, "gammas ascending"),
+        ({"gammas": [0]}, "gammas to list one above 0"),
+        ({"gammas": [4, 2]}, "gammas ascending"),
+        ({"gammas": [2, 2]}, "gammas ascending"),
+        ({"gammas": [2, 17]}, "gammas ascending"),
         ({"hidden": []}, "agent.hidden"),
         ({"epochs": 0}, "agent.epochs 1 or more"),
         ({"learning_rate": 0.0}, "agent.learning_rate above 0"),

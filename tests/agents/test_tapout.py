@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from agents.bandits.tapout import EntropyRise, LeastMargin, TapOut, TapOutSettings
+from agents.registry import default_settings
 from speckv.cost.times import StepTimes
 from speckv.evaluation.replays import controller_sums
 from speckv.observation import SCHEMA, STOPPING_SCHEMA
@@ -26,6 +27,12 @@ def seen(depth: int, *, entropy: float = 0.0, confidence: float = 1.0, margin: f
     for name, value in values.items():
         observation[STOPPING_SCHEMA.index(name)] = value
     return observation
+
+
+def test_published_rules_have_the_constants_of_their_own_agents() -> None:
+    _, svip, adaedl, *_ = TapOut(shipped(TapOutSettings), TIMES, 0).rules
+    assert svip.settings == default_settings("svip", gamma_max=16)
+    assert adaedl.settings == default_settings("adaedl", gamma_max=16)
 
 
 def test_the_entropy_difference_looks_at_two_tokens_of_one_step() -> None:

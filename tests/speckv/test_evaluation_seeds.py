@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from agents.constants import FixedGamma
-from agents.controllers import load_named
 from speckv.evaluation.entrants import SeedGroup
 from speckv.evaluation.run_facts import find_seed_groups
-from speckv.runtime.policy import load_controller
+from speckv.runtime.policy import load_controller, load_controllers
 from tests.fakes_policies import store
 
 CONFIG = """\
@@ -41,7 +40,7 @@ def make_run(
 
 
 def groups(*paths: Path) -> list[SeedGroup]:
-    return find_seed_groups(paths, load_named(list(paths)), load_controller)
+    return find_seed_groups(paths, load_controllers(list(paths)), load_controller)
 
 
 def test_runs_that_differ_by_seed_and_place_alone_belong_together(tmp_path: Path) -> None:

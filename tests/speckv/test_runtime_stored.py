@@ -21,7 +21,7 @@ from speckv.runtime.constant import AcceptanceTable, ConstantGamma, ConstantPerC
 from speckv.runtime.learned import LstmController
 from speckv.runtime.policy import load_controller
 from speckv.runtime.storage import DTYPES, dump_tensors, read_tensors
-from speckv.types import BatchMemory, Controller
+from speckv.types import BatchMemory, Controller, FloatArray
 from tests.fakes_policies import Scheduled
 from tests.speckv.test_runtime_learned import random_lstm, random_policy
 
@@ -117,7 +117,7 @@ BAD: Mapping[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "another granularity": (edit(granularity="token"), "The card states"),
     "a lie about learning": (edit(learns=True), "The card states"),
     "another activation": (edit(settings__activation="relu"), "activation"),
-    "no settings": (edit(settings=None), "missing or malformed part"),
+    "no settings": (edit(settings=None), "missing or malformed field"),
     "no vectors": (edit(test_vectors={}), "malformed field"),
 }
 
@@ -224,6 +224,15 @@ def test_nothing_there_is_said(tmp_path: Path) -> None:
 def test_a_live_controller_of_no_known_kind_cannot_be_saved(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="can be stored"):
         Policy.of(Scheduled.turns(3), **KNOWN).save(tmp_path)
+
+
+def test_a_subclass_without_a_kind_of_its_own_cannot_be_saved(tmp_path: Path) -> None:
+    class Doubled(ConstantGamma):
+        def act(self, observation: FloatArray) -> int:
+            return 2 * super().act(observation)
+
+    with pytest.raises(CheckpointError, match="can be stored"):
+        policy(Doubled(2)).save(tmp_path)
 
 
 def test_sessions_need_known_words() -> None:
