@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Comparisons on the test prompts: what `evaluate.py` does, and `train.py` at its end."""
+"""Comparisons of controllers on the test prompts, for `evaluate.py` and for the end of `train.py`."""
 
 import json
 import logging
@@ -24,8 +24,7 @@ from agents.runs.tuning import grids, tune
 from speckv.cost import CostTable, require_single_request
 from speckv.errors import CheckpointError, ConfigError
 from speckv.evaluation.compare import Comparison, compare, require_comparable
-from speckv.evaluation.entrants import SeedGroup
-from speckv.evaluation.replays import FixedSweep, compile_pair, controller_sums, sample_observations, time_decisions
+from speckv.evaluation.replays import compile_pair, controller_sums, sample_observations, time_decisions
 from speckv.evaluation.report import make_timelines, save_report
 from speckv.evaluation.results import headline
 from speckv.evaluation.run_facts import RUN, find_seed_groups, read_fact, read_facts
@@ -43,43 +42,21 @@ CONSTANTS = ("best_fixed", "fixed")
 """Agents whose gamma is the same at every step; every table holds constants already."""
 
 
-def evaluate_controllers(
+def report_comparison(
+    comparison: Comparison,
     controllers: Sequence[Controller],
-    *,
-    train: TraceSet,
     test: TraceSet,
     cost: CostTable,
     output: Path,
-    num_resamples: int,
-    seed: int,
     console: Console,
-    train_sweep: FixedSweep | None = None,
-    seed_groups: Sequence[SeedGroup] = (),
-) -> Comparison:
-    """Compares, prints the table, and saves everything.
-
-    Args:
-        train: Prompts that the best fixed gamma is tuned on.
-        train_sweep: Every fixed gamma on `train`, if that was replayed already.
-    """
-    comparison = compare(
-        train=train,
-        test=test,
-        cost=cost,
-        controllers=controllers,
-        num_resamples=num_resamples,
-        seed=seed,
-        train_sweep=train_sweep,
-        seed_groups=seed_groups,
-    )
-    compiled, compiled_cost = compile_pair(test, cost)
-    observations = sample_observations(compiled, compiled_cost)
+) -> None:
+    """Measures the decision times, prints the table, and saves text, JSON, CSV and figures in the folder `output`."""
+    observations = sample_observations(*compile_pair(test, cost))
     times = [time_decisions(c, observations) for c in controllers]
     timelines = make_timelines(comparison, test, cost, controllers[0]) if controllers else None
     save_report(output, comparison, times=times, timelines=timelines)
     console.write(render_comparison(comparison, times))
     console.write(f"saved to {output}")
-    return comparison
 
 
 def evaluate(settings: EvaluateSettings, console: Console) -> Comparison:
@@ -112,17 +89,16 @@ def evaluate(settings: EvaluateSettings, console: Console) -> Comparison:
         console.write(f"{group.name}: {', '.join(group.members)}")
     controllers += made
     output = Path(settings.output) if settings.output else _default_output(settings, paths, cost.name)
-    comparison = evaluate_controllers(
-        controllers,
+    comparison = compare(
         train=train,
         test=test,
         cost=cost,
-        output=output,
+        controllers=controllers,
         num_resamples=settings.num_resamples,
         seed=settings.seed,
-        console=console,
         seed_groups=groups,
     )
+    report_comparison(comparison, controllers, test, cost, output, console)
     console.write(json.dumps({**headline(comparison), "output": str(output)}, sort_keys=True))
     return comparison
 

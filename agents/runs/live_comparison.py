@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A learned controller beside plain decoding and fixed gammas, live: every prompt with every arm, in one process."""
+"""Live comparison of a learned controller with plain decoding and fixed gammas, in one process."""
 
 import copy
 from collections.abc import Sequence
@@ -25,9 +25,8 @@ class ArmRates:
 
     Attributes:
         tokens_per_s: Emitted tokens over decode seconds; prefill left out, decisions included.
-        tokens_per_step: Emitted tokens per target pass.
         mean_drafted: Drafted tokens per step.
-        other_texts: Prompts with another text than plain decoding's.
+        other_texts: Number of prompts with another text than plain decoding's.
     """
 
     tokens_per_s: float
@@ -38,11 +37,7 @@ class ArmRates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveComparison:
-    """All arms.
-
-    Attributes:
-        arms: Name -> rates, plain decoding first, the learned controller last.
-    """
+    """Rates of all arms by name, plain decoding first, the learned controller last."""
 
     arms: dict[str, ArmRates]
     learned: str
@@ -138,20 +133,9 @@ def compare_live(
 
 
 def report_live(
-    run: Run,
-    task: LiveTask,
-    folder: RunFolder,
-    controller: Controller | None,
-    recent: Sequence[DecodedRequest],
-    log: RequestLog,
-    request: StopRequest,
+    run: Run, task: LiveTask, folder: RunFolder, recent: Sequence[DecodedRequest], comparison: LiveComparison | None
 ) -> dict[str, float]:
-    """Compares, prints, and writes the report of a live run.
-
-    Returns:
-        The final figures, by TensorBoard tag.
-    """
-    assert run.settings.live is not None
+    """Writes the report of a live run and prints its table; returns the final figures by TensorBoard tag."""
     report: dict[str, object] = {
         "agent": run.name,
         "cost": task.cost.name,
@@ -164,14 +148,9 @@ def report_live(
         figures = summarise(recent)
         final["final/tokens_per_s_recent"] = figures["tokens_per_s"]
         report["last_requests"] = {"requests": len(recent), **figures}
-        run.console.write(
-            f"\nWhile learning, the last {len(recent)} requests: {figures['tokens_per_s']:.2f} tokens/s, "
-            "exploration included, on train prompts"
-        )
-    if controller is not None:
-        comparison = compare_live(task, controller, run.settings.live.fixed_gammas, log, request)
+    if comparison is not None:
         report["comparison"] = comparison.to_dict()
-        final["final/tokens_per_s"] = comparison.arms[controller.name].tokens_per_s
+        final["final/tokens_per_s"] = comparison.arms[comparison.learned].tokens_per_s
         final |= {f"final/{name}": value for name, value in comparison.ratios().items()}
         run.console.write(f"\n{comparison.render()}")
     write_atomically(folder / REPORT, canonical_json(report))

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TensorBoard events, and the callbacks that evaluate, save and report between a learner's updates.
+"""TensorBoard events, and the callbacks that evaluate, save and report before each rollout of a learner.
 
-The callbacks act where a rollout is about to begin, after an update and before the next step. There the state is small,
-and a run that resumes from it equals one that never stopped.
+There the state is small, and a run that resumes from it equals one that never stopped.
 """
 
 from abc import abstractmethod
@@ -33,34 +32,18 @@ from speckv.evaluation.text import format_rate
 from speckv.runtime.learned import controller_of
 from speckv.types import Controller
 
-HYPERPARAMETERS: Mapping[str, str | int | float] = {
-    "agent": "",
-    "batch_size": -1,
-    "buffer_size": -1,
-    "clip_range": -1.0,
-    "cost": "",
-    "discount": -1.0,
-    "entropy_coef": -1.0,
-    "exploration_fraction": -1.0,
-    "final_exploration": -1.0,
-    "gae_lambda": -1.0,
-    "gamma": -1,
-    "gradient_steps": -1,
-    "hidden": "",
-    "learning_rate": -1.0,
-    "learning_starts": -1,
-    "lstm_hidden": -1,
-    "num_envs": -1,
-    "num_epochs": -1,
-    "num_quantiles": -1,
-    "num_steps": -1,
-    "return_steps": -1,
-    "reward": "",
-    "seed": -1,
-    "target_interval": -1,
-    "total_steps": -1,
-    "traces": "",
-}
+_TEXTS = ("agent", "cost", "hidden", "reward", "traces")
+_RATES = (
+    *("clip_range", "discount", "entropy_coef", "exploration_fraction", "final_exploration", "gae_lambda"),
+    "learning_rate",
+)
+_COUNTS = (
+    *("batch_size", "buffer_size", "gamma", "gradient_steps", "learning_starts", "lstm_hidden", "num_envs"),
+    *("num_epochs", "num_quantiles", "num_steps", "return_steps", "seed", "target_interval", "total_steps"),
+)
+HYPERPARAMETERS: Mapping[str, str | int | float] = dict(
+    sorted((dict.fromkeys(_TEXTS, "") | dict.fromkeys(_RATES, -1.0) | dict.fromkeys(_COUNTS, -1)).items())
+)
 """Key -> value of a run without it. Every run has all keys, because TensorBoard hides a key that the first run of a
 folder lacks."""
 
@@ -77,12 +60,11 @@ LAYOUT: Mapping[str, Mapping[str, list[str]]] = {
     },
     "Rollouts": {"throughput (tokens/s)": ["rollout/throughput"], "lambda (tokens/s)": ["rollout/lambda.*"]},
 }
-"""Custom scalar charts, throughput beside that of the best fixed gamma first: title -> name -> regular expressions of
-tags."""
+"""Custom scalar charts: title -> name -> regular expressions of tags."""
 
 
 class RunWriter(KVWriter):
-    """Writes Stable-Baselines3's records and our own.
+    """Writes TensorBoard events: Stable-Baselines3's records and our own.
 
     Args:
         purge_step: Hides events from this environment step on, which a run that was cut off may have left.
@@ -144,7 +126,7 @@ class RunWriter(KVWriter):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MonitorContext:
-    """What a monitor works with."""
+    """Inputs of a monitor; `provenance` and `deployment` go into every stored policy."""
 
     settings: TrainSettings
     folder: RunFolder
@@ -157,7 +139,7 @@ class MonitorContext:
 
 
 class Monitor(BaseCallback):
-    """Watches one learner."""
+    """Saves and reports one learner, and stops it after a signal."""
 
     def __init__(self, env: LearnerEnvironment, context: MonitorContext) -> None:
         super().__init__()

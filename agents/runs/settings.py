@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of `train.py` and `evaluate.py` as typed, checked dataclasses.
-
-Defaults stand in `configs/`, with an explanation of every setting. A field has a default here only where configs leave
-the setting out.
-"""
+"""Settings of `train.py` and `evaluate.py` as checked dataclasses; `configs/` explains them and holds the defaults."""
 
 import dataclasses
 import re
@@ -15,8 +11,7 @@ from speckv.errors import ConfigError
 from speckv.observation import hidden_columns
 
 _UNSAFE = re.compile(r"[^a-z0-9.]+")
-_LETTER_OR_DIGIT = re.compile(r"[a-z0-9]")
-"""Without one, the folder of an arm would be the study's own or its parent."""
+_LETTER_OR_DIGIT = re.compile(r"[a-z0-9]")  # without one, the folder of an arm would be the study's or its parent
 _RANGE = {"low", "high", "log", "step"}
 _FIXED_IN_A_SEARCH = (
     *("cost", "data", "eval", "learn", "live", "model", "output", "runs_dir", "search", "seed", "seeds", "study"),
@@ -27,6 +22,12 @@ _FIXED_IN_A_SEARCH = (
 def _require(valid: bool, key: str, expected: str, got: object) -> None:
     if not valid:
         raise ConfigError(f"Expected {key} {expected}, got {got!r}.")
+
+
+def _require_positive(settings: object, prefix: str, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        _require(value >= 1, f"{prefix}{name}", "1 or more", value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,17 +48,14 @@ class DataSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostSettings:
-    """The clock: a cost table and the number of sequences that decode together; see configs/cost.
-
-    With `batch` above 1, agents that decide token by token are refused: its times hold where all rows draft alike.
-    """
+    """The clock: a cost table and the number of sequences that decode together; see configs/cost."""
 
     table: str
     batch: int
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        _require(self.batch >= 1, "cost.batch", "1 or more", self.batch)
+        _require_positive(self, "cost.", "batch")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,8 +107,7 @@ class EvalSettings:
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        _require(self.every_steps >= 1, "eval.every_steps", "1 or more", self.every_steps)
-        _require(self.num_resamples >= 1, "eval.num_resamples", "1 or more", self.num_resamples)
+        _require_positive(self, "eval.", "every_steps", "num_resamples")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +116,7 @@ class StudySettings:
 
     Attributes:
         arms: Name -> overrides of this arm alone.
-        seeds: Of each arm, unless the command line has its own.
+        seeds: Used unless the command line names others.
     """
 
     name: str
@@ -129,16 +126,13 @@ class StudySettings:
 
     def __post_init__(self) -> None:
         """Checks the arms: lists of overrides, with names that give different folders."""
-        if not self.arms:
-            raise ConfigError(f"Expected study.arms to name one arm or more, got none in {self.name!r}.")
+        _require(bool(self.arms), "study.arms", "to name one arm or more", self.arms)
         for arm, overrides in self.arms.items():
-            if not isinstance(overrides, list | tuple) or not all(isinstance(o, str) for o in overrides):
-                raise ConfigError(
-                    f"Expected study.arms.{arm} to list overrides such as agent.gamma=4, got {overrides!r}."
-                )
+            valid = isinstance(overrides, list | tuple) and all(isinstance(o, str) for o in overrides)
+            _require(valid, f"study.arms.{arm}", "to list overrides such as agent.gamma=4", overrides)
         folders = [self.folder_of(arm) for arm in self.arms]
-        if len(set(folders)) < len(folders) or not all(map(_LETTER_OR_DIGIT.search, folders)):
-            raise ConfigError(f"Expected names of arms that differ in letters or digits, got {list(self.arms)}.")
+        valid = len(set(folders)) == len(folders) and all(map(_LETTER_OR_DIGIT.search, folders))
+        _require(valid, "names of arms", "that differ in letters or digits", list(self.arms))
 
     def overrides(self, arm: str) -> tuple[str, ...]:
         """Overrides of one arm."""
@@ -177,35 +171,33 @@ class SearchSettings:
 
     def __post_init__(self) -> None:
         """Checks ranges, and that every setting has values."""
-        for name in ("trials", "warm_up", "top"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"Expected search.{name} 1 or more, got {getattr(self, name)}.")
+        _require_positive(self, "search.", "trials", "warm_up", "top")
         seeds = self.final_seeds
-        if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-            raise ConfigError(f"Expected search.final_seeds to list seeds of 0 or more, each once, got {seeds}.")
-        if not self.space:
-            raise ConfigError("Expected search.space to name one setting or more, got none.")
+        valid = bool(seeds) and min(seeds) >= 0 and len(set(seeds)) == len(seeds)
+        _require(valid, "search.final_seeds", "to list seeds of 0 or more, each once", seeds)
+        _require(bool(self.space), "search.space", "to name one setting or more", self.space)
         for key, values in self.space.items():
-            if key.lstrip("+~").split(".")[0] in _FIXED_IN_A_SEARCH:
-                raise ConfigError(
-                    f"Expected search.space to leave alone what trials are judged on and where they go, got {key}."
-                )
+            fixed = key.lstrip("+~").split(".")[0] in _FIXED_IN_A_SEARCH
+            _require(not fixed, "search.space", "to leave alone what trials are judged on and where they go", key)
             _check_values(key, values)
 
 
 def _check_values(key: str, values: object) -> None:
-    if isinstance(values, Mapping):
-        if set(values) == {"choices"} and isinstance(values["choices"], list | tuple) and values["choices"]:
-            return
-        if {"low", "high"} <= set(values) <= _RANGE and _is_range(values):
-            return
-    raise ConfigError(
-        f"Expected search.space.{key} to be {{choices}}, or {{low, high}} of numbers with low < high, and beside them "
-        f"`log: true` where both are above 0, or a `step` above 0, got {values!r}."
+    valid = isinstance(values, Mapping) and (_is_choice(values) or _is_range(values))
+    expected = (
+        "to be {choices}, or {low, high} of numbers with low < high, and beside them `log: true` where both are above "
+        "0, or a `step` above 0"
     )
+    _require(valid, f"search.space.{key}", expected, values)
+
+
+def _is_choice(values: Mapping[str, Any]) -> bool:
+    return set(values) == {"choices"} and isinstance(values["choices"], list | tuple) and bool(values["choices"])
 
 
 def _is_range(values: Mapping[str, Any]) -> bool:
+    if not {"low", "high"} <= set(values) <= _RANGE:
+        return False
     low, high, step, log = values["low"], values["high"], values.get("step", 1), values.get("log", False)
     if not all(type(number) in (int, float) for number in (low, high, step)) or not (low < high and step > 0):
         return False
@@ -218,9 +210,8 @@ class LearnSettings:
     """Differences between what is learned on and what is tested on; by default there are none.
 
     Attributes:
-        prompts: Train prompts of each task to learn from, always the same ones; validation prompts stay as they are.
-        reclock: Whether a controller that carries step times gets those of `cost` for the test, of new compressions
-            too.
+        prompts: Number of train prompts of each task to learn from; validation prompts stay as they are.
+        reclock: Whether a controller with step times gets those of the tested cost table, new compressions included.
     """
 
     traces: str | None
@@ -259,8 +250,7 @@ class LiveSettings:
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        for name in ("max_prompt_tokens", "requests", "recent"):
-            _require(getattr(self, name) >= 1, f"live.{name}", "1 or more", getattr(self, name))
+        _require_positive(self, "live.", "max_prompt_tokens", "requests", "recent")
         _require(self.heldout >= 0, "live.heldout", "0 or more", self.heldout)
         _require(self.threads is None or self.threads >= 1, "live.threads", "1 or more, or null", self.threads)
         valid = bool(self.fixed_gammas) and min(self.fixed_gammas) >= 1
@@ -272,9 +262,8 @@ class TrainSettings:
     """Everything that decides a training run; see configs/train.yaml.
 
     Attributes:
-        live: With it, real models decode in place of recordings.
         seeds: A number of seeds, counted from 0, or a list; a run for each.
-        processes: Runs at once of a study, a search or several seeds; None takes one per core.
+        processes: Number of simultaneous runs of a study or a search; None takes one per core.
     """
 
     agent: Mapping[str, object]
@@ -300,7 +289,7 @@ class TrainSettings:
     def __post_init__(self) -> None:
         """Checks ranges, and that settings of live decoding and of replay are not mixed."""
         _require(self.seed >= 0, "seed", "0 or more", self.seed)
-        _require(self.threads >= 1, "threads", "1 or more", self.threads)
+        _require_positive(self, "", "threads")
         if self.live is None:
             for name in ("model", "init_from"):
                 _require(getattr(self, name) is None, name, "null without env=live", getattr(self, name))
@@ -317,12 +306,8 @@ class TrainSettings:
         _require(not (self.is_study and self.search), "search", "null beside seeds or a study", self.search)
         fresh = self.search is None or self.seed not in self.search.final_seeds
         _require(fresh, "search.final_seeds", "to be seeds that the search has not seen", self.seed)
-        _require(
-            not (self.is_study or self.search) or self.resume is None,
-            "resume",
-            "null: name the folder in output",
-            self.resume,
-        )
+        single = not (self.is_study or self.search)
+        _require(single or self.resume is None, "resume", "null: name the folder in output", self.resume)
         listed = self.all_seeds
         got = listed if self.seeds is None else self.seeds  # a study may have its own
         _require(bool(listed) and min(listed) >= 0, "seeds", "at least one, 0 or more", got)
@@ -350,7 +335,7 @@ class PaperSettings:
 
     def __post_init__(self) -> None:
         """Checks ranges."""
-        _require(self.num_seeds >= 1, "paper.num_seeds", "1 or more", self.num_seeds)
+        _require_positive(self, "paper.", "num_seeds")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -371,7 +356,7 @@ class EvaluateSettings:
     def __post_init__(self) -> None:
         """Checks ranges."""
         _require(self.seed >= 0, "seed", "0 or more", self.seed)
-        _require(self.num_resamples >= 1, "num_resamples", "1 or more", self.num_resamples)
+        _require_positive(self, "", "num_resamples")
 
 
 def hyperparameters(settings: object) -> dict[str, str | int | float]:

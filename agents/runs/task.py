@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run learns on: recordings by split, a clock, the number to beat, and scores on validation prompts."""
+"""Training data of a run: recordings by split, cost tables, the best fixed gamma, and scores on validation prompts."""
 
 import hashlib
 import logging
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from speckv.types import GAMMA_MAX, Controller
 
 logger = logging.getLogger(__name__)
 
+_HEADER = ("compression", "dtype", "cost ratio", "plain tok/s", "best fixed gamma", "tok/s to beat", "x plain decoding")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
@@ -33,7 +35,6 @@ class Task:
 
     Attributes:
         train: Train prompts, validation prompts included; the best fixed gamma is tuned on them.
-        learning: Train prompts without the validation prompts.
         validation: Train prompts that choose the best checkpoint.
         sweep: Every fixed gamma on `train`.
         learning_cost: The clock while learning and validating; `cost` unless `learn` names another.
@@ -69,28 +70,10 @@ class Task:
         metadata, cost = self.train.metadata, self.cost
         throughputs = self.sweep.throughputs()
         rows = []
-        for column, (compression, gamma) in enumerate(self.best_fixed_gammas.items()):
+        for column, (name, gamma) in enumerate(self.best_fixed_gammas.items()):
             best, plain = throughputs[gamma, column], throughputs[0, column]
-            rows.append(
-                (
-                    compression,
-                    metadata.dtype.get(compression, "?"),
-                    f"{cost.cost_ratio(compression):.3f}",
-                    format_rate(plain),
-                    str(gamma),
-                    format_rate(best),
-                    f"{best / plain:.3f}",
-                )
-            )
-        header = (
-            "compression",
-            "dtype",
-            "cost ratio",
-            "plain tok/s",
-            "best fixed gamma",
-            "tok/s to beat",
-            "x plain decoding",
-        )
+            row = [name, metadata.dtype.get(name, "?"), f"{cost.cost_ratio(name):.3f}", format_rate(plain), str(gamma)]
+            rows.append([*row, format_rate(best), f"{best / plain:.3f}"])
         learning, validation, test = (len(t.prompt_ids) for t in (self.learning, self.validation, self.test))
         return (
             f"target   {metadata.target_id}\n"
@@ -102,7 +85,7 @@ class Task:
             f"cost     {cost.name} ({describe_clock(cost.kind, cost.checks)}), batch {cost.batch}, "
             f"sha256 {self.cost.sha256[:16]}\n\n"
             f"The number to beat: the best fixed gamma, tuned on the {len(self.train.prompt_ids)} train prompts\n"
-            f"{render_table(header, rows)}\n"
+            f"{render_table(_HEADER, rows)}\n"
         )
 
 
@@ -130,13 +113,13 @@ def load_cost(settings: CostSettings) -> CostTable:
 
 
 def load_task(data: DataSettings, cost: CostSettings, learn: LearnSettings | None = None) -> Task:
-    """Reads recordings and clock and finds the number to beat.
+    """Reads recordings and cost tables and tunes the best fixed gamma.
 
     Raises:
         TraceError: if the recordings cannot be used.
-        CostTableError: if a clock cannot be read or lacks a compression.
-        ConfigError: if no prompt is left for learning or for validation, or a test prompt is among them, or the
-            recordings to learn from are deeper than those to test on.
+        CostTableError: if a cost table cannot be read or lacks a compression.
+        ConfigError: if no prompt is left for learning or for validation, or the recordings to learn from hold a test
+            prompt or are deeper than those to test on.
     """
     learn = learn or AS_TESTED
     train, test = load_splits(data)
@@ -181,7 +164,7 @@ def load_task(data: DataSettings, cost: CostSettings, learn: LearnSettings | Non
 
 
 def first_of_tasks(traces: TraceSet, count: int) -> TraceSet:
-    """Keeps at most `count` prompts of each task: always the same ones, a smaller choice within a greater one."""
+    """Keeps the same `count` prompts of each task at every call; a smaller choice is part of a greater one."""
     tasks: dict[str, set[str]] = defaultdict(set)
     for sequence in traces.sequences:
         tasks[sequence.task].add(sequence.prompt_id)
@@ -228,14 +211,9 @@ class Score:
 
     def scalars(self) -> dict[str, float]:
         """TensorBoard tag -> value."""
+        names = [field.name for field in fields(self) if field.name not in ("by_compression", "sums")]
         return {
-            "eval/throughput": self.throughput,
-            "eval/best_fixed_throughput": self.best_fixed_throughput,
-            "eval/speedup_vs_ar": self.speedup_vs_ar,
-            "eval/speedup_vs_best_fixed": self.speedup_vs_best_fixed,
-            "eval/tokens_per_step": self.tokens_per_step,
-            "eval/mean_gamma": self.mean_gamma,
-            "eval/acceptance_rate": self.acceptance_rate,
+            **{f"eval/{name}": getattr(self, name) for name in names},
             **{f"eval/speedup_vs_best_fixed_{name}": value for name, value in self.by_compression.items()},
         }
 

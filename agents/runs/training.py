@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One training run, from checked settings to a closed record: what `train.py` does.
-
-Runs on recordings and live runs take the same steps: load what is decoded, prepare the learning, open the run folder,
-learn, evaluate, close the record. A setup supplies what differs: the environment, what resuming must agree on, and the
-final evaluation.
-"""
+"""One training run: `train`, and the setups of runs on recordings and of live runs."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +7,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -42,28 +37,43 @@ from agents.runs.environments import (
     make_environment,
     make_live_environment,
 )
-from agents.runs.evaluating import CONSTANTS, evaluate_controllers, warn_of_waiting
-from agents.runs.live_comparison import report_live
+from agents.runs.evaluating import CONSTANTS, report_comparison, warn_of_waiting
+from agents.runs.live_comparison import compare_live, report_live
 from agents.runs.monitor import LiveMonitor, Monitor, MonitorContext, ReplayMonitor, RunWriter
 from agents.runs.online import OnlineTraining
-from agents.runs.requests import DecodedRequest, Loader, RequestLog, load_live_task, load_models, warm_up
+from agents.runs.requests import DecodedRequest, Loader, RequestLog, load_live_task, load_models, summarise, warm_up
 from agents.runs.run_folder import EVALUATION, EVENTS, LAST, Run, RunFolder
 from agents.runs.settings import TrainSettings, hyperparameters
 from agents.runs.task import Score, Task, Validator, load_task
 from speckv.errors import ConfigError, SpecKVError, nearest
+from speckv.evaluation.compare import compare
 from speckv.evaluation.metrics import ALL
 from speckv.evaluation.report import TEXT
 from speckv.evaluation.results import headline
 from speckv.export.making import recording_facts
 from speckv.models.device import use_threads
 from speckv.runtime.policy import load_controller
-from speckv.types import FloatArray
+from speckv.types import Controller, FloatArray
 
 DECODED = "decoded.jsonl"
 _NEVER = 10**12
 """More episodes than any run has."""
 
 Figures = Mapping[str, object]
+
+
+class Training(Protocol):
+    """A way to learn: a fit, a Stable-Baselines3 learner, or an online learner."""
+
+    @property
+    def done(self) -> int:
+        """Steps so far."""
+
+    def begin(self, folder: RunFolder) -> str:
+        """Starts or resumes, and describes the training in a few words."""
+
+    def learn(self, folder: RunFolder, writer: RunWriter) -> None:
+        """Learns to the end."""
 
 
 def train(
@@ -85,23 +95,13 @@ def train(
     run = Run(name=name, agent=agent, settings=settings, console=console, config=config, overrides=overrides)
     setup = ReplaySetup(run) if settings.live is None else LiveSetup(run, load)
     console.write(setup.task.describe())
-    training = setup.prepare()
+    training: Training = setup.prepare()
     folder = setup.open_folder()
     summary = training.begin(folder)
     if summary:
         console.write(f"{name}: {summary}; run folder {folder.path}")
     with closing(RunWriter(folder / EVENTS, purge_step=training.done + 1 if run.resumes else None)) as writer:
-        try:
-            training.learn(folder, writer)
-            final, printed = setup.evaluate(training, folder, writer)
-        except (SpecKVError, KeyboardInterrupt):
-            if settings.live is not None:
-                training.keep(folder)
-                console.write(
-                    f"stopped; what was learned and decoded until then is in {folder.path}: decode with "
-                    f"controller={folder.path}, or go on with resume={folder.path}"
-                )
-            raise
+        final, printed = setup.learn_and_evaluate(folder, writer)
         if final:
             shared = {"agent": name, "reward": settings.reward.name, **setup.names, **hyperparameters(setup.run.agent)}
             writer.hyperparameters({"seed": settings.seed, **shared}, final, training.done)
@@ -110,10 +110,9 @@ def train(
 
 
 class Fitting:
-    """A controller that is made at once from the learning prompts."""
+    """Fits a controller to the learning prompts in one go."""
 
     done = 0
-    recent: Sequence[DecodedRequest] = ()
 
     def __init__(self, run: Run, task: Task, validator: Validator) -> None:
         settings = run.settings
@@ -125,8 +124,8 @@ class Fitting:
             met = {*task.learning.compressions, *task.test.compressions}
             known = [compression for compression in task.cost.compressions if compression in met]
             controller = with_cost_table(controller, task.cost, known)
-        self._run, self._task, self._validator, self.controller = run, task, validator, controller
-        self.score: Score | None = None
+        self._run, self._task, self._validator, self._controller = run, task, validator, controller
+        self._score: Score | None = None
 
     def begin(self, folder: RunFolder) -> str:  # noqa: ARG002
         """Does nothing."""
@@ -135,21 +134,22 @@ class Fitting:
     def learn(self, folder: RunFolder, writer: RunWriter) -> None:
         """Stores and scores the controller."""
         writer.layout()
-        self.keep(folder)
-        self.score = self._validator.score(self.controller)
-        folder.append_evaluation(0, self._validator.grid, self.score.sums)
+        folder.save_policy(self._controller, provenance_of(self._run, self._task), **self._task.deployment)
+        self._score = self._validator.score(self._controller)
+        folder.append_evaluation(0, self._validator.grid, self._score.sums)
 
-    def keep(self, folder: RunFolder) -> None:
-        """Stores the controller."""
-        folder.save_policy(self.controller, provenance_of(self._run, self._task), **self._task.deployment)
+    def best(self, folder: RunFolder, validator: Validator) -> tuple[Controller, Score]:  # noqa: ARG002
+        """The controller and its score on validation prompts."""
+        assert self._score is not None, "learn comes first"
+        return self._controller, self._score
 
 
 class LearnerTraining:
     """A Stable-Baselines3 learner in an environment: from its first step, a stored policy or a checkpoint.
 
     Args:
-        place: Description of environments and machine to print; None prints what learning begins with.
-        source: Folder of a stored policy to begin with, or None.
+        place: Describes environments and machine for the user; without it, the start of learning is described.
+        source: Folder of a stored policy to begin with.
     """
 
     def __init__(
@@ -189,11 +189,7 @@ class LearnerTraining:
         return self._env.recent
 
     def begin(self, folder: RunFolder) -> str:
-        """Loads the checkpoint of a resumed run, or measures the observations' scale with random actions.
-
-        Raises:
-            CheckpointError: if there is no checkpoint, or it does not fit.
-        """
+        """Loads the checkpoint of a resumed run, or measures the observations' scale with random actions."""
         run, env = self._run, self._env
         settings = run.settings
         if run.resumes:
@@ -214,11 +210,10 @@ class LearnerTraining:
         return make_learner(self._run.agent, self._env.vec, seed=self._run.settings.seed, mean=zeros, std=zeros + 1)
 
     def learn(self, folder: RunFolder, writer: RunWriter) -> None:
-        """Learns to the end, saving as it goes.
+        """Learns to the end; every update may be saved.
 
         Raises:
             InterruptedTraining: at the update after a signal, saved.
-            SpecKVError: as the environment; the state after the last update is saved.
         """
         model, total = self.model, self._run.agent.total_steps
         if self.done >= total:
@@ -248,6 +243,11 @@ class LearnerTraining:
                 self._env.end()
             request.raise_if_set()
 
+    def best(self, folder: RunFolder, validator: Validator) -> tuple[Controller, Score]:
+        """The best checkpoint's controller and its score on validation prompts."""
+        controller = load_controller(folder.path)
+        return controller, validator.score(controller)
+
     def keep(self, folder: RunFolder) -> None:
         """Does nothing: the monitor has saved the state after the last update."""
 
@@ -258,14 +258,18 @@ def train_on_recordings(run: Run, task: Task, validator: Validator) -> LearnerTr
     vec = make_environment(task.learning, task.learning_cost, settings.env, settings.reward, run.agent.num_envs)
     torch.set_num_threads(settings.threads)
     env, threads = ReplayEnvironment(vec), f"{settings.threads} thread{'s' if settings.threads > 1 else ''}"
-    place = f"{run.agent.num_envs} environments, on the CPU with {threads}"
-    monitor = partial(ReplayMonitor, env, validator)
-    provenance = provenance_of(run, task)
-    return LearnerTraining(run, env, monitor, provenance=provenance, deployment=task.deployment, place=place)
+    return LearnerTraining(
+        run,
+        env,
+        partial(ReplayMonitor, env, validator),
+        provenance=provenance_of(run, task),
+        deployment=task.deployment,
+        place=f"{run.agent.num_envs} environments, on the CPU with {threads}",
+    )
 
 
 def provenance_of(run: Run, task: Task) -> dict[str, object]:
-    """What is stored with the controller of a run on recordings."""
+    """Provenance of the controller of a run on recordings."""
     return {
         **recording_facts(task.train),
         "agent": run.name,
@@ -277,13 +281,10 @@ def provenance_of(run: Run, task: Task) -> dict[str, object]:
     }
 
 
-Training = Fitting | LearnerTraining | OnlineTraining
-"""Ways to learn. `begin` starts or resumes and describes the run in a few words, `learn` continues to the end, `keep`
-stores the controller after an error, `done` counts steps."""
-
-
 class ReplaySetup:
     """A run on recordings."""
+
+    _training: Fitting | LearnerTraining
 
     def __init__(self, run: Run) -> None:
         settings = run.settings
@@ -303,11 +304,11 @@ class ReplaySetup:
         """Names of clock and recordings."""
         return {"cost": self.task.cost.name, "traces": Path(self.task.traces_name).name}
 
-    def prepare(self) -> Training:
-        """Makes the learner, or the controller itself."""
-        if isinstance(self.run.agent, LearnerSettings):
-            return train_on_recordings(self.run, self.task, self._validator)
-        return Fitting(self.run, self.task, self._validator)
+    def prepare(self) -> Fitting | LearnerTraining:
+        """Makes the learner, or fits the controller."""
+        make = train_on_recordings if isinstance(self.run.agent, LearnerSettings) else Fitting
+        self._training = make(self.run, self.task, self._validator)
+        return self._training
 
     def open_folder(self) -> RunFolder:
         """Opens the run folder."""
@@ -318,40 +319,38 @@ class ReplaySetup:
         }
         return self.run.open_folder(self.run.name, task.cost.name, facts, {"threads": settings.threads})
 
-    def evaluate(self, training: Training, folder: RunFolder, writer: RunWriter) -> tuple[dict[str, float], Figures]:
-        """Compares on the test prompts, unless a search leaves that out."""
+    def learn_and_evaluate(self, folder: RunFolder, writer: RunWriter) -> tuple[dict[str, float], Figures]:
+        """Learns, then compares on the test prompts unless a search leaves that out."""
         task, settings = self.task, self.run.settings
-        if isinstance(training, Fitting):
-            controller, score = training.controller, training.score
-        else:
-            controller = load_controller(folder.path)
-            score = self._validator.score(controller)
-        assert score is not None
+        self._training.learn(folder, writer)
+        controller, score = self._training.best(folder, self._validator)
         final = {f"final/{key.removeprefix('eval/')}": value for key, value in score.scalars().items()}
         if not settings.eval.on_test:
             return final, final
-        comparison = evaluate_controllers(
-            [controller],
+        comparison = compare(
             train=task.train,
             test=task.test,
             cost=task.cost,
-            output=folder / EVALUATION,
+            controllers=[controller],
             num_resamples=settings.eval.num_resamples,
             seed=settings.seed,
-            console=self.run.console,
             train_sweep=task.sweep,
         )
+        output = folder / EVALUATION
+        report_comparison(comparison, [controller], task.test, task.cost, output, self.run.console)
         row = comparison.group(ALL, ALL).row(controller.name)
         final["final/test_throughput"] = row.throughput
         final["final/test_speedup_vs_ar"] = row.geomean_vs_ar.estimate
         final["final/test_speedup_vs_best_fixed"] = row.geomean_vs_best_fixed.estimate
-        pictures = {path.stem: path for path in sorted((folder / EVALUATION).glob("*.png"))}
-        writer.evaluation((folder / EVALUATION / TEXT).read_text(encoding="utf-8"), pictures, training.done)
+        pictures = {path.stem: path for path in sorted(output.glob("*.png"))}
+        writer.evaluation((output / TEXT).read_text(encoding="utf-8"), pictures, self._training.done)
         return final, headline(comparison)
 
 
 class LiveSetup:
     """A run in which real models decode."""
+
+    _training: LearnerTraining | OnlineTraining
 
     def __init__(self, run: Run, load: Loader) -> None:
         settings = run.settings
@@ -370,7 +369,7 @@ class LiveSetup:
         """Name of the clock."""
         return {"cost": self.task.cost.name}
 
-    def prepare(self) -> Training:
+    def prepare(self) -> LearnerTraining | OnlineTraining:
         """Makes the learner and warms the models up."""
         run, task, log = self.run, self.task, self._log
         provenance: dict[str, str | int | float] = {
@@ -381,15 +380,14 @@ class LiveSetup:
             "live": json.dumps(task.facts, sort_keys=True),
             "seed": run.settings.seed,
         }
-        training: Training
         if isinstance(run.agent, LearnerSettings):
             env = LiveEnvironment(make_live_environment(task, run.settings), log, run.name, self._live.recent)
             monitor = partial(LiveMonitor, env)
-            training = LearnerTraining(run, env, monitor, provenance=provenance, source=self._source)
+            self._training = LearnerTraining(run, env, monitor, provenance=provenance, source=self._source)
         else:
-            training = OnlineTraining(run, task, log, self._source, provenance)
+            self._training = OnlineTraining(run, task, log, self._source, provenance)
         warm_up(task)
-        return training
+        return self._training
 
     def open_folder(self) -> RunFolder:
         """Opens the run folder and the log of requests in it."""
@@ -400,11 +398,29 @@ class LiveSetup:
         self._log.path = folder / DECODED
         return folder
 
-    def evaluate(self, training: Training, folder: RunFolder, writer: RunWriter) -> tuple[dict[str, float], Figures]:  # noqa: ARG002
-        """Compares on the held-out prompts and writes the report."""
-        controller = load_controller(folder.path) if self._live.heldout else None
-        with catch_signals() as request:
-            final = report_live(self.run, self.task, folder, controller, training.recent, self._log, request)
+    def learn_and_evaluate(self, folder: RunFolder, writer: RunWriter) -> tuple[dict[str, float], Figures]:
+        """Learns, then compares on the held-out prompts; an error or Ctrl-C leaves the controller saved."""
+        training = self._training
+        try:
+            training.learn(folder, writer)
+            if training.recent:
+                self.run.console.write(
+                    f"\nWhile learning, the last {len(training.recent)} requests: "
+                    f"{summarise(training.recent)['tokens_per_s']:.2f} tokens/s, exploration included, on train prompts"
+                )
+            comparison = None
+            if self._live.heldout:
+                controller = load_controller(folder.path)
+                with catch_signals() as request:
+                    comparison = compare_live(self.task, controller, self._live.fixed_gammas, self._log, request)
+            final = report_live(self.run, self.task, folder, training.recent, comparison)
+        except (SpecKVError, KeyboardInterrupt):
+            training.keep(folder)
+            self.run.console.write(
+                f"stopped; what was learned and decoded until then is in {folder.path}: decode with "
+                f"controller={folder.path}, or go on with resume={folder.path}"
+            )
+            raise
         return final, final
 
 
@@ -417,7 +433,7 @@ def _require_learns_live(name: str, agent: Any, decides: str) -> None:
         )
     if not isinstance(agent, LearnerSettings):
         if decides != "per_step":
-            raise ConfigError(f"Expected env=live for {name}, which itself says when it decides, got {decides}.")
+            raise ConfigError(f"Expected env=live for {name}, which decides at moments of its own, got {decides}.")
         return
     agent.check_environment(decides)
     if agent.num_envs != 1:

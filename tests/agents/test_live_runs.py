@@ -339,7 +339,7 @@ def test_a_policy_of_the_other_granularity_or_range_is_refused(tmp_path: Path) -
     [
         ({"name": "survival"}, "per_step", ConfigError, "learns from live requests"),
         ({"name": "dqn"}, "per_step", ConfigError, "learns from live requests"),
-        ({"name": "ucb1"}, "per_token", ConfigError, "which itself says when it decides"),
+        ({"name": "ucb1"}, "per_token", ConfigError, "which decides at moments of its own"),
         ({**TINY_LIVE_PPO, "num_envs": 2}, "per_step", ConfigError, r"agent\.num_envs=1"),
         (
             {**TINY_LIVE_PPO, "name": "recurrent_ppo", "lstm_hidden": 8},
