@@ -30,18 +30,14 @@ def settings_from(config: DictConfig) -> TrainSettings:
 
 
 def check(config: DictConfig, overrides: Sequence[str] = ()) -> None:
-    """Checks a composed config, or the saved one that it resumes, and every arm of a study.
-
-    Raises:
-        SpecKVError: naming the setting, and the arm if it is an arm's.
-    """
+    """Checks a composed config, or the saved one that it resumes, and every arm of a study."""
     settings = settings_from(resumed(config))
     if settings.search is not None:
         compose_checked(NAME, [*shared_overrides(overrides), *first_values(settings.search.space), "search=null"])
     arms: dict[str, DictConfig] = {}
     for child in runs_of(settings, overrides) if settings.is_study else ():
         try:
-            if child.arm not in arms:
+            if child.arm not in arms:  # its runs differ by their seed alone
                 arms[child.arm] = compose_checked(NAME, child.overrides)
                 settings_from(arms[child.arm])
             require_unchanged(child.folder, arms[child.arm])

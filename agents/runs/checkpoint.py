@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learning that does not start from nothing: checkpoints continue a run, stored controllers begin a live one.
+"""Checkpoints that continue a run, and stored controllers that begin a live one.
 
-A checkpoint continues a run as if it had never stopped. Stable-Baselines3's own archive leaves out the environments'
-states and generators, the last observations, and the global generators, which its loading even reseeds. All of it is
-here, as tensors and JSON: nothing is unpickled but what PyTorch's safe loader allows.
+A run continues from its checkpoint as if it had never stopped. Stable-Baselines3's own archive leaves out the
+environments' states and generators, the last observations, and the global generators, which its loading even reseeds.
 """
 
 import io
@@ -69,11 +68,7 @@ class LearnerProgress:
 def save(
     path: Path, model: BaseAlgorithm, env: Resumable, progress: LearnerProgress, *, with_replay: bool = True
 ) -> None:
-    """Writes the whole state between two rollouts, or leaves the file as it was.
-
-    Args:
-        with_replay: Whether to save the memory of a learner that replays; without it the file continues no run.
-    """
+    """Writes the whole state between two rollouts; a file without the replay buffer cannot continue a run."""
     arrays, generators = env.get_state()
     arrays |= get_arrays(model, with_replay=with_replay)
     name, keys, *rest = cast(tuple[str, Uint32, int, int, float], np.random.get_state(legacy=True))  # noqa: NPY002
@@ -99,12 +94,9 @@ def save(
 
 
 def load(path: Path, model: BaseAlgorithm, env: Resumable) -> LearnerProgress:
-    """Puts a saved state into a freshly built learner and its freshly built environments.
+    """Restores a saved state in a freshly built learner and its environments, or raises CheckpointError.
 
-    The learner's settings, the recordings and the clock must be those it was saved with: the caller checks that.
-
-    Raises:
-        CheckpointError: if there is no checkpoint, or it is damaged or does not fit.
+    The caller checks that settings, recordings and cost table are those of the saved run.
     """
     content = _read(path)
     try:
@@ -130,7 +122,7 @@ def load(path: Path, model: BaseAlgorithm, env: Resumable) -> LearnerProgress:
 
 
 def load_policy(path: Path, model: BaseAlgorithm) -> None:
-    """Puts the saved network alone, normalisation included, into a freshly built learner."""
+    """Restores the saved network alone, normalisation included, in a freshly built learner."""
     content = _read(path)
     try:
         model.policy.load_state_dict(content["policy"])
@@ -159,11 +151,7 @@ def _read(path: Path) -> _Content:
 
 
 def find_source(init_from: str, cost: str) -> Path:
-    """Resolves a run folder, a policy folder, the name of a shipped policy, or "shipped": that of the cost table.
-
-    Raises:
-        CheckpointError: if it is none of them.
-    """
+    """Resolves a run folder, a policy folder, the name of a shipped policy, or "shipped": that of the cost table."""
     names = sorted(path.stem for path in SHIPPED.iterdir() if path.is_dir())
     name = cost if init_from == "shipped" else init_from
     if name in names:
@@ -177,11 +165,11 @@ def find_source(init_from: str, cost: str) -> Path:
 
 
 def start_bandit(name: str, settings: Any, source: Path, cost: CostTable, compression: str, seed: int) -> Bandit:
-    """Makes an online learner with the state of a stored one and this run's clock.
+    """Makes an online learner with the state of a stored one and this run's cost table.
 
     Raises:
         CheckpointError: if the folder holds no such learner, or one without the compression.
-        CostTableError: if the clock lacks a compression of the stored one.
+        CostTableError: if the cost table lacks a compression of the stored one.
     """
     bandit = load_controller(source)
     if not isinstance(bandit, Bandit) or bandit.kind != name:
@@ -194,7 +182,7 @@ def start_bandit(name: str, settings: Any, source: Path, cost: CostTable, compre
     known = bandit.times
     if compression not in known.compressions:
         raise CheckpointError(
-            f"Expected init_from to hold a bandit that has met {compression}, got one of {list(known.compressions)}. "
+            f"Expected init_from to hold a bandit trained on {compression}, got one of {list(known.compressions)}. "
             "Train it on recordings of that compression, or begin without init_from."
         )
     moved = bandit.with_times(StepTimes.of(cost, known.compressions, gamma_max=known.verify_s.shape[1] - 1))
@@ -203,13 +191,9 @@ def start_bandit(name: str, settings: Any, source: Path, cost: CostTable, compre
 
 
 def start_learner(model: BaseAlgorithm, source: Path, gamma_max: int) -> str:
-    """Gives a fresh learner the parameters and the normalisation of a trained policy.
+    """Copies a trained policy's parameters and normalisation into a fresh learner, and describes the copy.
 
-    A whole checkpoint gives actor and critic. A policy alone, such as the shipped ones, gives the actor, and the critic
-    begins untrained. The optimiser begins anew in either case.
-
-    Returns:
-        What was copied, for the user.
+    A checkpoint has actor and critic, a policy alone only the actor. The optimiser begins anew in either case.
 
     Raises:
         CheckpointError: if the folder holds no policy of a learner, or one of another environment or architecture.

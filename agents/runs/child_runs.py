@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training runs as child processes, several at once with one thread each; finished runs are not repeated."""
+"""Training runs as child processes with one thread each; finished runs are not repeated."""
 
 import fcntl
 import os
@@ -20,7 +20,7 @@ from speckv.evaluation.report import PER_PROMPT
 
 LOG = "log.txt"
 ERROR_PREFIX = "speckv: "
-"""Start of the line in which a program reports an expected error."""
+"""Start of an expected error's line."""
 PROGRAM = Path(__file__).resolve().parents[2] / "train.py"
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 POLL_S = 0.2
@@ -66,7 +66,7 @@ class ChildRun:
 
     @property
     def command(self) -> list[str]:
-        """Begins the run, or resumes it from its checkpoint."""
+        """Command line that begins the run, or resumes it from its checkpoint."""
         if self.resumable:
             return [sys.executable, str(PROGRAM), f"resume={self.folder}"]
         return [sys.executable, str(PROGRAM), *self.overrides, f"output={self.folder}"]
@@ -115,8 +115,8 @@ class ChildRun:
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ConfigError(
-                f"Expected nobody at work in {self.folder}, but a run that an earlier start left behind is. Wait for "
-                "its end or stop it, and run the same command again."
+                f"Expected no running process in {self.folder}, but a run that an earlier start left behind is there. "
+                "Wait for its end or stop it, and run the same command again."
             ) from error
 
 
@@ -168,7 +168,7 @@ def _require_success(run: ChildRun, status: int) -> None:
         return
     raise SpecKVError(
         f"Expected {run.arm}, seed {run.seed}, to finish, got exit status {status}: {run.error_text} "
-        f"({run.log} has it all). Mend it and run the same command again; finished runs are kept."
+        f"(full log: {run.log}). Mend it and run the same command again; finished runs are kept."
     )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Talking with the user of a run: text, progress, and the signals that ask it to stop."""
+"""Text output, progress bars, and stop signals of a run."""
 
 import signal
 import sys
@@ -24,7 +24,7 @@ class InterruptedTraining(Exception):  # noqa: N818
 
     @property
     def exit_code(self) -> int:
-        """What a shell reports for a program that the signal ended."""
+        """The shell's exit code for a program that the signal ended."""
         return 128 + self.signum
 
 
@@ -48,7 +48,7 @@ class StopRequest:
 
 @contextmanager
 def catch_signals() -> Iterator[StopRequest]:
-    """Records SIGINT and SIGTERM while the block runs. Handlers need the main thread; other threads record nothing."""
+    """Records SIGINT and SIGTERM while the block runs; outside the main thread, which handlers need, nothing."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
@@ -84,7 +84,7 @@ class Console:
 
     @contextmanager
     def progress(self, total: int, completed: int = 0, unit: str = "step") -> Iterator[ProgressBar]:
-        """Shows progress towards `total` units while the block runs."""
+        """Opens a progress bar of `total` units for the block."""
         if not self._stream.isatty():
             yield _PlainProgress(self, total, completed, unit)
             return

@@ -29,17 +29,17 @@ class Resumable(Protocol):
     """Environments with a state that a checkpoint can hold."""
 
     def get_state(self) -> tuple[dict[str, NDArray[Any]], list[dict[str, Any]]]:
-        """Copies it out: arrays by name, and what JSON can hold."""
+        """Copies the state: arrays by name, and JSON data of each generator."""
 
     def set_state(self, arrays: Mapping[str, NDArray[Any]], generators: Sequence[Mapping[str, Any]]) -> None:
-        """Puts it back."""
+        """Restores a copied state."""
 
     def set_lambda(self, values: Mapping[str, float]) -> None:
         """Sets the throughput, in tokens a second, that some rewards compare with."""
 
 
 class LearnerEnvironment:
-    """What a learner steps."""
+    """A vector environment of a learner; `recent` holds the last live requests."""
 
     recent: Sequence[DecodedRequest] = ()
 
@@ -50,11 +50,11 @@ class LearnerEnvironment:
         """Prepares for learning, after the observations were measured or a checkpoint was loaded."""
 
     def end(self) -> None:
-        """Closes what learning left open."""
+        """Ends an unfinished episode."""
 
 
 class ReplayEnvironment(LearnerEnvironment):
-    """Recordings."""
+    """Replays recordings."""
 
     def __init__(self, vec: SB3VecEnv) -> None:
         super().__init__(vec, vec.envs, vec.envs.core.gamma_max)
@@ -62,7 +62,7 @@ class ReplayEnvironment(LearnerEnvironment):
 
 
 class LiveEnvironment(LearnerEnvironment):
-    """Requests that real models decode, one at a time."""
+    """Decodes live requests, one at a time."""
 
     def __init__(self, env: LiveDecodingEnv, log: RequestLog, arm: str, recent: int) -> None:
         self.recorder = RequestRecorder(env, log, arm, recent)
@@ -86,7 +86,7 @@ class LiveEnvironment(LearnerEnvironment):
 
 
 class RequestRecorder(gym.Wrapper[FloatArray, np.int64, FloatArray, np.int64]):
-    """Logs every request, and gives Stable-Baselines3 its figures of an episode."""
+    """Logs every request, and adds the episode's figures for Stable-Baselines3 to `info`."""
 
     def __init__(self, env: LiveDecodingEnv, log: RequestLog, arm: str, recent: int) -> None:
         super().__init__(env)
@@ -146,11 +146,11 @@ class RequestRecorder(gym.Wrapper[FloatArray, np.int64, FloatArray, np.int64]):
             self.live.set_lambda(rate)
 
     def get_state(self) -> tuple[dict[str, NDArray[Any]], list[dict[str, Any]]]:
-        """The generator as it was when the present request began, and the request's number."""
+        """The generator's state at the start of the current request, and the request's number."""
         return {}, [{"generator": self._before, "request": self.number}]
 
     def set_state(self, arrays: Mapping[str, NDArray[Any]], generators: Sequence[Mapping[str, Any]]) -> None:
-        """Makes the next reset begin the request anew that was being decoded when the state was copied."""
+        """Makes the next reset restart the request of the copied state."""
         del arrays
         (state,) = generators
         self._current = None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An online learner on a stream of live requests, saved after each of them."""
+"""Online learning from a stream of live requests, saved after each request."""
 
 import json
 from collections.abc import Mapping
@@ -29,11 +29,7 @@ _STATE = "live_state"
 
 @dataclass(slots=True, kw_only=True)
 class OnlineProgress:
-    """State of a stream beside its learner.
-
-    Attributes:
-        reward: Sum over steps of tokens per second, in units of plain decoding on the cost table.
-    """
+    """State of a stream beside its learner; `reward` sums tokens per second over steps, plain decoding's as unit."""
 
     next_request: int = 0
     num_steps: int = 0
@@ -54,7 +50,6 @@ class OnlineTraining:
         self._bandit, self._begun_with = self._first(source)
 
     def _first(self, source: Path | None) -> tuple[Bandit, str]:
-        """The learner to begin with, and where it comes from, for the user."""
         run, task, settings = self._run, self._task, self._run.settings
         if settings.resume is not None:
             bandit, self.progress = load_online(Path(settings.resume) / CHECKPOINT, run.name, run.agent)
@@ -81,19 +76,14 @@ class OnlineTraining:
         return self.progress.recent
 
     def begin(self, folder: RunFolder) -> str:
-        """Saves the first state, or continues the log; returns what the run does, for the user."""
+        """Saves the first state, or continues the log; describes the run in a few words."""
         self._log.drop_from(self.progress.next_request)
         if not self._run.resumes:
             self._save(folder)
         return f"{self._live.requests} requests, beginning with {self._begun_with}"
 
     def learn(self, folder: RunFolder, writer: RunWriter) -> None:
-        """Decodes the rest of the stream.
-
-        Raises:
-            InterruptedTraining: after the request during which a signal came, saved.
-            SpecKVError: as `generate`.
-        """
+        """Decodes the rest of the stream; a signal raises InterruptedTraining once its request is saved."""
         task, total, progress = self._task, self._live.requests, self.progress
         order = draw_requests(range(len(task.learning)), total, np.random.default_rng(self._run.settings.seed))
         plain_s = task.cost.plain_s(task.compression)

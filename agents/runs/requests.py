@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Live requests: the models and prompts of a run, one decoded request, and the log of all of them."""
+"""Live requests: models and prompts of a run, decoded requests, and their log."""
 
 import hashlib
 import json
@@ -27,12 +27,7 @@ _WARM_UP_TOKENS = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedPair:
-    """Models ready to decode.
-
-    Attributes:
-        encode: Text of a prompt -> token ids.
-        facts: Target, draft, compression, dtype and device, by name.
-    """
+    """Models ready to decode; `facts` has target, draft, compression, dtype and device."""
 
     engine: Engine
     encode: Callable[[str], list[int]]
@@ -40,16 +35,16 @@ class LoadedPair:
 
 
 Loader = Callable[[Mapping[str, object], SamplingConfig], LoadedPair]
-"""The config group `model` and how to sample -> models."""
+"""(config group `model`, sampling) -> models."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveTask:
-    """Models, prompts and clock of a live run.
+    """Models, prompts and cost table of a live run.
 
     Attributes:
-        cost: Cost ratio of observations, unit of rewards; real seconds come from the engine's clock.
-        facts: What decides a run besides agent, cost and seed.
+        cost: Gives the observations' cost ratio and the rewards' unit; seconds come from the engine's clock.
+        facts: Must be the same when the run resumes.
     """
 
     engine: Engine
@@ -67,16 +62,14 @@ class LiveTask:
 
     def describe(self) -> str:
         """The first screen of a run."""
-        rows = [f"{name:<11}  {self.facts[name]}" for name in ("target", "draft", "compression", "dtype", "device")]
-        return "\n".join(
-            [
-                *rows,
-                f"{'prompts':<11}  {len(self.learning)} to learn from, {len(self.heldout)} held out; "
-                f"up to {self.max_new_tokens} tokens each",
-                f"{'cost':<11}  {self.cost.name} ({self.cost.kind}) for the observation and the rewards' unit; "
-                "seconds are this machine's\n",
-            ]
+        rows = {name: self.facts[name] for name in ("target", "draft", "compression", "dtype", "device")}
+        rows["prompts"] = (
+            f"{len(self.learning)} to learn from, {len(self.heldout)} held out; up to {self.max_new_tokens} tokens each"
         )
+        rows["cost"] = (
+            f"{self.cost.name} ({self.cost.kind}) for the observation and the rewards' unit; seconds are this machine's"
+        )
+        return "".join(f"{name:<11}  {value}\n" for name, value in rows.items())
 
 
 def load_models(model: Mapping[str, object], sampling: SamplingConfig) -> LoadedPair:
@@ -110,12 +103,11 @@ def _without_folders(name: str) -> str:
 
 
 def load_live_task(settings: TrainSettings, load: Loader) -> LiveTask:
-    """Reads prompts and clock, then loads the models.
+    """Reads prompts and cost table, then loads the models.
 
     Raises:
         DataError: if no prompt is left to learn from, or none for the comparison.
-        CostTableError: if the clock cannot be read or lacks the compression.
-        SpecKVError: as `load`.
+        CostTableError: if the cost table cannot be read or lacks the compression.
     """
     live, budget = settings.live, settings.env.budget
     assert live is not None
@@ -136,7 +128,7 @@ def load_live_task(settings: TrainSettings, load: Loader) -> LiveTask:
     if not learning or (live.heldout and not heldout):
         raise DataError(
             "Expected train prompts to learn from and test prompts to compare on, of at most "
-            f"{live.max_prompt_tokens} tokens, got {len(learning)} and {len(heldout)}. Add some, say their split, or "
+            f"{live.max_prompt_tokens} tokens, got {len(learning)} and {len(heldout)}. Add some, name their split, or "
             "leave the comparison out with live.heldout=0."
         )
     text = json.dumps([[p.prompt_id, list(p.tokens)] for p in (*learning, *heldout)])
@@ -161,8 +153,7 @@ def load_live_task(settings: TrainSettings, load: Loader) -> LiveTask:
 class DecodedRequest:
     """One request as it is decoded; sums over decode steps, the prefill left out.
 
-    Attributes:
-        seconds: Time of the steps; with the controller's time where `generate` drove them.
+    `seconds` includes the controller's time only where `generate` decoded.
     """
 
     number: int
@@ -185,11 +176,7 @@ class DecodedRequest:
         self.seconds += outcome.seconds
 
     def line(self, tokens: Sequence[int], finish: str | None) -> dict[str, object]:
-        """The request's record in the log.
-
-        Args:
-            finish: "eos", "length", or None for a request that was cut off.
-        """
+        """The request's record in the log; `finish` is "eos", "length", or None for a request that was cut off."""
         return {
             "request": self.number,
             "prompt_id": self.prompt_id,
@@ -224,7 +211,7 @@ def summarise(requests: Sequence[DecodedRequest]) -> dict[str, float]:
 
 
 class RequestLog:
-    """A JSON Lines file with a line a request, readable at any moment."""
+    """A JSON Lines file with one line per request; `path` is None until the run folder is open."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
@@ -240,14 +227,14 @@ class RequestLog:
             os.close(file)
 
     def read(self) -> list[dict[str, object]]:
-        """Reads every whole line; a crash of the machine may leave a last one incomplete."""
+        """Reads every whole line; a crash may leave the last one incomplete."""
         if self.path is None or not self.path.is_file():
             return []
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def drop_from(self, number: int) -> None:
-        """Drops what will be decoded again: requests from a number on, and any comparison."""
+        """Drops requests from a number on and any comparison, which will be decoded again."""
         if self.path is None or not self.path.is_file():
             return
         kept = [r for r in self.read() if r["phase"] != COMPARE and int(str(r["request"])) < number]
@@ -255,10 +242,7 @@ class RequestLog:
 
 
 def warm_up(task: LiveTask) -> None:
-    """Decodes a few tokens with and without drafts and captures what all requests need.
-
-    First calls allocate memory and choose kernels; their times would mislead a learner.
-    """
+    """Decodes a few tokens with and without drafts, because first calls allocate memory and choose kernels."""
     longest = max(len(prompt.tokens) for prompt in (*task.learning, *task.heldout))
     task.engine.capture_ahead(longest + task.max_new_tokens)
     for gamma in (0, 2):
@@ -276,9 +260,7 @@ def decode_request(
 ) -> GenerationResult:
     """Decodes a prompt; an online controller learns from it.
 
-    Args:
-        decoded: Fresh; holds the request's sums afterwards, also where an error or a signal cuts it off.
-        log: Takes the request's line in both cases.
+    `decoded` collects the sums, and the log gets its line, also if an error or a signal cuts the request off.
     """
     prefilled = False
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One training run: what decides it, its folder, and where its results come from."""
+"""One training run: its settings, its folder, and the provenance of its results."""
 
 import csv
 import datetime
@@ -54,14 +54,7 @@ class RunFolder:
 
     @staticmethod
     def create(output: str | None, runs_dir: str, name: str) -> "RunFolder":
-        """Makes a new folder.
-
-        Args:
-            output: Its path; None makes `runs_dir/name`, with a number behind a name that is taken.
-
-        Raises:
-            ConfigError: if `output` exists and is not empty.
-        """
+        """Makes the folder `output`, which must be new or empty, or without it `runs_dir/name`, numbered if taken."""
         if output is not None:
             path = Path(output)
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -85,26 +78,17 @@ class RunFolder:
         return self.path / name
 
     def record_start(self, config: str, overrides: Sequence[str], facts: Mapping[str, object]) -> None:
-        """Writes the resolved config, the overrides, and what else decides the result."""
+        """Writes the overrides, the resolved config and the facts."""
         # The overrides first: with them a study recognises a run that was stopped and may be started again.
         write_atomically(self / OVERRIDES, "".join(f"{line}\n" for line in overrides))
         write_atomically(self / CONFIG, config)
         write_atomically(self / RUN, canonical_json(facts))
 
-    def read_facts(self) -> Mapping[str, object]:
-        """Reads the facts that `record_start` wrote."""
-        facts = read_facts(self.path)
-        if not facts:
-            raise CheckpointError(f"Expected a run folder with a {RUN} at {self.path}, found none.")
-        return facts
-
     def require_same(self, facts: Mapping[str, object], keys: Sequence[str]) -> None:
-        """Passes if the run in this folder began with the same facts under these keys.
-
-        Raises:
-            CheckpointError: naming the first that differs.
-        """
-        before = self.read_facts()
+        """Passes if the run in this folder began with the same facts under these keys, or raises CheckpointError."""
+        before = read_facts(self.path)
+        if not before:
+            raise CheckpointError(f"Expected a run folder with a {RUN} at {self.path}, found none.")
         for key in keys:
             if before.get(key) != facts[key]:
                 raise CheckpointError(
@@ -131,7 +115,7 @@ class RunFolder:
             file.write(csv_text(rows))
 
     def drop_evaluations_after(self, step: int) -> None:
-        """Drops rows behind the checkpoint that a run resumes from; they will be written again."""
+        """Drops rows after the checkpoint that a run resumes from; they will be written again."""
         path = self / EVAL
         if not path.exists():
             return
@@ -143,7 +127,7 @@ class RunFolder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What decides a training run, and where it prints."""
+    """Settings of a training run, and its console."""
 
     name: str
     agent: Any
@@ -190,7 +174,7 @@ class Run:
 
 
 def provenance() -> dict[str, object]:
-    """Commit, machine and package versions that a result comes from; names no person and no host."""
+    """Commit, machine and package versions of a result, without names of persons and hosts."""
     machine = {"platform": platform.platform(), "processor": platform.machine(), "cpu_count": usable_cores()}
     return {"commit": _commit(), "machine": machine, "versions": _versions()}
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Search for hyper-parameters: trials, then the best trials and the shipped settings on fresh seeds.
 
-Trials are scored on validation prompts, as checkpoints are. The best of many trials is partly luck, so the best few are
-trained again with fresh seeds beside the shipped settings, and the one with the best score on validation prompts wins.
-Test prompts are replayed at the end, for the report only.
+The best of many trials is partly luck: hence the fresh seeds. Scores on validation prompts decide; test prompts are
+replayed at the end, for the report only.
 """
 
 import shlex
@@ -42,7 +41,7 @@ def run_search(settings: TrainSettings, console: Console, *, overrides: Sequence
     assert search is not None
     folder = Path(settings.output) if settings.output else Path(settings.runs_dir) / search.name
     task = load_task(settings.data, settings.cost, settings.learn)
-    validator = Validator(task.validation, task.learning_cost, task.validation_gammas)
+    validator = task.validator()
     shared = [override for override in shared_overrides(overrides) if group_of(override) != "search"]
     ground = {"cost_sha256": task.learning_cost.sha256, "traces_sha256": task.learning.sha256}
     terms = {"overrides": sorted(shared), "seed": settings.seed, "space": dict(search.space), **ground}
@@ -59,8 +58,8 @@ def run_search(settings: TrainSettings, console: Console, *, overrides: Sequence
     best = best_trials(study, search.top)
     if not best:
         raise ConfigError(
-            f"Expected a trial of {search.name} to finish, got none: {folder / TRIALS} says why. Mend that and name "
-            "another output."
+            f"Expected a trial of {search.name} to finish, got none: the logs in {folder / TRIALS} hold the errors. "
+            "Mend the cause and name another output."
         )
     arms: dict[str, object] = {SHIPPED: [], **{f"trial {t.number}": t.user_attrs["overrides"] for t in best}}
     final = StudySettings(
@@ -117,7 +116,7 @@ def _record(
 
 
 def winner_config(search: str, winner: str, overrides: Sequence[str], shared: Sequence[str]) -> str:
-    """The winner's settings as a config file for `configs/experiment`.
+    """The winner's settings as a config file for `configs/experiment`; `shared` are the overrides of all trials.
 
     >>> print(winner_config("toy", "trial 3", ["agent.hidden=[64,64]", "reward=time", "agent.a.b=1"], ["tune=toy"]))
     # @package _global_

@@ -10,7 +10,7 @@ from agents.runs.console import Console
 from agents.runs.run_folder import provenance
 from agents.runs.settings import StudySettings, TrainSettings
 from agents.runs.study_results import ArmOutcome, draw, measure_arms, read_sums, render
-from agents.runs.task import Task, load_task
+from agents.runs.task import load_task
 from speckv.cores import usable_cores
 from speckv.cost import describe_clock
 from speckv.evaluation.report import save_figure
@@ -24,13 +24,9 @@ FORMAT_VERSION = 1
 def run_study(
     settings: TrainSettings, console: Console, *, overrides: Sequence[str], typed: Sequence[str] | None = None
 ) -> tuple[ArmOutcome, ...]:
-    """Trains and compares all arms.
+    """Trains and compares all arms; if one run fails, finished runs are kept.
 
-    Args:
-        typed: The user's own command line, if that is another one.
-
-    Raises:
-        SpecKVError: if a setting does not fit or a run fails; finished runs are kept.
+    `typed` is the user's own command line where it differs from `overrides`, which all runs share.
     """
     study, folder = _study(settings), _folder(settings)
     task = load_task(settings.data, settings.cost, settings.learn)  # refuses what is wrong for all arms before any run
@@ -38,6 +34,7 @@ def run_study(
     console.write(f"{study.name}: {study.question}")
     run_all(runs, min(settings.processes or usable_cores(), len(runs)), console)
     outcomes = measure_arms(read_sums(runs), num_resamples=settings.eval.num_resamples, seed=settings.seed)
+    clock = describe_clock(task.cost.kind, {name: task.cost.checks[name] for name in task.test.compressions})
     facts = {
         "format_version": FORMAT_VERSION,
         "study": study.name,
@@ -45,7 +42,7 @@ def run_study(
         "command": " ".join(["python train.py", *_lasting(overrides if typed is None else typed)]),
         "arms": {arm: list(study.overrides(arm)) for arm in study.arms},
         "seeds": list(settings.all_seeds),
-        "cost": {"name": task.cost.name, "sha256": task.cost.sha256, "clock": _clock(task)},
+        "cost": {"name": task.cost.name, "sha256": task.cost.sha256, "clock": clock},
         "traces": {"name": Path(task.traces_name).name, "sha256": task.test.sha256},
         "test_prompts": len(task.test.prompt_ids),
         "best_fixed_gammas": task.best_fixed_gammas,
@@ -91,7 +88,7 @@ def _folder(settings: TrainSettings) -> Path:
 
 
 def _study(settings: TrainSettings) -> StudySettings:
-    """The requested study; with `seeds` alone, a study of one arm."""
+    # With `seeds` alone, a study of one arm.
     if settings.study is not None:
         return settings.study
     name = str(settings.agent["name"])
@@ -101,10 +98,6 @@ def _study(settings: TrainSettings) -> StudySettings:
         question=f"How does {name} do, over {len(seeds)} seeds?",
         arms={name: []},
     )
-
-
-def _clock(task: Task) -> str:
-    return describe_clock(task.cost.kind, {name: task.cost.checks[name] for name in task.test.compressions})
 
 
 def _lasting(overrides: Sequence[str]) -> list[str]:

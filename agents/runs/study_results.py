@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Results of a study: each arm over the best fixed gamma and over the first arm, as numbers, text and picture.
 
-Seconds of every run, prompt and compression come from the runs' own evaluations on the test prompts. Intervals are a
-bootstrap over prompts and seeds; claims are sign-flip tests with Holm's control over the study's arms.
+Intervals are a bootstrap over prompts and seeds; claims are sign-flip tests with Holm's control over the arms.
 """
 
 import csv
@@ -39,7 +38,7 @@ _BASELINES = (AUTOREGRESSIVE, BEST_FIXED, CLAIRVOYANT)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudySums:
-    """Sums of every run on the test prompts; the references are the same for all runs, `arms` has a run per seed."""
+    """Sums of every run on the test prompts; the references are those of all runs, and `arms` has a run per seed."""
 
     grid: Grid
     references: References

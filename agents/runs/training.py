@@ -297,12 +297,8 @@ class ReplaySetup:
         else:
             run = replace(run, agent=within_depth(run.name, run.agent, self.task.learning.metadata.gamma_max))
         self.run = run
+        self.names = {"cost": self.task.cost.name, "traces": Path(self.task.traces_name).name}
         self._validator = self.task.validator()
-
-    @property
-    def names(self) -> Mapping[str, str]:
-        """Names of clock and recordings."""
-        return {"cost": self.task.cost.name, "traces": Path(self.task.traces_name).name}
 
     def prepare(self) -> Fitting | LearnerTraining:
         """Makes the learner, or fits the controller."""
@@ -362,12 +358,8 @@ class LiveSetup:
             self._source = find_source(settings.init_from, settings.cost.table)
         use_threads(self._live.threads)
         self.task = load_live_task(settings, load)
+        self.names = {"cost": self.task.cost.name}
         self._log = RequestLog()
-
-    @property
-    def names(self) -> Mapping[str, str]:
-        """Name of the clock."""
-        return {"cost": self.task.cost.name}
 
     def prepare(self) -> LearnerTraining | OnlineTraining:
         """Makes the learner and warms the models up."""

@@ -21,14 +21,14 @@ JOURNAL, TRIALS, FINAL = "journal.log", "trials", "final"
 """In a search's folder: the journal, the runs of its trials, and the comparison on fresh seeds."""
 _TERMS = "terms"
 _ERROR = "said"
-"""Attribute of a failed trial: its run's error. An interrupted trial has none."""
+"""Optuna attribute with the error of a failed trial; an interrupted trial has none."""
 
 
 def open_study(search: SearchSettings, folder: Path, terms: Mapping[str, object]) -> Any:
     """Opens or creates the journal; trials that an interrupted search left running are marked as failed.
 
     Args:
-        terms: What all trials have in common, `seed` included: only values measured on equal terms compare.
+        terms: Settings and data that all trials share, `seed` included.
 
     Raises:
         ConfigError: if Optuna is not installed, or the folder holds a search on other terms.
@@ -62,7 +62,6 @@ def open_study(search: SearchSettings, folder: Path, terms: Mapping[str, object]
 
 
 def _require_own(folder: Path, name: str, kept: Sequence[str]) -> None:
-    """Passes if the journal is this search's, or is new and no trials of an older one are there."""
     if kept and name not in kept:
         raise ConfigError(f"Expected {folder} to hold the search {name}, got {kept}. Name another output.")
     if not kept and any((folder / other).exists() for other in (TRIALS, FINAL)):
@@ -79,7 +78,7 @@ def _require_same_terms(study: Any, folder: Path, terms: Mapping[str, object]) -
     for key, value in now.items():
         if before.get(key) != value:
             raise ConfigError(
-                f"Expected to go on with the search in {folder} with the same {key}, {before.get(key)}, got {value}. "
+                f"Expected to continue the search in {folder} with the same {key}, {before.get(key)}, got {value}. "
                 "Restore it, or name another output."
             )
 

@@ -197,7 +197,7 @@ def test_a_search_without_a_trial_that_finished_says_so_again_and_again(
     search = SearchSettings(name="toy", space={"agent.gamma": {"low": 0, "high": 16}}, trials=2)
     settings = replace(toy_settings(tmp_path, tmp_path / "search"), search=search, processes=2)
     for _ in range(2):
-        with pytest.raises(ConfigError, match=r"a trial of toy to finish, got none: .*trials says why"):
+        with pytest.raises(ConfigError, match=r"a trial of toy to finish, got none: .*trials hold the errors"):
             run_search(settings, CapturedConsole(), overrides=[])
     assert begun == ["trial 0", "trial 1"]
 
