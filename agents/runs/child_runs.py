@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from agents.runs.console import Console, InterruptedTraining, StopRequest, catch_signals
+from agents.runs.console import REPEAT, Console, catch_signals
 from agents.runs.run_folder import EVALUATION, LAST, OVERRIDES
 from speckv.errors import ConfigError, SpecKVError
 from speckv.evaluation.report import PER_PROMPT
@@ -53,23 +53,11 @@ class ChildRun:
         return (self.folder / EVALUATION / PER_PROMPT).is_file()
 
     @property
-    def resumable(self) -> bool:
-        """Whether the run left a checkpoint."""
-        return (self.folder / LAST).is_file()
-
-    @property
-    def begun(self) -> bool:
-        """Whether a run began in the folder, or was stopped while it wrote its first file."""
+    def _begun(self) -> bool:
+        # A run that was stopped while it wrote its first file has begun too.
         if not self.folder.is_dir():
             return False
         return (self.folder / OVERRIDES).is_file() or all(p.name.endswith(".partial") for p in self.folder.iterdir())
-
-    @property
-    def command(self) -> list[str]:
-        """Command line that begins the run, or resumes it from its checkpoint."""
-        if self.resumable:
-            return [sys.executable, str(PROGRAM), f"resume={self.folder}"]
-        return [sys.executable, str(PROGRAM), *self.overrides, f"output={self.folder}"]
 
     @property
     def error_text(self) -> str:
@@ -95,10 +83,14 @@ class ChildRun:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._require_alone(log)
-            if not self.resumable and self.begun:
-                shutil.rmtree(self.folder)  # the same overrides, and no checkpoint
+            if (self.folder / LAST).is_file():
+                arguments = [f"resume={self.folder}"]
+            else:
+                arguments = [*self.overrides, f"output={self.folder}"]
+                if self._begun:
+                    shutil.rmtree(self.folder)  # the same overrides, and no checkpoint
             return subprocess.Popen(
-                self.command,
+                [sys.executable, str(PROGRAM), *arguments],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
@@ -134,7 +126,7 @@ def run_all(runs: Sequence[ChildRun], processes: int, console: Console) -> None:
     running: dict[ChildRun, subprocess.Popen[bytes]] = {}
     with catch_signals() as request, terminated_on_exit(running.values()):
         while waiting or running:
-            raise_if_stopped(request)
+            request.raise_if_set(REPEAT)
             while waiting and len(running) < processes:
                 run = waiting.pop(0)
                 running[run] = run.start()
@@ -155,12 +147,6 @@ def terminated_on_exit(processes: Iterable["subprocess.Popen[bytes]"]) -> Iterat
             process.terminate()
         for process in left:
             process.wait()
-
-
-def raise_if_stopped(request: StopRequest) -> None:
-    """Raises `InterruptedTraining` if a signal came."""
-    if request.signum is not None:
-        raise InterruptedTraining(request.signum, "run the same command again to go on where it stopped")
 
 
 def _require_success(run: ChildRun, status: int) -> None:

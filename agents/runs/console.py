@@ -13,11 +13,14 @@ from typing import Protocol, TextIO
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+RESUME = "the checkpoint is saved, continue with resume=RUN_FOLDER"
+REPEAT = "run the same command again to go on where it stopped"
+
 
 class InterruptedTraining(Exception):  # noqa: N818
     """A signal stopped training, after the checkpoint was saved."""
 
-    def __init__(self, signum: int, advice: str = "the checkpoint is saved, continue with resume=RUN_FOLDER") -> None:
+    def __init__(self, signum: int, advice: str = RESUME) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
         self.signum = signum
         self.advice = advice
@@ -40,10 +43,10 @@ class StopRequest:
             raise KeyboardInterrupt
         self.signum = signum
 
-    def raise_if_set(self) -> None:
+    def raise_if_set(self, advice: str = RESUME) -> None:
         """Raises InterruptedTraining if a signal came."""
         if self.signum is not None:
-            raise InterruptedTraining(self.signum)
+            raise InterruptedTraining(self.signum, advice)
 
 
 @contextmanager

@@ -65,12 +65,12 @@ def evaluate(settings: EvaluateSettings, console: Console) -> Comparison:
     Raises:
         SpecKVError: if anything named is missing or does not fit; nothing is written then.
     """
-    require_agents(settings.agents)
+    names = _names_of(settings.agents)
     train, test = load_splits(settings.data)
     require_comparable(train, test)
     cost = load_cost(settings.cost)
     cost.require((*train.compressions, *test.compressions))
-    agents = _agents(settings, train, cost)
+    agents = _fitting_settings(names, train, cost, all_must_fit=settings.agents != EVERY_AGENT)
     paths = _controller_paths(settings, cost.name, train.sha256)
     controllers = load_controllers(paths)
     _require_fitting(controllers, test, cost)
@@ -125,17 +125,18 @@ def latest_run(runs_dir: Path | str, *, cost: str, traces_sha256: str) -> Path |
     return max(found)[1] if found else None
 
 
-def require_agents(names: Sequence[str] | str) -> None:
-    """Passes if all of these agents exist and need no environment to learn in."""
-    if names == EVERY_AGENT:
-        return
-    for name in (names,) if isinstance(names, str) else names:
+def _names_of(agents: Sequence[str] | str) -> Sequence[str]:
+    if agents == EVERY_AGENT:
+        return [name for name, agent in AGENTS.items() if not agent.in_environment and name not in CONSTANTS]
+    names = (agents,) if isinstance(agents, str) else agents
+    for name in names:
         require_agent(name)
         if AGENTS[name].in_environment:
             raise ConfigError(
                 f"Expected agents that are made at once, got {name!r}, which learns in an environment. "
                 f"Train it with `python train.py agent={name}` and name its run in controllers."
             )
+    return names
 
 
 def warn_of_waiting(batch: int) -> None:
@@ -148,19 +149,16 @@ def warn_of_waiting(batch: int) -> None:
         )
 
 
-def _agents(settings: EvaluateSettings, train: TraceSet, cost: CostTable) -> dict[str, Any]:
-    """Settings of the agents to make; of "all", those that fit the recordings' depth and the cost table's batch."""
-    names, depth = settings.agents, train.metadata.gamma_max
+def _fitting_settings(names: Sequence[str], train: TraceSet, cost: CostTable, *, all_must_fit: bool) -> dict[str, Any]:
+    """Settings of the agents that fit the recordings' depth and the cost table's batch."""
     found = {}
-    for name in AGENTS if names == EVERY_AGENT else (names,) if isinstance(names, str) else names:
-        if names == EVERY_AGENT and (AGENTS[name].in_environment or name in CONSTANTS):
-            continue
+    for name in names:
         try:
             options = default_settings(name)
             require_batch(name, options, cost.batch)
-            found[name] = within_depth(name, options, depth)
+            found[name] = within_depth(name, options, train.metadata.gamma_max)
         except ConfigError as error:
-            if names != EVERY_AGENT:
+            if all_must_fit:
                 raise
             logger.warning("Left out agent %s: %s", name, error)
     return found

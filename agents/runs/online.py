@@ -17,7 +17,7 @@ from agents.runs.monitor import RunWriter
 from agents.runs.requests import LEARN, DecodedRequest, LiveTask, RequestLog, decode_request, summarise
 from agents.runs.run_folder import Run, RunFolder
 from agents.runs.task import load_splits
-from speckv.errors import CheckpointError
+from speckv.errors import CheckpointError, SpecKVError
 from speckv.evaluation.replays import draw_requests
 from speckv.files import write_atomically
 from speckv.runtime.state import ControllerState
@@ -91,7 +91,11 @@ class OnlineTraining:
             for number in range(progress.next_request, total):
                 prompt = task.learning[order[number]]
                 decoded = DecodedRequest(number=number, prompt_id=prompt.prompt_id, phase=LEARN, arm=self._bandit.name)
-                result = decode_request(task, self._bandit, prompt, decoded, self._log)
+                try:
+                    result = decode_request(task, self._bandit, prompt, decoded, self._log)
+                except (SpecKVError, KeyboardInterrupt):
+                    self._store(folder)  # with the steps of the unfinished request
+                    raise
                 decoded.reward = sum(s.outcome.num_emitted * plain_s / s.outcome.seconds for s in result.steps)
                 progress.next_request, progress.num_steps = number + 1, progress.num_steps + decoded.num_steps
                 progress.reward += decoded.reward
@@ -100,12 +104,11 @@ class OnlineTraining:
                 self._report(decoded, writer, bar)
                 request.raise_if_set()
 
-    def keep(self, folder: RunFolder) -> None:
-        """Stores the controller as it is, the steps of an unfinished request included."""
+    def _store(self, folder: RunFolder) -> None:
         folder.save_policy(self._bandit, self._provenance)
 
     def _save(self, folder: RunFolder) -> None:
-        self.keep(folder)
+        self._store(folder)
         save_online(folder / CHECKPOINT, self._bandit, self.progress)
 
     def _report(self, decoded: DecodedRequest, writer: RunWriter, bar: ProgressBar) -> None:

@@ -248,9 +248,6 @@ class LearnerTraining:
         controller = load_controller(folder.path)
         return controller, validator.score(controller)
 
-    def keep(self, folder: RunFolder) -> None:
-        """Does nothing: the monitor has saved the state after the last update."""
-
 
 def train_on_recordings(run: Run, task: Task, validator: Validator) -> LearnerTraining:
     """A learner on the learning prompts of a task."""
@@ -391,7 +388,7 @@ class LiveSetup:
         return folder
 
     def learn_and_evaluate(self, folder: RunFolder, writer: RunWriter) -> tuple[dict[str, float], Figures]:
-        """Learns, then compares on the held-out prompts; an error or Ctrl-C leaves the controller saved."""
+        """Learns, then compares on the held-out prompts; an error or Ctrl-C prints where the saved state is."""
         training = self._training
         try:
             training.learn(folder, writer)
@@ -407,7 +404,6 @@ class LiveSetup:
                     comparison = compare_live(self.task, controller, self._live.fixed_gammas, self._log, request)
             final = report_live(self.run, self.task, folder, training.recent, comparison)
         except (SpecKVError, KeyboardInterrupt):
-            training.keep(folder)
             self.run.console.write(
                 f"stopped; what was learned and decoded until then is in {folder.path}: decode with "
                 f"controller={folder.path}, or go on with resume={folder.path}"

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from agents.runs.child_runs import POLL_S, ChildRun, raise_if_stopped, terminated_on_exit
-from agents.runs.console import Console, catch_signals
+from agents.runs.child_runs import POLL_S, ChildRun, terminated_on_exit
+from agents.runs.console import REPEAT, Console, catch_signals
 from agents.runs.settings import SearchSettings
 from agents.runs.task import Validator
 from speckv.errors import ConfigError
@@ -117,7 +117,7 @@ def run_trials(
     try:
         with catch_signals() as request:
             while left > 0 or running:
-                raise_if_stopped(request)
+                request.raise_if_set(REPEAT)
                 while left > 0 and len(running) < processes:
                     running.append(_begin(study.ask(), settings, make_run))
                     left -= 1

@@ -3,7 +3,7 @@
 
 import itertools
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -62,13 +62,9 @@ def tune(name: str, data: TrainingData) -> PerCompression:
 def _candidates(name: str, data: TrainingData) -> list[Any]:
     """Settings of the grid that fit the recordings' depth and the cost table's batch."""
     depth, batch = data.train.metadata.gamma_max, data.cost.batch
-    grid = [default_settings(name, **options) for options in _combinations(grids()[name])]
+    options = grids()[name]
+    grid = [default_settings(name, **dict(zip(options, v, strict=True))) for v in itertools.product(*options.values())]
     kept = [s for s in grid if batch == 1 or not decides_token_by_token(name, s)]
     if not kept:
         require_single_request(f"agent {name}", batch)
     return [within_depth(name, settings, depth) for settings in kept]
-
-
-def _combinations(options: Options) -> Iterator[dict[str, object]]:
-    for values in itertools.product(*options.values()):
-        yield dict(zip(options, values, strict=True))
