@@ -166,7 +166,7 @@ class Monitor(BaseCallback):
 
     def _write_log(self) -> None:
         if isinstance(self.model, OffPolicyAlgorithm):
-            # Left to itself it would log every few episodes, which with many environments is at every step.
+            # By default it logs every few episodes, which with many environments is at every step.
             self.model.dump_logs()
         self.logger.dump(self.num_timesteps)
 
