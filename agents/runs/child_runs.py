@@ -53,11 +53,18 @@ class ChildRun:
         return (self.folder / EVALUATION / PER_PROMPT).is_file()
 
     @property
-    def _begun(self) -> bool:
-        # A run that was stopped while it wrote its first file has begun too.
+    def begun(self) -> bool:
+        """Whether a run began in the folder, or was stopped while it wrote its first file."""
         if not self.folder.is_dir():
             return False
         return (self.folder / OVERRIDES).is_file() or all(p.name.endswith(".partial") for p in self.folder.iterdir())
+
+    @property
+    def command(self) -> list[str]:
+        """Command line that begins the run, or resumes it from its checkpoint."""
+        resumable = (self.folder / LAST).is_file()
+        arguments = [f"resume={self.folder}"] if resumable else [*self.overrides, f"output={self.folder}"]
+        return [sys.executable, str(PROGRAM), *arguments]
 
     @property
     def error_text(self) -> str:
@@ -83,14 +90,10 @@ class ChildRun:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._require_alone(log)
-            if (self.folder / LAST).is_file():
-                arguments = [f"resume={self.folder}"]
-            else:
-                arguments = [*self.overrides, f"output={self.folder}"]
-                if self._begun:
-                    shutil.rmtree(self.folder)  # the same overrides, and no checkpoint
+            if self.begun and not (self.folder / LAST).is_file():
+                shutil.rmtree(self.folder)  # the same overrides, and no checkpoint
             return subprocess.Popen(
-                [sys.executable, str(PROGRAM), *arguments],
+                self.command,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
