@@ -5,10 +5,10 @@ WEIGHTS ?= $(or $(SPECKV_WEIGHTS),$(wildcard $(HOME)/.cache/speckv/weights))
 MINUTES ?= 30
 
 .DEFAULT_GOAL := help
-.PHONY: help install format lint types contracts test check train evaluate results results-t1 results-pages paper study regret ablations gpu soak integrations clean
+.PHONY: help install format lint types contracts test test-slow check train evaluate results results-t1 results-pages paper study regret ablations gpu soak integrations clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: ## Install SpecKV editable, with everything that tests and checks need
 	$(PYTHON) -m pip install -c .ci/constraints.txt -e ".[test,dev]"
@@ -30,6 +30,9 @@ contracts: ## Check which room may import which
 
 test: ## Run the tests; those needing weights or a GPU skip themselves without
 	pytest
+
+test-slow: ## Run the tests that take more than a few seconds each
+	pytest -m slow
 
 check: lint types contracts test ## Run every check above, as CI does
 

@@ -193,6 +193,7 @@ def test_tensorboard_holds_the_evaluation_and_puts_the_best_fixed_gamma_first(fi
                 assert any(re.fullmatch(tag, name) for name in scalars), tag
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "sampled"),
     [
@@ -226,6 +227,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(tmp_path: Path, change: dic
         assert (tmp_path / "straight" / name).read_bytes() == (tmp_path / "stopped" / name).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a2c", "dqn", "qr_dqn", "recurrent_ppo"])
 def test_every_learner_resumes_as_if_it_had_not_stopped(tmp_path: Path, name: str) -> None:
     """With truncated episodes and a discount, so that the values behind them matter; with the memory half full."""

@@ -101,6 +101,7 @@ def test_several_values_mean_several_runs() -> None:
     assert prepare(["--help"], program.NAME, program.check) == ["--help"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", ["agent", "cost", "env", "data", "reward", "experiment"])
 def test_every_config_composes_into_settings(group: str) -> None:
     names = sorted(p.stem for p in (ROOT / "configs" / group).glob("*.yaml"))

@@ -85,6 +85,7 @@ def test_what_the_recipes_add_is_found(followed: tuple[Path, dict[str, list[str]
     run(followed[0], "-c", CHECK_ALL)
 
 
+@pytest.mark.slow
 def test_the_rule_and_the_learner_are_trained_stored_and_compared(
     followed: tuple[Path, dict[str, list[str]]], tmp_path: Path
 ) -> None:

@@ -52,6 +52,7 @@ def agent(request: pytest.FixtureRequest) -> tuple[str, object, Controller]:
     return (request.param, *make(request.param))
 
 
+@pytest.mark.slow
 def test_it_answers_the_protocol(agent: tuple[str, object, Controller]) -> None:
     _, _, controller = agent
     assert isinstance(controller, Controller)
@@ -105,6 +106,7 @@ def replayed(folder: Path, sequence: TraceSequence, length: int) -> StepLog:
     return record.log
 
 
+@pytest.mark.slow
 def test_it_knows_nothing_of_what_is_still_to_come(agent: tuple[str, object, Controller], tmp_path: Path) -> None:
     store(tmp_path, agent[2])
     rng = np.random.default_rng(3)

@@ -100,6 +100,7 @@ def test_the_regressions_are_ridge_regressions() -> None:
         assert spread[number] == pytest.approx(math.sqrt(probe @ np.linalg.solve(precision, probe)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forget", [0.9, 0.99])
 def test_forgetting_stays_sane_where_inputs_never_vary(forget: float) -> None:
     """Two features that always agree: one direction is never visited, and its variance must not run away."""
@@ -110,6 +111,7 @@ def test_forgetting_stays_sane_where_inputs_never_vary(forget: float) -> None:
     assert bank.predict(np.array([1.0, 1.0]))[0][0] == pytest.approx(1.0, abs=0.05)
 
 
+@pytest.mark.slow
 def test_forgetting_stays_exact_for_long() -> None:
     """What rounding leaves in the matrix grows by 1 / forget an update: 0.995 ** -12000 is 1e26."""
     rng, forget, number = np.random.default_rng(0), 0.995, 12_000

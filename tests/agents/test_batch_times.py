@@ -88,6 +88,7 @@ def test_so_are_learners_that_decide_token_by_token(tmp_path: Path) -> None:
         require_batch("gammatune", plus, 8)
 
 
+@pytest.mark.slow
 def test_the_command_line_and_every_arm_of_a_study_are_checked() -> None:
     with pytest.raises(ConfigError, match=r"cost\.batch 1 for agent svip"):
         script.check(compose_checked("train", ["agent=svip", "cost.batch=4"]))
@@ -115,6 +116,7 @@ def asked(tmp_path: Path, **changes: object) -> EvaluateSettings:
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_an_evaluation_refuses_them_by_name_and_as_runs(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cost\.batch 1 for agent svip"):
         evaluate(asked(tmp_path, agents=("svip",)), CapturedConsole())
@@ -126,6 +128,7 @@ def test_an_evaluation_refuses_them_by_name_and_as_runs(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_constants_pass_without_a_word_and_rules_with_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         train(settings(tmp_path, {"name": "best_fixed"}), CapturedConsole(), config="", overrides=[])
@@ -152,6 +155,7 @@ def test_grids_of_such_rules_are_refused(name: str) -> None:
         tune(name, data)
 
 
+@pytest.mark.slow
 def test_a_table_by_batch_holds_no_loss_of_such_a_policy_above_batch_one() -> None:
     traces = toy_traces(8).select(compressions=["fp16"])
     _, svip = agent_settings({"name": "svip"})
@@ -163,6 +167,7 @@ def test_a_table_by_batch_holds_no_loss_of_such_a_policy_above_batch_one() -> No
     assert compile_batches(ConstantGamma(2), traces, loaded()).loss[8] is not None
 
 
+@pytest.mark.slow
 def test_live_decoding_from_the_command_line_refuses_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(toy_settings(tmp_path, tmp_path / "run", agent={"name": "svip"}), CapturedConsole(), config="", overrides=[])
     loaded().save(tmp_path / "toy.json")

@@ -285,6 +285,7 @@ def test_a_shipped_policy_gives_its_actor(tmp_path: Path) -> None:
     assert find_source("shipped", "rtx3090-paper").name == "rtx3090-paper.speckv"
 
 
+@pytest.mark.slow
 def test_a_bandit_from_replay_begins_with_its_own_decisions(tmp_path: Path) -> None:
     source = toy_settings(tmp_path, tmp_path / "replay", agent={"name": "linucb"})
     train(source, CapturedConsole(), config="", overrides=[])

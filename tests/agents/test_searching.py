@@ -202,6 +202,7 @@ def test_a_search_without_a_trial_that_finished_says_so_again_and_again(
     assert begun == ["trial 0", "trial 1"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
 def test_a_search_finds_the_better_values_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     traces, cost = save_toy(tmp_path)
@@ -239,6 +240,7 @@ def test_a_search_finds_the_better_values_and_goes_on_where_it_stopped(tmp_path:
     assert command.endswith(" search.trials=5")  # as it was typed, not as the runs of the comparison are told
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
 def test_a_trial_that_fails_is_told_and_the_search_goes_on(tmp_path: Path) -> None:
     traces, cost = save_toy(tmp_path)

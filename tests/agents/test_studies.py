@@ -75,6 +75,7 @@ def test_every_study_composes_and_every_arm_is_a_command_line(name: str) -> None
     assert len(seen) == len(settings.study.arms)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
 def test_a_study_runs_every_arm_and_seed_and_says_what_came_of_it(tmp_path: Path) -> None:
     settings, overrides = toy_study(tmp_path, {"one": [], "three": ["agent.gamma=3"]}, seeds=(0, 4))
@@ -129,6 +130,7 @@ def test_a_folder_of_another_study_is_refused(tmp_path: Path) -> None:
         run_study(settings, CapturedConsole(), overrides=[*overrides, "eval.num_resamples=60"])
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_told_with_what_it_said(tmp_path: Path) -> None:
     settings, overrides = toy_study(tmp_path, {"one": [], "broken": ["agent.gamma=-3"]}, seeds=(0,))
     settings = replace(settings, processes=1)

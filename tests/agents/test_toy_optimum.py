@@ -110,6 +110,7 @@ def test_it_learns_the_optimum(name: str, traces: TraceSet) -> None:
     assert (shares >= least).all(), dict(zip(compiled.compression_names, shares.tolist(), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["survival", "survival_stopping"])
 def test_where_the_first_drafts_prompt_costs_more_than_is_gained_nothing_is_ever_drafted(
     name: str, traces: TraceSet
@@ -132,6 +133,7 @@ def test_where_the_first_drafts_prompt_costs_more_than_is_gained_nothing_is_ever
     assert not any(map(elsewhere.never_drafts, BEST))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["survival", "survival_stopping"])
 def test_the_times_of_a_compression_that_was_not_seen_can_be_given(name: str, traces: TraceSet) -> None:
     settings = agent_settings({"name": name, **QUICK})[1]

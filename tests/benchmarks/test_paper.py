@@ -145,6 +145,7 @@ def test_a_policy_is_as_fast_as_itself(records: Records) -> None:
         assert (other.tokens_per_s <= fastest.tokens_per_s).all()
 
 
+@pytest.mark.slow
 def test_the_whole_study_repeats_itself(folder: Path, tmp_path: Path) -> None:
     studies = [run_study(folder, num_seeds=2, num_resamples=50, seed=0) for _ in range(2)]
     for number, study in enumerate(studies):

@@ -19,6 +19,7 @@ from speckv.errors import ConfigError
 from tests.fakes_runs import TINY_PPO, save_toy
 
 
+@pytest.mark.slow
 def test_every_arm_is_a_command_line_that_trains() -> None:
     arms = rl_study.plan()
     assert len({arm.name for arm in arms}) == len(arms)

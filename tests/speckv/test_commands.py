@@ -47,6 +47,7 @@ def prompts(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_profile_merge_calibrate_decode(
     model: list[str], prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -110,6 +111,7 @@ def test_decode_says_what_is_missing_where_no_package_loads_an_agent(
         policy.load_controller(agent_run(tmp_path / "run", "kangaroo"))
 
 
+@pytest.mark.slow
 def test_a_lookup_in_every_command(
     model: list[str], prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

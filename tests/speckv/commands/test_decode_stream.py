@@ -102,6 +102,7 @@ def test_a_pipe_takes_characters_of_any_locale() -> None:
         assert content.getvalue() == "你\r\n".encode()
 
 
+@pytest.mark.slow
 def test_a_file_holds_the_answer_alone(tmp_path: Path) -> None:
     """As a process of its own: nothing else may write to standard output."""
     letters = "~\t\r\n\x1b" + "\u00e9你🙂" + "abcdefghijklmnop"

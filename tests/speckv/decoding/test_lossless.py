@@ -49,6 +49,7 @@ def second_tokens(engine: Engine, gamma: int, size: int) -> np.ndarray:
     return counts
 
 
+@pytest.mark.slow
 def test_rejection_sampling_follows_the_target_and_dropping_by_confidence_does_not() -> None:
     target, draft = TableModel.constant([0.5, 0.5]), TableModel.constant([0.6, 0.4])
     sampling = SamplingConfig(mode="rejection", seed=0)

@@ -31,6 +31,7 @@ def policy(schedule: Scheduled) -> Policy:
 GREEDY: dict[str, Any] = {"max_new_tokens": 40, "do_sample": False}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stops", [False, True])
 @pytest.mark.parametrize("way", ["control", "custom_generate"])
 def test_text_is_the_targets_own_over_random_schedules(stops: bool, way: str, pair: QwenPair) -> None:
@@ -85,6 +86,7 @@ QUANTILE = 64.4
 """Of chi square with 24 degrees of freedom: a right sampler is above it once in 100,000 runs."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["control", "custom_generate"])
 def test_sampled_text_has_the_targets_distribution(way: str, pair: QwenPair) -> None:
     """The third new token, which a draft of two proposed, over 400 texts, in 25 cells of 16."""

@@ -202,6 +202,7 @@ def test_criteria_and_processors_may_share_state(pair: QwenPair) -> None:
     assert shared.calls == 21
 
 
+@pytest.mark.slow
 def test_stop_strings_end_the_text_where_plain_generate_ends_it(
     pair: QwenPair,
 ) -> None:
@@ -243,6 +244,7 @@ def test_a_streamer_receives_the_tokens_of_the_cut_text(pair: QwenPair) -> None:
     assert streamer.ended
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [3, 10, 11, 30, 60])
 def test_a_length_criterion_of_the_users_replaces_the_budget(length: int, pair: QwenPair) -> None:
     target, draft = pair

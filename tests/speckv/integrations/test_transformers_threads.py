@@ -50,6 +50,7 @@ def left_on(model: Qwen2ForCausalLM) -> set[str]:
     return {name for name in vars(model) if name in NEEDS or "speckv" in name}
 
 
+@pytest.mark.slow
 def test_threads_decode_with_one_target_each_under_its_own_policy(
     pair: QwenPair,
 ) -> None:
@@ -106,6 +107,7 @@ def test_a_text_is_streamed_from_a_thread_that_is_started_inside_a_block(
     assert len(schedule.chosen) == 1
 
 
+@pytest.mark.slow
 def test_a_thread_outside_several_blocks_uses_transformers_own_generation(
     pair: QwenPair,
 ) -> None:
@@ -171,6 +173,7 @@ def test_a_method_that_the_target_had_before_is_called_and_put_back(
     assert left_on(target) == {"_get_stopping_criteria"}
 
 
+@pytest.mark.slow
 def test_a_copy_of_the_target_made_inside_a_block_is_not_controlled(
     pair: QwenPair,
 ) -> None:
@@ -231,6 +234,7 @@ def files(folder: Path) -> dict[str, str]:
     return {path.name: b64encode(path.read_bytes()).decode() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_threads_share_what_a_policy_learns(pair: QwenPair) -> None:
     target, draft = pair
     counts = Counts()
@@ -250,6 +254,7 @@ def test_threads_share_what_a_policy_learns(pair: QwenPair) -> None:
     assert not made.warnings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("interleaves", [True, False])
 def test_threads_generate_with_the_policy_of_one_folder(
     interleaves: bool, pair: QwenPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

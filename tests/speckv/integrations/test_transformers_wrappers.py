@@ -68,6 +68,7 @@ class Parallel(nn.Module):
         self.module = module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", ["the wrapper", "the model inside"])
 def test_an_adapter_of_pefts_on_the_target(given: str) -> None:
     with without_pefts_warning():
@@ -84,6 +85,7 @@ def test_an_adapter_of_pefts_on_the_target(given: str) -> None:
         assert not set(NEEDS) & set(vars(base))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("assistant", ["the wrapper", "the model inside"])
 def test_an_adapter_of_pefts_on_the_draft_takes_part(assistant: str) -> None:
     with without_pefts_warning():
@@ -131,6 +133,7 @@ def test_adapters_that_act_on_some_of_the_tokens_of_a_pass_are_refused() -> None
                 pass
 
 
+@pytest.mark.slow
 def test_compiled_models_and_models_in_training_wrappers() -> None:
     target, draft = tiny_qwen(0), tiny_qwen(1)
     plain = target.generate(prompt(1), **GREEDY).tolist()
@@ -161,6 +164,7 @@ def test_a_policy_inside_a_folder_takes_wrapped_models() -> None:
     assert asked(schedule) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(1088, 1024), (1024, 1088)])
 @pytest.mark.parametrize("sampled", [False, True])
 def test_a_draft_whose_vocabulary_is_padded_otherwise(sizes: tuple[int, int], sampled: bool) -> None:

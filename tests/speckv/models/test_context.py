@@ -66,6 +66,7 @@ def test_a_batch_of_prompts_on_both_sides_of_the_drafts_end(pair: tuple[CausalMo
     assert [row.tokens for row in rows] == [plain(pair[0], length) for length in lengths]
 
 
+@pytest.mark.slow
 def test_a_recording_holds_no_proposal_past_the_drafts_end(pair: tuple[CausalModel, CausalModel]) -> None:
     lengths = [10, 20, 32, 33]
     recorder = Recorder(*pair, eos_token_ids=frozenset(), sampling=SamplingConfig(), max_new_tokens=NEW)

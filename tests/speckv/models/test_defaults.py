@@ -57,6 +57,7 @@ def plain(pair: ModelPair, seed: int) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
 def test_engine_batch_and_recording_write_the_text_of_generate(tmp_path: Path, name: str) -> None:
     pair = loaded(tmp_path, **SETTINGS[name])

@@ -143,6 +143,7 @@ def stop_after(count: int) -> Callable[[RecordingProgress], None]:
     return stop
 
 
+@pytest.mark.slow
 def test_one_date_holds_for_a_recording(dated: PairConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_module, "datetime", Midnight)
     plan = replace(make_plan(dated), max_prompt_tokens=40)

@@ -94,6 +94,7 @@ def requested(driver: webdriver.Chrome) -> list[str]:
     return [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
 
 
+@pytest.mark.slow
 def test_it_opens_from_the_disk_fetches_nothing_and_runs_no_text(
     opened: webdriver.Chrome, page: tuple[Path, dict[str, Any]]
 ) -> None:
@@ -109,6 +110,7 @@ def test_it_opens_from_the_disk_fetches_nothing_and_runs_no_text(
     assert len(opened.find_elements(By.CSS_SELECTOR, "#headroom .diamond")) == 3
 
 
+@pytest.mark.slow
 def test_every_column_sorts_by_keyboard_and_by_click_and_says_so(
     opened: webdriver.Chrome, page: tuple[Path, dict[str, Any]]
 ) -> None:

@@ -41,6 +41,7 @@ def content_of(page: Path) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.slow
 def test_a_page_about_one_run_says_what_its_own_evaluation_says(runs: tuple[Path, Path]) -> None:
     learned, _ = runs
     assert main(["report", str(learned)]) == 0
@@ -68,6 +69,7 @@ def test_several_runs_share_a_page(runs: tuple[Path, Path], tmp_path: Path) -> N
     assert "the first of 2 controllers" in content["verdict"]
 
 
+@pytest.mark.slow
 def test_runs_that_differ_by_their_seed_are_judged_as_evaluate_judges_them(
     runs: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -214,6 +216,7 @@ def test_one_clear_error(
     assert not list(empty.iterdir())
 
 
+@pytest.mark.slow
 def test_a_page_that_would_be_too_large_shows_fewer_prompts_or_none(
     runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -228,6 +231,7 @@ def test_a_page_that_would_be_too_large_shows_fewer_prompts_or_none(
     assert "Show fewer than 1 runs" in refused(arguments, capsys)
 
 
+@pytest.mark.slow
 def test_texts_from_a_tokenizer_or_a_vocabulary_made_of_it(
     runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
