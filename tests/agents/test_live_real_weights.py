@@ -47,7 +47,7 @@ def test_real_models_teach_and_the_text_stays_the_targets(tmp_path: Path, weight
     comparison = report["comparison"]
     assert isinstance(comparison, dict)
     arms = comparison["arms"]
-    assert list(arms) == ["plain", "fixed-1", "fixed-2", name.replace("_", "-")]
+    assert set(arms) == {"plain", "fixed-1", "fixed-2", name.replace("_", "-")}
     assert all(arm["tokens_per_s"] > 0 and arm["other_texts"] == 0 for arm in arms.values())
     assert len([line for line in lines(settings) if line["phase"] == "learn" and line["finish"]]) >= 1
     learned = load_controller(str(settings.output))
