@@ -118,5 +118,5 @@ def test_it_learns_that_confidence_misleads() -> None:
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(ConfigError, match="gamma_max from 1 to 16"):
         shipped(CalibratedSettings, gamma_max=0)
-    with pytest.raises(ConfigError, match="price_scale above 0"):
+    with pytest.raises(ConfigError, match="ridge above 0"):
         shipped(CalibratedSettings, ridge=0.0)
