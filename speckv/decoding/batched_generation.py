@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drives the batch engine with a controller until many requests end, some running and the others waiting."""
+"""Decodes many requests with one controller: some are running, the others wait."""
 
 import copy
 import time
@@ -35,7 +35,7 @@ from speckv.types import (
 )
 
 BatchContext = RequestContext | Callable[[int], RequestContext]
-"""The context of every request; or number of running requests -> the context, for costs that depend on the load."""
+"""The context of every request; or number of running requests -> context, for costs that depend on the load."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,10 +43,10 @@ class BatchResult:
     """Many finished requests.
 
     Attributes:
-        results: One a request, in their order. The `decode_s` of each counts whole steps, so they must not be added.
-        running: Requests that took part in each step of the batch, in order.
-        decode_s: Seconds of all steps, each counted once, decisions included, prefills not.
-        controller_s: Seconds of `decode_s` spent on observing and deciding.
+        results: In the order of the prompts. Each `decode_s` counts whole shared steps, so they must not be added.
+        running: Requests that took part in each step of the batch.
+        decode_s: Each step counted once; decisions included, prefills not.
+        controller_s: The part of `decode_s` spent on observing and deciding.
     """
 
     results: tuple[GenerationResult, ...]
@@ -57,7 +57,7 @@ class BatchResult:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that decode steps emitted, over all requests; the prefills' are not counted."""
+        """Tokens emitted by decode steps; those of prefills are not counted."""
         return sum(step.outcome.num_emitted for result in self.results for step in result.steps)
 
     @property
@@ -67,7 +67,7 @@ class BatchResult:
 
     @property
     def mean_gamma(self) -> float:
-        """Mean of the controller's choices over all requests' steps; 0 if there was none."""
+        """Mean of the chosen gammas; 0 if there was no step."""
         gammas = [gamma for result in self.results for gamma in result.gammas]
         return sum(gammas) / len(gammas) if gammas else 0.0
 
@@ -84,19 +84,17 @@ def generate_batch(
     max_running: int | None = None,
     on_step: Callable[[int, DecodeStep], None] | None = None,
 ) -> BatchResult:
-    """Decodes many requests; the controller chooses a gamma for each running one before every step, as it would alone.
+    """Decodes many requests; the controller chooses a gamma for each running one, as it would alone.
 
     Args:
-        engine: Any requests that it was decoding are dropped.
-        max_new_tokens: Token budget, one for all or one a request.
+        engine: Its running requests are dropped.
         requests: Names for the sampling seed; numbers from "0" on by default.
-        max_running: Most requests that run together, all by default. The others wait, and join in order as others end.
-        on_step: Called with a request's index and its prefill's step or a decode step, to stream.
+        max_running: All by default. Waiting requests join in order as others end.
+        on_step: Called with a request's index and each of its steps, the prefill's first.
 
     Raises:
         BudgetError: if a prompt does not fit; what was decoded is lost.
-        ConfigError: if there is no prompt, not one name or budget a prompt, or the controller cannot decide in a batch.
-        DeviceError: if a device runs out of memory or is lost.
+        ConfigError: if prompts, names and budgets differ in number, or the controller cannot decide in a batch.
     """
     most = len(prompts) if max_running is None else max_running
     budgets = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
@@ -138,8 +136,6 @@ def generate_batch(
 
 
 class _Batch:
-    """The histories and results of all requests, running or not; a request's index is its row in the history."""
-
     def __init__(self, num_requests: int, budgets: Sequence[int], context: BatchContext) -> None:
         self.running: list[int] = []
         self._num_requests = num_requests
@@ -158,7 +154,6 @@ class _Batch:
         self.running += [i for i, step in prefills.items() if step.outcome.finish is None]
 
     def observe(self) -> FloatArray:
-        """Shape [running, features]."""
         load = len(self.running)
         if load not in self._statics:
             context = self._context(load) if callable(self._context) else self._context
@@ -167,7 +162,6 @@ class _Batch:
         return observe(self._history, self._statics[load])[self.running]
 
     def take(self, rows: Sequence[int], gammas: Sequence[int], steps: Sequence[DecodeStep]) -> None:
-        """Takes in a step of the running requests; those that ended run no longer."""
         self._history = update_history(self._history, _as_batch(self._num_requests, rows, steps))
         for i, gamma, step in zip(rows, gammas, steps, strict=True):
             self._records[i].steps.append(step)
@@ -177,7 +171,7 @@ class _Batch:
         self._step_s += steps[0].outcome.seconds
 
     def charge(self, rows: Sequence[int], between_s: float, inside_s: float) -> None:
-        """Counts the time of decisions: between steps, which is in no step's time, and inside a step, which is."""
+        """Adds decision time; `between_s` is in no step's time, `inside_s` is."""
         for i in rows:
             self._records[i].between_s += between_s
             self._records[i].inside_s += inside_s
@@ -218,9 +212,8 @@ def _as_batch(num_requests: int, rows: Sequence[int], steps: Sequence[DecodeStep
 def control(controller: Controller, max_running: int) -> "BatchControl":
     """Makes a controller decide for up to `max_running` requests that run together.
 
-    A controller that reads observations alone decides for all in one call. One that remembers requests is copied for
-    each, because a batch call would advance the memory of those that wait. One that learns online must learn from one
-    step before it decides on the next: ConfigError for more than one request.
+    A controller that remembers requests is copied for each, because a batch call would advance the memory of waiting
+    ones. ConfigError for an online learner with more than one: it learns from a step before the next decision.
     """
     controller.reset()
     if isinstance(controller, OnlineLearner) and controller.learns:
@@ -236,7 +229,7 @@ def control(controller: Controller, max_running: int) -> "BatchControl":
 
 
 class BatchControl:
-    """A controller without memory, which decides for all requests in one call; a request is its index among all."""
+    """A controller without memory, which decides for all requests in one call; requests are indices."""
 
     def __init__(self, controller: Controller) -> None:
         self.controller = controller
@@ -246,16 +239,16 @@ class BatchControl:
         """Adds requests."""
 
     def act(self, requests: Sequence[int], observations: FloatArray) -> list[int]:
-        """Gamma of each, from observations of shape [requests, features]."""
+        """One gamma for each row of the observations."""
         del requests
         gammas: list[int] = np.asarray(self.controller.act_batch(observations), np.int64).tolist()
         return gammas
 
     def learn(self, requests: Sequence[int], outcomes: Sequence[StepOutcome]) -> None:
-        """Takes in a step of each."""
+        """Learns from a step of each."""
 
     def go_on_at(self, requests: Sequence[int], observations: FloatArray) -> GoOnRows | None:
-        """The `go_on` of a step that began with these observations; None if nothing is decided inside it."""
+        """The `go_on` of a step that begins with these observations; None if the controller never stops drafts."""
         if not isinstance(self.controller, StoppingController):
             return None
 
@@ -280,8 +273,6 @@ class BatchControl:
 
 
 class _CopyPerRequest(BatchControl):
-    """A controller for each request: a copy, or the controller itself, if requests run one by one."""
-
     def __init__(self, controller: Controller, *, shared: bool) -> None:
         super().__init__(controller)
         self._shared = shared

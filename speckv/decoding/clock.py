@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clocks of a device: the host's on a CPU, events in the stream on CUDA.
-
-Recording an event costs the host nothing. Subtracting two instants waits for the later one, so it is done at the end of
-a step.
-"""
+"""Clocks of a device. Only subtracting two CUDA instants waits for the device, so it is done at the end of a step."""
 
 import time
 from dataclasses import dataclass
@@ -16,29 +12,29 @@ from speckv.decoding.protocols import Clock
 
 @dataclass(frozen=True, slots=True)
 class CudaInstant:
-    """An event recorded in the stream that was current when the clock was read."""
+    """An event recorded in a CUDA stream."""
 
     event: Any
 
     def __sub__(self, earlier: "CudaInstant") -> float:
-        """Seconds from an earlier instant to this one; waits for the device to get here."""
+        """Seconds since an earlier instant; waits for the device."""
         self.event.synchronize()
         return float(earlier.event.elapsed_time(self.event)) / 1e3
 
 
 class CudaClock:
-    """Reads a CUDA device's time by events; everything enqueued before an instant is done by then."""
+    """Reads a CUDA device's time by events in its current stream."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
     def __call__(self) -> CudaInstant:
-        """Records an event in the device's current stream."""
+        """Records an event."""
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(self._device))
         return CudaInstant(event)
 
 
 def device_clock(device: torch.device) -> Clock:
-    """The clock of a device: events on CUDA, `time.perf_counter` elsewhere, where work is done when a call returns."""
+    """Events on CUDA, `time.perf_counter` elsewhere."""
     return CudaClock(device) if device.type == "cuda" else time.perf_counter

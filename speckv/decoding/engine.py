@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Speculative decoding one step at a time: `Engine` decodes one request, `BatchEngine` many together.
-
-A caller that decides token by token uses the parts of a step: `begin_step`, `draft_token`, `verify_draft`.
-"""
+"""Speculative decoding one step at a time: `Engine` decodes one request, `BatchEngine` many together."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,14 +25,10 @@ CPU = torch.device("cpu")
 
 
 class Engine:
-    """Decodes one request at a time with a target and a draft.
+    """Decodes one request at a time; `begin_step`, `draft_token` and `verify_draft` are the parts of a `step`.
 
-    Args:
-        target: The model whose text is kept.
-        draft: A model, or another source of drafts such as `PromptLookup`; None allows gamma 0 alone. Texts continue
-            without drafts past the end of its context.
-        eos_token_ids: Tokens that end the text.
-        clock: The device's by default.
+    `draft` is a model or a source such as `PromptLookup`; None allows gamma 0 alone. Nothing is drafted past the end of
+    its context. `clock` is by default the device's.
     """
 
     def __init__(
@@ -62,10 +55,7 @@ class Engine:
         self._captured: list[object] = []
 
     def capture_ahead(self, longest: int) -> None:
-        """On CUDA, captures the passes of requests of up to `longest` tokens, prompt and output; call it before timing.
-
-        A running request is dropped. Without this call, the first use of each pass captures it, which is slow.
-        """
+        """On CUDA, captures the passes of requests of up to `longest` tokens before timing; drops a running request."""
         self.release()
         longest = min(longest, self.target.context_limit)
         if isinstance(self.target, CausalModel):
@@ -77,7 +67,7 @@ class Engine:
             self._captured.append(self.draft.captured(longest, read, all_logits=False))
 
     def release(self) -> None:
-        """Drops the last request; its buffers and captured passes are free for another one."""
+        """Drops the last request and frees its buffers and captured passes for another one."""
         self._loop = None
         self._captured.clear()
 
@@ -97,12 +87,12 @@ class Engine:
 
     @property
     def draft_lag(self) -> int:
-        """Emitted tokens that the draft has not read, the newest one not counted."""
+        """Emitted tokens that the draft has not read, without the newest."""
         return self._running_loop.draft_lag(0)
 
     @property
     def target_cache(self) -> Any:
-        """The target's cached sequence; it holds every token of the request but the newest."""
+        """The target's cached sequence: every token of the request but the newest."""
         target = self._running_loop.target
         assert isinstance(target, OneRow)
         return target.sequence
@@ -122,11 +112,11 @@ class Engine:
         processors: Processors | None = None,
         stop: Stop | None = None,
     ) -> DecodeStep:
-        """Reads the prompt with both models and emits the first token, which comes from the target's prefill.
+        """Reads the prompt with both models and emits the first token, from the target's prefill.
 
         Args:
-            max_new_tokens: Token budget, at least 1, the first token included; cut at the end of the target's context.
-            request: Name of the request; with the sampling seed it fixes every draw.
+            max_new_tokens: At least 1, the first token included; cut at the end of the target's context.
+            request: Name; with the sampling seed it fixes every draw.
             processors: Of scores; by default those of the target's `generation_config`.
             stop: Ends the text after the first token for which it is true.
 
@@ -165,9 +155,8 @@ class Engine:
 
         Args:
             gamma: At least 0; cut to the budget left and at a drafted end of text.
-            go_on: Called after each drafted token but the last possible one, with the signals of the tokens drafted so
-                far, of shape [drafted, 3]; False ends the draft. The newest token stays in it, so that rejection
-                sampling keeps the target's distribution whatever the answer depends on.
+            go_on: Called after each drafted token but the last possible one; False ends the draft. The newest token is
+                kept, so that rejection sampling keeps the target's distribution whatever the answer depends on.
 
         Raises:
             ConfigError: if the request is finished or not started, or gamma is negative, or positive without a draft.
@@ -178,7 +167,7 @@ class Engine:
         return loop.step([gamma], lambda _, signals: np.array([go_on(signals[0])]))[0]
 
     def begin_step(self, gamma: int) -> None:
-        """Opens a step of at most gamma drafted tokens; one that is open is dropped. Errors are those of `step`."""
+        """Opens a step of at most gamma drafted tokens and drops an open one. Errors are those of `step`."""
         self._checked(gamma).begin_step([gamma])
 
     def _checked(self, gamma: int) -> DecodeLoop:
@@ -193,29 +182,25 @@ class Engine:
 
     @property
     def can_draft(self) -> bool:
-        """Whether the open step can draft another token.
-
-        It cannot past gamma, the token budget, the draft's context or a drafted end of text, or where the source
-        proposes none.
-        """
+        """Whether the limits of the open step and the draft source allow another token."""
         return self._loop is not None and self._request is not None and self._loop.can_draft(0)
 
     @property
     def draft_signals(self) -> FloatArray:
-        """Signals of the tokens drafted so far in the open step, shape [drafted, 3]. Waits for the device."""
+        """Signals of the open step's draft, shape [drafted, 3]. Waits for the device."""
         return self._open.draft_signals([0])[0]
 
     @property
     def draft_seconds(self) -> float:
-        """Seconds spent so far on the open step's draft. Waits for the device."""
+        """Seconds spent on the open step's draft. Waits for the device."""
         return self._open.draft_seconds
 
     def draft_token(self) -> None:
-        """Drafts one token in the open step, where `can_draft` is true."""
+        """Drafts one token; requires `can_draft`."""
         self._open.draft_tokens([0])
 
     def verify_draft(self) -> DecodeStep:
-        """Verifies the open step's draft in one pass, emits tokens, and closes the step."""
+        """Verifies the draft in one pass, emits tokens, and closes the step."""
         return self._open.verify_drafts()[0]
 
     @property
@@ -226,14 +211,10 @@ class Engine:
 
 
 class BatchEngine:
-    """Decodes many requests together, each with its own gamma; each text is the one that `Engine` decodes for it alone.
+    """Decodes many requests together, each with its own gamma; each text is the one that `Engine` decodes alone.
 
-    A step drafts in as many passes as the greatest gamma; one verify pass reads all drafts, padded to the longest.
-    Requests that finish leave, and others may join between steps. Each request's outcome has the seconds of the whole
-    step: sum them over the steps of one request, never over the requests of one step. An error inside a step or a
-    prefill ends every request.
-
-    Arguments are those of `Engine`, but the draft is a model or None.
+    Each outcome has the seconds of the whole step: sum them over the steps of one request, never over the requests of
+    one step. An error inside a step or a prefill ends every request. The draft is a model or None.
     """
 
     def __init__(
@@ -285,17 +266,13 @@ class BatchEngine:
     def admit(
         self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int | Sequence[int], requests: Sequence[str] = ()
     ) -> list[DecodeStep]:
-        """Adds requests: both models read the prompts, and each emits its first token, from the target's prefill.
+        """Adds requests: both models read the prompts, and the target's prefill gives each its first token.
 
         Prompts that do not fit the draft's context are decoded without drafts. Requests that finish at once are not
-        running.
-
-        Args:
-            max_new_tokens: Token budget, at least 1, the first token included; one for all, or one a request.
-            requests: Names; with the sampling seed a name fixes every draw. Numbers from "0" on by default.
+        running. `requests` are names for the sampling seed, numbers from "0" on by default.
 
         Raises:
-            BudgetError: if a prompt is empty, or it and one token do not fit the context; nothing has changed then.
+            BudgetError: as of `Engine.start`; nothing has changed then.
             ConfigError: if there is no prompt, or not one name or budget a prompt.
         """
         added = self._new_requests(prompts, max_new_tokens, requests)
@@ -335,11 +312,11 @@ class BatchEngine:
 
     @property
     def running(self) -> tuple[RequestState, ...]:
-        """The running requests, oldest first."""
+        """Oldest first."""
         return tuple(self._loop.requests[place] for place in self._order())
 
     def draft_lag(self, request: RequestState) -> int:
-        """Emitted tokens of a running request that the draft has not read, the newest one not counted."""
+        """As of `Engine`, for one running request."""
         return self._loop.draft_lag(self._loop.requests.index(request))
 
     def _order(self) -> list[int]:
@@ -347,16 +324,10 @@ class BatchEngine:
         return sorted(range(len(requests)), key=lambda place: requests[place].number)
 
     def step(self, gammas: Sequence[int], go_on: GoOnRows | None = None) -> list[DecodeStep]:
-        """Drafts up to a gamma of each request's own, verifies all drafts in one pass, emits tokens in each request.
+        """Drafts up to each request's own gamma, verifies all drafts in one pass, emits tokens in each request.
 
-        Steps come in the order of `running`, which then loses the requests that finished.
-
-        Args:
-            gammas: One for each of `running`, at least 0; cut to the request's budget and at a drafted end of text.
-            go_on: As of `Engine.step`, for all requests that could draft another token, as indices into `running`.
-
-        Raises:
-            ConfigError: if nothing runs, or the gammas do not fit.
+        Steps come in the order of `running`, which then loses the requests that finished. Arguments are those of
+        `Engine.step`, one gamma for each of `running`; `go_on` takes indices into `running`. Raises its ConfigError.
         """
         order = self._order()
         if not order:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drives the engine with a controller until a request ends."""
+"""Decodes one request with a controller."""
 
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -36,9 +36,8 @@ class GenerationResult:
 
     Attributes:
         tokens: The output, the prefill's token first.
-        gammas: The controller's choices, one a step.
-        decode_s: Seconds of all decode steps, decisions included, prefill not.
-        controller_s: Seconds of it spent on observing and deciding, between steps and inside them.
+        decode_s: Decisions included, prefill not.
+        controller_s: The part of `decode_s` spent on observing and deciding.
     """
 
     tokens: tuple[int, ...]
@@ -51,7 +50,7 @@ class GenerationResult:
 
     @property
     def tokens_per_s(self) -> float:
-        """Tokens that decode steps emitted, per second of decoding; 0 if there was no step."""
+        """Tokens of decode steps per second of decoding; 0 if there was no step."""
         emitted = sum(step.outcome.num_emitted for step in self.steps)
         return emitted / self.decode_s if self.decode_s > 0 else 0.0
 
@@ -63,7 +62,7 @@ class GenerationResult:
 
 @dataclass(slots=True, kw_only=True)
 class RequestRecord:
-    """A request's steps, and the seconds of decisions: between steps, and inside them, where steps count them too."""
+    """A request's steps, and decision time between steps and inside them, where steps count it too."""
 
     prefill: DecodeStep
     steps: list[DecodeStep] = field(default_factory=list)
@@ -97,18 +96,15 @@ def generate(
     request: str = "",
     on_step: Callable[[DecodeStep], None] | None = None,
 ) -> GenerationResult:
-    """Decodes one request; the controller chooses gamma before every step, from the same observation as in replay.
+    """Decodes one request; the controller, reset first, chooses gamma before every step as in replay.
 
     Args:
-        engine: Any request it was decoding is dropped.
-        controller: Reset first.
-        request: Name of the request, for the sampling seed.
-        on_step: Called with the prefill's step and every decode step, to stream.
+        engine: Its running request is dropped.
+        request: Name, for the sampling seed.
+        on_step: Called with every step, the prefill's first.
 
     Raises:
         BudgetError: if the prompt does not fit.
-        ProbabilityError: if a model returns NaN.
-        DeviceError: if a device runs out of memory or is lost.
     """
     running = stepwise(engine, prompt, controller, context=context, max_new_tokens=max_new_tokens, request=request)
     while True:
@@ -130,10 +126,7 @@ def stepwise(
     max_new_tokens: int,
     request: str = "",
 ) -> Generator[DecodeStep, None, GenerationResult]:
-    """Yields the steps of `generate`, the prefill's first, and returns the finished request.
-
-    The caller's time between two steps is in no step's time.
-    """
+    """Yields the steps of `generate`, the prefill's first. The caller's time between two steps is not counted."""
     controller.reset()
     prefill = engine.start(prompt, max_new_tokens=max_new_tokens, request=request)
     yield prefill
@@ -159,8 +152,6 @@ def stepwise(
 
 
 class _Stopper:
-    """Calls a stopping controller inside steps, and sums the time."""
-
     def __init__(self, controller: StoppingController) -> None:
         self._controller = controller
         self.seconds = 0.0

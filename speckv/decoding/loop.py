@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The decode loop: draft, verify, emit, for one request or for many that share passes.
 
-Between steps the target's cache holds every token of a text but the newest. The draft's may lag further behind, after
-plain steps and fully accepted drafts, and catches up when it next drafts.
+Between steps the target's cache holds every token of a text but the newest. The draft's cache may lag further behind.
 """
 
 import functools
@@ -27,8 +26,7 @@ R = TypeVar("R")
 Tokens = Sequence[int] | Tensor
 """Token ids on the host, or of shape [tokens] on the device."""
 GoOnRows = Callable[[IntArray, FloatArray], BoolArray]
-"""Places of shape [asked] and signals of the tokens that each drafted so far, of shape [asked, drafted, 3] -> whether
-each drafts another one."""
+"""Places [asked] and signals of what each has drafted [asked, drafted, 3] -> whether each drafts another token."""
 
 
 class OneRow:
@@ -38,7 +36,7 @@ class OneRow:
         self.sequence = sequence
 
     def length(self, _: int) -> int:
-        """Length in tokens."""
+        """In tokens."""
         return self.sequence.length
 
     def truncate(self, _: int, length: int) -> None:
@@ -51,13 +49,13 @@ class OneRow:
 
 
 class PaddedRows:
-    """The cached sequences of a loop with many requests; pieces of unequal length are padded to share a pass."""
+    """The cached sequences of a loop with many requests; pieces are padded to share a pass."""
 
     def __init__(self, cache: CachedRows, device: torch.device) -> None:
         self.cache, self._device = cache, device
 
     def length(self, place: int) -> int:
-        """Tokens of a row."""
+        """In tokens."""
         return self.cache.lengths[place]
 
     def truncate(self, place: int, length: int) -> None:
@@ -65,7 +63,7 @@ class PaddedRows:
         self.cache.truncate(place, length)
 
     def score(self, places: Sequence[int], pieces: Sequence[Tokens], *, last_only: bool = False) -> Scores:
-        """Appends a piece to each row, all on the host or all on the device, and scores each token or the last."""
+        """Appends a piece to each row, all on the host or all on the device; scores each token or the last."""
         counts = [len(piece) for piece in pieces]
         tensors = [piece for piece in pieces if isinstance(piece, Tensor)]
         tokens = (
@@ -90,7 +88,7 @@ class ModelDrafter:
         self.rows.score(places, prompts, last_only=True)
 
     def propose(self, places: Sequence[int], requests: Sequence[RequestState]) -> list[Proposal]:
-        """Reads what is unread, and proposes the next token of each request."""
+        """Reads the unread tokens and proposes each request's next one."""
         pieces: list[Tokens] = []
         for place, request in zip(places, requests, strict=True):
             proposals = request.open_draft.proposals
@@ -101,7 +99,7 @@ class ModelDrafter:
 
 
 class SourceDrafter:
-    """The `Drafter` of another source than a model, in a loop with one request."""
+    """The `Drafter` of a source that is no model, in a loop with one request."""
 
     def __init__(self, drafter: Drafter, *, on_host: bool) -> None:
         self._drafter, self.on_host = drafter, on_host
@@ -119,11 +117,11 @@ class SourceDrafter:
         self._drafter.read(prompts[0])
 
     def can_propose(self, request: RequestState) -> bool:
-        """Whether the source has a token to propose after the text and the draft."""
+        """Whether the source has a token after the text and the draft."""
         return self._drafter.can_propose(request.unread(self._drafter.length))
 
     def propose(self, _: Sequence[int], requests: Sequence[RequestState]) -> list[Proposal]:
-        """Reads what is unread, and proposes the next token."""
+        """Reads the unread tokens and proposes the next one."""
         (request,) = requests
         proposals = request.open_draft.proposals
         on_device = proposals and not self.on_host
@@ -153,13 +151,9 @@ def _failure_ends_requests(
 class DecodeLoop:
     """Drafts for its requests, verifies all drafts in one pass of the target, and emits tokens.
 
-    The place of a request is its index in `requests`, and its row in the caches.
-
-    Args:
-        drafter: None allows gamma 0 alone.
-        draft_context: Longest sequence that the draft takes, in tokens; texts continue without drafts past it.
-        fetch_each: Whether the host reads each drafted token at once, as on a CPU. Otherwise it waits for the device
-            only for signals and at the end of a step: a draft may then run past an end of text, and is cut afterwards.
+    The place of a request is its index in `requests` and its row in the caches. Without a drafter gamma must be 0.
+    With `fetch_each` the host reads each drafted token at once, as on a CPU. Otherwise it waits for the device only
+    for signals and at the end of a step: a draft may then run past an end of text, and is cut afterwards.
     """
 
     def __init__(
@@ -204,7 +198,7 @@ class DecodeLoop:
         return self.verify_drafts()
 
     def begin_step(self, gammas: Sequence[int]) -> None:
-        """Opens a step, and drops drafts that are open and not verified."""
+        """Opens a step and drops open drafts."""
         self._draft_spans = []
         for place, (request, gamma) in enumerate(zip(self.requests, gammas, strict=True)):
             if request.draft is not None and request.draft.proposals and self.drafter is not None:
@@ -212,7 +206,7 @@ class DecodeLoop:
             request.begin_step(gamma, self._draft_context)
 
     def can_draft(self, place: int) -> bool:
-        """Whether a request can draft another token in the open step."""
+        """Whether a request can draft another token."""
         request = self.requests[place]
         draft = request.draft
         if draft is None or self.drafter is None or len(draft.proposals) >= draft.limit:
@@ -230,7 +224,7 @@ class DecodeLoop:
 
     @_failure_ends_requests
     def draft_tokens(self, places: Sequence[int]) -> None:
-        """Drafts one token for each of some requests that can draft."""
+        """Drafts one token for each request; requires `can_draft`."""
         assert self.drafter is not None
         started = self._clock()
         requests = [self.requests[place] for place in places]
@@ -241,7 +235,7 @@ class DecodeLoop:
         self._draft_spans.append((started, self._clock()))
 
     def draft_signals(self, places: Sequence[int]) -> list[FloatArray]:
-        """Signals of the tokens that requests drafted so far, of shape [drafted, 3] each. Waits for the device."""
+        """Signals of each draft, shape [drafted, 3]. Waits for the device."""
         drafts, started = [self.requests[place].open_draft for place in places], self._clock()
         if not all(draft.on_host for draft in drafts):
             _fetch(drafts)
@@ -250,11 +244,11 @@ class DecodeLoop:
 
     @property
     def draft_seconds(self) -> float:
-        """Seconds spent so far on the open step's drafts. Waits for the device."""
+        """Seconds spent on the open step's drafts. Waits for the device."""
         return float(sum(later - earlier for earlier, later in self._draft_spans))
 
     def draft_lag(self, place: int) -> int:
-        """Emitted tokens of a request that the draft has not read, the newest one not counted."""
+        """Emitted tokens that the draft has not read, without the newest."""
         return len(self.requests[place].context) - 1 - (self.drafter.length(place) if self.drafter else 0)
 
     def _end_drafts(self, places: Sequence[int], go_on: GoOnRows) -> None:
@@ -271,7 +265,7 @@ class DecodeLoop:
 
     @_failure_ends_requests
     def verify_drafts(self) -> list[DecodeStep]:
-        """Verifies the open step's drafts in one pass, emits tokens in each request, and closes the step."""
+        """Verifies all drafts in one pass, emits tokens, and closes the step."""
         started = self._clock()
         drafts = [request.open_draft for request in self.requests]
         newest = [request.context[-1] for request in self.requests]

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A draft without a model: the token that most often followed the longest earlier match of the newest tokens.
 
-Prompt lookup decoding (Saxena 2023, github.com/apoorvumang/prompt-lookup-decoding) is `prompt_lookup_num_tokens` in
-transformers and the n-gram proposer in vLLM. Both copy what follows one earlier match. Here the counts of what followed
-give each token's confidence.
+Source: prompt lookup decoding (Saxena 2023, github.com/apoorvumang/prompt-lookup-decoding), which copies what followed
+one match. Here the counts of what followed all matches give each token's confidence.
 """
 
 import sys
@@ -35,19 +34,16 @@ class PromptLookup:
 
     @property
     def name(self) -> str:
-        """Name in reports, in place of a draft model's."""
+        """Name in reports."""
         return f"prompt-lookup({self.longest},{self.shortest})"
 
     def open(self, draws: Draws) -> "LookupDrafter":
-        """Starts a request; proposals are not drawn, so only the mode of sampling matters."""
+        """Starts a request; proposals are not drawn, so only the sampling mode matters."""
         return LookupDrafter(self, with_probs=draws.sampling.mode == "rejection")
 
 
 class LookupDrafter:
-    """Drafts one request, by its text and own proposals alone; it proposes nothing where there is no match.
-
-    A draft that has begun can always go on: what followed a match makes the next one.
-    """
+    """Drafts one request from its own text; a draft that has begun can always continue."""
 
     def __init__(self, lookup: PromptLookup, *, with_probs: bool = False) -> None:
         self._vocab_size, self._with_probs = lookup.vocab_size, with_probs
@@ -71,13 +67,13 @@ class LookupDrafter:
         self._looked = False
 
     def guess(self) -> Guess | None:
-        """The token after those read; None where there is no match."""
+        """The next token; None where there is no match."""
         if not self._looked:
             self._guess, self._looked = self.index.guess(), True
         return self._guess
 
     def can_propose(self, unread: Sequence[int]) -> bool:
-        """Reads `unread`, and returns whether there is a guess."""
+        """Reads `unread`; whether there is a guess."""
         if unread:
             self.read(unread)
         return self.guess() is not None
@@ -97,7 +93,7 @@ class LookupDrafter:
 
 
 def draft_source(pair: ModelPair) -> CausalModel | PromptLookup:
-    """What the engine drafts with: the pair's draft model, or a lookup where it has none."""
+    """The pair's draft model, or a lookup if it has none."""
     if pair.draft_model is not None:
         return pair.draft_model
     config = pair.config

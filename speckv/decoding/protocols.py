@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The interfaces of the decode loop: what a model, a source of drafts and a clock must offer."""
+"""The interfaces of the decode loop: models, sources of drafts, clocks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,14 +22,14 @@ class CachedTokens(Protocol):
         """Tokens in the cache."""
 
     def score(self, tokens: Sequence[int] | Tensor, *, num_logits: int | None = None) -> Scores:
-        """Appends tokens, ids or a tensor of shape [tokens] on the device, and scores what follows the last of them."""
+        """Appends token ids, on the host or of shape [tokens] on the device, and scores what follows the last."""
 
     def truncate(self, length: int) -> None:
         """Removes every token past `length`."""
 
 
 class ScoringModel(Protocol):
-    """What the engines read of a model."""
+    """The part of a model that both engines read."""
 
     @property
     def context_limit(self) -> int:
@@ -64,10 +64,7 @@ class CachedRows(Protocol):
         """Removes every token of a row past `length`."""
 
     def extend(self, rows: Sequence[int], tokens: Tensor, counts: Sequence[int], *, last_only: bool = False) -> Tensor:
-        """Appends the first `counts[i]` of `tokens[i]` to row `rows[i]`, in one pass.
-
-        Returns logits after each of them, row after row without padding, or only after each row's last one.
-        """
+        """Appends `tokens[i, :counts[i]]` to row `rows[i]`; logits of all tokens or each row's last, unpadded."""
 
 
 class BatchModel(ScoringModel, Protocol):
@@ -85,10 +82,8 @@ class BatchModel(ScoringModel, Protocol):
 class Proposal:
     """One drafted token, on the target's device, or on the host if its source works there.
 
-    Attributes:
-        token: Shape [1].
-        signals: Shape [1, 3]; float32.
-        probs: Shape [1, vocab]; the distribution that the token was drawn from, for rejection sampling alone.
+    `token` has shape [1], `signals` [1, 3] in float32; `probs` [1, vocab] is the distribution that the token was drawn
+    from, for rejection sampling alone.
     """
 
     token: Tensor
@@ -97,7 +92,7 @@ class Proposal:
 
 
 class Drafter(Protocol):
-    """Drafts for one request without a language model: it reads the text and proposes token after token."""
+    """Drafts for one request without a language model, token after token."""
 
     @property
     def length(self) -> int:
@@ -110,21 +105,15 @@ class Drafter(Protocol):
         """Removes every token past `length`."""
 
     def can_propose(self, unread: Sequence[int]) -> bool:
-        """Whether it can propose a token after `unread`; called before the first proposal and between them.
-
-        It may read `unread` to find out: `length` then includes it, and `propose` is given the rest, perhaps nothing.
-        """
+        """Whether it can propose after `unread`; if it reads that, `propose` is given the rest, perhaps nothing."""
 
     def propose(self, unread: Sequence[int] | Tensor, position: int) -> Proposal:
-        """Reads `unread`, ids or its own last proposal, and proposes the token after them, for an output position."""
+        """Reads `unread`, ids or its own last proposal, and proposes the token for an output position."""
 
 
 @runtime_checkable
 class DraftSource(Protocol):
-    """Opens a `Drafter` for each request, as `PromptLookup` does.
-
-    One that works on the host has `on_host = True`: its proposals are host tensors, and the host reads each at once.
-    """
+    """Opens a `Drafter` for each request; if `on_host`, proposals are host tensors, each read at once."""
 
     @property
     def context_limit(self) -> int:
@@ -135,7 +124,7 @@ class DraftSource(Protocol):
 
 
 class Clock(Protocol):
-    """Reads instants: floats of the host, or events of a device (`decoding.clock`)."""
+    """Reads instants: floats of the host, or events of a device."""
 
     def __call__(self) -> Any:
-        """An instant; `later - earlier` is the seconds between them as a float, the device's work included."""
+        """An instant; `later - earlier` is in seconds, the device's work included."""

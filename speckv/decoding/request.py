@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The state of one request: its text and budget, its draws, the draft of the open step, and the outcome of a step."""
+"""The state of one request: text, budget, draws, and the draft of the open step."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -47,9 +47,9 @@ class Draft:
     """The draft of an open step, on the device and, as far as it was fetched, on the host.
 
     Attributes:
-        gamma: Requested number of tokens, or those drafted when a stopping controller ended the draft.
+        gamma: As requested, or the number drafted if a stopping controller ended the draft.
         limit: Most tokens that gamma, the token budget and the draft's context allow.
-        tokens: The proposals that are on the host; `signals`, of shape [tokens, 3], likewise.
+        tokens: The proposals on the host; their `signals` have shape [tokens, 3].
     """
 
     gamma: int
@@ -68,7 +68,7 @@ class Draft:
         return self.proposals[len(self.tokens) :]
 
     def add_fetched(self, rows: FloatArray) -> None:
-        """Adds the rest of the proposals: signals and token of each, of shape [fetched, 4]."""
+        """Adds signals and token of each other proposal, shape [fetched, 4]."""
         self.signals = np.concatenate([self.signals, rows[:, :NUM_SIGNALS]])
         self.tokens += rows[:, NUM_SIGNALS].astype(int).tolist()
 
@@ -77,17 +77,13 @@ class Draft:
         self.gamma = self.limit = len(self.proposals)
 
     def cut(self, eos_token_ids: frozenset[int]) -> None:
-        """Drops what was drafted past an end of text."""
+        """Drops tokens past an end of text."""
         self.tokens = up_to_end(self.tokens, eos_token_ids)
         self.signals = self.signals[: len(self.tokens)]
 
 
 class Draws:
-    """The sampling of one request: how its tokens are chosen, and its own randomness and processors.
-
-    With the sampling seed, the request's name fixes every draw. The engine extends `text`, its prompt and output, which
-    processors read.
-    """
+    """The sampling of one request; processors read `text`, prompt and output, which the engine extends."""
 
     def __init__(
         self,
@@ -113,24 +109,24 @@ class Draws:
             self.processors.begin_draft()
 
     def commit(self, row: int) -> None:
-        """Advances the processors past one emitted token, given its row in the verification; rows come in order."""
+        """Advances the processors past the emitted token of a verification row; rows come in order."""
         if self.processors is not None:
             self.processors.commit_row(row)
 
     def add_drafted(self, token: Tensor) -> None:
-        """Adds a drafted token, of shape [1], to the text that processors read in this step."""
+        """Adds a token of shape [1] to the text that processors read in this step."""
         if self.processors is not None:
             self._drafted.append(token)
 
     def process_draft(self, logits: Tensor) -> Tensor:
-        """Applies the processors to the draft's float32 logits, of shape [1, vocab]."""
+        """Applies the processors to the draft's float32 logits [1, vocab]."""
         if self.processors is None:
             return logits
         ids = torch.cat([token_tensor(self._text, logits.device), *self._drafted])[None]
         return self.processors.draft(ids, logits)
 
     def process_verified(self, drafted: Tensor, logits: Tensor) -> Tensor:
-        """Applies the processors to the target's float32 logits, of shape [drafted + 1, vocab]."""
+        """Applies the processors to the target's float32 logits [drafted + 1, vocab]."""
         if self.processors is None:
             return logits
         return self.processors.verify(token_tensor(self._text, logits.device)[None], drafted, logits)
@@ -142,14 +138,14 @@ class Draws:
         return self._noise[position].to(device)
 
     def generator_on(self, device: torch.device) -> torch.Generator:
-        """The generator of this request's draws; made on first use, because the scores determine the device."""
+        """The generator of this request's draws, made on first use."""
         if self._generator is None:
             self._generator = torch.Generator(device).manual_seed(request_seed(self.seed, "draws"))
         return self._generator
 
 
 def propose(draws: Sequence[Draws], scores: Scores, positions: Sequence[int]) -> list[Proposal]:
-    """Drafts a token for each request, from its row of the draft's scores and for its output position."""
+    """Drafts a token for each request, from its row of the draft's scores."""
     if any(one.processors is not None for one in draws):
         parts = torch.split(scores.logits.float(), 1)
         scores = _with_logits(scores, [one.process_draft(part) for one, part in zip(draws, parts, strict=True)])
@@ -172,8 +168,7 @@ def verify(
 ) -> list[Verification]:
     """Verifies each request's draft, oldest proposal first; a draft may be empty.
 
-    `scores` holds, for each request, the target's row for each proposal and one for the token after them; `positions`
-    the output position of each request's first row.
+    `scores` has the target's rows for each request's proposals and one more; `positions` is that of its first row.
     """
     device, sizes = scores.best.device, [len(draft) + 1 for draft in drafts]
     drafted = [
@@ -211,7 +206,7 @@ def _with_logits(scores: Scores, parts: Sequence[Tensor]) -> Scores:
 
 
 class RequestState:
-    """One request as it is decoded: `context` is prompt and output so far, `draft` that of the open step.
+    """One request: `context` is prompt and output so far, `draft` that of the open step.
 
     `finish` is "eos", "length", "stop" or "failed"; None while the text goes on.
     """
@@ -238,7 +233,7 @@ class RequestState:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the output so far."""
+        """Length of the output so far."""
         return len(self.context) - self.prompt_len
 
     @property
@@ -264,12 +259,12 @@ class RequestState:
         self.draft = Draft(gamma=gamma, limit=limit)
 
     def unread(self, length: int) -> list[int]:
-        """Tokens of the text and of the draft on the host after the first `length`."""
+        """Tokens of text and draft on the host after the first `length`."""
         ahead = max(0, length - len(self.context))
         return self.context[length:] + self.open_draft.tokens[ahead:]
 
     def emit(self, tokens: Sequence[int], eos_token_ids: frozenset[int]) -> list[int]:
-        """Appends tokens up to an end of text, and returns those."""
+        """Appends tokens up to an end of text; returns those."""
         kept = up_to_end(tokens, eos_token_ids)
         for row in range(len(kept)):
             self.draws.commit(row)
@@ -286,9 +281,9 @@ class RequestState:
     def close_step(
         self, num_kept: int, tokens: Sequence[int], target_signals: FloatArray, *, draft_s: float, verify_s: float
     ) -> DecodeStep:
-        """Closes the open step, of which `num_kept` drafted tokens were kept, perhaps more than were emitted.
+        """Closes the open step; `num_kept` may exceed the emitted tokens.
 
-        `target_signals` has shape [num_emitted or more, 3]; `verify_s` are the seconds besides drafting.
+        `target_signals` has shape [num_emitted or more, 3]; `verify_s` is all time but drafting.
         """
         draft, self.draft = self.open_draft, None
         num_accepted, found = min(num_kept, len(tokens)), target_signals[: len(tokens)]
@@ -310,10 +305,10 @@ class RequestState:
 
 
 def token_budget(prompt: Sequence[int], max_new_tokens: int, limit: int, *, expected: str = "Expected") -> int:
-    """Tokens that a request may emit: `max_new_tokens`, or with a warning fewer, if a context of `limit` tokens ends.
+    """`max_new_tokens`, or with a warning fewer, if a context of `limit` tokens ends before.
 
-    The newest token needs no room in the context, so prompt and output may be one longer. BudgetError, whose text
-    begins with `expected`, if the prompt is empty, the budget below 1, or the prompt does not fit.
+    The newest token needs no room in the context, so prompt and output may be one longer. BudgetError, beginning with
+    `expected`, if the prompt is empty or too long, or the budget below 1.
     """
     if not prompt:
         raise BudgetError(
@@ -346,7 +341,7 @@ def up_to_end(tokens: Sequence[int], eos_token_ids: frozenset[int]) -> list[int]
 
 
 def to_host(signals: Sequence[Tensor], tokens: Sequence[Tensor]) -> FloatArray:
-    """Puts signals [.., 3] and token ids [..] side by side on the host: shape [rows, 4]. Waits for the device."""
+    """Signals [.., 3] and token ids [..] side by side: shape [rows, 4]. Waits for the device."""
     if not signals:
         return np.zeros((0, NUM_SIGNALS + 1), np.float32)
     # Ids are exact in float32 below 2**24.

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sampling and verification as pure functions: temperature, top-k, top-p, Gumbel noise, and which drafted tokens stay.
+"""Sampling and verification as pure functions.
 
-With Gumbel coupling, draft and target choose `argmax(log p + g[position])` with the same noise `g`. Each choice is an
-exact draw from its own distribution (Gumbel-max), the target's text is the same whatever was drafted, and the two agree
-often.
+With Gumbel coupling, draft and target choose `argmax(log p + g[position])` with the same noise `g`: each choice is an
+exact draw (Gumbel-max), the target's text does not depend on the draft, and the two often agree.
 """
 
 import functools
@@ -26,9 +25,8 @@ class SamplingConfig:
 
     Attributes:
         mode: "greedy"; "gumbel" (the same text for every gamma); "rejection" (the same distribution for every gamma).
-        top_k: Keep the k likeliest tokens; 0 keeps all.
-        top_p: Keep the smallest set of likeliest tokens with at least this mass; 1 keeps all.
-        seed: Of every draw of a request.
+        top_k: 0 keeps all tokens.
+        top_p: Keeps the smallest set of likeliest tokens with at least this mass; 1 keeps all.
     """
 
     mode: str = "greedy"
@@ -48,10 +46,9 @@ class SamplingConfig:
 
 
 def warp_logits(logits: Tensor, config: SamplingConfig) -> Tensor:
-    """Applies temperature, then top-k, then top-p, to logits [..., vocab], in float32; excluded tokens become -inf.
+    """Temperature, top-k, top-p, in this order, on logits [..., vocab], in float32; excluded tokens become -inf.
 
-    Source:
-        Holtzman et al. 2020, arXiv:1904.09751 (top-p); the order is that of transformers' generate.
+    Source: Holtzman et al. 2020, arXiv:1904.09751 (top-p); the order is that of transformers' generate.
     """
     logits = logits.float()
     if config.mode == "greedy":
@@ -79,34 +76,27 @@ def request_seed(seed: int, request: str) -> int:
 
 @functools.lru_cache(maxsize=40)
 def gumbel_noise(seed: int, position: int, vocab_size: int) -> Tensor:
-    """Standard Gumbel noise for one output position, from 0, of a request with a seed: float32 of shape [vocab_size].
-
-    It is drawn on the CPU, so that every device decodes the same text.
-    """
+    """Standard Gumbel noise [vocab_size] of an output position; drawn on the CPU for one text on all devices."""
     generator = torch.Generator().manual_seed(request_seed(seed, f"gumbel:{position}"))
     exponential = -torch.log(torch.rand(vocab_size, generator=generator).clamp_(min=1e-20))
     return -torch.log(exponential.clamp_(min=1e-20))
 
 
 def choose(warped: Tensor, config: SamplingConfig, noise: Tensor | None) -> Tensor:
-    """The tokens that greedy or Gumbel decoding takes, of logits and noise [rows, vocab]; ties go to the lowest id."""
+    """Tokens of greedy or Gumbel decoding, of logits and noise [rows, vocab]; ties go to the lowest id."""
     if config.mode == "greedy" or noise is None:
         return warped.argmax(-1)
     return (warped.log_softmax(-1) + noise.to(warped.device)).argmax(-1)
 
 
 def draw(probabilities: Tensor, generator: torch.Generator) -> Tensor:
-    """Draws one token from each row of shape [rows, vocab], without waiting for the device.
-
-    Token x wins a race of exponential clocks with probability proportional to its own; one of probability zero never
-    does.
-    """
+    """Draws a token from each row of [rows, vocab] by a race of exponential clocks, without waiting for the device."""
     waits = torch.empty_like(probabilities).exponential_(generator=generator)
     return (probabilities / waits).argmax(-1)
 
 
 def check_finite(values: Tensor | FloatArray, role: str) -> None:
-    """Raises ProbabilityError if the signals or logits of a model hold NaN. Waits for the device of a tensor."""
+    """Raises ProbabilityError if signals or logits hold NaN. Waits for the device of a tensor."""
     if bool(np.isnan(values).any() if isinstance(values, np.ndarray) else torch.isnan(values).any()):
         raise ProbabilityError(
             f"The {role} returned NaN. Its weights or this dtype are unusable here: "
@@ -118,9 +108,8 @@ def check_finite(values: Tensor | FloatArray, role: str) -> None:
 class Verification:
     """The outcome of one verify pass for one request, on the device; nothing in it waits for the device.
 
-    Attributes:
-        num_accepted: No shape; drafted tokens kept, bonus excluded.
-        tokens: Shape [draft + 1]; the kept tokens, one recovered or bonus token, then undefined ones.
+    `num_accepted`, a scalar, excludes the bonus; `tokens` [draft + 1] are the kept ones, one recovered or bonus token,
+    then undefined ones.
     """
 
     num_accepted: Tensor
@@ -128,9 +117,7 @@ class Verification:
 
 
 def verify_match(draft_tokens: Tensor, target_tokens: Tensor) -> Verification:
-    """Keeps drafted tokens while they equal the target's own choices: greedy and Gumbel-coupled decoding.
-
-    `draft_tokens` has shape [draft], `target_tokens` [draft + 1]: the target's choices there and at the next position.
+    """Keeps drafted tokens [draft] while they equal the target's choices [draft + 1]: greedy and Gumbel decoding.
 
     >>> verify_match(torch.tensor([5, 6, 7]), torch.tensor([5, 6, 8, 9])).num_accepted
     tensor(2)
@@ -147,13 +134,11 @@ def verify_rejection(
         draft_tokens: Shape [draft], oldest first; token i was drawn from row i of `draft_probs`.
         draft_probs: Shape [draft, vocab]; rows sum to 1.
         target_probs: Shape [draft + 1, vocab]; the last row is for the bonus token.
-        generator: The only source of randomness; on the tensors' device.
 
     Raises:
         ProbabilityError: on a CPU, if a drafted token has draft probability zero.
 
-    Source:
-        Leviathan et al. 2023, arXiv:2211.17192, Algorithm 1, where p is our target and q our draft.
+    Source: Leviathan et al. 2023, arXiv:2211.17192, Algorithm 1, where p is our target and q our draft.
     """
     drafted = len(draft_tokens)
     chosen = draft_tokens[:, None]
