@@ -244,6 +244,7 @@ def test_every_learner_resumes_as_if_it_had_not_stopped(tmp_path: Path, name: st
     assert load_controller(tmp_path / "stopped").name == name.replace("_", "-")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a2c", "dqn", "qr_dqn"])
 def test_every_learner_without_a_memory_trains_token_by_token(tmp_path: Path, name: str) -> None:
     agent = {**TINY_LEARNERS[name], "total_steps": 384, "discount": 0.97}
@@ -341,7 +342,7 @@ def test_an_existing_folder_is_never_written_over(tmp_path: Path) -> None:
         (
             {"agent": TINY_LEARNERS["recurrent_ppo"], "env": shipped(EnvSettings, decides="per_token"), "reward": TIME},
             ConfigError,
-            "per_step for a policy with a memory",
+            "per_step for a recurrent policy",
         ),
         ({"cost": "missing.json"}, CostTableError, "missing.json"),
         ({"traces": "missing.parquet"}, TraceError, "missing.parquet"),

@@ -53,6 +53,7 @@ def test_a_wrong_command_line_is_one_error(arguments: list[str], message: str) -
         prepare(arguments, program.NAME, program.check)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("told", "message"),
     [

@@ -346,7 +346,7 @@ def test_a_policy_of_the_other_granularity_or_range_is_refused(tmp_path: Path) -
             {**TINY_LIVE_PPO, "name": "recurrent_ppo", "lstm_hidden": 8},
             "per_token",
             ConfigError,
-            "per_step for a policy with a memory",
+            "per_step for a recurrent policy",
         ),
     ],
 )

@@ -54,6 +54,7 @@ def _is_mandatory(field: Field[object]) -> bool:
     return field.default is MISSING and field.default_factory is MISSING
 
 
+@pytest.mark.slow
 def test_agents_have_the_same_defaults_wherever_they_are_made() -> None:
     for name in options_of("agent"):
         content = plain(compose_checked("train", [f"agent={name}"]))["agent"]

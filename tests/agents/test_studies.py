@@ -61,6 +61,7 @@ def toy_study(
     return settings, overrides
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_study_composes_and_every_arm_is_a_command_line(name: str) -> None:
     settings = program.settings_from(compose_checked(program.NAME, [f"experiment={name}"]))

@@ -158,5 +158,5 @@ def test_redrawn_acceptances_allow_no_decision_inside_a_step() -> None:
     compiled, cost = compile_both(random_traces(num_prompts=3, sampled=True))
     batch = ReplayBatch(compiled, cost, 1, acceptance="rejection", rng=np.random.default_rng(0))
     batch.assign([0], [batch.playable[0]])
-    with pytest.raises(ConfigError, match="decide once a step"):
+    with pytest.raises(ConfigError, match="decisions inside a step"):
         batch.observe_draft(batch.observe(), np.array([1]))

@@ -99,6 +99,7 @@ def assert_as_alone(engine: Engine, asked: Sequence[Request], *, stopping: bool 
             np.testing.assert_allclose(mine.outcome.target_entropy, alone.outcome.target_entropy, atol=tolerance)
 
 
+@pytest.mark.slow
 @settings(max_examples=80)
 @given(requests, st.integers(0, 1000), st.sampled_from(MODES), st.floats(0.0, 3.0), st.booleans())
 def test_a_row_is_the_request_alone(asked: list[Request], seed: int, mode: str, noise: float, stopping: bool) -> None:
@@ -111,6 +112,7 @@ def test_a_row_is_the_request_alone(asked: list[Request], seed: int, mode: str, 
     assert_as_alone(Engine(target, draft, **options), asked, stopping=stopping)
 
 
+@pytest.mark.slow
 @settings(max_examples=6)
 @given(requests, st.sampled_from(MODES), st.integers(0, 50))
 def test_a_row_of_real_models_is_the_request_alone(asked: list[Request], mode: str, seed: int) -> None:

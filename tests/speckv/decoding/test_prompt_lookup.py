@@ -138,6 +138,7 @@ def test_a_draft_is_dropped_when_a_step_begins_anew() -> None:
     assert drafts[0]
 
 
+@pytest.mark.slow
 def test_rejection_sampling_with_a_lookup_follows_the_target() -> None:
     target = TableModel.random(0, vocab=3, scale=1.0)
     sampling = SamplingConfig(mode="rejection", temperature=0.9, seed=1)

@@ -55,6 +55,7 @@ def record(sampling: SamplingConfig, count: int = 12) -> list[tuple[list[int], T
     return list(zip(ids, derived, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=lambda s: s.mode)
 def test_live_steps_equal_the_derived_recording(sampling: SamplingConfig) -> None:
     recordings = record(sampling)
@@ -84,6 +85,7 @@ def test_live_steps_equal_the_derived_recording(sampling: SamplingConfig) -> Non
     assert seen["nothing"] > 25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=lambda s: s.mode)
 @pytest.mark.parametrize("controller", [ConstantGamma(5), Doubtful(7)], ids=["fixed", "stopping"])
 def test_a_controller_does_live_what_it_does_in_replay(sampling: SamplingConfig, controller: ConstantGamma) -> None:

@@ -180,6 +180,7 @@ def test_a_recording_holds_its_prompts_and_context_limits(pair: PairConfig, tmp_
     assert traces.metadata.template_date == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("edited", "message"),
     [

@@ -27,6 +27,7 @@ def everyone(*names: str) -> tuple[list[Controller], list[Player], list[list[tup
     return controllers, players, [follow(p, players, compiled, cost, sequences) for p in players], sequences
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_steps_add_up_to_what_the_comparison_says(name: str) -> None:
     controllers, players, walks, sequences = everyone(name)
