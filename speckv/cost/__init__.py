@@ -2,13 +2,12 @@
 """Measured time: seconds of a draft pass, a verify pass and a decode step on one machine.
 
 A cost table holds medians at a few widths (tokens scored in one pass) and one context length, and the slope over the
-context, for one sequence and perhaps for batches of several. Everything else is interpolation. A decode step that
-drafts `num_drafted` tokens costs
+context, for one or several batch sizes; everything else is interpolated. A decode step of `num_drafted` tokens costs
 
     draft(1 + draft_lag) + (num_drafted - 1) * draft(1) + verify(num_drafted + 1)
 
-where `draft_lag` counts the emitted tokens that the draft's cache has not read yet; without drafting it is
-`verify(1)`, plain decoding. Prefill is in no number here.
+where `draft_lag` counts the emitted tokens that the draft's cache has not read yet; without drafting it costs
+`verify(1)`, plain decoding. Prefill is not counted.
 """
 
 from speckv.cost.entry import (

@@ -38,11 +38,10 @@ class CostEntry:
         reference_context: Context length, in tokens, at which the times were taken.
         draft_widths, verify_widths: Tokens scored in one pass, ascending, the first 1.
         draft_s, verify_s: Seconds of a pass at each width; a verify pass of width 1 is plain decoding.
-        draft_context_slope_s: Seconds that each context token adds to a draft pass, per width or as one number for all.
+        draft_context_slope_s: Seconds that each context token adds to a draft pass, per width or one for all.
         spread: Interquartile range over median of each verify time, or empty.
-        batch: Sequences that one pass scores together; widths count the tokens of one, seconds are of the whole pass.
-        draft_prompt_s: Seconds that a request's first draft takes in addition for each prompt token, where the draft
-            model reads the prompt only then.
+        batch: Sequences scored together; widths count the tokens of one, seconds are of the whole pass.
+        draft_prompt_s: Seconds that a request's first draft adds for each prompt token, if it reads the prompt then.
     """
 
     compression: str
@@ -91,8 +90,7 @@ class CostEntry:
     def draft_pass_s(self, width: ArrayLike, context: ArrayLike) -> Seconds:
         """Seconds of one draft pass over `width` tokens, at least 1, after `context` tokens; arguments broadcast.
 
-        Times are interpolated between measured widths, and beyond the last one extended with the slope of the last two,
-        never downwards.
+        Times are interpolated, and beyond the last width extended with its slope, never downwards.
         """
         return self._pass_s(self.draft_widths, self.draft_s, self.draft_context_slope_s, width, context)
 
@@ -170,9 +168,8 @@ def check_loads(base: CostEntry, others: Sequence[CostEntry]) -> None:
 def at_batch(entries: Iterable[CostEntry], batch: int, table: str) -> CostEntry:
     """The entry of one compression at a batch; a CostTableError outside the measured ones.
 
-    Between two measured batches times are linear in the batch. That is exact where a pass reads its weights once and
-    then works row by row, seconds = a + b * batch, and exact where it is flat; around the knee between the two the
-    interpolated time is an upper bound. Measure more batches there.
+    Between measured batches times are linear in the batch: exact where a pass costs a + b * batch, and an upper bound
+    around the knee between the flat and the linear part.
     """
     known = sorted(entries, key=lambda entry: entry.batch)
     batches = [entry.batch for entry in known]
@@ -203,10 +200,9 @@ def at_batch(entries: Iterable[CostEntry], batch: int, table: str) -> CostEntry:
 
 
 def require_single_request(who: str, batch: int) -> None:
-    """Refuses a cost table of another batch than 1 for a controller that decides token by token.
+    """Refuses a cost table of a batch above 1 for a controller that decides token by token.
 
-    In a batch, drafting goes on until the last row has stopped. A replay of one request charges each row for its own
-    tokens alone, so it overstates what stopping early saves.
+    In a batch, drafting goes on until the last row has stopped; a replay of one request would overstate the saving.
     """
     if batch > 1:
         raise ConfigError(

@@ -171,13 +171,10 @@ class CostTable:
         return "; ".join(parts)
 
     def at_batch(self, batch: int) -> "CostTable":
-        """The same machine under load: a table whose entries are the times at a batch of at least 1.
+        """The same machine at a batch of at least 1, linear between measured batches; a CostTableError outside them.
 
-        A step's seconds are then those of the whole batch, which is how long each of its requests takes. A decision
-        takes the same time: one call decides for all rows. `fit` was measured at batch 1, so the result is "not
-        checked". Replay on it is exact where all rows draft alike; see `require_single_request`.
-
-        Times are linear between measured batches; a CostTableError outside them.
+        A step's seconds are those of the whole batch; one decision serves all rows. The result is "not checked", as
+        `fit` was measured at batch 1. Replay is exact where all rows draft alike; see `require_single_request`.
         """
         if batch == self.batch:
             return self
@@ -259,7 +256,7 @@ def find_cost_table(name_or_path: str | Path) -> Path:
 
 
 class CompiledCost:
-    """A cost table as arrays, for steps of many sequences at once, which give their compression as an index.
+    """A cost table as arrays, for steps of many sequences at once; compressions are indices.
 
     Attributes:
         cost_ratio: Shape [compressions].

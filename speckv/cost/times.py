@@ -26,7 +26,7 @@ class StepTimes:
     Attributes:
         draft_s: Shape [compressions]; a draft pass of one token.
         lag_s: Shape [compressions]; added to a step's first draft pass for each token of the draft's lag.
-        verify_s: Shape [compressions, gamma_max + 1]; verifying that many drafted tokens, as replay charges it.
+        verify_s: Shape [compressions, gamma_max + 1]; verifying that many drafted tokens.
     """
 
     compressions: tuple[str, ...]
@@ -91,5 +91,4 @@ class StepTimes:
 
 
 def _widths(compressions: Sequence[str]) -> FloatArray:
-    """Bits per weight as observations hold them."""
     return np.array([BITS_PER_WEIGHT[name] / BITS_SCALE for name in compressions], np.float32)

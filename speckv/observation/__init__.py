@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a controller decides from: the same functions in replay, in live decoding and in an exported controller.
 
-An observation describes the past alone: the draft's signals at the tokens that the target has tested, how many of them
-were accepted, the target's own certainty at the newest token, and what a step costs. Signals of drafted tokens behind
-the first rejected one are left out, because they describe a text that was never emitted.
-
-`History.start` follows the prefill, `update_history` every decode step, and `observe` gives the observation before a
-step. Inside a step `observe_draft` adds the tokens drafted so far. All of them work on `N` requests at once;
-`RequestMemory` is the single-request version.
+An observation describes the past alone: the draft's signals at the tokens that the target has tested, how many were
+accepted, the target's certainty at the newest token, and what a step costs. Drafted tokens behind the first rejected
+one are left out, because they describe a text that was never emitted.
 """
 
 from speckv.observation.features import (

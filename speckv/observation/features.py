@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every feature of an observation and how it is computed.
+"""Every feature of an observation and how it is computed; to add one, add an entry to `FEATURES`.
 
-To add a feature, add an entry to `FEATURES`: positions follow from the entries, and stored policies find their features
-by name. A feature that needs more of the past than `History` holds adds it there.
+Positions follow from the entries, and stored policies find their features by name.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -208,10 +207,7 @@ NO_DRAFT = DraftPrefix(0, 0.0, 1.0, 1.0, 0.0, -np.inf, 0.0, np.inf, 0.0, 0.0)
 
 
 class _AllPrefixes:
-    """The fields of `DraftPrefix` for every prefix of many drafts: arrays of shape [N, depth], computed when read.
-
-    Sums accumulate one addition after the other, so that none depends on how many tokens follow.
-    """
+    """Sums accumulate one addition after the other, so that none depends on how many tokens follow."""
 
     def __init__(self, signals: NDArray[np.floating]) -> None:
         self.depth = np.arange(1, signals.shape[1] + 1)
@@ -263,10 +259,9 @@ def summarise_tested(signals: FloatArray, num_tested: int) -> FloatArray:
 
 
 def summarise_draft(signals: NDArray[np.floating]) -> FloatArray:
-    """`DRAFT_FEATURES` of every prefix of a draft whose entropies, confidences and margins have shape [N, depth, 3].
+    """`DRAFT_FEATURES` of every prefix of drafts with signals of shape [N, depth, 3]; shape [N, depth + 1, features].
 
-    Returns:
-        Shape [N, depth + 1, features], within their bounds: row k is that of the first k tokens.
+    Row k is that of the first k tokens; values are clipped to their bounds.
 
     >>> signals = np.array([[[1.0, 0.5, 0.25], [2.0, 0.25, 0.0]]])
     >>> summarise_draft(signals)[0, :, :4].tolist()
@@ -309,7 +304,7 @@ HIDDEN_STD = np.float32(1e30)
 
 
 def hidden_columns(hide: Sequence[str]) -> BoolArray:
-    """Mask of the features of `STOPPING_SCHEMA` that names of groups and features stand for; a ConfigError for others.
+    """Mask of the features of `STOPPING_SCHEMA` in named groups or named themselves; a ConfigError for unknown names.
 
     >>> int(hidden_columns(["target", "position"]).sum())
     3

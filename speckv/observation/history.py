@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A request's past: how a decode step changes it, and the observation it gives.
 
-`History` with `observe` serves many requests at once. `RequestMemory` is the single-request version, on plain numbers:
-the same expressions give the same results to the last bit, at a fraction of the time.
+`History` with `observe` serves many requests at once. `RequestMemory` is the single-request version on plain numbers,
+equal to the last bit and much faster.
 """
 
 from collections.abc import Mapping, Sequence
@@ -127,10 +127,7 @@ class History:
 
     @staticmethod
     def start(n: int, target_entropy: ArrayLike, target_confidence: ArrayLike) -> "History":
-        """The past of `n` requests right after their prefill, which emitted one token each.
-
-        The target's signals, of the distribution that this token came from, are one number each, or one a request.
-        """
+        """The past of `n` requests after their prefill, which emitted one token each; signals may be scalars."""
         history = History(
             tested=np.empty((n, len(TESTED_FEATURES)), np.float32),
             target=np.empty((n, 2), np.float32),
@@ -171,7 +168,7 @@ def observe(history: History, static: StaticContext) -> FloatArray:
 
 
 def update_history(history: History, outcome: StepBatch, where: BoolArray | None = None) -> History:
-    """The past after one decode step of each request, in arrays of its own; rows outside the mask `where` keep theirs.
+    """The past after one decode step of each request, in new arrays; rows outside the mask `where` are unchanged.
 
     >>> step = StepBatch(
     ...     num_drafted=np.array([4]), num_accepted=np.array([3]), num_emitted=np.array([4]),

@@ -60,8 +60,6 @@ class ObservationSchema:
     def select_from(self, other: "ObservationSchema") -> IntArray:
         """Shape [features of this schema]; their positions in observations of another schema, found by name.
 
-        A policy that was stored with this schema reads `observations[..., schema.select_from(SCHEMA)]`.
-
         Raises:
             SchemaError: if `other` has another version, lacks a feature, or has it with another unit or bounds.
 

@@ -34,14 +34,12 @@ _CHUNK = 4096
 class CompiledTraces:
     """Sequences laid end to end; output position `j` of sequence `s` lies at `offset[s] + j`.
 
-    A TraceError refuses recordings that contradict themselves. S is the number of sequences, P that of positions.
+    A TraceError refuses recordings that contradict themselves. Shapes: S sequences, P positions.
 
     Attributes:
         offset, length, prompt_len: Shape [S]; in tokens.
-        ends_text: Shape [S]; whether it ended with an end of text, not by the budget.
         accepted_length: Shape [P]; tokens accepted by the deepest draft from each position.
-        eos_stop: Shape [P]; tokens drafted from each position up to the first end of text, or until the draft has
-            nothing to propose; else gamma_max.
+        eos_stop: Shape [P]; tokens drafted from there up to the first end of text or empty proposal; else gamma_max.
         accept_prob: Shape [P]; chance that rejection sampling accepts a token drafted there.
         target: Shape [P, 2]; the target's entropy and confidence.
     """
@@ -76,10 +74,7 @@ class CompiledTraces:
 
     @cached_property
     def tested(self) -> FloatArray:
-        """Shape [P * (gamma_max + 1), features]: `summarise_tested` in row `position * (gamma_max + 1) + num_tested`.
-
-        About 400 bytes a position, computed at first use.
-        """
+        """Shape [P * (gamma_max + 1), features]: `summarise_tested`, by `position * (gamma_max + 1) + num_tested`."""
         depth, columns = self.gamma_max + 1, len(TESTED_FEATURES)
         signals = np.concatenate([s.draft_signals for s in self.traces.sequences])
         padded = np.concatenate([signals, np.zeros((self.gamma_max, signals.shape[1]), np.float32)])
@@ -91,10 +86,9 @@ class CompiledTraces:
 
     @cached_property
     def drafts(self) -> FloatArray:
-        """Shape [P, gamma_max + 1, features]: `summarise_draft` for each position a draft may start at and each depth.
+        """Shape [P, gamma_max + 1, features]: `summarise_draft` for each start and depth.
 
-        Behind a rejected token these are the draft's own proposals, and zeros behind the recording's end, where nothing
-        is ever drafted. About 540 bytes a position, computed at first use.
+        Behind a rejected token these are the draft's own proposals, and behind the recording's end zeros.
         """
         out = np.empty((len(self.accepted_length), self.gamma_max + 1, len(DRAFT_FEATURES)), np.float32)
         for sequence, start in zip(self.traces.sequences, self.offset, strict=True):
@@ -105,8 +99,8 @@ class CompiledTraces:
     def redraw(self, sequence: int, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
         """Draws anew which drafted tokens rejection sampling accepts: `accepted_length` and `eos_stop` of one sequence.
 
-        Past the first rejection the draft reads a token of its own that was never recorded, so no end of text stops it
-        there. A deterministic draft, such as a lookup, is accepted exactly where it is right, as recorded.
+        Past the first rejection no end of text stops the draft, as its next token was never recorded. A deterministic
+        draft is accepted exactly where it is right.
         """
         start, length = self.offset[sequence], int(self.length[sequence])
         recorded = self.traces.sequences[sequence]
@@ -164,11 +158,7 @@ def _require_consistent(sequence: TraceSequence, gamma_max: int) -> None:
 class ReplayStep:
     """What one decode step of each slot did; arrays of shape [N], zero in slots that made none.
 
-    Attributes:
-        num_drafted: Tokens really drafted: gamma cut by budget, by a drafted end of text, and where the draft has
-            nothing to propose.
-        terminated: Whether the output ended with an end of text.
-        truncated: Whether the token budget cut it.
+    `num_drafted` is gamma cut by the budget, by a drafted end of text, and where the draft proposes nothing.
     """
 
     num_drafted: IntArray
@@ -182,20 +172,16 @@ class ReplayStep:
 
 
 class ReplayBatch:
-    """Slots that replay recorded sequences.
-
-    A slot is idle until `assign` gives it a sequence, and again when that sequence has ended.
+    """Slots that replay recorded sequences; idle until `assign` and after the end of their sequence.
 
     Args:
         cost: Must cover the recordings' compressions (a CostTableError) and speculation lengths.
-        acceptance: "recorded", or "rejection" to draw acceptances anew for each episode from rejection sampling's
-            probabilities, if the text was sampled.
-        rng: Source of "rejection"'s draws; spawned into one generator a slot, so that no slot affects another.
+        acceptance: "recorded", or for sampled text "rejection" to draw acceptances anew for each episode.
+        rng: Spawned into one generator a slot, so that no slot affects another.
 
     Attributes:
         sequence: Shape [N]; what each slot replays or replayed last, -1 at first.
         length: Shape [N]; output tokens of each slot's sequence within the budget; 1 in an idle slot.
-        ends_text: Shape [N]; whether each slot's sequence ends with an end of text rather than at the budget.
     """
 
     def __init__(
@@ -389,7 +375,7 @@ class ReplayBatch:
         return seconds
 
     def step(self, gammas: ArrayLike, where: BoolArray | None = None, num_decisions: IntArray | int = 1) -> ReplayStep:
-        """Makes one decode step in each slot of the mask `where`, all if None; a ConfigError if one of them is idle.
+        """Makes one decode step in each slot of the mask `where`; a ConfigError if one of them is idle.
 
         The recording's gamma_max bounds `gammas`. The step is charged `controller_s` for each of `num_decisions`.
         """

@@ -9,9 +9,8 @@ or drafts d tokens, of which a = min(d, accepted length) are kept,
 
     draft(1 + l) + [(d - 1) draft(1) + verify(d + 1) + V(i + min(a + 1, n - i), 1 if a = d else 0)].
 
-The bracket does not depend on the lag, so its best d is found once a position. Plain decoding may go on for long, hence
-lags up to i - 1 are all kept: the optimum is exact. A lag of i - 1 is that of a request without a draft so far, whose
-first one may have the prompt to read as well.
+The bracket does not depend on the lag, so its best d is found once a position. All lags up to i - 1 are kept, so the
+optimum is exact. Lag i - 1 is a request without a draft so far, whose first one may also have to read the prompt.
 """
 
 from dataclasses import dataclass
@@ -33,7 +32,7 @@ def clairvoyant(
 ) -> ReplayRecord:
     """Decodes every sequence in the least possible time, with full knowledge of it; decisions are free.
 
-    Between equally fast choices the smaller speculation length wins. Arguments as for `replay_fixed`.
+    Between equally fast choices the smaller speculation length wins.
     """
     size = sequences_at_once(compiled)
     records = []

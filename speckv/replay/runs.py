@@ -38,13 +38,9 @@ class StepLog:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayRecord:
-    """Sums over each sequence, arrays of shape [S]; prefill is in none of them.
+    """Sums over each sequence, arrays of shape [S] without prefill; rates are sums divided by sums.
 
-    Rates over several sequences are sums divided by sums, never means of rates.
-
-    Attributes:
-        num_tokens: Tokens emitted by decode steps: all but the prefill's.
-        gamma_counts: Shape [S, gamma_max + 1]; how often each speculation length was asked for.
+    `gamma_counts`, of shape [S, gamma_max + 1], counts the requested speculation lengths.
     """
 
     prompt_ids: tuple[str, ...]
@@ -126,10 +122,9 @@ def replay_policy(
     log: bool = False,
     **settings: Any,
 ) -> ReplayRecord:
-    """Decodes every sequence, all of them side by side, with a function of the observations.
+    """Decodes every sequence, all side by side, with a map from observations [S, features] to S speculation lengths.
 
-    `policy` maps observations of shape [S, features] to S speculation lengths. Row k is sequence k at every call; once
-    a sequence has ended its row is stale and the answer is ignored. `settings` are those of `ReplayBatch`.
+    Row k is always sequence k; once it has ended its answer is ignored. `settings` are those of `ReplayBatch`.
     """
     batch = _all_at_once(compiled, cost, **settings)
     return run_to_end(batch, lambda running: Choice(gammas=np.asarray(policy(running.observe()))), log=log)
@@ -154,8 +149,8 @@ def replay_controller(
 ) -> ReplayRecord:
     """Decodes every sequence with a controller, all of them side by side; each is a request of its own.
 
-    A controller that remembers anything about a request besides the observation must be a `BatchMemory`. By default a
-    decision takes the cost table's `controller_s` where the controller charges any.
+    A controller with memory besides the observation must be a `BatchMemory`. A decision takes the cost table's
+    `controller_s` by default, if the controller charges any.
     """
     batch = _all_at_once(compiled, cost, budget=budget, controller_s=_decision_s(controller, cost, controller_s))
     remember = _begin_requests(controller, len(compiled))
@@ -222,7 +217,6 @@ def visit(compiled: CompiledTraces, cost: CompiledCost, controller: Controller) 
 
 
 def _all_at_once(compiled: CompiledTraces, cost: CompiledCost, **settings: Any) -> ReplayBatch:
-    """Slots that each begin one of the sequences."""
     batch = ReplayBatch(compiled, cost, len(compiled), **settings)
     batch.assign(np.arange(len(compiled)), np.arange(len(compiled)))
     return batch
