@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Paired cluster bootstrap over prompts.
+"""Paired cluster bootstrap over prompts: whole prompts are drawn with replacement, within their task.
 
-Steps of one prompt are correlated, and all controllers decode the same prompts. So whole prompts are drawn with
-replacement, within their task, and every controller is evaluated on the same draw. Counts are summed before they are
-divided, in each resample as in the estimate itself.
+Steps of one prompt are correlated, and all controllers decode the same prompts, so every controller is evaluated on the
+same draw. Counts are summed before they are divided, in each resample as in the estimate itself.
 """
 
 from collections.abc import Sequence
@@ -42,7 +41,7 @@ def geometric_mean(values: Float64) -> Float64:
 def resample_counts(strata: Sequence[str], num_resamples: int, seed: int) -> Float64:
     """Number of times that each prompt occurs in each resample, of shape [resamples, prompts].
 
-    Resamples keep the number of prompts of each stratum; `strata` holds one label per prompt, its task.
+    `strata` holds one label per prompt, its task; resamples keep the number of prompts of each.
 
     >>> resample_counts(["code", "code", "math"], 4, seed=0).sum(axis=1)
     array([3., 3., 3., 3.])
@@ -60,9 +59,7 @@ def resample_counts(strata: Sequence[str], num_resamples: int, seed: int) -> Flo
 
 
 def percentile_interval(estimate: float, replicates: Float64, confidence: float = 0.95) -> Interval:
-    """The interval between the outer percentiles of the replicates.
-
-    Replicates that are not finite (a resample without a single token of the group) are left out.
+    """The interval between the outer percentiles of the finite replicates.
 
     >>> percentile_interval(0.5, np.arange(101) / 100.0, confidence=0.9)
     Interval(estimate=0.5, low=0.05, high=0.95)
@@ -78,13 +75,8 @@ def percentile_interval(estimate: float, replicates: Float64, confidence: float 
 def ratio_interval(numerator: Float64, denominator: Float64, counts: Float64, *, confidence: float = 0.95) -> Interval:
     """Ratio of sums, sum(numerator) / sum(denominator), with a percentile interval over prompts resampled jointly.
 
-    With a second axis, such as compressions, it is the geometric mean over that axis of the ratios, which weighs
-    columns of different speed equally.
-
-    Args:
-        numerator: Shape [prompts] or [prompts, columns]; for a speed-up, the baseline's seconds.
-        denominator: The controller's seconds for the same tokens.
-        counts: From `resample_counts`.
+    Both have shape [prompts] or [prompts, columns]; with columns, the result is the geometric mean of their ratios,
+    which weighs columns of different speed equally. `counts` is from `resample_counts`.
     """
 
     def ratio(above: Float64, below: Float64) -> Float64:

@@ -118,10 +118,7 @@ def with_decode_steps(traces: TraceSet) -> TraceSet:
 
 
 def require_decode_steps(traces: TraceSet, compressions: tuple[str, ...], use: str, advice: str) -> None:
-    """Raises a TraceError if a compression has no decode step.
-
-    Its message names the recordings by `use`, such as "train prompts", and ends with `advice`.
-    """
+    """Raises a TraceError if a compression has no decode step; `use` names the recordings, `advice` ends the text."""
     present = {s.compression for s in traces.sequences if len(s.tokens) > 1}
     if missing := sorted(set(compressions) - present):
         raise TraceError(f"Expected {use} with decode steps at {sorted(compressions)}, got none at {missing}. {advice}")
@@ -211,9 +208,9 @@ def compare(
     """Compares controllers with plain decoding, every fixed gamma, the best of them, oracles and the clairvoyant bound.
 
     Args:
-        train: The best fixed gamma is tuned on these prompts.
-        test: Everything is measured on these; they share no prompt with `train`.
-        seed: Of bootstrap and tests. The only other randomness is that of the controllers' own generators.
+        train: Prompts that the best fixed gamma is tuned on.
+        test: Prompts that everything is measured on, none of them in `train`.
+        seed: Of bootstrap and tests; controllers have generators of their own.
         train_sweep: Result of `tune_fixed(train, cost)`, if it is known.
         seed_groups: Controllers that are runs of one agent and differ by their seed.
 

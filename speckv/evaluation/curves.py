@@ -23,11 +23,9 @@ _Pairs = dict[tuple[str, str], tuple[float, ...]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """One evaluation.
+    """One evaluation after `step` environment steps.
 
-    Attributes:
-        step: Environment steps before it.
-        over_best_fixed: Compression, or "all" for the geometric mean over them -> speed-up over the best fixed gamma.
+    `over_best_fixed`: compression, or "all" for the geometric mean over them -> speed-up over the best fixed gamma.
     """
 
     step: int

@@ -146,10 +146,7 @@ class ControllerMetrics:
 
 
 def measure(entrant: Entrant, group: Group, references: References, counts: Float64) -> ControllerMetrics:
-    """Computes an entrant's figures; intervals are over prompts, and over seeds where there are several runs.
-
-    `counts` is of the whole grid, from `resample_counts`.
-    """
+    """Computes an entrant's figures, with intervals over prompts and seeds; `counts` is of the whole grid."""
     sums = entrant.sums
     tokens, steps, drafted, accepted, tested = (
         float(group.take(values).sum())
@@ -189,22 +186,20 @@ def _headroom_share(throughput: float, group: Group, references: References) -> 
 
 
 def _seconds(entrant: Entrant, group: Group) -> Float64:
-    """Shape [runs, prompts, compressions]."""
+    """Shape [resamples, runs, compressions]."""
     return np.stack([group.take(run.seconds) for run in entrant.runs])
 
 
 def _has_interval(seconds: Float64) -> bool:
-    """Whether enough prompts were recorded to resample; shape [prompts, compressions]."""
     return bool(np.count_nonzero(seconds.sum(axis=-1)) >= MIN_PROMPTS)
 
 
 def _resampled(seconds: Float64, weights: Float64) -> Float64:
-    """Seconds of each run in each resample of the prompts, of shape [resamples, runs, compressions]."""
     return np.stack([weights @ run for run in seconds], axis=1)
 
 
 def _resampled_seconds(entrant: Entrant, group: Group, counts: Float64) -> Float64:
-    """Seconds in each resample of prompts and runs, of shape [resamples, compressions]."""
+    """Shape [resamples, compressions]."""
     by_run = _resampled(_seconds(entrant, group), counts[:, group.prompts])
     seconds: Float64 = np.einsum("bs,bsc->bc", entrant.shares, by_run)
     return seconds
@@ -224,7 +219,6 @@ def speedups(entrant: Entrant, baseline: Entrant, group: Group, counts: Float64)
 
 
 def _iqm_interval(entrant: Entrant, baseline: Sums, group: Group, counts: Float64) -> Interval:
-    """Interquartile mean over runs of the geometric mean over compressions of the speed-up."""
     plain, ours = group.take(baseline.seconds), _seconds(entrant, group)
     by_run = geometric_mean(plain.sum(axis=0) / ours.sum(axis=1))
     estimate = float(interquartile_mean(by_run))
@@ -251,10 +245,10 @@ def interquartile_mean(values: Float64) -> Float64:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """Performance profile at one compression or "all".
+    """Performance profile at one compression or "all"; `low` and `high` are pointwise, None with too few prompts.
 
     `shares`, of shape [taus], are those of prompts, over all runs, with a speed-up over the best fixed gamma of at
-    least tau. `low` and `high` are the ends of pointwise intervals, None with too few prompts.
+    least tau.
     """
 
     controller: str
@@ -271,7 +265,7 @@ class Profile:
 def speedup_profile(
     entrant: Entrant, best_fixed: Sums, group: Group, counts: Float64, *, confidence: float = 0.95
 ) -> Profile:
-    """Computes one profile. In a group of several compressions a prompt counts once at each of them.
+    """Computes one profile; in a group of several compressions a prompt counts once at each of them.
 
     `counts` is of the whole grid; `confidence` is the intended coverage at each single tau.
     """
@@ -293,7 +287,7 @@ def speedup_profile(
 
 
 def _reached(fixed: Float64, ours: Float64) -> Float64:
-    """Number of recordings of each prompt that reach each tau; shape [prompts, taus]."""
+    """Shape [prompts, taus]: number of recordings that reach each tau."""
     with np.errstate(divide="ignore", invalid="ignore"):
         speedups = fixed / ours
     # What was not recorded is 0 / 0 and reaches nothing.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sums of a replay per prompt and compression, and the groups of them that a comparison reports on.
 
-Sums first, ratios last. The text does not depend on the controller, so tokens per second over a set of prompts is the
-set's tokens over its total time; a mean of per-prompt rates would rank controllers differently.
+Sums first, ratios last: tokens per second over a set of prompts is the set's tokens over its total time, and a mean of
+per-prompt rates would rank controllers differently.
 """
 
 from collections.abc import Callable, Sequence
@@ -48,10 +48,7 @@ def combine_sums(name: str, several: Sequence[Sums], combine: Callable[[Float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """Row (prompt) and column (compression) of each recorded sequence.
-
-    `prompt_ids`, sorted, and `tasks` are those of the rows.
-    """
+    """Row (prompt) and column (compression) of each recorded sequence; `prompt_ids` is sorted."""
 
     prompt_ids: tuple[str, ...]
     tasks: tuple[str, ...]
@@ -128,7 +125,7 @@ def groups_of(grid: Grid, tokens: Float64) -> tuple[Group, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bucket:
-    """Prompts of similar length, as rows of the grid. Lengths are in tokens and include the chat template.
+    """Prompts of similar length, as rows of the grid; lengths are in tokens and include the chat template.
 
     `longest_context` is the greatest length of a prompt with its text.
     """
@@ -145,10 +142,7 @@ class Bucket:
 
 
 def length_buckets(compiled: CompiledTraces, grid: Grid) -> tuple[Bucket, ...]:
-    """Divides the prompts at the quartiles of their lengths, shortest first; prompts of equal length stay together.
-
-    The length of the prompt alone decides: it is known before decoding, and the same at every compression.
-    """
+    """Divides the prompts at the quartiles of their lengths, shortest first; prompts of equal length stay together."""
     prompt_len = np.zeros(len(grid.prompt_ids), np.int64)
     np.maximum.at(prompt_len, grid.rows, compiled.prompt_len)
     context = np.zeros(len(grid.prompt_ids), np.int64)

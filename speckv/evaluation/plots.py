@@ -29,7 +29,7 @@ def tidy(ax: Axes) -> None:
 
 
 def _bounds(intervals: Sequence[Interval]) -> tuple[Float64, Float64, Float64]:
-    """Estimates, lower and upper bounds; the estimate stands for a bound that is missing."""
+    """The estimate stands for a bound that is missing."""
     estimates = np.array([i.estimate for i in intervals])
     low = np.array([i.estimate if i.low is None else i.low for i in intervals])
     high = np.array([i.estimate if i.high is None else i.high for i in intervals])
@@ -37,10 +37,7 @@ def _bounds(intervals: Sequence[Interval]) -> tuple[Float64, Float64, Float64]:
 
 
 def speedup_dots(ax: Axes, speedups: Mapping[str, Interval], setting: str) -> Axes:
-    """Dots of speed-up over plain decoding with intervals, one line per controller, from top to bottom.
-
-    A vertical line marks the first controller, the baseline.
-    """
+    """Dots of speed-up over plain decoding with intervals, from top to bottom; a line marks the first, the baseline."""
     names = [figure_text(name) for name in speedups]
     estimates, low, high = _bounds(list(speedups.values()))
     rows = np.arange(len(names))
@@ -166,10 +163,7 @@ def timeline(ax: Axes, steps: StepLog, title: str) -> Axes:
 
 
 def figure_text(text: str) -> str:
-    r"""A text that Matplotlib draws literally and without a warning.
-
-    Control characters and characters that the font lacks become escapes, a dollar sign does not begin a formula, and a
-    leading underscore does not hide a line from the legend.
+    r"""Escapes what Matplotlib interprets or cannot draw: control and missing characters, `$`, a leading underscore.
 
     >>> figure_text("p7 (code)"), figure_text("提示1"), figure_text("a\n$b$"), figure_text("_base")
     ('p7 (code)', '\\u63d0\\u793a1', 'a\\n\\$b\\$', ' _base')
@@ -191,10 +185,7 @@ def _drawn(character: str) -> str:
 def profile_lines(
     ax: Axes, profiles: Mapping[str, Profile], colors: Mapping[str, str], banded: Collection[str], setting: str
 ) -> Axes:
-    """Share of prompts that reach each speed-up over the best fixed gamma, with bands of pointwise intervals.
-
-    Profiles and colours are by label; `banded` lists the labels whose intervals are drawn.
-    """
+    """Share of prompts that reach each speed-up over the best fixed gamma; `banded` labels get pointwise intervals."""
     for name, profile in profiles.items():
         if name in banded and profile.low is not None and profile.high is not None:
             ax.fill_between(TAUS, profile.low, profile.high, color=colors[name], alpha=0.13, linewidth=0)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Replays controllers and every fixed gamma on recorded prompts, and times decisions.
 
-The best fixed gamma of each compression is the main baseline. Two oracles with privileged information bound what a less
-frequent choice of gamma could gain: the task oracle uses the task of a prompt, the request oracle its whole future.
+The best fixed gamma of each compression is the main baseline. Two oracles bound what a less frequent choice could gain:
+the task oracle uses the task of a prompt, the request oracle its whole future.
 """
 
 import copy
@@ -65,10 +65,7 @@ class FixedSweep:
         return self.select(np.tile(by_column, (len(self.grid.prompt_ids), 1)), BEST_FIXED)
 
     def task_oracle(self, train: "FixedSweep") -> Sums:
-        """Sums of the constants that were best on train prompts of the same task and compression.
-
-        A pair that was never recorded gets the best constant of its compression.
-        """
+        """Sums of the constants that were best on train prompts of the same task, or else of the same compression."""
         by_task, by_compression = train.best_by_task(), train.best()
         chosen = [
             [by_task.get((task, c), by_compression[c]) for c in self.grid.compressions] for task in self.grid.tasks
@@ -117,8 +114,7 @@ def compile_pair(traces: TraceSet, cost: CostTable) -> tuple[CompiledTraces, Com
 def controller_sums(controller: Controller, compiled: CompiledTraces, cost: CompiledCost) -> Sums:
     """Replays one controller over every sequence, charging decisions where the controller charges any.
 
-    A copy of an online learner decodes the sequences one after the other, in one fixed random order; the original does
-    not learn.
+    A copy of an online learner decodes the sequences one after the other, in one fixed random order.
     """
     if isinstance(controller, OnlineLearner):
         order = np.random.default_rng(STREAM_SEED).permutation(len(compiled))
@@ -152,13 +148,10 @@ class DecisionTime:
 
 
 def time_decisions(controller: Controller, observations: FloatArray, *, warm_up: int = 100) -> DecisionTime:
-    """Times decisions on each observation in turn, one call at a time as in a live decoder.
+    """Times each decision alone, as in a live decoder; the first `warm_up` are not counted.
 
-    A stopping controller's decision after a drafted token counts as a decision of its own.
-
-    Args:
-        observations: Shape [decisions, features], as in `STOPPING_SCHEMA`; more than `warm_up` rows.
-        warm_up: First calls, not counted.
+    `observations` has shape [decisions, features of `STOPPING_SCHEMA`], and more than `warm_up` rows. A stopping
+    controller's decision after a drafted token is timed separately.
     """
     controller.reset()
     seconds: list[float] = []

@@ -89,10 +89,7 @@ def make_timelines(comparison: Comparison, test: TraceSet, cost: CostTable, cont
 
 
 def speedup_figure(comparison: Comparison) -> Figure:
-    """Speed-up over plain decoding of the best fixed gamma, the controllers and the bound.
-
-    Bars for few controllers, dots for many.
-    """
+    """Speed-up over plain decoding of the best fixed gamma, the controllers and the bound: bars if few, else dots."""
     compressions = comparison.grid.compressions
     names = (BEST_FIXED, *comparison.entrants, CLAIRVOYANT)
     speedups = {name: [comparison.group(c, ALL).row(name).speedup_vs_ar for c in compressions] for name in names}

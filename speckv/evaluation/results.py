@@ -143,10 +143,7 @@ def comparison_json(comparison: Comparison) -> dict[str, object]:
 
 
 def headline(comparison: Comparison) -> dict[str, object]:
-    """The main figures for a script: throughput and speed-ups of each controller under test.
-
-    Runs of one agent are listed separately and together.
-    """
+    """Throughput and speed-ups of each controller under test; runs of one agent separately and together."""
     names = dict.fromkeys((*comparison.entrants, *comparison.controllers))
     groups = [r for r in comparison.groups if r.group.task == ALL]
     return {

@@ -73,11 +73,8 @@ def find_seed_groups(
 ) -> list[SeedGroup]:
     """Groups runs that differ by their seed alone, by first appearance; only run folders are grouped.
 
-    A second run of the same seed adds no information and is in no group.
-
-    Args:
-        controllers: The controller loaded from each path, under its name in tables.
-        load: Loads a controller under its own name.
+    `controllers` are those of the paths, under their names in tables; `load` returns one under its own name. A second
+    run of the same seed is in no group.
     """
     runs: dict[str, dict[int, tuple[Path, str]]] = {}
     for path, controller in zip(paths, controllers, strict=True):
@@ -95,7 +92,6 @@ def find_seed_groups(
 
 
 def _terms_and_seed(folder: Path) -> tuple[str, int] | None:
-    """Everything that determined a run except its seed, as text, and the seed; None if this is no run folder."""
     try:
         facts = read_facts(folder)
         config = (folder / CONFIG).read_text(encoding="utf-8")
@@ -111,8 +107,6 @@ def _terms_and_seed(folder: Path) -> tuple[str, int] | None:
 
 def top_level(config: str) -> dict[str, str]:
     r"""Splits a config, YAML in block style, into its top-level settings, each with its value as written.
-
-    All configs of runs are written in one form, so equal settings are equal text.
 
     >>> top_level("agent:\n  name: ppo\nseed: 0\n")
     {'agent': '\n  name: ppo\n', 'seed': ' 0\n'}

@@ -2,12 +2,12 @@
 """Paired significance tests: each controller against the best fixed gamma, and against the one that ranks first.
 
 The sign-flip test swaps the times of two controllers at random prompts and counts how often the difference is as large
-as the measured one. It assumes no distribution, is exact for any number of prompts, and keeps whole prompts together.
-Its statistic is a sum of differences, zero exactly where the ratio of the sums in the tables is one.
+as the measured one. It assumes no distribution and is exact for any number of prompts. Its statistic is a sum of
+differences, zero exactly where the ratio of the sums in the tables is one.
 
-Families: each compression, and all of them together, has a family of comparisons per question. Against the best fixed
-gamma the family holds every controller. The controller that ranks first is selected on the same prompts, which favours
-it; that family therefore holds every pair of controllers, of which only those with the first are shown.
+Each compression, and all of them together, has a family of comparisons per question. Against the best fixed gamma the
+family holds every controller. The controller that ranks first is selected on the same prompts, which favours it, so
+that family holds every pair of controllers, of which only those with the first are shown.
 
 Source:
     Fisher 1935, The Design of Experiments, section 21, for the test; Phipson and Smyth 2010, Statistical Applications
@@ -58,8 +58,7 @@ def sign_flip_p_values(
 ) -> Float64:
     """Two-sided p-values, of shape [comparisons], of the hypothesis that the differences of a column sum to zero.
 
-    Where a controller is several runs, an error is added to the flipped sums: the standard error of the mean over runs
-    times a draw of Student's t.
+    Where a controller is several runs, the flipped sums get an error: the standard error over runs times Student's t.
 
     Args:
         differences: Shape [prompts, comparisons]; each column's means over runs.
@@ -95,10 +94,7 @@ _NOISE = 1e-12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedComparison:
-    """One controller against another: `speedup` is the geometric mean over compressions of sum over sum.
-
-    `p_holm` is adjusted for all comparisons of the family, and `p_value` is not.
-    """
+    """One controller against another; `speedup` is a geometric mean over compressions, `p_holm` an adjusted p-value."""
 
     controller: str
     speedup: float
@@ -109,10 +105,7 @@ class PairedComparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """Comparisons whose p-values are adjusted together, for `num_comparisons`.
-
-    `question` is the kind of the reference, such as "best fixed gamma", and `against` its name.
-    """
+    """Comparisons whose p-values are adjusted together; `against` is the reference's name, `question` its kind."""
 
     question: str
     compression: str
@@ -134,8 +127,6 @@ def outcome_of(speedup: float, p_holm: float) -> str:
 
 
 class _Pairs(NamedTuple):
-    """All pairs of contestants, as indices, and the results of each."""
-
     left: NDArray[np.int64]
     right: NDArray[np.int64]
     speedups: Float64
@@ -147,7 +138,7 @@ def paired_families(
 ) -> tuple[Family, ...]:
     """Compares the entrants in each group with the best fixed gamma, and with the entrant that ranks first.
 
-    `num_resamples` is the number of sign flips; more are made for a family too large for that many.
+    More than `num_resamples` sign flips are made for a family too large for that many.
     """
     contestants = (best_fixed, *entrants)
     number = len(contestants) * (len(contestants) - 1) // 2
@@ -173,17 +164,15 @@ def family_against(
 
 
 def _log_seconds(entrant: Entrant, group: Group) -> float:
-    """Mean over compressions of the log of total seconds, by which the geometric mean of speed-ups ranks."""
     return float(np.log(group.take(entrant.sums.seconds).sum(axis=0)).mean())
 
 
 def _compare(contestants: Sequence[Entrant], group: Group, num_flips: int, seed: int) -> _Pairs:
-    """Tests every pair. A prompt's difference is that of its shares of both entrants' time at each compression.
+    """A prompt's difference is that of its shares of both entrants' time at each compression.
 
-    The pair's total time A + B does not depend on which of the two times of a prompt belongs to whom, so flipping a
-    prompt's sign is the same as swapping its times. Summed over prompts the shares give sum_c (B_c - A_c) / (A_c +
-    B_c), which is, up to terms of third order, half the sum over compressions of log(B_c / A_c): compressions weigh
-    equally.
+    Flipping its sign swaps its times, as the pair's total A + B depends on neither. Summed over prompts the shares give
+    sum_c (B_c - A_c) / (A_c + B_c), which is, up to terms of third order, half the sum over compressions of
+    log(B_c / A_c): compressions weigh equally.
     """
     left, right = (np.array(side) for side in zip(*combinations(range(len(contestants)), 2), strict=True))
     seconds = np.stack([group.take(c.sums.seconds) for c in contestants])
@@ -206,7 +195,6 @@ def _compare(contestants: Sequence[Entrant], group: Group, num_flips: int, seed:
 
 
 def _seed_error(entrant: Entrant, group: Group, both: Float64) -> Float64:
-    """Standard error of the mean over runs of total time, relative to each pair's total; 0 for a single run."""
     if len(entrant.runs) < 2:
         return np.zeros(len(both))
     by_run = np.stack([group.take(run.seconds).sum(axis=0) for run in entrant.runs])

@@ -49,7 +49,7 @@ def render_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, num_le
 
 
 def format_interval(interval: Interval) -> str:
-    """Formats an estimate with its bounds.
+    """An estimate with its bounds.
 
     >>> format_interval(Interval(estimate=1.0312, low=0.99, high=1.0649))
     '1.031 [0.990, 1.065]'
@@ -62,7 +62,7 @@ def format_interval(interval: Interval) -> str:
 
 
 def format_rate(tokens_per_s: float) -> str:
-    """Formats a throughput with three to four digits, never as an exponent.
+    """A throughput with three to four digits, never as an exponent.
 
     >>> format_rate(5.1834), format_rate(123.456), format_rate(0.12321)
     ('5.183', '123.5', '0.1232')
@@ -72,7 +72,7 @@ def format_rate(tokens_per_s: float) -> str:
 
 
 def format_p(value: float) -> str:
-    """Formats a p-value; very small ones as a bound.
+    """A p-value; very small ones as a bound.
 
     >>> format_p(0.0412), format_p(0.00002), format_p(1.0)
     ('p=0.041', 'p<0.001', 'p=1.000')
@@ -81,7 +81,7 @@ def format_p(value: float) -> str:
 
 
 def format_speedup(value: float) -> str:
-    """Formats a speed-up, with more digits where three would hide a difference.
+    """A speed-up, with more digits where three would hide a difference.
 
     >>> format_speedup(1.0312), format_speedup(0.99978), format_speedup(1.0)
     ('1.031', '0.99978', '1.000')
@@ -283,5 +283,4 @@ def _profile_section(comparison: Comparison) -> str:
 
 
 def _compressions(comparison: Comparison) -> tuple[str, ...]:
-    """Each compression, and "all" if there are several."""
     return tuple(dict.fromkeys(profile.compression for profile in comparison.profiles))

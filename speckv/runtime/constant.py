@@ -130,10 +130,7 @@ class ConstantPerCompression(Memoryless):
 class AcceptanceTable(Memoryless):
     """Looks gamma up by the request's decayed acceptance rate and the target's compression.
 
-    It needs no signal of a model, only how many tokens were accepted.
-
-    Args:
-        edges: Ascending rates, in (0, 1), between the ranges; a rate on an edge belongs to the range above.
+    `edges` are ascending rates, in (0, 1), between the ranges; a rate on an edge belongs to the range above.
     """
 
     kind = "acceptance_table"

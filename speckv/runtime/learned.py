@@ -142,9 +142,9 @@ def _fields(state: ControllerState, *, reads_observations: bool) -> dict[str, An
 
 
 class PolicyController(Memoryless):
-    """Decides with a tanh network: a few microseconds a step, no allocation. Not for use from two threads at once.
+    """Decides with a tanh network, without allocation; not for use from two threads at once.
 
-    Ties go to the smaller gamma index, as in every comparison of this project.
+    Ties go to the smaller gamma index.
     """
 
     kind = "mlp"

@@ -25,12 +25,7 @@ def fold(
 
 
 class Network:
-    """Layers with tanh between them. Not for use from two threads at once.
-
-    Args:
-        weights: One matrix a layer, of shape [outputs, inputs].
-        biases: One vector a layer, of shape [outputs].
-    """
+    """Layers with tanh between them; weights have shape [outputs, inputs]. Not for use from two threads at once."""
 
     def __init__(self, weights: Sequence[FloatArray], biases: Sequence[FloatArray]) -> None:
         self.weights, self.biases = tuple(weights), tuple(biases)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A policy: a controller with what a decode loop needs to run it, in memory and on disk.
 
-A stored policy holds test vectors that are played whenever it is loaded. The reference page is docs/export.md.
+A stored policy holds test vectors that are replayed at every loading. The reference page is docs/export.md.
 """
 
 import copy
@@ -81,11 +81,11 @@ def shipped_policy(cost: str) -> Path:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Policy:
-    """A controller with everything that someone else's decode loop needs to run it.
+    """A controller with everything that a decode loop needs to run it.
 
     Attributes:
         fallback: Compression -> gamma where the controller cannot decide, in tokens.
-        learns: Whether what one request teaches is used in the next.
+        learns: Whether it learns from one request to the next.
         typical: Shape [features]; mean observation on the recordings, used in place of what a library does not show.
         cost_ratio: Compression -> one draft pass over one target pass, where it was trained.
         warnings: Reason -> how often the fallback was used, in all sessions.
@@ -160,15 +160,13 @@ class Policy:
     ) -> Session:
         """Opens a session for one request.
 
-        Sessions of a policy that learns share what it learns. Their steps may interleave if it `interleaves`; otherwise
-        its requests must come one after the other.
+        Sessions of a policy that learns share its state. Their steps may interleave only if it `interleaves`.
 
         Args:
-            max_new_tokens: Token budget, the prefill's token included; None if unknown, which hides the budget and
-                bounds no draft.
+            max_new_tokens: Token budget, the prefill's token included; None if unknown, which hides the budget.
             vocab_size: Of the target; if it differs from training by more than padding, all decisions are the fallback.
-            hidden: What the library does not show, for which typical values stand: signals of "target" and "draft";
-                "budget", where `max_new_tokens` is only a bound that few texts reach, such as the context's.
+            hidden: Signals that the library lacks and typical values replace: "target", "draft", and "budget" where
+                `max_new_tokens` is only a bound that few texts reach, such as the context's.
         """
         compression = compression or self.compressions[0]
         if compression not in BITS_PER_WEIGHT:
@@ -232,16 +230,12 @@ class Policy:
         return STOPPING_SCHEMA if self.granularity == "token" else SCHEMA
 
     def _restored(self, kind: type[Storable], state: ControllerState) -> "Policy":
-        """The policy as it is loaded from a state, with a counter of its own, to play test vectors on."""
         controller = _restore(kind, state, self.name)
         return replace(self, controller=controller if self.learns else _frozen(controller), warnings=Counter())
 
     @staticmethod
     def load(folder: Path | str, *, kinds: Mapping[str, type[Storable]] | None = None) -> "Policy":
-        """Reads a policy and plays its test vectors.
-
-        Args:
-            kinds: Kind -> class of controllers that no installed package offers.
+        """Reads a policy and plays its test vectors; `kinds` adds controller classes to those of installed packages.
 
         Raises:
             CheckpointError: if it is missing, damaged or of another version, or a test vector's decision differs.
@@ -346,7 +340,6 @@ def _policy(card: Mapping[str, Any], controller: Controller, schema: Observation
 
 
 def _frozen(controller: Controller) -> Controller:
-    """A copy that does not go on learning, or the controller itself if it never does."""
     if not (isinstance(controller, OnlineLearner) and controller.learns):
         return controller
     frozen = copy.deepcopy(controller)

@@ -41,9 +41,8 @@ _SURE = (0.0, 1.0, 1.0)
 class Session:
     """Decides for one request; made by `Policy.session`.
 
-    The calls of a request: `start` once, then for every decode step `begin_step`, `go_on` after each drafted token,
-    `end_step`. An impossible value is never used: the decisions that depend on it become the fallback gamma, and
-    `warnings` counts them by reason.
+    Call `start` once, then for every decode step `begin_step`, `go_on` after each drafted token, and `end_step`.
+    Decisions that depend on an impossible value become the fallback gamma, and `warnings` counts them by reason.
 
     Args:
         max_new_tokens: Token budget, the prefill's token included; where the budget is hidden, an upper bound.
@@ -234,10 +233,7 @@ def shared(learner: Controller) -> Controller:
 
 
 class SharedLearnerSession:
-    """One request's view of a learner that several requests share.
-
-    The state of the request, such as its last choice, is loaded before each call and saved after it.
-    """
+    """One request's view of a shared learner; the request's state is loaded and saved around each call."""
 
     def __init__(self, learner: InterleavedLearner) -> None:
         self.name, self.charges_decision = learner.name, learner.charges_decision

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The two files of a stored policy: `policy.json`, a card with test vectors, and `policy.safetensors`, its arrays.
 
-Run folders, shipped policies and exports hold the same two files: in a folder `NAME.speckv/`, which in a run folder is
-`policy.speckv/`. The reference page is docs/export.md.
+Run folders, shipped policies and exports hold them in `NAME.speckv/`. The reference page is docs/export.md.
 
 Source:
     https://github.com/huggingface/safetensors, "Format". That package is not used, because a policy must run where it
@@ -89,7 +88,6 @@ def write_policy(folder: Path, card: Mapping[str, Any], arrays: Arrays) -> None:
 
 
 def _rendered(card: Mapping[str, Any]) -> str:
-    """Canonical JSON, but for the long lists of numbers, which stand on one line a request."""
     vectors = card["test_vectors"]
     lines = {name: [json.dumps(row, sort_keys=True, allow_nan=False) for row in rows] for name, rows in vectors.items()}
     text = ",\n".join(f'    "{name}": [\n      ' + ",\n      ".join(rows) + "\n    ]" for name, rows in lines.items())
@@ -154,7 +152,7 @@ def dump_tensors(arrays: Arrays) -> bytes:
 
 
 def read_tensors(data: bytes, path: Path | str) -> dict[str, NDArray[Any]]:
-    """Reads what `dump_tensors` wrote, or any safetensors file of these types.
+    """Reads any safetensors file of these types.
 
     Raises:
         CheckpointError: if it is truncated, damaged or of other types.
@@ -243,8 +241,7 @@ def _rounded(values: Any) -> list[float]:
 def play(script: Script, session: Callable[..., Session]) -> list[list[list[int]]]:
     """Plays requests one after the other in sessions that `session(compression=, max_new_tokens=)` opens.
 
-    Returns:
-        For each request, for each of its steps: the gamma of `begin_step`, and how many tokens were drafted.
+    Returns for each step of each request the gamma of `begin_step` and the number of drafted tokens.
     """
     return [_request(request, session) for request in script]
 
