@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Command lines over Hydra, with one-line errors before anything is written.
 
-Free text is quoted where Hydra's grammar would refuse or change it, unknown settings are reported with the nearest
-known one, and every value of a sweep is checked before the first run.
+Free text is quoted where Hydra's grammar would refuse or change it, and every value of a sweep is checked before the
+first run.
 """
 
 import re
@@ -68,7 +68,6 @@ def prepare(
 
 
 def _every_value(overrides: Sequence[Override]) -> Iterator[list[str]]:
-    """Lists of plain overrides in which each swept value occurs at least once."""
     values = [
         [f"{o.get_key_element()}={v}" for v in o.sweep_string_iterator()] if o.is_sweep_override() else [o.input_line]
         for o in overrides
@@ -103,7 +102,6 @@ def compose_checked(config_name: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def _shown(overrides: Sequence[str]) -> list[str]:
-    """Overrides for an error message; a long one, such as a prompt, is cut."""
     return [text if len(text) <= 60 else f"{text[:60]}..." for text in overrides]
 
 
@@ -250,10 +248,7 @@ def require_utf8(arguments: Sequence[str]) -> None:
 
 
 def quote_texts(overrides: Sequence[str], *, sweeps: bool = False) -> list[str]:
-    """Quotes the values of text settings that Hydra's grammar would refuse or change.
-
-    With `sweeps`, `a,b` means several values.
-    """
+    """Quotes values of text settings that Hydra's grammar would change or refuse; with `sweeps`, `a,b` is a list."""
     require_utf8(overrides)
     return [_quote_text(override, sweeps) for override in overrides]
 
@@ -286,7 +281,6 @@ def _parsed(override: str) -> Override | None:
 
 
 def _quoted_list(value: str) -> str:
-    """Quotes a path, or the elements of a list of paths; a list with quotes or brackets inside stays."""
     if not value.startswith(("[", "{")):
         return quoted(value)
     inside = value[1:-1]

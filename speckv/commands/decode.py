@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m speckv decode "PROMPT" controller=RUN`: live decoding, with tokens coloured by their source.
 
-The first argument is the prompt; `-` stands for standard input and `prompt_file=FILE` for a file. Standard output gets
-the answer and one newline. On a terminal tokens are coloured, rejected drafts are shown, and control characters are
-replaced; elsewhere the answer is exact. The summary is logged to standard error.
+The first argument is the prompt; `-` stands for standard input and `prompt_file=FILE` for a file. On a terminal tokens
+are coloured, rejected drafts are shown, and control characters are replaced; elsewhere standard output is the exact
+answer and one newline. The summary is logged to standard error.
 """
 
 import io
@@ -174,7 +174,6 @@ def visible(text: str) -> str:
 
 
 def _prepare_output(stream: TextIO) -> None:
-    """Makes every character writable: UTF-8 in a pipe or file, a replacement on a terminal that lacks the character."""
     if not isinstance(stream, io.TextIOWrapper):
         return
     if stream.isatty():
@@ -184,14 +183,12 @@ def _prepare_output(stream: TextIO) -> None:
 
 
 class _Stream:
-    """Writes the tokens of each step as they come: as plain text, or coloured where the console is a terminal."""
-
     def __init__(self, pair: ModelPair, console: Console, *, show_rejected: bool) -> None:
         self._console, self._text = console, Detokenizer(pair.decode)
         self._show_rejected = show_rejected and console.is_terminal and console.color_system is not None
 
     def show(self, step: DecodeStep) -> None:
-        """Writes the emitted tokens, with the rejected ones in the place where they were drafted."""
+        """Rejected tokens are shown in the place where they were drafted."""
         num_accepted = step.outcome.num_accepted
         for token in step.tokens[:num_accepted]:
             self._write(self._text.push(token), "accepted")
@@ -202,7 +199,6 @@ class _Stream:
             self._write(self._text.push(token), "target")
 
     def end(self) -> None:
-        """Writes the rest of the text and a newline."""
         self._write(self._text.finish(), "target")
         self._write("\n", None)
 

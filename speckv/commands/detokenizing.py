@@ -16,15 +16,14 @@ _NO_SUCH_TOKEN = (IndexError, KeyError, OverflowError, TypeError, ValueError)
 class Detokenizer:
     """Turns tokens into text one by one, at a cost per token that does not grow with the text.
 
-    Text is returned once later tokens cannot change it. A character whose bytes are split over tokens is returned with
-    its last token. Tokenizers that fall back on single bytes decode a run of them as a whole, and one invalid byte
-    makes every byte of the run a replacement character; with them, a run is returned after its end.
+    Text is returned once later tokens cannot change it; a character split over tokens comes with its last token.
+    Tokenizers that fall back on single bytes decode a run of them as a whole, where one invalid byte makes all of them
+    replacement characters; such a run is returned after its end.
 
     Only the newest tokens are decoded, after some whose text has been returned, because tokenizers with a prefix space
     drop the first space of a text.
 
-    Args:
-        decode: Text of tokens, invalid UTF-8 as replacement characters.
+    `decode` returns the text of tokens, with invalid UTF-8 as replacement characters.
     """
 
     def __init__(self, decode: Callable[[list[int]], str]) -> None:
@@ -66,7 +65,6 @@ class Detokenizer:
         return new
 
     def _stable(self, text: str) -> str:
-        """The beginning of the window's text that no later token changes."""
         complete = text.rstrip(REPLACEMENT)
         if complete != text:
             self._fragment = self._window[-1] if self._fragment is None else self._fragment
@@ -89,21 +87,19 @@ class Detokenizer:
         return stable[_num_common(before, stable) :]
 
     def _shorten(self) -> None:
-        """Drops tokens before the newest piece of text, unless that piece is empty."""
         recent = self._window[self._newest :]
         text = self._decode(recent)
         if text:
             self._window, self._shown, self._newest = recent, text, len(recent)
 
     def _shorten_pending(self, pending: str) -> None:
-        """Drops tokens of a long window that ends in replacement characters; a character has at most four bytes."""
+        """A character has at most four bytes."""
         recent = self._window[-_KEPT_WINDOW:]
         text = self._decode(recent)
         if text.endswith(pending):
             self._window, self._shown, self._newest = recent, text[: len(text) - len(pending)], 0
 
     def _changes_before(self, token: int) -> bool:
-        """Whether the text of a token changes when part of a character follows."""
         if self._fragment is None or self._is_fragment(token):
             return False
         try:
@@ -112,7 +108,6 @@ class Detokenizer:
             return False
 
     def _is_fragment(self, token: int) -> bool:
-        """Whether a token alone is no valid text."""
         if token not in self._fragments:
             try:
                 self._fragments[token] = REPLACEMENT in self._decode([token])
@@ -122,6 +117,5 @@ class Detokenizer:
 
 
 def _num_common(one: str, other: str) -> int:
-    """Characters that both begin with."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))

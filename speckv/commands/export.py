@@ -101,7 +101,6 @@ def _describe_loss(loss: float | None, source: Source) -> str:
 def _by_batch(
     write: Callable[[CompiledTable, tables.Origin, Path], object], request: ExportRequest, folder: Path
 ) -> None:
-    """Writes the best constant at each batch of the cost table, and logs its loss."""
     source, policy, compression = request.source, request.policy, request.compression
     table = compile_batches(policy.controller, source.traces.select(compressions=[compression]), source.cost)
     for batch, gamma in table.gammas.items():

@@ -57,8 +57,6 @@ def _log_result(out: Path, traces: TraceSet) -> None:
 
 
 class _Bar:
-    """A progress bar on a terminal, a line a shard elsewhere."""
-
     def __init__(self) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
         self._progress = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True))

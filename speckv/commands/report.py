@@ -155,7 +155,6 @@ def _texts(value: object) -> tuple[str, ...] | None:
 
 
 def _load_data(inputs: RunInputs, run: Path) -> tuple[TraceSet, CostTable]:
-    """Recordings and cost table, checked to be those that the run was trained on."""
     cost = CostTable.load(inputs.cost).at_batch(inputs.batch)
     traces = TraceSet.load(find_traces(inputs.traces))
     for name, before, now in (
@@ -259,7 +258,6 @@ def _page(config: DictConfig, runs: Sequence[RecordedRun], traces: TraceSet, cos
 
 
 def _curve(run: RecordedRun, sweep: FixedSweep, num_resamples: int, seed: int) -> Curve | None:
-    """The learning curve of a run; None with fewer than two evaluations."""
     path = run.path / EVAL
     if not path.is_file():
         return None

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Copies modules of installed packages into one folder, so that they run without these packages.
 
-Imports are read from the sources. Copies differ from the originals in their imports alone:
-`from speckv.errors import ConfigError` becomes `from .speckv_errors import ConfigError`. A name that a package
-re-exports is imported from the module that defines it.
+Copies differ from the originals in their imports alone: `from speckv.errors import ConfigError` becomes
+`from .speckv_errors import ConfigError`. A re-exported name is imported from the module that defines it.
 """
 
 import ast
@@ -37,8 +36,7 @@ def flat_name(module: str) -> str:
 def bundle(roots: Collection[str]) -> Bundle:
     """Copies modules with all that they import from their own top-level packages.
 
-    Raises:
-        ConfigError: if a module cannot be found, or imports in a way that cannot be copied.
+    A ConfigError names a module that cannot be found, or an import that cannot be copied.
     """
     own = frozenset(root.partition(".")[0] for root in roots)
     waiting, copied = sorted(roots), dict[str, _Copy]()
@@ -57,8 +55,6 @@ def bundle(roots: Collection[str]) -> Bundle:
 
 
 class _Copy:
-    """One module with its imports rewritten; `needed` are modules to copy as well, `libraries` are other imports."""
-
     def __init__(self, module: str, own: Collection[str]) -> None:
         path = _path(module)
         self.module, self._own = module, own
@@ -70,7 +66,6 @@ class _Copy:
         self.text = _edited(source, [(node, text) for node, text in edits if text is not None])
 
     def _rewritten(self, node: ast.Import | ast.ImportFrom, runs: bool) -> str | None:
-        """The statement's replacement, or None if it stays."""
         if isinstance(node, ast.Import):
             modules = [alias.name for alias in node.names]
             if any(self._is_own(module) for module in modules):
@@ -88,7 +83,6 @@ class _Copy:
         return f"\n{' ' * node.col_offset}".join(self._imported(origin, node.names))
 
     def _imported(self, origin: str, aliases: Collection[ast.alias]) -> list[str]:
-        """One import for each module that defines some of the names."""
         found: dict[str, list[str]] = {}
         for alias in aliases:
             module, name = _home(origin, alias.name)
@@ -110,7 +104,7 @@ def _path(module: str) -> Path:
 
 
 def _file(module: str) -> Path | None:
-    """A module's file, found without importing the module."""
+    """Finds the file without importing the module."""
     top, *rest = module.split(".")
     spec = find_spec(top)
     for folder in (spec and spec.submodule_search_locations) or ():
@@ -122,7 +116,6 @@ def _file(module: str) -> Path | None:
 
 
 def _home(origin: str, name: str) -> tuple[str, str | None]:
-    """The module that defines an imported name, and the name there, or None if it is a module itself."""
     if name == "*":
         raise ConfigError(f"Expected names to be imported from {origin}, got a star.")
     if _file(f"{origin}.{name}") is not None:
@@ -139,7 +132,6 @@ def _home(origin: str, name: str) -> tuple[str, str | None]:
 
 
 def _imports(tree: ast.AST, runs: bool = True) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
-    """Every import, and whether it runs: those under `if TYPE_CHECKING` do not."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             yield node, runs

@@ -67,7 +67,7 @@ def compile_steps(
 
 
 def _climb(train: TraceSet, cost: CostTable, name: str, edges: Sequence[float], start: int) -> tuple[int, ...]:
-    """Coordinate descent from the best constant: changes one range's gamma while the train prompts decode faster."""
+    """Coordinate descent from the best constant."""
     compiled, compiled_cost = compile_pair(train, cost)
 
     def seconds(row: Sequence[int]) -> float:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A policy as a folder for transformers' `custom_generate`, for users who have transformers and no SpecKV.
 
-transformers copies `generate.py` and its relative imports into its cache, and nothing else. So the folder holds flat
-copies of SpecKV's modules (`speckv.export.bundle`), and the policy's two files inside one more module.
+transformers copies only `generate.py` and its relative imports into its cache. So the folder holds flat copies of
+SpecKV's modules (`speckv.export.bundle`), and the policy's two files inside one more module.
 """
 
 import json

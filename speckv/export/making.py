@@ -20,9 +20,7 @@ from speckv.types import Controller
 def make_policy(
     source: Source, controller: Controller | None = None, *, name: str | None = None, learns: bool | None = None
 ) -> Policy:
-    """Makes the policy of a folder, or of another controller with that training data.
-
-    With `learns=False` a learner is frozen.
+    """Makes the policy of a folder, or of another controller with that training data; `learns=False` freezes a learner.
 
     Raises:
         CheckpointError: if the folder holds no policy, or a damaged one.

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings files with one gamma a batch, for serving libraries that cannot run a policy.
-
-Each folder has a README.md with the loss against the policy, and how the file was tested.
-"""
+"""Settings files with one gamma a batch, for serving libraries that cannot run a policy, each with a README.md."""
 
 from dataclasses import dataclass
 from itertools import pairwise

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures the times of draft passes, verify passes and decisions on this machine as a cost table, and checks it.
+"""Measures the times of passes and decisions on this machine as a cost table, and checks it against live decoding.
 
-The check decodes live and predicts the time of each run from the steps that it took. Its error is what the table leaves
-out: moving caches, attention that is not linear, a machine whose speed has changed.
+The check predicts the time of each live run from its steps. Its error is what the table leaves out: moving caches,
+attention that is not linear, a machine whose speed has changed.
 """
 
 import gc
@@ -88,12 +88,8 @@ def calibrate(
 ) -> CostTable:
     """Measures every compression, and a decision of the controller; nothing else should run on the machine.
 
-    Args:
-        plan: Pair, compressions, batches and live runs.
-        controller: Its decision is timed, with observation and update of the history.
-        on_progress: Called with a line of text before each measurement.
-        load: For models that are not on disk.
-        keep: Called with the table so far after each compression and each check.
+    The timed decision includes observation and update of the history. `keep` receives the table so far after each
+    compression and each check; `on_progress` receives a line of text before each measurement.
     """
     say = on_progress or (lambda _: None)
     entries: dict[str, CostEntry] = {}

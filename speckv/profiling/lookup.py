@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recordings with a lookup as the draft, computed without a model from a recording with any draft.
-
-A lookup's proposals depend on the text only, which the recording holds.
-"""
+"""Recordings with a lookup as the draft, computed without a model: a lookup's proposals depend on the text only."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -27,11 +24,9 @@ Run = tuple[list[int], list[tuple[float, float, float]]]
 def with_lookup(
     sequence: TraceSequence, prompt_tokens: Sequence[int], lookup: PromptLookup, eos_token_ids: Iterable[int]
 ) -> TraceSequence:
-    """Replaces the recorded draft's proposals by those of a lookup.
+    """Replaces the recorded draft's proposals by those of a lookup; `prompt_tokens` include the chat template.
 
     A lookup proposes with probability 1, so `accept_prob` is 1 where the emitted token equals the proposal, else 0.
-
-    `prompt_tokens` include the chat template.
 
     Raises:
         TraceError: if the prompt is not the recorded one.
@@ -70,7 +65,7 @@ def with_lookup(
 def record_lookup(recorded: TraceSet, prompts: Sequence[Prompt], pair: PairConfig, *, notes: str = "") -> TraceSet:
     """Replaces the draft of a whole recording by a lookup; needs the target's tokenizer, but no model.
 
-    `prompts` are those of the recording, and perhaps others; the pair's draft must be "lookup".
+    `prompts` are at least those of the recording; the pair's draft must be "lookup".
 
     Raises:
         TraceError: if the tokenizer or a prompt is not the recording's.
@@ -137,7 +132,6 @@ def require_absent(out: Path) -> None:
 
 
 def _require_date(recorded: TraceSet, *, reads_date: bool) -> None:
-    """Refuses a recording whose chat template printed a date that the file lacks."""
     known = recorded.metadata.template_date or all(len(s.prompt_tokens) for s in recorded.sequences)
     if reads_date and not known:
         raise TraceError(
@@ -147,7 +141,6 @@ def _require_date(recorded: TraceSet, *, reads_date: bool) -> None:
 
 
 def _roll_out(drafter: LookupDrafter, wrong: int, eos: frozenset[int]) -> Run:
-    """Proposals after a wrong token, until there are none or the text would end."""
     run: Run = ([], [])
     kept, token = drafter.length, wrong
     while len(run[0]) < ROLLOUT_LENGTH and token not in eos:

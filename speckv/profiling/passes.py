@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Times single passes of a model, for one sequence or a batch, and single proposals of a lookup.
 
-A pass is timed as the engine runs it: the model, the choice of tokens, the signals, and their transfer to the host.
-Widths and contexts are interleaved, which cancels drift of the machine.
+A pass includes the choice of tokens, the signals, and their transfer to the host, as in the engine. Widths and contexts
+are interleaved, which cancels drift of the machine.
 """
 
 import time
@@ -54,7 +54,7 @@ class _OneRow:
 
 
 class _EqualRows:
-    """Rows of equal length in one cache: no padding, so no mask."""
+    """Equal rows need no padding, so no mask."""
 
     def __init__(self, model: CausalModel) -> None:
         self._model = model
@@ -154,7 +154,6 @@ def time_lookup(lookup: PromptLookup, plan: TimingPlan) -> PassTimes:
 def _time_lookup_rounds(
     lookup: PromptLookup, plan: TimingPlan, widths: Sequence[int], context: int
 ) -> dict[int, list[float]]:
-    """Median seconds of one proposal in each round, by width."""
     text = _repetitive(context + max(widths), lookup.vocab_size)
     drafter = LookupDrafter(lookup)
     drafter.read(text[:context])

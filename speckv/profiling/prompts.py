@@ -25,11 +25,7 @@ class Prompt:
 
 
 def read_prompts(paths: Iterable[Path | str]) -> list[Prompt]:
-    """Reads files in order, and of folders the *.jsonl in name order.
-
-    Raises:
-        DataError: naming file and line.
-    """
+    """Reads files in order, and of folders the *.jsonl in name order; a DataError names file and line."""
     prompts: list[Prompt] = []
     seen: dict[str, Path] = {}
     for file in _expand(paths):
@@ -74,7 +70,7 @@ def _expand(paths: Iterable[Path | str]) -> list[Path]:
 
 
 def _lines(file: Path) -> list[str]:
-    """Lines that end at LF, CRLF or CR; `str.splitlines` would also cut a prompt at U+2028."""
+    """`str.splitlines` would also cut a prompt at U+2028."""
     try:
         text = file.read_text(encoding="utf-8")  # every line end becomes LF
     except UnicodeDecodeError as error:
@@ -117,5 +113,4 @@ def _require_unicode(text: str, where: str) -> None:
 
 
 def _split_of(prompt_id: str) -> str:
-    """The default split, by a hash of the id: two thirds train, one third test."""
     return "test" if int(hashlib.sha256(f"split:{prompt_id}".encode()).hexdigest()[:8], 16) % 3 == 0 else "train"

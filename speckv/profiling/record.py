@@ -34,8 +34,6 @@ ROLLOUT_ROWS = 192
 
 @dataclass(slots=True, kw_only=True)
 class _Text:
-    """A prompt and the target's output, which the first pass extends."""
-
     prompt: Prompt
     prompt_tokens: list[int]
     seed: int
@@ -49,8 +47,6 @@ class _Text:
 
 @dataclass(slots=True)
 class _Proposals:
-    """A draft's proposals along a text, its probabilities of the text's tokens, and its roll-outs."""
-
     tokens: np.ndarray
     signals: np.ndarray
     probs: np.ndarray
@@ -79,11 +75,9 @@ class Recorder:
     """Records prompts with one target and draft.
 
     Args:
-        target: Writes the texts.
-        draft: Proposes tokens along them.
         max_new_tokens: Token budget of a prompt; a text also ends with the target's context.
-        known: Recordings with the same draft and sampling at other compressions. Proposals depend on the text only, so
-            roll-outs from a shared text are copied.
+        known: Recordings with the same draft and sampling at other compressions, whose roll-outs from a shared text are
+            copied.
     """
 
     def __init__(
@@ -151,7 +145,6 @@ class Recorder:
             hidden = batch.advance(tokens)
 
     def _emit(self, texts: list[_Text], batch: RaggedRows, hidden: Tensor) -> Tensor:
-        """Chooses the next token of each text, and appends it to unfinished ones."""
         process = _Processing(texts, lambda i: texts[i].prompt_tokens + texts[i].tokens)
         chosen, found, probs = self._choose(batch, hidden, [(text.seed, len(text.tokens)) for text in texts], process)
         for i, text in enumerate(texts):
@@ -245,7 +238,6 @@ class Recorder:
         process: "_Processing",
         emitted: Sequence[int] | None = None,
     ) -> tuple[Tensor, np.ndarray, np.ndarray]:
-        """A token a row, its signals, and the probability of the emitted token (by default the chosen one)."""
         chosen, found, probs = [], [], []
         for begin in range(0, len(hidden), LOGITS_ROWS):
             logits = batch.score(hidden[begin : begin + LOGITS_ROWS])
@@ -299,8 +291,6 @@ def _is_done(text: _Text) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Processing:
-    """Applies the processors of a text to each row of scores; `so_far` returns the token ids before a row."""
-
     texts: Sequence[_Text]
     so_far: Callable[[int], list[int]]
 
@@ -316,14 +306,12 @@ class _Processing:
 
 
 def _rolled_out(rows: list[_Row], start: tuple[int, int, int], drafted: np.ndarray) -> list[int]:
-    """Token ids of a text up to a mismatch, the wrong proposal, and the roll-out so far."""
     i, mismatch, _ = start
     text, proposals = rows[i]
     return [*text.prompt_tokens, *text.tokens[:mismatch], int(proposals.tokens[mismatch]), *drafted.tolist()]
 
 
 def _known_roll_out(known: Iterable[TraceSequence], row: _Row, mismatch: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Roll-out after a mismatch, from a recording whose text is the same up to it; or None."""
     for sequence in known:
         if not np.array_equal(sequence.tokens[:mismatch], row.text.tokens[:mismatch]):
             continue
@@ -335,7 +323,7 @@ def _known_roll_out(known: Iterable[TraceSequence], row: _Row, mismatch: int) ->
 
 
 def _probability(warped: Tensor, tokens: Tensor, sampling: SamplingConfig) -> Tensor:
-    """Probability of one token a row; 1 in greedy decoding, which does not use it."""
+    """1 in greedy decoding, which does not use it."""
     if sampling.mode == "greedy":
         return torch.ones(len(tokens))
     return warped.log_softmax(-1).gather(-1, tokens[:, None])[:, 0].exp()

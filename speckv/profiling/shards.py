@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Records a whole trace file, shard by shard; a run that is killed loses one batch at most.
 
-Shards lie in `<out>.parts/`, each written whole and named by a hash of its prompts' token ids, beside `plan.json`. A
-rerun with the same plan skips those that exist. At the end they are merged into `<out>` and the folder is removed.
+Shards lie in `<out>.parts/`, named by a hash of their prompts' token ids, beside `plan.json`. A rerun with the same
+plan skips those that exist. At the end they are merged into `<out>` and the folder is removed.
 """
 
 import gc
@@ -46,13 +46,12 @@ class ProfilePlan:
     """What to record: a pair with its target at each of `compressions`.
 
     Attributes:
-        sampling: "greedy" or "gumbel"; a Gumbel recording also holds the acceptance probabilities that replay of
-            rejection sampling needs.
+        sampling: "greedy" or "gumbel"; the latter also records acceptance probabilities for "rejection" replay.
         max_prompt_tokens: Longer prompts are left out, before `per_task` counts.
         per_task: Prompts of every (split, task), by split; all where a split is absent.
         skip: Prompts of every (split, task) that are passed over first, by split: for a recording in parts.
-        date: Local date and time in ISO format for chat templates; "" for the start of the recording. Parts that are
-            merged later need the same one if the template prints it.
+        date: Local ISO date and time for chat templates; "" for now. Parts to be merged need the same one if the
+            template prints it.
     """
 
     pair: PairConfig
@@ -90,11 +89,7 @@ def record_traces(
 ) -> TraceSet:
     """Records every prompt at every compression into one Parquet file, which must not exist.
 
-    Args:
-        plan: What to record.
-        prompts: Candidates, in order of preference.
-        out: The file.
-        on_progress: Called before and after every shard.
+    `prompts` are candidates in order of preference; `on_progress` is called before and after every shard.
 
     Raises:
         TraceError: if `out` exists, or its shards belong to another plan, other models or other prompts.
@@ -273,10 +268,7 @@ def check_resumed(
 ) -> None:
     """Writes the plan file into the folder of the shards, or compares with the one that is there.
 
-    `identity` is the metadata that all shards share.
-
-    Raises:
-        TraceError: naming the first setting, metadata field or prompt that differs.
+    `identity` is the metadata that all shards share. A TraceError names the first difference.
     """
     content = {
         "plan": plan,

@@ -20,8 +20,7 @@ class TimingPlan:
 
     Attributes:
         reference_context: Context length at which every width is timed, in tokens.
-        far_context: Context length that gives the slope, timed at the anchors. Two lengths are enough, as the cost of
-            attention is proportional to the context.
+        far_context: Context length that gives the slope, timed at the anchors; attention is linear in the context.
         widths: Tokens scored of each sequence in a pass, ascending, the first 1; others are interpolated.
         repeats: Rounds; a round times every width once.
         warmups: Rounds before them that are dropped: first calls allocate and choose kernels.

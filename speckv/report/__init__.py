@@ -1,5 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One self-contained page that shows an evaluation: figures, curves, and prompts to step through.
-
-Import from the submodules: `content` collects what the page shows, `page` renders it.
-"""
+"""One self-contained page that shows an evaluation: `content` collects what it shows, `page` renders it."""

@@ -120,9 +120,9 @@ def setting_facts(comparison: Comparison, test: TraceSet, cost: CostTable) -> li
 
 
 def choose_prompts(comparison: Comparison, per_task: int) -> tuple[str, ...]:
-    """Ids of the prompts whose speed-up over the best fixed gamma is nearest to the median of their task.
+    """Ids of at most `per_task` prompts of each task whose speed-up over the best fixed gamma is nearest to the median.
 
-    At most `per_task` of each task, the nearest first; of equally near ones the first by name.
+    Nearest first; of equally near ones the first by name.
     """
     grid = comparison.grid
     by_name = {sums.name: sums.seconds.sum(axis=1) for sums in comparison.sums}

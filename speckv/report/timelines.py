@@ -48,8 +48,7 @@ class Step:
 class Player:
     """A decision maker of a replay: a controller, or the clairvoyant if none is given.
 
-    A controller that learns from request to request is replaced at each request by a copy of its state there, from
-    `learned`.
+    A learner is replaced at each request by a copy of its state there, from `learned`.
     """
 
     def __init__(self, name: str, controller: Controller | None = None, learned: LearnerStates | None = None) -> None:
@@ -93,10 +92,7 @@ class Player:
 def players_of(
     controllers: Sequence[Controller], compiled: CompiledTraces, cost: CompiledCost, sequences: Sequence[int]
 ) -> list[Player]:
-    """A player per controller, for following some sequences.
-
-    Learners learn from all requests of `compiled`, in the order of an evaluation.
-    """
+    """A player per controller, for some sequences; learners learn from all of `compiled`, in evaluation order."""
     return [
         Player(
             controller.name,
@@ -123,11 +119,7 @@ def _learner_states(
 def follow(
     driver: Player, players: Sequence[Player], compiled: CompiledTraces, cost: CompiledCost, sequences: Sequence[int]
 ) -> list[tuple[Step, ...]]:
-    """Steps of each sequence, replayed under the driver, one of the players, with the choices of all players.
-
-    The choices of the other players are computed in the driver's state: the same position, the same lag of the draft,
-    the same past.
-    """
+    """Steps of each sequence under the driver, with the choices of all players in the driver's state."""
     # A learner's state differs between requests, so a learner requires one request at a time.
     size = 1 if any(player.learned is not None for player in players) else sequences_at_once(compiled)
     groups = [sequences[start : start + size] for start in range(0, len(sequences), size)]
@@ -163,7 +155,6 @@ def _follow_batch(
 
 
 def _choices_in(batch: ReplayBatch, players: Sequence[Player], choices: Sequence[Choice]) -> list[tuple[Chosen, ...]]:
-    """Choices of all players, one entry per running slot."""
     limit, acceptable = batch.draft_limits(np.minimum(batch.history.emitted, batch.length))
     columns = []
     for player, choice in zip(players, choices, strict=True):
@@ -195,9 +186,8 @@ def make_timelines(
 ) -> list[dict[str, object]]:
     """Replays every sequence under every player, as plain data: one object per sequence.
 
-    `walks` holds the steps of each player, each as a list: [position, emitted tokens, choices, rejected tokens]. A
-    choice, one per player, is [gamma, drafted, accepted, milliseconds]. A rejected token is [text, the draft's
-    confidence in per cent].
+    `walks` holds the steps of each player, each a list: [position, emitted tokens, choices, rejected tokens]. A choice,
+    one per player, is [gamma, drafted, accepted, milliseconds]. A rejected token is [text, draft's confidence in %].
     """
     walks = [follow(player, players, compiled, cost, sequences) for player in players]
     return [
