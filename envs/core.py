@@ -48,10 +48,10 @@ class ReplayEnvSettings:
         traces: A shipped trace's name, a file, or a trace set.
         cost: A shipped cost table's name, a file, or a table.
         split: "train", "test", or None for both.
-        compressions, tasks: Which to keep, all if None.
+        compressions, tasks: All if None.
         gamma_max: Greatest action, at most the recording's.
         reward: A key of `envs.rewards.REWARDS`; None for the environment's own.
-        budget: Token budget, at most the recording's, which is the default.
+        budget: Token budget; the recording's by default and at most.
         acceptance: "recorded", or "rejection" to draw acceptances anew for each episode of a sampled text.
     """
 
@@ -173,7 +173,7 @@ class Core:
         return self.batch.get_state() | {f"sums.{name}": values.copy() for name, values in self._sums.items()}
 
     def set_state(self, arrays: Mapping[str, NDArray[Any]], generators: Sequence[np.random.Generator]) -> None:
-        """Puts a copied state back. "rejection" draws from the generators, so restore their states afterwards."""
+        """Restores a copied state; "rejection" draws from the generators, so restore their states afterwards."""
         self.batch.set_state(arrays, generators)
         for name, values in self._sums.items():
             values[:] = arrays[f"sums.{name}"]
@@ -200,10 +200,7 @@ class ReplayEnv(gym.Env[FloatArray, np.int64]):
     metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 4}  # noqa: RUF012 (declared so by Gymnasium)
 
     def __init__(self, *, render_mode: str | None = None, **settings: Any) -> None:
-        """Loads recordings and times; `settings` are those of `ReplayEnvSettings`.
-
-        With `render_mode` "ansi", `render` returns the last step as a line of text.
-        """
+        """Takes `ReplayEnvSettings`; with `render_mode` "ansi", `render` returns the last step as a line of text."""
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ConfigError(f"Expected a render mode among {self.metadata['render_modes']}, got {render_mode!r}.")
         self.core = self.core_class(ReplayEnvSettings(**settings), 1)
@@ -264,11 +261,11 @@ class ReplayEnv(gym.Env[FloatArray, np.int64]):
 class ReplayVectorEnv(VectorEnv[FloatArray, IntArray, NDArray[Any]]):
     """Many recorded requests at once; subclasses define the actions.
 
-    Environment `k` behaves as the scalar one that was reset with `seed + k`, step by step. An environment whose
-    episode ends starts the next one in the same step (`AutoresetMode.SAME_STEP`): the observation is then the new
-    episode's first, and `infos` holds `final_obs` and `final_info`, the latter with the sums under `decode`.
+    Environment `k` equals the scalar one that was reset with `seed + k`, step by step. The next episode starts in the
+    step that ends one (`AutoresetMode.SAME_STEP`): the observation is the new episode's first, and `infos` holds
+    `final_obs` and `final_info`, the latter with the sums under `decode`.
 
-    `infos` follows Gymnasium's vector format: arrays over environments with a mask under the name's underscored form.
+    `infos` has Gymnasium's vector format: arrays over environments, each with a mask under its underscored name.
     `num_drafted`, `num_accepted`, `num_emitted` and `seconds` are given for every environment, those that ended
     included; `sequence`, `prompt_id`, `task` and `compression` where an episode began.
     """
@@ -277,7 +274,7 @@ class ReplayVectorEnv(VectorEnv[FloatArray, IntArray, NDArray[Any]]):
     metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 (declared so by Gymnasium)
 
     def __init__(self, num_envs: int = 1, *, render_mode: str | None = None, **settings: Any) -> None:
-        """Loads the recordings and the times; `settings` are those of `ReplayEnvSettings`, and nothing is rendered."""
+        """Takes `ReplayEnvSettings`; nothing is rendered."""
         if num_envs < 1:
             raise ConfigError(f"Expected at least one environment, got num_envs={num_envs}.")
         if render_mode is not None:
@@ -351,7 +348,7 @@ class ReplayVectorEnv(VectorEnv[FloatArray, IntArray, NDArray[Any]]):
         return self.core.get_state(), [dict(g.bit_generator.state) for g in self._generators]
 
     def set_state(self, arrays: Mapping[str, NDArray[Any]], generators: Sequence[Mapping[str, Any]]) -> None:
-        """Puts a copied state back; recordings, settings and number of environments must be those of the copy."""
+        """Restores a state copied from the same recordings, settings and number of environments."""
         if len(generators) != self.num_envs or arrays["sequence"].shape != (self.num_envs,):
             raise ConfigError(f"Expected the state of {self.num_envs} environments, got {len(generators)}.")
         self._seed(0)
@@ -377,7 +374,6 @@ class ReplayVectorEnv(VectorEnv[FloatArray, IntArray, NDArray[Any]]):
         infos |= self._masked(rows, self.core.sequence_info(rows))
 
     def _masked(self, rows: IntArray, values: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-        """Spreads values of some environments over all of them, each with its mask."""
         infos: dict[str, Any] = {}
         mask = np.zeros(self.num_envs, np.bool_)
         mask[rows] = True

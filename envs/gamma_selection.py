@@ -102,9 +102,7 @@ class GammaSelectionVectorEnv(ReplayVectorEnv):
 class PerRequest(gym.Wrapper[FloatArray, np.int64, FloatArray, np.int64], RecordConstructorArgs):
     """Wraps `SpecKV/GammaSelection-v0` so that an episode is one action: gamma for the whole request.
 
-    The reward is the sum over the request's decode steps, so it must be one that adds up: `time`,
-    `lambda_throughput`, `tokens_minus_cost` or `tokens`. `throughput` is a ratio and is refused, as is another
-    environment, with a ConfigError.
+    The reward is summed over decode steps, so a ConfigError refuses `throughput`, a ratio, and another environment.
     """
 
     def __init__(self, env: gym.Env[FloatArray, np.int64]) -> None:

@@ -53,13 +53,11 @@ class LiveDecodingEnv(gym.Env[FloatArray, np.int64]):
 
     ## Starting state
     A prompt drawn uniformly with the environment's generator, its first token emitted by the prefill;
-    `reset(options={"prompt": index})` picks one instead.
+    `reset(options={"prompt": index})` picks one instead. A prompt whose output ends with that token is drawn again.
 
     ## Episode end
     1. Termination: the text ends with the target's end of text.
     2. Truncation: the token budget is used up.
-
-    A prompt whose output ends with the prefill's token has no decision in it; another one is drawn in its place.
 
     ## Info
     `reset` gives `prompt_id`. `step` gives `num_drafted`, `num_accepted`, `num_emitted` and `seconds` of the action,
@@ -71,7 +69,6 @@ class LiveDecodingEnv(gym.Env[FloatArray, np.int64]):
     Args:
         cost: Cost ratio in the observation, plain decoding's seconds in the reward.
         compression: Of the target; a CostTableError if the table lacks it.
-        decides: "per_step" or "per_token".
         reward: One of `REWARDS[decides]`; the first by default.
     """
 

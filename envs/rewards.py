@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rewards of a decode step.
 
-The text is fixed, so the score of a controller is total time: the sum of tokens over the sum of seconds. Every reward
-turns that into one number a step, with a caveat:
+The text is fixed, so a controller's score is total time: the sum of tokens over the sum of seconds. Each reward turns
+that into one number a step:
 
-- `throughput`: for learners that look at one step alone (discount 0). A sum of ratios is not a ratio of sums, so with a
-  longer horizon its optimum drifts from the score's.
+- `throughput`: for discount 0. A sum of ratios is not a ratio of sums, so with a longer horizon its optimum drifts.
 - `time`: the exact objective when undiscounted, because an episode is a fixed text.
 - `lambda_throughput`: Dinkelbach's parametric form of the ratio; exact at the fixed point, where lambda is the
   throughput being achieved. Training moves lambda there.
 - `tokens_minus_cost`: right for discount 0 and a token cost of lambda times the draft's seconds ("auto"). Undiscounted,
-  the tokens of an episode are a constant and its optimum is never to draft.
-- `tokens`: drives gamma to its maximum, whatever the draft costs. An ablation.
+  an episode's tokens are a constant and its optimum is never to draft.
+- `tokens`: an ablation that drives gamma to its maximum, whatever the draft costs.
 """
 
 from collections.abc import Callable, Mapping
@@ -102,11 +101,7 @@ class _Tokens(Reward):
 
 
 class _WithLambda(Reward):
-    """A reward that compares with the throughput being achieved, one lambda a compression.
-
-    Lambda starts at plain decoding's throughput. Either the caller moves it, or with `decay` it follows the steps that
-    are rewarded: decayed tokens over decayed seconds.
-    """
+    """Lambda starts at plain decoding's throughput; the caller moves it, or with `decay` it follows rewarded steps."""
 
     def __init__(self, cost: CompiledCost, rate: Lambda = None, decay: float | None = None) -> None:
         if decay is not None and not 0.0 < decay < 1.0:
@@ -148,8 +143,6 @@ class _LambdaThroughput(_WithLambda):
 
 
 class _TokensMinusCost(_WithLambda):
-    """Charges a given price, or lambda times the draft's seconds."""
-
     def __init__(
         self, cost: CompiledCost, token_cost: float | str = "auto", rate: Lambda = None, decay: float | None = None
     ) -> None:

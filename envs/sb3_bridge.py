@@ -22,8 +22,8 @@ from speckv.types import FloatArray
 class SB3VecEnv(VecEnv):
     """Adapts a `ReplayVectorEnv`, which must reset in the same step (a ConfigError otherwise).
 
-    Where an episode ends, the environment's info holds `terminal_observation`, `TimeLimit.truncated`, and `episode`
-    with its return `r`, its number of steps `l` and the sums of the environment's `decode`; it is empty otherwise.
+    Where an episode ends, its info holds `terminal_observation`, `TimeLimit.truncated`, and `episode` with its return
+    `r`, its number of steps `l` and the sums of the environment's `decode`; it is empty otherwise.
     """
 
     def __init__(self, envs: ReplayVectorEnv) -> None:
