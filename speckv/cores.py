@@ -10,17 +10,13 @@ _PROC = Path("/proc/self")
 
 
 def usable_cores() -> int:
-    """Cores in the affinity mask, at most the CPU quota of the control groups (version 1 or 2), rounded up.
-
-    `os.cpu_count` counts every core of the machine, those included that a container or `taskset` does not allow.
-    """
+    """Cores in the affinity mask, unlike `os.cpu_count`, at most the CPU quota of the control groups, rounded up."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux only
     allowed = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
     return max(1, min([allowed, *(math.ceil(quota) for quota in _quotas())]))
 
 
 def _quotas() -> Iterator[float]:
-    """Yields the limits, in cores, of the process's control groups and their parents."""
     for folder in _control_groups():
         try:
             quota = _quota(folder)
@@ -31,7 +27,7 @@ def _quotas() -> Iterator[float]:
 
 
 def _quota(folder: Path) -> float:
-    """The limit of one control group: `cpu.max` in version 2, two files in version 1, where -1 means no limit."""
+    """`cpu.max` in version 2, two files in version 1, where -1 means no limit."""
     if (folder / "cpu.max").is_file():
         quota, period = (folder / "cpu.max").read_text(encoding="utf-8").split()
         return -1.0 if quota == "max" else int(quota) / int(period)
@@ -40,10 +36,7 @@ def _quota(folder: Path) -> float:
 
 
 def _control_groups() -> Iterator[Path]:
-    """Yields the folders of the process's control groups with their parents, up to the mount point.
-
-    In a container the group's path may be that on the host; the mount point then is the container's own group.
-    """
+    """In a container the group's path may be that on the host; the mount point then is the container's own group."""
     groups = _memberships()
     for root, mount, controllers in _mounts():
         for controller, group in groups.items():
@@ -54,7 +47,6 @@ def _control_groups() -> Iterator[Path]:
 
 
 def _memberships() -> dict[str, str]:
-    """Reads /proc/self/cgroup: the controller "cpu" and "" (version 2) -> path of the process's group."""
     groups: dict[str, str] = {}
     for line in _lines(_PROC / "cgroup"):
         controllers, _, group = line.partition(":")[2].partition(":")
@@ -63,7 +55,6 @@ def _memberships() -> dict[str, str]:
 
 
 def _mounts() -> Iterator[tuple[str, Path, set[str]]]:
-    """Yields the mounted hierarchies of /proc/self/mountinfo: root within the hierarchy, mount point, controllers."""
     for line in _lines(_PROC / "mountinfo"):
         before, _, after = line.partition(" - ")
         fields, kind = before.split(" "), after.split(" ")

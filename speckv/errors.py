@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The errors that SpecKV raises on purpose.
+"""The errors that SpecKV raises on purpose; each also inherits a fitting builtin, so `except ValueError` works.
 
-Every message states what was expected, what came, and what to do. Each class also inherits a fitting builtin, so
-`except ValueError` works.
+Every message states what was expected, what came, and what to do.
 """
 
 import difflib

@@ -56,12 +56,11 @@ def write_atomically(path: Path | str, content: bytes | str) -> None:
 def find_shipped(
     name_or_path: Path | str, folder: Path, suffix: str, error: type[SpecKVError], *, kind: str, otherwise: str
 ) -> Path:
-    """Resolves the path of an existing file, or the name of a shipped one in `folder`.
+    """Resolves the path of an existing file, or the name of a shipped one in `folder`; raises `error` if it is neither.
 
     Args:
-        suffix: Of their file names, with the dot.
-        error: Raised if it is neither.
-        kind: Such as "trace file"; for the message.
+        suffix: Of file names, with the dot.
+        kind: Such as "trace file", for the message.
         otherwise: Advice that ends the message.
     """
     path = Path(name_or_path)

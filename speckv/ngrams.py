@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Predicts the next token of a text from earlier runs of the same tokens.
-
-It needs no array library, so that a lookup can draft inside any decoding library.
-"""
+"""Predicts the next token of a text from earlier runs of the same tokens, without any array library."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -73,7 +70,6 @@ class NgramIndex:
         return None
 
     def _keys(self) -> Iterator[Key]:
-        """The runs that the text ends with, the longest first."""
         for size in self._sizes:
             if size <= len(self.tokens):
                 yield tuple(self.tokens[-size:])

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recorded decoding: trace files and the recordings in them.
 
-The text does not depend on gamma, so one recording of the target's output, with the draft's proposal at every position,
-holds the outcome of every step that any controller could have taken. Along an accepted run the draft reads exactly the
-emitted text: one value per position is enough. Past a mismatch it reads its own tokens, and because a draft depends on
-the prefix alone, all steps whose first mismatch is at position `m` share one roll-out from `m`.
+The text does not depend on gamma, so the target's output with the draft's proposal at every position holds the outcome
+of every possible step. Along an accepted run the draft reads the emitted text; past a mismatch at `m` it reads its own
+tokens, so all steps with that first mismatch share one roll-out from `m`.
 """
 
 import hashlib
@@ -58,14 +57,13 @@ class TraceMetadata:
     """How a trace file was recorded; stored inside it.
 
     Attributes:
-        draft_id: The same of the draft, or the name of a lookup.
+        draft_id: A model's id or the name of a lookup.
         target_sha256, draft_sha256: Hashes of the weights as loaded, "" if unknown or none.
         dtype: Compression -> dtype of the target's arithmetic, e.g. {"fp16": "float32"}; "draft" -> the draft's, "none"
             for a lookup.
         sampling: mode ("greedy" or "gumbel"), temperature, top_k, top_p, seed; further keys are allowed.
         max_new_tokens: Token budget of every sequence, the prefill's token included.
-        template_date: Local date and time that the chat template was rendered with, in ISO format; "" where it prints
-            none, or in older files.
+        template_date: Local ISO date and time in the chat template; "" where it prints none, or in older files.
         context_limits: "target", "draft" -> longest sequence of the model, in tokens; empty in older files.
     """
 
@@ -95,7 +93,7 @@ class TraceMetadata:
 
     @property
     def template_datetime(self) -> datetime | None:
-        """The template's date, with which prompts encode as they were recorded."""
+        """The date with which prompts encode as they were recorded."""
         return datetime.fromisoformat(self.template_date) if self.template_date else None
 
 
@@ -103,8 +101,8 @@ class TraceMetadata:
 class TraceSequence:
     """One prompt's output and the draft's proposal at each of its positions.
 
-    Position `j` counts output tokens from 0; token 0 comes from the target's prefill. `n` is the output's length and
-    `r` the number of positions where the draft proposes another token than the emitted one.
+    Position `j` counts output tokens from 0, the prefill's token; `n` is the output's length and `r` the number of
+    positions where the draft proposes another token than the emitted one.
 
     Attributes:
         target_signals: Shape [n, 3]; row j describes the distribution that token j was emitted from.
@@ -113,11 +111,11 @@ class TraceSequence:
         accept_prob: Shape [n]; probability in [0, 1] that rejection sampling accepts a drafted token at j, given that
             token j is emitted there. Greedy: 1 where the proposal matches, else 0.
         accepted_length: Shape [n]; tokens accepted by a draft of gamma_max that starts at j.
-        eos_stop: Shape [n]; tokens drafted from j up to and including the draft's first end of text, or up to where it
-            has nothing to propose, which may be at once; else gamma_max.
+        eos_stop: Shape [n]; tokens drafted from j up to and including the draft's first end of text, or until it has no
+            proposal; else gamma_max.
         rollout_start: Shape [r]; positions where a wrong token is proposed, ascending.
         rollout_tokens: Shape [r, 15]; proposals after the draft's own wrong token, `NO_TOKEN` behind the last one.
-        prompt_tokens: Shape [prompt_len]; token ids of the prompt. Empty in older files.
+        prompt_tokens: Shape [prompt_len]; empty in older files.
     """
 
     prompt_id: str

@@ -27,7 +27,7 @@ _PADDED_TO = 8
 def same_but_padding(one: int, other: int) -> bool:
     """Whether two vocabulary sizes can be those of one tokenizer, padded differently.
 
-    Scoring layers are padded to multiples of 8 to 512 rows: Qwen2.5 has 151,936 rows up to 3B and 152,064 from 7B on.
+    Layers are padded to multiples of 8 to 512 rows: Qwen2.5 has 151,936 rows up to 3B and 152,064 from 7B on.
 
     >>> same_but_padding(152_064, 151_936), same_but_padding(151_936, 128_256), same_but_padding(11, 10)
     (True, False, False)
@@ -46,8 +46,8 @@ class StepOutcome:
     """What one decode step did.
 
     Attributes:
-        gamma: Speculation length asked for, in tokens; the draft's own where a stopping controller ended it.
-        num_drafted: Tokens really drafted: gamma cut by budget and by a drafted end of text.
+        gamma: Speculation length chosen, in tokens; the draft's own where a stopping controller ended it.
+        num_drafted: gamma cut by budget and by a drafted end of text.
         num_tested: The accepted tokens and the first rejected one.
         draft_signals: Shape [num_drafted, 3]: entropy, confidence, margin of the draft at each drafted token.
         seconds: Time of the whole step, on the clock in use.
@@ -70,7 +70,7 @@ class StepOutcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodedSteps:
-    """What one step of each of many requests did; arrays of shape [requests], named as in `StepOutcome`.
+    """One step of each of many requests; arrays of shape [requests], named as in `StepOutcome`.
 
     `draft_signals` has shape [requests, depth, 3]; values behind a request's last drafted token are meaningless.
     """
@@ -138,7 +138,7 @@ class InterleavedLearner(OnlineLearner, Protocol):
 
 @runtime_checkable
 class BatchMemory(Protocol):
-    """A controller that remembers more about a request than the observation holds, for many requests at once.
+    """A controller with more memory of a request than the observation, for many requests at once.
 
     `act_batch` decides for the requests of the last `start`, row by row; `reset` begins a single request.
     """
@@ -166,4 +166,4 @@ class StoppingController(Controller, Protocol):
         """Returns whether to draft another token, for one observation of `observe_draft`."""
 
     def go_on_batch(self, observations: FloatArray) -> BoolArray:
-        """Returns the same for each row of observations of shape [requests, features]."""
+        """As `go_on` for each row of observations of shape [requests, features]."""
