@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints that continue a run, and stored controllers that begin a live one.
 
-A run continues from its checkpoint as if it had never stopped. Stable-Baselines3's own archive leaves out the
-environments' states and generators, the last observations, and the global generators, which its loading even reseeds.
+A run continues from its checkpoint as if it had never stopped, so unlike Stable-Baselines3's own archive it holds the
+environments' states and generators, the last observations, and the global generators.
 """
 
 import io
@@ -55,7 +55,7 @@ class LearnerProgress:
 
     Attributes:
         next_evaluation: Environment step at or after which the next evaluation is due.
-        best_score: Of the best checkpoint, on validation prompts; None before the first evaluation.
+        best_score: On validation prompts; None before the first evaluation.
         rates: Compression -> lambda, in tokens per second.
     """
 
@@ -151,7 +151,7 @@ def _read(path: Path) -> _Content:
 
 
 def find_source(init_from: str, cost: str) -> Path:
-    """Resolves a run folder, a policy folder, the name of a shipped policy, or "shipped": that of the cost table."""
+    """Resolves a run folder, a policy folder, a shipped policy's name, or "shipped": that of the cost table."""
     names = sorted(path.stem for path in SHIPPED.iterdir() if path.is_dir())
     name = cost if init_from == "shipped" else init_from
     if name in names:
@@ -197,7 +197,7 @@ def start_learner(model: BaseAlgorithm, source: Path, gamma_max: int) -> str:
 
     Raises:
         CheckpointError: if the folder holds no policy of a learner, or one of another environment or architecture.
-        SchemaError: if it reads another observation.
+        SchemaError: if its observation differs.
     """
     controller = load_controller(source)
     policy = getattr(controller, "policy", None)
@@ -238,7 +238,6 @@ def _require_same_build(model: BaseAlgorithm, policy: NetworkPolicy, source: Pat
 
 
 def _same_actor(model: BaseAlgorithm, policy: NetworkPolicy, gamma_max: int) -> bool:
-    """Whether a learner's actor equals a stored policy to the last bit."""
     ours = export_policy(model, gamma_max=gamma_max)
     pairs = zip(
         (ours.mean, ours.std, *ours.weights, *ours.biases),

@@ -31,11 +31,7 @@ _NOT_OF_A_CHILD = ("study", "seeds", "processes", "seed", "output", "runs_dir", 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChildRun:
-    """One training run of a study or a search.
-
-    Attributes:
-        overrides: The run's command line, seed included and output excluded.
-    """
+    """One training run of a study or a search; `overrides` include the seed but not the output."""
 
     arm: str
     seed: int
@@ -102,10 +98,7 @@ class ChildRun:
             )
 
     def _require_alone(self, log: BinaryIO) -> None:
-        """Locks the log. The child inherits the lock with its output and holds it until it ends.
-
-        A study that is killed does not stop its children, and two runs in one folder would spoil it.
-        """
+        """A study that is killed does not stop its children, so each child holds this lock on its log until it ends."""
         try:
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -120,7 +113,7 @@ def run_all(runs: Sequence[ChildRun], processes: int, console: Console) -> None:
 
     Raises:
         SpecKVError: if a run failed, with its error; the others under way are stopped.
-        InterruptedTraining: after the runs have saved what they have, if a signal came.
+        InterruptedTraining: if a signal came, after the runs have saved.
     """
     for run in runs:
         run.require_same_overrides()

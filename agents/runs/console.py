@@ -128,8 +128,6 @@ class _RichProgress:
 
 
 class _PlainProgress:
-    """One line a milestone."""
-
     def __init__(self, console: Console, total: int, completed: int, unit: str) -> None:
         self._console, self._total, self._completed, self._unit = console, total, completed, unit
         self._first, self._start = completed, time.monotonic()

@@ -60,11 +60,7 @@ def report_comparison(
 
 
 def evaluate(settings: EvaluateSettings, console: Console) -> Comparison:
-    """Compares controllers from run folders and agents made now.
-
-    Raises:
-        SpecKVError: if anything named is missing or does not fit; nothing is written then.
-    """
+    """Compares controllers from run folders and agents made now; a SpecKVError leaves nothing written."""
     names = _names_of(settings.agents)
     train, test = load_splits(settings.data)
     require_comparable(train, test)
@@ -150,7 +146,6 @@ def warn_of_waiting(batch: int) -> None:
 
 
 def _fitting_settings(names: Sequence[str], train: TraceSet, cost: CostTable, *, all_must_fit: bool) -> dict[str, Any]:
-    """Settings of the agents that fit the recordings' depth and the cost table's batch."""
     found = {}
     for name in names:
         try:
@@ -165,7 +160,6 @@ def _fitting_settings(names: Sequence[str], train: TraceSet, cost: CostTable, *,
 
 
 def _require_fitting(controllers: Sequence[Controller], test: TraceSet, cost: CostTable) -> None:
-    """Passes if loaded controllers can be replayed at the recordings' depth and the cost table's batch."""
     for controller in controllers:
         if isinstance(controller, StoppingController):
             require_single_request(controller.name, cost.batch)

@@ -98,11 +98,7 @@ class LiveComparison:
 def compare_live(
     task: LiveTask, controller: Controller, fixed_gammas: Sequence[int], log: RequestLog, request: StopRequest
 ) -> LiveComparison:
-    """Decodes every held-out prompt with every arm, in an order that rotates.
-
-    Args:
-        controller: A copy decodes, so that this one stays as it was stored. The copy of an online learner learns from
-            its own requests, as in use.
+    """Decodes every held-out prompt with every arm in a rotating order; a copy of the controller decodes and learns.
 
     Raises:
         InterruptedTraining: after the request during which a signal came.

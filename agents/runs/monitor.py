@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TensorBoard events, and the callbacks that evaluate, save and report before each rollout of a learner.
-
-There the state is small, and a run that resumes from it equals one that never stopped.
-"""
+"""TensorBoard events, and callbacks that evaluate, save and report before each rollout, when the state is small."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -64,11 +61,7 @@ LAYOUT: Mapping[str, Mapping[str, list[str]]] = {
 
 
 class RunWriter(KVWriter):
-    """Writes TensorBoard events: Stable-Baselines3's records and our own.
-
-    Args:
-        purge_step: Hides events from this environment step on, which a run that was cut off may have left.
-    """
+    """Writes TensorBoard events; those from `purge_step` on, which a run that was cut off may have left, are hidden."""
 
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
         self._writer = SummaryWriter(str(folder), purge_step=purge_step)
@@ -181,7 +174,6 @@ class Monitor(BaseCallback):
         context.folder.save_policy(controller, {**context.provenance, "step": step}, **context.deployment)
 
     def _move_lambda(self, achieved: Mapping[str, float]) -> None:
-        """Moves lambda, the decayed throughput, to what a rollout achieved, in tokens per second."""
         rates, decay = self._progress.rates, self._context.settings.reward.lambda_decay
         for name, rate in achieved.items():
             rates[name] = decay * rates[name] + (1 - decay) * rate if name in rates else rate

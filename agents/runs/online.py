@@ -146,11 +146,7 @@ def save_online(path: Path, bandit: Bandit, progress: OnlineProgress) -> None:
 
 
 def load_online(path: Path, name: str, settings: Any) -> tuple[Bandit, OnlineProgress]:
-    """Reads what `save_online` wrote.
-
-    Raises:
-        CheckpointError: if there is none, or it is damaged or of another agent.
-    """
+    """Reads what `save_online` wrote; a CheckpointError if it is missing, damaged or of another agent."""
     try:
         arrays = read_tensors(path.read_bytes(), path)
     except OSError as error:

@@ -43,7 +43,7 @@ class LiveTask:
     """Models, prompts and cost table of a live run.
 
     Attributes:
-        cost: Gives the observations' cost ratio and the rewards' unit; seconds come from the engine's clock.
+        cost: For the observations' cost ratio and the rewards' unit; seconds come from the engine's clock.
         facts: Must be the same when the run resumes.
     """
 
@@ -94,7 +94,7 @@ def load_models(model: Mapping[str, object], sampling: SamplingConfig) -> Loaded
 
 
 def _without_folders(name: str) -> str:
-    """A model's name without the folders of this machine; a hub's id as it is.
+    """A hub's id is kept as it is.
 
     >>> _without_folders("~/weights/small.gguf[:10]"), _without_folders("owner/model")
     ('small.gguf[:10]', 'owner/model')
@@ -151,10 +151,7 @@ def load_live_task(settings: TrainSettings, load: Loader) -> LiveTask:
 
 @dataclass(slots=True, kw_only=True)
 class DecodedRequest:
-    """One request as it is decoded; sums over decode steps, the prefill left out.
-
-    `seconds` includes the controller's time only where `generate` decoded.
-    """
+    """Sums over a request's decode steps, the prefill left out; controller time is included only under `generate`."""
 
     number: int
     prompt_id: str
@@ -217,7 +214,7 @@ class RequestLog:
         self.path = path
 
     def append(self, record: Mapping[str, object]) -> None:
-        """Adds a line in one write, so that no reader and no interruption finds half of it."""
+        """Adds a line in one write, so that no reader and no interruption leaves half of it."""
         assert self.path is not None
         line = json.dumps(record, sort_keys=True, allow_nan=False) + "\n"
         file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
@@ -258,10 +255,7 @@ def warm_up(task: LiveTask) -> None:
 def decode_request(
     task: LiveTask, controller: Controller, prompt: LivePrompt, decoded: DecodedRequest, log: RequestLog
 ) -> GenerationResult:
-    """Decodes a prompt; an online controller learns from it.
-
-    `decoded` collects the sums, and the log gets its line, also if an error or a signal cuts the request off.
-    """
+    """Decodes a prompt; an online controller learns, and `decoded` and the log are filled even where it is cut off."""
     prefilled = False
 
     def add_step(step: DecodeStep) -> None:

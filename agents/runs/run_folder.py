@@ -148,7 +148,7 @@ class Run:
 
         Args:
             label: Begins the name of a new folder.
-            facts: What decides the result besides the settings; a resumed run must have the same.
+            facts: Those besides the settings that decide the result; a resumed run must have the same.
 
         Raises:
             CheckpointError: if the run to resume began with other facts.
@@ -190,7 +190,6 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str:
-    """Commit of the checkout, with "-dirty" behind it if files differ from it, or "unknown"."""
     root = Path(__file__).resolve().parents[2]
     # An installed package may lie inside somebody else's checkout.
     if not (root / ".git").exists():

@@ -31,7 +31,7 @@ CONFIGS = PROGRAM.parent / "configs"
 
 
 def run_search(settings: TrainSettings, console: Console, *, overrides: Sequence[str]) -> dict[str, Any]:
-    """Runs a search, or resumes one that was stopped, and returns the record that it writes.
+    """Runs or resumes a search and returns the record that it writes.
 
     Raises:
         ConfigError: if Optuna is not installed, or no trial finished.

@@ -63,9 +63,7 @@ class EnvSettings:
     """The environment; see configs/env.
 
     Attributes:
-        decides: "per_step" for `SpecKV/GammaSelection-v0`, "per_token" for `SpecKV/DraftStopping-v0`.
-        gamma_max: Largest gamma on offer; at most that of the recordings is used.
-        acceptance: "recorded" or "rejection".
+        gamma_max: Cut to that of the recordings.
         hide: Features, or groups of them, that networks do not use.
     """
 
@@ -112,12 +110,7 @@ class EvalSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudySettings:
-    """Arms, each trained with every seed and compared with the first.
-
-    Attributes:
-        arms: Name -> overrides of this arm alone.
-        seeds: Used unless the command line names others.
-    """
+    """Arms, name -> overrides, each trained with every seed and compared with the first."""
 
     name: str
     question: str
@@ -125,7 +118,7 @@ class StudySettings:
     seeds: tuple[int, ...] = (0, 1, 2)
 
     def __post_init__(self) -> None:
-        """Checks the arms: lists of overrides, with names that give different folders."""
+        """Checks the overrides, and that the arms' folders differ."""
         _require(bool(self.arms), "study.arms", "to name one arm or more", self.arms)
         for arm, overrides in self.arms.items():
             valid = isinstance(overrides, list | tuple) and all(isinstance(o, str) for o in overrides)
@@ -158,8 +151,7 @@ class SearchSettings:
         space: Setting -> its values: `{low, high}` of numbers, with `log: true` or `step` if wanted, or `{choices}`.
         trials: In total, those before a resumption included.
         warm_up: First trials, drawn at random and never pruned.
-        top: Best trials that are trained again with fresh seeds, beside the shipped settings.
-        final_seeds: The fresh seeds; the trials use `seed`.
+        top: Best trials that are trained again with `final_seeds`, beside the shipped settings.
     """
 
     name: str
@@ -207,10 +199,10 @@ def _is_range(values: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnSettings:
-    """Differences between what is learned on and what is tested on; by default there are none.
+    """Differences between the data to learn from and to test on; none by default.
 
     Attributes:
-        prompts: Number of train prompts of each task to learn from; validation prompts stay as they are.
+        prompts: Number of train prompts of each task; validation prompts are unaffected.
         reclock: Whether a controller with step times gets those of the tested cost table, new compressions included.
     """
 
@@ -259,11 +251,11 @@ class LiveSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSettings:
-    """Everything that decides a training run; see configs/train.yaml.
+    """All settings of a training run; see configs/train.yaml.
 
     Attributes:
         seeds: A number of seeds, counted from 0, or a list; a run for each.
-        processes: Number of simultaneous runs of a study or a search; None takes one per core.
+        processes: Number of simultaneous runs of a study or a search; None is one per core.
     """
 
     agent: Mapping[str, object]
@@ -340,7 +332,7 @@ class PaperSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateSettings:
-    """Everything that decides an evaluation; see configs/evaluate.yaml."""
+    """All settings of an evaluation; see configs/evaluate.yaml."""
 
     data: DataSettings
     cost: CostSettings

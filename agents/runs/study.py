@@ -24,10 +24,7 @@ FORMAT_VERSION = 1
 def run_study(
     settings: TrainSettings, console: Console, *, overrides: Sequence[str], typed: Sequence[str] | None = None
 ) -> tuple[ArmOutcome, ...]:
-    """Trains and compares all arms; if one run fails, finished runs are kept.
-
-    `typed` is the user's own command line where it differs from `overrides`, which all runs share.
-    """
+    """Trains and compares all arms, keeping finished runs if one fails; `typed` is the command line if it differs."""
     study, folder = _study(settings), _folder(settings)
     task = load_task(settings.data, settings.cost, settings.learn)  # refuses what is wrong for all arms before any run
     runs = runs_of(settings, overrides)
@@ -101,7 +98,6 @@ def _study(settings: TrainSettings) -> StudySettings:
 
 
 def _lasting(overrides: Sequence[str]) -> list[str]:
-    """The part of a command line that decides a study's outcome."""
     return [*shared_overrides(overrides), *(o for o in overrides if o.startswith(("seeds=", "study.")))]
 
 

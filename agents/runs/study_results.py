@@ -47,14 +47,7 @@ class StudySums:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmOutcome:
-    """One arm.
-
-    Attributes:
-        over_best_fixed: Geometric mean over compressions of the speed-up over the best fixed gamma.
-        by_seed: As `over_best_fixed`, for each seed.
-        over_reference: The same mean over that of the first arm; None for the first arm itself.
-        verdict: Comparison with the first arm; None for the first arm itself.
-    """
+    """One arm; `over_best_fixed` is a geometric mean over compressions, and comparisons are with the first arm."""
 
     name: str
     over_best_fixed: Interval
@@ -89,8 +82,6 @@ def read_sums(runs: Sequence[ChildRun]) -> StudySums:
 
 
 class _Evaluation:
-    """One run's evaluation, read from its files."""
-
     def __init__(self, folder: Path) -> None:
         try:
             content = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
@@ -109,7 +100,6 @@ class _Evaluation:
 
     @property
     def grid(self) -> Grid:
-        """Prompts and compressions."""
         prompts = sorted({(prompt, task) for prompt, task, _ in self.keys})
         compressions = tuple(sorted({compression for *_, compression in self.keys}))
         return Grid(
@@ -121,7 +111,7 @@ class _Evaluation:
         )
 
     def table(self, grid: Grid, controller: str) -> Sums:
-        """One controller's sums; the files hold no gammas by prompt, so `gammas` is a placeholder."""
+        """The files hold no gammas by prompt, so `gammas` is a placeholder."""
         values = np.zeros((len(_COUNTS), len(grid.prompt_ids), len(grid.compressions)))
         for key, row, column in zip(self.keys, grid.rows, grid.columns, strict=True):
             values[:, row, column] = self.sums[controller][key]

@@ -90,11 +90,7 @@ class Task:
 
 
 def load_splits(settings: DataSettings) -> tuple[TraceSet, TraceSet]:
-    """Reads the train and the test prompts that the settings select.
-
-    Raises:
-        TraceError: if the file cannot be used or nothing is left.
-    """
+    """Reads the selected train and test prompts; a TraceError if the file cannot be used or nothing is left."""
     traces = TraceSet.load(find_traces(settings.traces))
     chosen = with_decode_steps(traces.select(compressions=settings.compressions, tasks=settings.tasks))
     if missing := [split for split in ("train", "test") if all(s.split != split for s in chosen.sequences)]:
@@ -118,8 +114,7 @@ def load_task(data: DataSettings, cost: CostSettings, learn: LearnSettings | Non
     Raises:
         TraceError: if the recordings cannot be used.
         CostTableError: if a cost table cannot be read or lacks a compression.
-        ConfigError: if no prompt is left for learning or for validation, or the recordings to learn from hold a test
-            prompt or are deeper than those to test on.
+        ConfigError: if no prompt is left for a purpose, or those to learn from include test prompts or are too deep.
     """
     learn = learn or AS_TESTED
     train, test = load_splits(data)

@@ -148,7 +148,7 @@ class LearnerTraining:
     """A Stable-Baselines3 learner in an environment: from its first step, a stored policy or a checkpoint.
 
     Args:
-        place: Describes environments and machine for the user; without it, the start of learning is described.
+        place: Describes environments and machine; without it, the start of learning is described.
         source: Folder of a stored policy to begin with.
     """
 
@@ -205,16 +205,11 @@ class LearnerTraining:
         return f"{run.agent.total_steps:,} environment steps, {self._place or f'beginning with {self._begun_with}'}"
 
     def _unmeasured(self) -> BaseAlgorithm:
-        """A learner whose parameters and normalisation come from a file."""
         zeros: FloatArray = np.zeros(self._env.vec.observation_space.shape or (), np.float32)
         return make_learner(self._run.agent, self._env.vec, seed=self._run.settings.seed, mean=zeros, std=zeros + 1)
 
     def learn(self, folder: RunFolder, writer: RunWriter) -> None:
-        """Learns to the end; every update may be saved.
-
-        Raises:
-            InterruptedTraining: at the update after a signal, saved.
-        """
+        """Learns to the end; every update may be saved. A signal raises InterruptedTraining after the next save."""
         model, total = self.model, self._run.agent.total_steps
         if self.done >= total:
             return

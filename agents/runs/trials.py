@@ -104,10 +104,7 @@ def run_trials(
     processes: int,
     console: Console,
 ) -> None:
-    """Runs trials until there are enough; a failed trial is recorded and the search goes on.
-
-    Args:
-        study: Of Optuna, maximising throughput over the best fixed gamma on validation prompts.
+    """Runs trials of an Optuna study until there are enough; a failed trial is recorded and the search goes on.
 
     Raises:
         InterruptedTraining: if a signal came; running trials are marked as failed.
@@ -147,7 +144,6 @@ def _begin(trial: Any, settings: SearchSettings, make_run: Callable[[int, list[s
 
 
 def _report_new(one: _RunningTrial, validator: Validator) -> None:
-    """Reports to Optuna what the run has written since the last call."""
     path = one.run.folder / EVAL
     size = path.stat().st_size if path.is_file() else 0
     if size == one.size:
@@ -162,7 +158,6 @@ def _report_new(one: _RunningTrial, validator: Validator) -> None:
 
 
 def _prune(one: _RunningTrial, validator: Validator) -> None:
-    """Stops a trial that is behind the median of the others."""
     before = len(one.reported)
     _report_new(one, validator)
     if len(one.reported) > before and not one.pruned and one.trial.should_prune():

@@ -33,11 +33,7 @@ def grids() -> Mapping[str, Options]:
 
 
 def tune(name: str, data: TrainingData) -> PerCompression:
-    """Finds the best settings of an agent's grid for each compression and puts them together.
-
-    Raises:
-        ConfigError: if there is no grid for it, or it does not fit the data.
-    """
+    """Finds the best settings of an agent's grid for each compression; a ConfigError if there is no grid that fits."""
     if name not in grids():
         known = sorted(grids())
         raise ConfigError(f"Expected an agent with a grid, of {known}, got {name!r}.{nearest(name, known)}")
@@ -60,7 +56,6 @@ def tune(name: str, data: TrainingData) -> PerCompression:
 
 
 def _candidates(name: str, data: TrainingData) -> list[Any]:
-    """Settings of the grid that fit the recordings' depth and the cost table's batch."""
     depth, batch = data.train.metadata.gamma_max, data.cost.batch
     options = grids()[name]
     grid = [default_settings(name, **dict(zip(options, v, strict=True))) for v in itertools.product(*options.values())]
