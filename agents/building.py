@@ -51,10 +51,7 @@ def require_above_zero(settings: object, *names: str) -> None:
 
 
 def build_settings(cls: type[T], content: Mapping[str, object], where: str = "") -> T:
-    """Fills a dataclass from plain data, strictly.
-
-    Raises:
-        ConfigError: naming the key, if one is unknown, missing or of the wrong type.
+    """Fills a dataclass from plain data; a ConfigError names a key that is unknown, missing or of the wrong type.
 
     >>> Clock = dataclasses.make_dataclass("Clock", [("table", str), ("batch", int, 1)])
     >>> build_settings(Clock, {"tabel": "cpu-2core"})

@@ -57,7 +57,7 @@ class PerCompression(Rule):
 
 
 class StoppingPerCompression(PerCompression):
-    """The same for controllers some of which also decide inside steps; the others always go on."""
+    """`PerCompression` for controllers some of which also decide inside steps; the others always go on."""
 
     def go_on(self, observation: FloatArray) -> bool:
         """Returns whether to draft another token in the only request."""

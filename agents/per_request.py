@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One gamma a request, chosen at its start: the coarsest of the three granularities.
-
-The row `request-oracle` of every table is the bound of a perfect choice.
-"""
+"""One gamma a request, chosen at its start; the row `request-oracle` of a table is the bound of a perfect choice."""
 
 from dataclasses import dataclass
 
@@ -31,10 +28,7 @@ class PerRequestSettings:
 
 
 class PerRequestGamma(Rule):
-    """Decides once, before a request's first step, by a controller that decides once a step.
-
-    Only a `RequestTimes` is stored.
-    """
+    """Decides before a request's first step by a controller that decides once a step; a `RequestTimes` is storable."""
 
     kind = "per_request"
     settings_class = PerRequestSettings
@@ -78,7 +72,7 @@ class PerRequestGamma(Rule):
 
 
 class RequestTimes(Rule):
-    """The gamma of least predicted time, linear in the observation, with weights for each compression.
+    """The gamma of least predicted time, linear in the observation.
 
     Args:
         weights: Shape [compressions, gamma_max + 1, features + 1]; the last column is a constant.

@@ -22,7 +22,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "agent"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingData:
-    """What a controller is made from; networks must not use the features, or groups of them, in `hide`."""
+    """Inputs for making a controller; networks must not use the features, or groups of them, in `hide`."""
 
     train: "TraceSet"
     cost: CostTable
@@ -40,10 +40,9 @@ class Agent:
     """One kind of agent; classes and functions are named as "module:name".
 
     Attributes:
-        controller: Class of its controller; "" for a learner in an environment, whose policy is a network.
+        controller: "" for a learner in an environment, whose policy is a network.
         settings: Class of a learner's settings; other agents' controllers name theirs.
         make: Function (settings, data) -> controller; "" for the class's own `make`.
-        online: Whether it is a bandit: begun without data, it learns from requests.
         hides: Whether `make` uses `TrainingData.hide`.
     """
 
@@ -72,7 +71,6 @@ class Agent:
 
 
 def _load(path: str) -> Any:
-    """Imports "module:name"; the name is that of a class or function, or the `kind` that a class declares."""
     module, _, name = path.partition(":")
     found = vars(import_module(module))
     if name in found:
@@ -81,7 +79,6 @@ def _load(path: str) -> Any:
 
 
 def _modules(folder: str, *others: str, online: bool = False) -> dict[str, Agent]:
-    """One agent for each module of a folder but some: the first class whose `kind` is the module's name."""
     names = sorted(path.stem for path in (Path(__file__).parent / folder).glob("*.py"))
     return {
         name: Agent(controller=f"agents.{folder}.{name}:{name}", online=online)
@@ -146,7 +143,7 @@ AGENTS: Mapping[str, Agent] = dict(
 
 
 def class_of(kind: str) -> type[Any] | None:
-    """Returns the class of a stored controller, or None if no agent's has that kind: the entry point for `speckv`."""
+    """The class of a stored controller, or None if no agent has that kind: the entry point for `speckv`."""
     return AGENTS[kind].controller_class if kind in AGENTS and not AGENTS[kind].in_environment else None
 
 
@@ -248,11 +245,7 @@ _CHOICES = ("arms", "candidates", "gammas")
 
 
 def within_depth(name: str, settings: Any, depth: int) -> Any:
-    """Limits an agent's settings to the depth of the recordings.
-
-    Raises:
-        ConfigError: if the agent cannot be limited, or no speculation length is left.
-    """
+    """Limits an agent's settings to the depth of the recordings; a ConfigError where that is impossible."""
     if depth >= GAMMA_MAX:
         return settings
     gamma = getattr(settings, "gamma", 0) if name == "fixed" else 0

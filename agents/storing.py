@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How agents' controllers are stored: as their settings and arrays, from which their class makes them again."""
+"""Storage of agents' controllers as settings and arrays, from which their class makes them again."""
 
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 class StoredController:
     """A controller that settings alone decide; classes with more than settings override `state` and `from_state`.
 
-    Attributes:
-        kind: Name in the registry and in stored policies; classes without one are not stored.
+    Classes without `kind`, a name in the registry, are not stored.
     """
 
     kind: ClassVar[str]
@@ -38,7 +37,7 @@ class StoredController:
 
     @classmethod
     def from_state(cls, state: ControllerState) -> Self:
-        """Makes the controller that gave a state."""
+        """Makes the controller that returned a state."""
         settings = cls.settings_of(state)
         return cls.variant(settings)(settings)  # type: ignore[call-arg]
 

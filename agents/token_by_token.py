@@ -11,9 +11,8 @@ from speckv.types import Controller, FloatArray, StoppingController
 class TokenByToken:
     """Turns a controller's decisions into actions: the gamma of a step is drafted token by token.
 
-    A stopping controller also decides after every token, up to its gamma. The environment charges the time of a
-    decision for every action, so a controller that decides once a step pays more here than in
-    `SpecKV/GammaSelection-v0`. A controller with memory plays one request at a time.
+    The environment charges the time of a decision for every action, so a controller that decides once a step pays more
+    than in `SpecKV/GammaSelection-v0`. A controller with memory plays one request at a time.
     """
 
     def __init__(self, controller: Controller) -> None:

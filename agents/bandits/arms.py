@@ -33,8 +33,6 @@ class UcbSettings:
 
 
 class _Means(Bandit):
-    """Tries every arm once, then plays the one of greatest value, computed from its number and mean of rewards."""
-
     learned = ("counts", "means", "squares")
 
     def __init__(self, settings: ArmsSettings | UcbSettings, times: StepTimes, seed: int) -> None:
@@ -45,7 +43,6 @@ class _Means(Bandit):
         self.squares = np.zeros(shape)
 
     def update(self, compression: int, arm: int, observation: FloatArray, outcome: StepOutcome) -> None:
-        """Takes a reward into the mean."""
         del observation
         reward = self.speedup(compression, outcome)
         self.counts[compression, arm] += 1
@@ -53,7 +50,6 @@ class _Means(Bandit):
         self.squares[compression, arm] += reward**2
 
     def choose(self, compression: int, observation: FloatArray) -> int:
-        """Returns the first arm that was never played, or the one of greatest value."""
         del observation
         untried = np.flatnonzero(self.counts[compression] == 0)
         return int(untried[0]) if len(untried) else int(self.values(compression).argmax())

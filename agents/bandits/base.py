@@ -36,11 +36,7 @@ class Features(Protocol):
 
 
 class Bandit(StoredController, ABC):
-    """Chooses an arm, a speculation length, before a step and learns from the step's outcome.
-
-    Attributes:
-        learns: Whether outcomes of one request change decisions in the next; False freezes what was learned so far.
-    """
+    """Chooses an arm, a speculation length, and learns from the step's outcome; with `learns` False it is frozen."""
 
     charges_decision = True
     learns = True
@@ -78,7 +74,7 @@ class Bandit(StoredController, ABC):
         return bandit
 
     def reset(self) -> None:
-        """Forgets the request; what was learned stays."""
+        """Forgets the request; learned state stays."""
         self._last = None
 
     def save_request(self) -> object:
@@ -86,7 +82,7 @@ class Bandit(StoredController, ABC):
         return tuple(getattr(self, name) for name in self.of_request)
 
     def load_request(self, request: object) -> None:
-        """Continues a request that `save_request` gave."""
+        """Continues a request that `save_request` returned."""
         for name, value in zip(self.of_request, cast(tuple[object, ...], request), strict=True):
             setattr(self, name, value)
 
@@ -116,11 +112,11 @@ class Bandit(StoredController, ABC):
         """Learns from one step; see `choose`."""
 
     def get_arrays(self) -> dict[str, NDArray[Any]]:
-        """Copies out everything that was learned."""
+        """Copies the learned state."""
         return {name: np.array(getattr(self, name)) for name in self.learned}
 
     def set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Puts back what `get_arrays` gave."""
+        """Restores what `get_arrays` returned."""
         for name in self.learned:
             setattr(self, name, np.array(arrays[name]))
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Throughput-optimal stopping from a model of acceptance that is calibrated online.
 
-A logistic regression, with an offset for each depth, turns the draft's confidence into a chance of acceptance. It is
-refitted regularly on the tokens that the target has tested.
+A logistic regression with an offset for each depth maps the draft's confidence to a chance of acceptance; it is
+refitted regularly on tested tokens.
 """
 
 from dataclasses import dataclass
@@ -35,9 +35,9 @@ class CalibratedSettings:
         offset: First offset at every depth.
         ridge: Penalty of a refit on the distance from the present weights.
         damping: A refit on n tokens goes n / (n + damping) of the way.
-        memory: Tested tokens that a refit looks at, the newest ones.
+        memory: Number of the newest tested tokens that a refit uses.
         decay: Share of a request's mean logit that survives a drafted token.
-        price_scale: Multiplies what a token has to be worth; below 1 because a draft that goes on may still be stopped.
+        price_scale: Multiplies the required worth of a token; below 1 because later signals may still stop the draft.
     """
 
     gamma_max: int
@@ -73,15 +73,12 @@ def logit(probabilities: NDArray[np.floating]) -> Float64:
 def refit(
     weights: Float64, logits: Float64, depths: IntArray, accepted: BoolArray, ridge: float, damping: float
 ) -> Float64:
-    """One damped Newton step of a logistic regression towards some tested tokens.
+    """One damped Newton step of a logistic regression towards some tested tokens; the slope stays at least 0.
 
     Args:
         weights: Shape [1 + depths]; slope, then an offset for each depth.
         logits: Shape [n]; of the draft's confidence in each token.
         depths: Shape [n]; of each token in its draft, from 0.
-
-    Returns:
-        New weights; the slope stays at least 0.
 
     Source:
         vLLM's adaptive verification, as read in its code (Apache-2.0): Newton steps, ridge 1e-3, damping 50.
@@ -108,7 +105,6 @@ def _newton(weights: Float64, design: Float64, accepted: BoolArray, ridge: float
 
 
 def _rates(chances: Float64, seconds: Float64) -> Float64:
-    """Shape [gamma_max + 1]; expected tokens a second of drafting each number of tokens."""
     rates: Float64 = np.append(1.0, 1.0 + np.cumsum(np.cumprod(chances))) / seconds[: len(chances) + 1]
     return rates
 
@@ -121,12 +117,12 @@ class CalibratedStopping(Bandit):
 
     - a second is worth lambda = max over g of (1 + c'_1 + c'_1 c'_2 + ...) / T(g); where that is at g = 0 at the mean
       logit of all requests, nothing is drafted, the steps before the first refit excepted;
-    - behind d tokens, go on while some k > 0 more are worth their time:
+    - after d tokens, continue while some k > 0 more are worth their time:
       c_1 ... c_d (c'_(d+1) + c'_(d+1) c'_(d+2) + ...) >= price_scale * lambda (T(d + k) - T(d)).
 
     Attributes:
         weights: Shape [compressions, 1 + gamma_max]; w, then b_1, b_2, ...
-        mean_logit: Shape [compressions]; what a request's mean logit begins at.
+        mean_logit: Shape [compressions]; initial value of a request's mean logit.
         tested: Shape [compressions, memory, 3]; logit, depth and acceptance of the newest tested tokens, in a ring.
 
     Source:
@@ -155,14 +151,14 @@ class CalibratedStopping(Bandit):
         self._survival = [1.0]
 
     def reset(self) -> None:
-        """Forgets the request; what was learned stays."""
+        """Forgets the request; learned state stays."""
         super().reset()
         self._local = None
 
     def choose(self, compression: int, observation: FloatArray) -> int:
-        """Returns 1 to draft and 0 where no draft is expected to pay; keeps lambda.
+        """Returns 1 to draft and 0 where no draft is expected to pay.
 
-        The mean logit of all requests decides whether to draft: plain decoding gives no signals of a request's draft.
+        The mean logit of all requests decides, because plain decoding gives no signals of a request's draft.
         """
         self._compression = compression
         at_large, seconds = self.mean_logit[compression], self.times.step_s(observation[np.newaxis])[0]
@@ -173,7 +169,6 @@ class CalibratedStopping(Bandit):
         return int(learning or _rates(self._chances(at_large), seconds).argmax() > 0)
 
     def _chances(self, mean_logit: float) -> Float64:
-        """Shape [gamma_max]; c' at each depth."""
         weights = self.weights[self._compression]
         return logistic(weights[0] * mean_logit + weights[1:])
 
@@ -194,7 +189,7 @@ class CalibratedStopping(Bandit):
         )
 
     def go_on_batch(self, observations: FloatArray) -> BoolArray:
-        """Returns the same for each row, all of the request that was decided on last."""
+        """As `go_on` for each row, all of the request that was decided on last."""
         return np.array([self.go_on(row) for row in observations], np.bool_)
 
     def update(self, compression: int, arm: int, observation: FloatArray, outcome: StepOutcome) -> None:

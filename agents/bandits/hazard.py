@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hazard Thompson sampling: learns the chance of acceptance at each depth, not the value of each gamma.
 
-The outcome of a step is survival data, censored at gamma. Regressions of "was the token at this depth accepted, given
-that it was tested?" are unbiased under that censoring and share what they learn over all gammas.
+A step's outcome is survival data, censored at gamma. Regressions of "was the token at this depth accepted, given that
+it was tested?" are unbiased under that censoring and share what they learn over all gammas.
 """
 
 from dataclasses import dataclass
@@ -77,7 +77,7 @@ class HazardThompson(RidgeBandit):
 
 
 class DiscountedHazardThompson(HazardThompson):
-    """The same, forgetting: every update of a regression first weakens what it learned before.
+    """`HazardThompson` whose regressions discount what they learned before at every update.
 
     Source:
         Discounting as in Russac, Vernade and Cappe 2019, arXiv:1909.09146 (D-LinUCB), on the hazards; `RidgeBank` keeps

@@ -31,8 +31,8 @@ class LinearSettings:
     Attributes:
         width: Of the confidence bound, or of the draws.
         forget: Share of the past that each update keeps; below 1 for drifting streams.
-        side_information: "none" learns from the arm played; "smaller" also from all smaller arms, whose outcome the
-            step revealed; "naive" from larger arms too where a rejection revealed those, which is biased: a warning.
+        side_information: "none" learns from the arm played, "smaller" also from all smaller arms, "naive" from larger
+            arms too after a rejection, which is biased.
     """
 
     arms: tuple[int, ...]
@@ -107,11 +107,11 @@ class RidgeBank:
         self._forget = forget
 
     def get_arrays(self) -> dict[str, NDArray[Any]]:
-        """Copies out what was learned."""
+        """Copies the learned state."""
         return {"inverse": self.inverse.copy(), "sums": self.sums.copy(), "weights": self.weights.copy()}
 
     def set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Puts it back."""
+        """Restores a copied state."""
         self.inverse, self.sums, self.weights = (np.array(arrays[name]) for name in ("inverse", "sums", "weights"))
 
     def predict(self, x: Float64) -> tuple[Float64, Float64]:
@@ -148,22 +148,19 @@ class RidgeBandit(Bandit):
         self.bank = RidgeBank(count, features.dimension, ridge=settings.ridge, forget=settings.forget)
 
     def get_arrays(self) -> dict[str, NDArray[Any]]:
-        """Copies out what was learned."""
+        """Copies the learned state."""
         return self.bank.get_arrays()
 
     def set_arrays(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Puts it back."""
+        """Restores a copied state."""
         self.bank.set_arrays(arrays)
 
 
 class _Linear(RidgeBandit):
-    """A regression of the step's speed-up for each arm; only the observation distinguishes compressions."""
-
     def __init__(self, settings: LinearSettings, times: StepTimes, features: Features, seed: int) -> None:
         super().__init__(settings, settings.arms, times, features, seed, count=len(settings.arms))
 
     def update(self, compression: int, arm: int, observation: FloatArray, outcome: StepOutcome) -> None:
-        """Learns from the arm played, and from those whose outcome it revealed."""
         rows = np.array(revealed(self.arms, arm, outcome, self.settings.side_information))
         played = self.arms[rows]
         accepted = np.minimum(played, outcome.num_accepted)
@@ -176,8 +173,7 @@ class _Linear(RidgeBandit):
 def revealed(arms: NDArray[np.int64], arm: int, outcome: StepOutcome, side_information: str) -> list[int]:
     """Indices of the arms whose outcome a step reveals.
 
-    A step of gamma tokens reveals the outcome of every smaller gamma. Only a rejection also reveals that of larger
-    ones, so learning these ("naive") makes them look bad.
+    A step reveals every smaller gamma, but larger ones only by a rejection, so learning these ("naive") is biased.
     """
     if side_information == "none" or outcome.num_drafted < arms[arm]:
         return [arm]
@@ -248,10 +244,7 @@ class LastHidden:
 
 
 class NeuralLinear(LinThompson):
-    """Draws each arm's value from a linear posterior over learned features and plays the greatest.
-
-    The features are the last hidden layer of the network that `survival` fits on train prompts; only the posterior
-    learns online.
+    """Draws each arm's value from a linear posterior over features that `survival` fits on train prompts.
 
     Source:
         Riquelme, Tucker and Snoek 2018, arXiv:1802.09127 (NeuralLinear). There the network is trained on the rewards

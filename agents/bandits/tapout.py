@@ -21,12 +21,7 @@ from speckv.types import GAMMA_MAX, BoolArray, FloatArray, StepOutcome
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TapOutSettings:
-    """Hyper-parameters.
-
-    Attributes:
-        level: "request" follows one rule for a whole request, "step" chooses anew for every draft.
-        entropy_rise: The entropy difference stops above this rise of the entropy's square root.
-    """
+    """Hyper-parameters; `level` is "request" or "step", `entropy_rise` the greatest rise of the entropy's root."""
 
     gamma_max: int
     level: str
@@ -111,10 +106,10 @@ def blended_reward(num_accepted: int, num_drafted: int, gamma_max: int) -> float
 
 
 class TapOut(Bandit):
-    """Follows one stopping rule a request, the one with the greatest mean + width * sqrt(2 ln t / n), and caps at 16.
+    """Follows the rule with the greatest mean + width * sqrt(2 ln t / n) for a request, and caps at 16.
 
     Every step of the request gives the rule's mean a reward in [0, 1], 0.5 A / g + 0.5 A / gamma_max for A of g drafted
-    tokens accepted: neither time nor any threshold is in it. n and t count steps. Plain decoding is no arm.
+    tokens accepted: it uses neither time nor thresholds. n and t count steps. Plain decoding is no arm.
 
     Source:
         Sridhar et al. 2025, arXiv:2511.02017. Verified in its abstract and in public summaries: a bandit that selects
@@ -168,7 +163,7 @@ class TapOut(Bandit):
         return bool(self.go_on_batch(observation[np.newaxis])[0])
 
     def go_on_batch(self, observations: FloatArray) -> BoolArray:
-        """Returns the same for each row, all under the rule that was chosen last."""
+        """As `go_on` for each row, all under the rule that was chosen last."""
         return self.rules[self._rule or 0].go_on_batch(observations)
 
     def learn(self, outcome: StepOutcome) -> None:

@@ -29,10 +29,7 @@ _NAMES: Mapping[type[BaseAlgorithm], str] = {
 
 
 def export_policy(model: BaseAlgorithm, *, name: str | None = None, gamma_max: int = GAMMA_MAX) -> NetworkPolicy:
-    """Makes a policy that takes the learner's best action.
-
-    A learner with the two actions of token-by-token control gives a policy that reads `STOPPING_SCHEMA`.
-    """
+    """Makes a policy of the learner's best action; with two actions, token by token, it reads `STOPPING_SCHEMA`."""
     stops = model.observation_space.shape == (STOPPING_SCHEMA.size,)
     assert isinstance(model.action_space, gymnasium.spaces.Discrete)
     default = next(title for kind, title in _NAMES.items() if isinstance(model, kind))
@@ -62,7 +59,6 @@ def _extractor(model: BaseAlgorithm) -> NormalisingExtractor:
 
 
 def _layers(model: BaseAlgorithm) -> tuple[Arrays, Arrays]:
-    """Weights and biases, from the first hidden layer to one score an action."""
     if isinstance(model, QRDQN):
         return _mean_over_quantiles(*_copied_layers(model.quantile_net.quantile_net), model.n_quantiles)
     if isinstance(model, DQN):
@@ -72,7 +68,7 @@ def _layers(model: BaseAlgorithm) -> tuple[Arrays, Arrays]:
 
 
 def _mean_over_quantiles(weights: Arrays, biases: Arrays, num_quantiles: int) -> tuple[Arrays, Arrays]:
-    """Averages the last layer's rows: the mean of linear outputs is the output of their mean."""
+    """The mean of linear outputs is the output of their mean."""
     weight, bias = weights[-1], biases[-1]
     last = weight.reshape(num_quantiles, -1, weight.shape[1]).mean(axis=0, dtype=np.float64)
     level = bias.reshape(num_quantiles, -1).mean(axis=0, dtype=np.float64)
@@ -85,7 +81,7 @@ def _copied_layers(network: nn.Sequential) -> tuple[Arrays, Arrays]:
 
 
 def _gates(model: RecurrentPPO) -> dict[str, Any]:
-    """An LSTM of one layer; PyTorch keeps two biases that only ever act as their sum."""
+    """PyTorch keeps two biases that only ever act as their sum."""
     lstm = model.policy.lstm_actor
     assert isinstance(lstm, nn.LSTM)
     (input_weight, state_weight, input_bias, state_bias) = lstm.parameters()

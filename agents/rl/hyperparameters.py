@@ -12,7 +12,7 @@ class LearnerSettings:
     """Hyper-parameters of every learner.
 
     Attributes:
-        total_steps: Environment steps to learn from, over all environments together.
+        total_steps: Environment steps, over all environments together.
         num_steps: Steps of each environment between updates.
         learning_rate: At the start; it falls linearly to zero.
         discount: Of future rewards; 0 makes a contextual bandit, right for myopic rewards.
@@ -106,7 +106,7 @@ class DQNSettings(LearnerSettings):
 
     Attributes:
         gradient_steps: Minibatches between two collections of `num_envs * num_steps` steps.
-        buffer_size: Steps kept, over all environments together.
+        buffer_size: Steps, over all environments together.
         learning_starts: Steps of a random policy before the first update.
         target_interval: Steps between copies into the target network.
         return_steps: Steps of an n-step return.

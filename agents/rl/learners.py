@@ -55,11 +55,7 @@ class NormalisingExtractor(BaseFeaturesExtractor):
 
 
 def measure_normalisation(env: VecEnv, num_steps: int, seed: int) -> tuple[FloatArray, FloatArray]:
-    """Mean and standard deviation of each observation field under random actions.
-
-    Args:
-        env: Used up: seed and reset it before training on it.
-    """
+    """Mean and deviation of each observation field under random actions; seed and reset `env` before training on it."""
     assert isinstance(env.action_space, gymnasium.spaces.Discrete)
     rng = np.random.default_rng(seed)
     env.seed(seed)
@@ -78,8 +74,7 @@ def measure_normalisation(env: VecEnv, num_steps: int, seed: int) -> tuple[Float
 def explore(actions: NDArray[np.int64], num_actions: int, rate: float) -> NDArray[np.int64]:
     """Replaces a share of actions by random ones, drawn from PyTorch's global generator.
 
-    Stable-Baselines3 draws once for all environments together, and takes random actions one by one from a Gymnasium
-    space, which is slower than stepping the environments.
+    Stable-Baselines3 draws once for all environments together, and from a Gymnasium space, which is slower than a step.
     """
     explores = torch.rand(len(actions)).numpy() < rate
     drawn = torch.randint(num_actions, (len(actions),)).numpy()
@@ -87,8 +82,6 @@ def explore(actions: NDArray[np.int64], num_actions: int, rate: float) -> NDArra
 
 
 class _ExploresEach:
-    """Explores by `explore` in place of Stable-Baselines3's draws."""
-
     def _sample_action(
         self,
         learning_starts: int,
@@ -117,8 +110,7 @@ class ParallelQRDQN(_ExploresEach, QRDQN):
 class WithoutBootstrap(VecEnvWrapper):
     """Removes the mark of truncated episodes.
 
-    At discount 0 the value of their last state has no effect, yet Stable-Baselines3 computes it, one environment at a
-    time.
+    At discount 0 the value of their last state has no effect, yet Stable-Baselines3 computes it for each in turn.
     """
 
     def reset(self) -> VecEnvObs:

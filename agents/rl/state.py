@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""State of a learner besides its network, optimiser, settings and the global generators.
-
-It is read and written between two rollouts, when it consists of counters and, for a learner that replays, its memory.
-"""
+"""State of a learner between two rollouts, besides network, optimiser, settings and global generators."""
 
 from collections import deque
 from collections.abc import Mapping
@@ -24,7 +21,7 @@ _LSTM = ("lstm.policy_hidden", "lstm.policy_cell", "lstm.value_hidden", "lstm.va
 
 
 def get_arrays(model: BaseAlgorithm, *, with_replay: bool) -> dict[str, Array]:
-    """Copies out the arrays."""
+    """Copies the arrays."""
     assert isinstance(model._last_obs, np.ndarray)
     arrays = {"last_obs": model._last_obs, "last_episode_starts": np.asarray(model._last_episode_starts)}
     if isinstance(model, RecurrentPPO):
@@ -37,7 +34,7 @@ def get_arrays(model: BaseAlgorithm, *, with_replay: bool) -> dict[str, Array]:
 
 
 def get_counters(model: BaseAlgorithm) -> dict[str, Any]:
-    """Copies out everything that is no array, as JSON can hold it."""
+    """Copies everything that is no array, as JSON can hold it."""
     counters: dict[str, Any] = {
         "num_timesteps": model.num_timesteps,
         "n_updates": model._n_updates,

@@ -37,7 +37,7 @@ class AdaEdl(SignalRule):
 
     After a step that accepted A of n drafted tokens, r <- 0.5 r + 0.5 A / n, and lambda <- 0.9 lambda + 0.1 lambda'
     with lambda' = lambda + 0.01 if r < 0.9, else lambda - 0.01 if the cap was not reached by accepted tokens alone,
-    else lambda. The paper decides before a token is drafted, with its distribution at hand; here that token stays.
+    else lambda. The paper decides before the token whose distribution it reads; here that token stays.
 
     Source:
         Agrawal et al. 2024, arXiv:2410.18351, Algorithm 1.

@@ -68,7 +68,7 @@ class StoppingRule(Rule):
 
     @abstractmethod
     def go_on_batch(self, observations: FloatArray) -> BoolArray:
-        """Returns the same for each request, from observations as `STOPPING_SCHEMA` lists."""
+        """As `go_on` for each request, from observations as `STOPPING_SCHEMA` lists."""
 
 
 class SignalRule(StoppingRule):
@@ -86,6 +86,6 @@ class SignalRule(StoppingRule):
         return bool(self.passes(observation[self.signal]))
 
     def go_on_batch(self, observations: FloatArray) -> BoolArray:
-        """Returns the same for each request."""
+        """As `go_on` for each request."""
         passed: BoolArray = self.passes(observations[:, self.signal])
         return passed

@@ -19,7 +19,7 @@ class SglangEmaSettings:
     Attributes:
         start: Index of the first length.
         decay: Share of the past in the averaged accepted length.
-        warmup: Steps before moves are considered; the first comes `interval` later.
+        warmup: Steps before moves are considered; the first move is possible `interval` later.
     """
 
     candidates: tuple[int, ...]
@@ -40,8 +40,7 @@ class SglangEma(Rule):
     """Every few steps: down while average <= shorter - 0.5 + down, up while average > present - 0.5 + up.
 
     The bar of a shorter length 0 is 0.5 + down; at 0 nothing is learned, and every few steps the next longer length is
-    probed. The average starts at the first length minus 1. SGLang keeps one average for all requests; here each request
-    has its own.
+    probed. The average starts at the first length minus 1. SGLang keeps one average for all requests, not one each.
 
     Source:
         SGLang 0.5.23, `srt/speculative/adaptive_spec_params.py`.

@@ -36,9 +36,8 @@ class TransformersConfidenceSettings:
 class TransformersConfidence(SignalRule):
     """Stops behind a token of probability below a threshold; the token stays in the draft.
 
-    The threshold is the one that minimises false positives plus three times false negatives over the request's tested
-    tokens, as points of their ROC curve. The drafted token's probability is taken to be the draft's top-1 probability,
-    which it is in greedy decoding.
+    The threshold minimises false positives plus three times false negatives over the request's tested tokens, as points
+    of their ROC curve. The drafted token's probability is taken to be the draft's top-1, as in greedy decoding.
 
     Source:
         transformers 5, `ConfidenceCriteria` and `AssistedCandidateGenerator.update_candidate_strategy`.

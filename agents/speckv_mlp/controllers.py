@@ -2,9 +2,9 @@
 """The paper's rule, gamma = argmax (predicted acceptance rate * gamma + 1), and the same over time.
 
 Source:
-    SpecKV, arXiv:2605.02888. There the rule reads signals of the tokens whose number it decides on, which exist only
-    after drafting; here it reads those of the last drafting step. The network has tanh layers and a logistic output,
-    where theirs has ReLU and clips.
+    SpecKV, arXiv:2605.02888. There the rule reads signals of the tokens whose number it chooses, which exist only after
+    drafting, and the network has ReLU and clips; here the signals are of the last drafting step, the layers are tanh
+    and the output is logistic.
 """
 
 from collections.abc import Sequence
@@ -101,9 +101,6 @@ class SpecKVMlpCost(Rule):
     """gamma = argmax (acceptance(features, gamma) * gamma + 1) / seconds(gamma): the paper's network, with a price.
 
     Once it chooses 0, no feature changes and draft lag adds to the price: the rest of the request is decoded plainly.
-
-    Source:
-        Ours; the network is that of SpecKV, arXiv:2605.02888.
     """
 
     kind = "speckv_mlp_cost"

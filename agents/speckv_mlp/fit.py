@@ -16,8 +16,7 @@ from speckv.runtime.constant import ConstantGamma
 def acceptance_samples(states: VisitedStates, gammas: Sequence[int], rng: np.random.Generator) -> Samples:
     """One sample a state: the share of a draft of some gamma that is accepted.
 
-    Replay gives the outcome of every gamma, so one is drawn for each state, independent of state and outcome; the
-    paper has each state at the gamma of its run alone.
+    Replay reveals every gamma, so one is drawn for each state; the paper has each state at the gamma of its run alone.
     """
     drafted = rng.choice([gamma for gamma in gammas if gamma > 0], size=len(states.accepted))
     share = np.minimum(states.accepted, drafted) / drafted

@@ -1,18 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Controllers of most expected tokens a second, which choose gamma before a step or stop inside it.
+"""Controllers that maximise expected tokens a second, by gamma before a step or by stopping inside it.
 
 With S_d the probability that a draft survives to depth d, and T(g) the seconds of a step that drafts g tokens:
 
-- before a step, gamma = argmax (1 + S_1 + ... + S_g) / T(g); lambda is the value of that quotient, the request's own
-  rate in tokens a second;
-- behind each drafted token, go on while some k > 0 more tokens are worth the time of drafting and verifying them:
+- before a step, gamma = argmax (1 + S_1 + ... + S_g) / T(g); lambda is the maximum, in tokens a second;
+- after each drafted token, continue while some k > 0 more tokens are worth the time of drafting and verifying them:
   S_(d+1) + ... + S_(d+k) >= lambda (T(d+k) - T(d)). The next token's survival is predicted from the signals of the
   draft; that of later ones falls as predicted before the step.
 
-Three effects are missing in this one-step view. They are calibrated for each compression by replay of the train
-prompts: plain decoding gives no signals of the draft, so drafting one token has a value beyond that token (`floor`); a
-draft may still be stopped by later signals, which makes going on worth more (`price_scale`); and where drafting gains
-nothing overall, it is never done (`NEVER`).
+This one-step view misses three effects, which are calibrated for each compression by replay of the train prompts: only
+drafting gives signals of the draft (`floor`); later signals may still stop a draft, which makes continuing worth more
+(`price_scale`); and where drafting gains nothing overall, it is never done (`NEVER`).
 
 Source:
     The rule that vLLM's adaptive verification and DSpark apply to a calibrated model of draft confidence, with
@@ -164,7 +162,7 @@ class SurvivalGamma(Rule):
         return tokens / self.times.step_s(observations)[:, : tokens.shape[1]]
 
     def act(self, observation: FloatArray) -> int:
-        """Returns the same for the only request."""
+        """Returns gamma for the only request."""
         floor = self.floor[self.single.which(observation)]
         return 0 if floor == NEVER else max(int(self.single.of(observation).rates.argmax()), int(floor))
 
@@ -182,13 +180,12 @@ class SurvivalGamma(Rule):
 
 
 class SurvivalStopping(StoppingRule):
-    """Drafts while the next token is worth its time; plain decoding where drafting pays at no length.
+    """Drafts while the next token is worth its time; plain decoding where no draft length pays.
 
     Args:
         inside: Features of `STOPPING_SCHEMA` -> log-odds that the next token is accepted, with all before it.
-        floor: Shape [compressions]; 1 where a first token is always drafted, NEVER where none is; 0 everywhere by
-            default.
-        price_scale: Shape [compressions]; multiplies what a token has to be worth; 1 everywhere by default.
+        floor: Shape [compressions]; 1 to always draft a first token, NEVER to draft none, 0 by default.
+        price_scale: Shape [compressions]; multiplies the required worth of a token; 1 by default.
     """
 
     kind = "survival_stopping"
@@ -250,7 +247,7 @@ class SurvivalStopping(StoppingRule):
         return np.where(((rates.argmax(axis=1) > 0) | (floor > 0)) & ~self._never, self.gamma_max, 0)
 
     def act(self, observation: FloatArray) -> int:
-        """Returns the same for the only request."""
+        """Returns the most tokens to draft in the only request."""
         floor = self.before.floor[self.before.single.which(observation)]
         if floor == NEVER:
             self._row = [], []
@@ -265,7 +262,7 @@ class SurvivalStopping(StoppingRule):
         return self.before.never_drafts(compression)
 
     def go_on(self, observation: FloatArray) -> bool:
-        """Goes on, in the only request, as `go_on_batch` does, number by number."""
+        """As `go_on_batch` for the only request, with the same numbers."""
         (expected, price), chance = self._row, float(logistic(self.inside.one(observation)[:1])[0])
         depth = int(drafted_so_far(observation))
         if depth >= len(expected):
@@ -279,7 +276,7 @@ class SurvivalStopping(StoppingRule):
         return False
 
     def go_on_batch(self, observations: FloatArray) -> BoolArray:
-        """Goes on where more tokens are worth their time; `act_batch` must have decided on the same steps."""
+        """Continues where more tokens are worth their time; `act_batch` must have decided on the same steps."""
         assert len(observations) == len(self._value)
         chance = logistic(self.inside.batch(observations)[:, 0])
         price = self._value[:, None] * self._scaled_s[self._which]
@@ -287,7 +284,6 @@ class SurvivalStopping(StoppingRule):
 
 
 def _moved_floor(controller: SurvivalGamma, times: StepTimes) -> IntArray:
-    """Floors for the compressions of other times; NEVER holds for the old times alone."""
     floor: IntArray = np.maximum(controller.floor[controller.times.rows_of(times.compressions)], 0)
     return floor
 
@@ -305,8 +301,8 @@ def worth_more(chance: Float64, expected: Float64, depth: IntArray, price: Float
     Args:
         chance: Shape [N]; that the next token survives, with all before it.
         expected: Shape [N, gamma_max]; survival to each depth from 1 as expected before; only its fall matters.
-        depth: Shape [N]; tokens drafted so far; nothing is worth more where that is gamma_max.
-        price: Shape [N, gamma_max]; tokens that a draft of each length from 1 has to bring.
+        depth: Shape [N]; tokens drafted so far; the result is False at gamma_max.
+        price: Shape [N, gamma_max]; tokens required of a draft of each length from 1.
 
     >>> half, price = np.full((1, 2), 0.5), np.array([[0.6, 0.7]])
     >>> [worth_more(np.array([c]), half, np.array([0]), price).tolist() for c in (0.3, 0.4)]

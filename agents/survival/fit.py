@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fits survival controllers to recordings: collect states with the outcome of every draft, fit, repeat, calibrate.
 
-Replay gives how far the deepest draft from a state is accepted, so no sample is censored.
+Replay reveals how far the deepest draft from a state is accepted, so no sample is censored.
 """
 
 import itertools
@@ -109,10 +109,7 @@ def inside_steps(states: VisitedStates, compiled: CompiledTraces, rng: np.random
 
 
 def fit_probabilities(samples: Samples, settings: FitSettings, *, seed: int, hide: Sequence[str] = ()) -> Network:
-    """Fits a network from raw inputs to the log-odds of each outcome by maximum likelihood.
-
-    PyTorch's global generator is not used.
-    """
+    """Fits a network from raw inputs to the log-odds of each outcome, without PyTorch's global generator."""
     generator = torch.Generator().manual_seed(seed)
     mean = samples.inputs.mean(axis=0, dtype=np.float64).astype(np.float32)
     deviation = samples.inputs.std(axis=0, dtype=np.float64).astype(np.float32)
@@ -217,7 +214,6 @@ def _fit(
 
 
 def _best_of(trials: Sequence[Controller], compiled: CompiledTraces, cost: CompiledCost, times: StepTimes) -> IntArray:
-    """Shape [compressions]; index of the trial that decodes the train prompts in the least time."""
     which = np.array([times.compressions.index(name) for name in compiled.compressions])
     seconds = [
         np.bincount(which, replay_controller(trial, compiled, cost).seconds, len(times.compressions))
