@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Policies at work inside decoding libraries, one room a library. Each library is imported by its own room alone."""
+"""Policies inside decoding libraries, one package a library, which alone imports it."""

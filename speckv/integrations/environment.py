@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The policy named by an environment variable, for libraries that construct the classes of an integration."""
+"""The policy named by an environment variable, for libraries that construct an integration's classes."""
 
 import os
 from collections.abc import Mapping
@@ -11,12 +11,7 @@ POLICY = "SPECKV_POLICY"
 
 
 def named_policy(environment: Mapping[str, str] = os.environ) -> Policy:
-    """Loads the policy that SPECKV_POLICY names.
-
-    Raises:
-        ConfigError: if it is not set.
-        CheckpointError: if the policy cannot be used.
-    """
+    """Loads the policy that SPECKV_POLICY names. ConfigError if it is not set, CheckpointError if it is unusable."""
     folder = environment.get(POLICY)
     if not folder:
         raise ConfigError(f"Expected {POLICY} to name an exported policy's folder, but it is not set.")

@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A policy that replaces SGLang's adaptive speculation, as a plugin of SGLang.
 
-SGLang passes the accepted tokens of each request of a batch without naming requests, and takes one of a few prepared
-numbers of draft steps for the whole batch. So a batch is treated as one request: every batch size that the engine has
-graphs for has a session, whose outcomes are means over the batch.
-
     SPECKV_POLICY=mine.speckv python -m sglang.launch_server ... --speculative-adaptive
 
-`register` is the entry point of the group `sglang.srt.plugins` and does nothing unless SPECKV_POLICY is set.
+SGLang does not name the requests of a batch and takes one number of draft steps for all. So a batch is treated as one
+request: every batch size that has graphs has a session, whose outcomes are means over the batch.
 """
 
 import bisect
@@ -24,13 +21,13 @@ from speckv.runtime import Policy, Session
 logger = logging.getLogger(__name__)
 
 REPLACED = "sglang.srt.speculative.adaptive_spec_params.AdaptiveSpeculativeParams"
-"""SGLang's own class of policies, in 0.5.23."""
+"""As of SGLang 0.5.23."""
 STEPS = (0, 1, 3, 5, 7)
-"""Draft steps to prepare by default: SGLang's own, and 0."""
+"""Default draft steps: SGLang's own, and 0."""
 
 
 def register() -> None:
-    """Registers `SpecKVSpeculativeParams` as the replacement of SGLang's policy."""
+    """Entry point of the group `sglang.srt.plugins`; does nothing unless SPECKV_POLICY is set."""
     if not os.environ.get(POLICY):
         return
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
@@ -42,14 +39,12 @@ class SpecKVSpeculativeParams:
     """SGLang's `AdaptiveSpecPolicy` with the decisions of an exported policy; constructed by SGLang.
 
     Args:
-        initial_steps: Draft steps that the engine starts with.
         cfg_path: `--speculative-adaptive-config`: batch size -> its `candidate_steps`; the one nearest to the policy's
             gamma is used.
         policy: By default the one that SPECKV_POLICY names.
 
     Raises:
         ConfigError: if there is no policy, the file names no steps, or the policy goes on learning.
-        CheckpointError: if the policy cannot be used.
     """
 
     def __init__(self, initial_steps: int, cfg_path: str | None = None, *, policy: Policy | None = None) -> None:
@@ -68,11 +63,11 @@ class SpecKVSpeculativeParams:
 
     @property
     def candidate_steps(self) -> list[int]:
-        """Numbers of draft steps that the engine must prepare."""
+        """Numbers of draft steps that the engine prepares."""
         return sorted({step for steps in self._steps.values() for step in steps})
 
     def set_cuda_graph_bs(self, cuda_graph_bs: list[int] | None) -> None:
-        """Sets the batch sizes that the engine has graphs for; None without graphs."""
+        """Sets the batch sizes with graphs."""
         self._graphs = sorted(cuda_graph_bs) if cuda_graph_bs else None
 
     def get_steps_for_batch(self, batch_size: int) -> int:
@@ -80,11 +75,11 @@ class SpecKVSpeculativeParams:
         return self._slot(batch_size).steps
 
     def on_verify_complete(self, num_correct_drafts_per_req: list[int], batch_size: int) -> int | None:
-        """Records the accepted tokens of each request; returns the number of draft steps if it changed, else None."""
+        """Records accepted tokens; returns the number of draft steps if it changed."""
         return self._slot(batch_size).end(num_correct_drafts_per_req) if num_correct_drafts_per_req else None
 
     def cuda_graph_bs_for_step(self, step: int) -> list[int] | None:
-        """Batch sizes with graphs at which a number of steps can occur; None without graphs."""
+        """Batch sizes with graphs at which a number of steps can occur."""
         if self._graphs is None:
             return None
         return [batch for batch in self._graphs if step in self._candidates(batch)]
@@ -105,8 +100,6 @@ class SpecKVSpeculativeParams:
 
 
 class _Slot:
-    """The session of one batch size, and the number of draft steps nearest to its gamma."""
-
     def __init__(self, policy: Policy, candidates: Sequence[int]) -> None:
         self._session: Session = policy.session(max_new_tokens=None, hidden={"target", "draft"})
         self._candidates = candidates

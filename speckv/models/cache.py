@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layers of key-value caches that append in place and can be cut back, and checks of a model's own cache.
 
-transformers' own cache copies everything at every pass, and its sliding windows can be cut back only by what was read
-since the last cut.
+transformers' own cache copies everything at every pass; its sliding windows can be cut back only to the last cut.
 """
 
 import inspect
@@ -17,14 +16,12 @@ from speckv.errors import ModelError
 from speckv.models.parts import unwrapped
 
 SPARE_TOKENS = 64
-"""Room that is added whenever a growing layer must grow."""
-
 ROLLBACK_TOKENS = 256
 """Tokens that a window layer keeps beyond its window, so that it can be cut back by as many."""
 
 
 class GrowingLayer(DynamicLayer):
-    """Keys and values as views of buffers with spare room, which appending and cutting back reuse."""
+    """Keys and values as views of buffers with spare room."""
 
     keys: Any
     values: Any
@@ -34,7 +31,7 @@ class GrowingLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Appends states of shape [batch, heads, tokens, dim] and returns all that are held."""
+        """Appends states [batch, heads, tokens, dim] and returns all."""
         del args, kwargs
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -49,10 +46,7 @@ class GrowingLayer(DynamicLayer):
 
 
 class GrowingWindowLayer(GrowingLayer):
-    """A layer with a sliding window of `sliding_window` tokens, the reading token included.
-
-    It keeps some tokens more, and returns those of the window. `num_dropped` counts tokens read and no longer held.
-    """
+    """A layer with a sliding window, the reading token included; `num_dropped` tokens were read and dropped."""
 
     is_sliding = True
 
@@ -64,7 +58,7 @@ class GrowingWindowLayer(GrowingLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Appends states of shape [batch, heads, tokens, dim] and returns those that the new tokens attend to."""
+        """Appends states [batch, heads, tokens, dim] and returns those that the new tokens attend to."""
         del args, kwargs
         num_new = key_states.shape[-2]
         room, kept = self._key_room, self.sliding_window - 1 + ROLLBACK_TOKENS
@@ -80,11 +74,11 @@ class GrowingWindowLayer(GrowingLayer):
         return 0 if not self.is_initialized or self.keys is None else self.keys.shape[-2]
 
     def get_seq_length(self) -> int:
-        """Tokens read, those that were dropped included."""
+        """Tokens read, dropped ones included."""
         return self.num_dropped + self._num_held
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Number and first position of the tokens that a pass of `query_length` tokens attends to."""
+        """Number and first position of the tokens that a pass attends to."""
         length = self.get_seq_length()
         return min(length, self.sliding_window - 1) + query_length, max(length - self.sliding_window + 1, 0)
 
@@ -109,7 +103,6 @@ class GrowingWindowLayer(GrowingLayer):
 
 
 def _append(room: Tensor | None, held: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
-    """Writes `new` after `held`, in its buffer if that has room; returns the buffer and the view of both."""
     used = held.shape[-2] if held.numel() else 0
     needed = used + new.shape[-2]
     # Selecting rows or dropping tokens leaves `held` elsewhere than at the buffer's start.
@@ -124,10 +117,10 @@ def _append(room: Tensor | None, held: Tensor, new: Tensor) -> tuple[Tensor, Ten
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slots:
-    """Where a pass writes in buffers and how far it reads, the same in every layer. A slot holds one token.
+    """The slots, one a token, that a pass writes and reads in every layer.
 
     Attributes:
-        capacity: Slots that each of `num_rows` rows must have.
+        capacity: Slots that each row must have.
         positions: Slots that are written: shape [batch, width], or [width] for a single row.
         span: Slots that are read.
         rows: Shape [batch]; rows that take part. None for a single row.
@@ -143,10 +136,7 @@ class Slots:
 
 
 class BufferLayer(DynamicLayer):
-    """Keys and values in buffers of shape [rows, heads, capacity, dim], written at the slots that a pass names.
-
-    The caller's mask hides slots past the end of a text.
-    """
+    """Keys and values [rows, heads, capacity, dim]; the caller's mask hides slots past the end of a text."""
 
     slots: Slots
     keys: Any
@@ -155,7 +145,7 @@ class BufferLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Writes states of shape [batch, heads, width, dim] and returns the slots that the pass reads."""
+        """Writes states [batch, heads, width, dim] and returns the slots that the pass reads."""
         del args, kwargs
         self.is_initialized = True
         self.keys, keys = self._write(self.keys, key_states)
@@ -163,7 +153,6 @@ class BufferLayer(DynamicLayer):
         return keys, values
 
     def _write(self, room: Tensor | None, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the buffer, a larger one if it was too small, and what is read of it."""
         now = self.slots
         if room is None or room.shape[0] < now.num_rows or room.shape[2] < now.capacity:
             # Zeros, because weights of zero still multiply what is hidden, and memory may hold NaN.
@@ -179,7 +168,7 @@ class BufferLayer(DynamicLayer):
         return room, held[: len(now.rows)] if now.leading else held.index_select(0, now.rows)
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Copies the first `length` slots of one row over another row's."""
+        """Copies the first `length` slots of one row to another."""
         for room in (self.keys, self.values):
             if room is not None:
                 room[target, :, :length] = room[source, :, :length]
@@ -197,12 +186,12 @@ def cache_keyword(model: nn.Module) -> str:
 
 
 def window_sizes(model: nn.Module) -> list[int | None]:
-    """Sliding window of each cache layer, in tokens; None for a layer that attends to the whole text."""
+    """Sliding window of each cache layer, in tokens; None for full attention."""
     return [getattr(layer, "sliding_window", None) for layer in _transformers_layers(model)]
 
 
 def has_special_layers(model: nn.Module) -> bool:
-    """Whether some layer does not attend to the whole text, or keeps something besides keys and values."""
+    """Whether some layer has no full attention, or caches more than keys and values."""
     return any(type(layer) is not DynamicLayer for layer in _transformers_layers(model))
 
 
@@ -235,7 +224,7 @@ def growing_cache(model: nn.Module) -> DynamicCache:
 
 
 def exported(model: nn.Module, cache: DynamicCache, length: int) -> DynamicCache:
-    """A copy of the first `length` tokens of a cache, in layers of transformers' own."""
+    """A copy of the first `length` tokens of a cache in transformers' own layers."""
     config: Any = model.config
     copy = DynamicCache(config=config)
     for index, (held, layer) in enumerate(zip(cache.layers, copy.layers, strict=True)):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One causal language model and its cached sequences: extend by tokens, cut back on rejection."""
+"""One causal language model and its cached sequences."""
 
 import hashlib
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from speckv.models.static import StaticSequence
 
 
 class CachedSequence(ScoredTokens):
-    """A token sequence inside one model, with its key-value cache of `length` tokens kept between calls."""
+    """A token sequence inside one model, with its key-value cache."""
 
     def __init__(self, model: "CausalModel") -> None:
         require_rollback(model.hf, model.name)
@@ -34,10 +34,7 @@ class CachedSequence(ScoredTokens):
 
     @torch.inference_mode()
     def extend(self, tokens: Sequence[int] | Tensor, *, num_logits: int | None = None) -> Tensor:
-        """Appends at least one token and returns logits [num_logits, vocab] after the last ones, by default all.
-
-        BudgetError if the model's context would overflow.
-        """
+        """Appends tokens; logits [num_logits, vocab] of the last ones, by default all. BudgetError past the context."""
         self._model.require_context(self.length + len(tokens))
         ids = token_tensor(tokens, self._model.device)[None]
         wanted = num_logits if num_logits is not None else len(tokens)
@@ -48,7 +45,7 @@ class CachedSequence(ScoredTokens):
         return logits
 
     def exported(self) -> DynamicCache:
-        """A copy of the cache in transformers' own layers, for a caller that continues from it."""
+        """A copy of the cache in transformers' own layers."""
         return exported(self._model.hf, self._cache, self.length)
 
     def truncate(self, length: int) -> None:
@@ -66,13 +63,12 @@ class CausalModel:
     Attributes:
         name: Hub id, folder or file it came from.
         compression: "fp16" (unquantised), "int8", "nf4", or a registered further kind.
-        vocab_size: Tokens it scores.
-        context_limit: Longest sequence it takes, in tokens.
+        context_limit: In tokens.
         source: Folder with its weights, if on disk.
         static: Whether sequences use fixed buffers (`speckv.models.static`), as CUDA graphs need.
-        captures_graphs: Whether its kernels can be captured; matters only where it is static, on CUDA.
+        captures_graphs: Whether its kernels can be captured, if static and on CUDA.
         graph_faults: Errors of captures; after one, passes run kernel by kernel.
-        defaults: Settings of the model's `generation_config` that shape its scores; None where the caller applies them.
+        defaults: Settings of the `generation_config` that shape scores; None if the caller applies them.
     """
 
     name: str
@@ -100,10 +96,7 @@ class CausalModel:
         return StaticSequence(self) if self.static else CachedSequence(self)
 
     def captured(self, longest: int, widths: Sequence[int], *, all_logits: bool) -> StaticSequence | None:
-        """An empty sequence whose passes are captured already, or None where passes are not captured.
-
-        Arguments are those of `StaticSequence.capture_ahead`. When it is dropped, the next sequence uses its buffers.
-        """
+        """An empty sequence with passes captured as by `StaticSequence.capture_ahead`; None if none are captured."""
         if not self.replays_graphs:
             return None
         sequence = StaticSequence(self)
@@ -111,15 +104,15 @@ class CausalModel:
         return sequence
 
     def sharing(self, hf: PreTrainedModel) -> "CausalModel":
-        """The same model around another module with the same weights; buffers and graphs are its own."""
+        """The same model around another module with the same weights, with buffers and graphs of its own."""
         return replace(self, hf=hf, spare_buffers=[], graph_faults=[], _digest={})
 
     def request_processors(self, prompt: Sequence[int], max_new_tokens: int) -> Processors | None:
-        """Logits processors of one request by the model's own defaults; None where there are none."""
+        """Logits processors of one request by the model's own defaults, if any."""
         return self.defaults.processors(prompt, max_new_tokens) if self.defaults else None
 
     def require_context(self, length: int) -> None:
-        """Raises BudgetError if a sequence of that many tokens would overflow the context."""
+        """Raises BudgetError if `length` tokens would overflow the context."""
         if length > self.context_limit:
             raise BudgetError(
                 f"{self.name}: expected at most {self.context_limit} tokens of context, got {length}. "
@@ -127,14 +120,14 @@ class CausalModel:
             )
 
     def sha256(self) -> str:
-        """Hash of the weight files, or "" for a model that is not on disk; computed once (seconds a gigabyte)."""
+        """Hash of the weight files, "" if not on disk; computed once (seconds a gigabyte)."""
         if "sha256" not in self._digest:
             self._digest["sha256"] = weights_sha256(self.source or _hub_snapshot(self.name))
         return self._digest["sha256"]
 
 
 def weights_sha256(folder: Path | None) -> str:
-    """Hash of a folder's weight files, safetensors if there are any, in the order of names; "" for none."""
+    """Hash of a folder's weight files, safetensors if there are any, in order of names; "" for none."""
     for pattern in ("*.safetensors", "pytorch_model*.bin"):
         files = sorted(folder.glob(pattern)) if folder else []
         if files:
@@ -158,10 +151,9 @@ def _hub_snapshot(name: str) -> Path | None:
 def with_vocabulary(draft: CausalModel, vocab_size: int) -> CausalModel:
     """Fits a draft with the target's tokenizer to the target's `vocab_size` rows of scores; weights are shared.
 
-    Models of one family pad their vocabularies differently: Qwen2.5 7B scores 152,064 rows, 0.5B 151,936, and the
-    tokenizer of both has 151,665 tokens. Rows that only the target has score minus infinity, so they are never
-    proposed. Rows that only the draft has are left out. A token without an embedding in the draft is read as its last
-    one, which costs at most acceptance.
+    Models of one family pad their vocabularies differently: Qwen2.5 7B scores 152,064 rows, 0.5B 151,936. Rows that
+    only the target has score minus infinity, rows that only the draft has are left out. A token without an embedding in
+    the draft is read as its last one, which costs at most acceptance.
     """
     if draft.vocab_size == vocab_size:
         return draft

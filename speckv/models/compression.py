@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compressions of a model: a registry from name to loading settings, and fast equivalents for recording."""
+"""Compressions of a model: a registry of loading settings, and fast equivalents for recording."""
 
 import logging
 from collections.abc import Callable
@@ -22,8 +22,7 @@ class Compression:
     """How to load a model under one compression.
 
     Attributes:
-        bits_per_weight: Nominal storage.
-        quantization_config: Compute dtype -> argument of `from_pretrained`; None means unquantised.
+        quantization_config: Compute dtype -> argument of `from_pretrained`; None means as stored.
         captures_graphs: Whether CUDA graphs can hold its kernels, which must not read data on the host.
     """
 
@@ -51,10 +50,7 @@ COMPRESSION_KINDS: dict[str, Compression] = {
 
 
 def register_compression(kind: Compression) -> None:
-    """Adds a compression under its name, or replaces it, for loading and for observations.
-
-    `quantization_config` may make anything that `from_pretrained` takes: FP8, torchao, HQQ. It is None for a checkpoint
-    that is stored quantised, such as AWQ or GPTQ.
+    """Adds a compression under its name, or replaces it; `quantization_config` is None for a quantised checkpoint.
 
     >>> register_compression(Compression(name="awq", bits_per_weight=4.0, quantization_config=None, devices=("cuda",)))
     >>> "awq" in COMPRESSION_KINDS
@@ -66,7 +62,7 @@ def register_compression(kind: Compression) -> None:
 
 
 def get_compression(name: str, device: torch.device) -> Compression:
-    """A registered compression; raises CompressionError if it is unknown or the device cannot run it."""
+    """Raises CompressionError if the compression is unknown or the device cannot run it."""
     if name not in COMPRESSION_KINDS:
         known = sorted(COMPRESSION_KINDS)
         raise CompressionError(f"Expected a compression in {known}, got {name!r}." + nearest(name, known))
@@ -80,7 +76,7 @@ def get_compression(name: str, device: torch.device) -> Compression:
 
 
 def silence_int8_cast_notice() -> None:
-    """Drops the warning that bitsandbytes' INT8 layers repeat at every call."""
+    """Drops a warning that bitsandbytes' INT8 layers repeat at every call."""
     logging.getLogger("bitsandbytes.autograd._functions").addFilter(_is_no_cast_notice)
 
 
@@ -90,19 +86,18 @@ def _is_no_cast_notice(record: logging.LogRecord) -> bool:
 
 INT8_STEPS = 127.0
 ROWS_AT_ONCE = 512
-"""Rows that a layer works on together: few enough to stay in the processor's caches."""
+"""Few enough rows to stay in the processor's caches."""
 
 
 class RowwiseInt8Linear(nn.Module):
     """LLM.int8() of bitsandbytes, with each row rounded on its own, as in plain decoding of one token a pass.
 
-    A row's values of magnitude `threshold` or more stay as they are, the others are rounded to 127 steps of the largest
-    among them. bitsandbytes leaves the *columns* of all outliers in a pass unrounded, so that a row's result depends
-    slightly on the other rows. `codes` are int8 of shape [out_features, in_features]; `scale`, float32 of shape
-    [out_features], is the value of one step of an output's codes.
+    Values of magnitude `threshold` or more stay as they are, the others are rounded to 127 steps of the row's largest.
+    bitsandbytes leaves the *columns* of a pass's outliers unrounded, so that rows depend slightly on each other.
+    `codes` are int8 [out_features, in_features]; `scale`, float32 [out_features], is the value of one step.
 
-    Source:
-        Dettmers et al. 2022, arXiv:2208.07339; bitsandbytes 0.50, `int8_vectorwise_quant` and `int8_mixed_scaled_mm`.
+    Source: Dettmers et al. 2022, arXiv:2208.07339; bitsandbytes 0.50, `int8_vectorwise_quant` and
+    `int8_mixed_scaled_mm`.
     """
 
     codes: Tensor
@@ -146,10 +141,9 @@ class RowwiseInt8Linear(nn.Module):
 
 
 def expand_compressed(model: nn.Module, dtype: torch.dtype) -> int:
-    """Replaces INT8 and 4-bit layers by equivalents that compute the same function, in place; returns their number.
+    """Replaces INT8 and 4-bit layers by equivalents of the same function, in place; returns their number.
 
-    For recording, never where time is measured. 4-bit weights are decoded once to `dtype`, that of the model's
-    arithmetic. INT8 rows are rounded each on its own.
+    For recording, never where time is measured. 4-bit weights are decoded once, to the `dtype` of the arithmetic.
     """
     import bitsandbytes as bnb
 

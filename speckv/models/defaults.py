@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model's own `generation_config`: the settings that shape its scores, and the tokens that end its texts.
+"""A model's own `generation_config`: settings that shape its scores, and tokens that end its texts.
 
-Every command decodes as `model.generate(do_sample=False)`: penalties and constraints of the `generation_config` apply.
-Sampling is set by SpecKV's `sampling` alone.
+All commands decode as `model.generate(do_sample=False)`; sampling is set by SpecKV's `sampling` alone.
 """
 
 import warnings
@@ -17,7 +16,7 @@ from speckv.errors import ConfigError
 from speckv.models.processors import Processors
 
 _WITHOUT_PROCESSOR = ("stop_strings", "token_healing", "max_time", "prompt_lookup_num_tokens", "assistant_early_exit")
-"""Settings that `generate` serves in other ways than by a processor of scores; they are refused."""
+"""Settings that `generate` applies without a processor of scores; they are refused."""
 
 _SHAPING = (
     "repetition_penalty",
@@ -37,7 +36,6 @@ _SHAPING = (
     "renormalize_logits",
     "watermarking_config",
 )
-"""Settings that a recording states, where a model has them."""
 
 
 class GenerationDefaults:
@@ -64,7 +62,7 @@ class GenerationDefaults:
         return token_ids(self._model.generation_config.eos_token_id)
 
     def processors(self, prompt: Sequence[int], max_new_tokens: int) -> Processors | None:
-        """Processors of one request, those of `generate`; None where the settings leave scores as they are."""
+        """Processors of one request, as in `generate`; None if scores stay as they are."""
         if not self.settings:
             return None
         device = self._model.device
@@ -102,7 +100,6 @@ def token_ids(value: object) -> frozenset[int]:
 
 
 def _set(config: GenerationConfig, key: str) -> object:
-    """A setting, or None where it is absent or has no effect."""
     value = getattr(config, key, None)
     without_effect = {"repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0}
     return None if not value or value == without_effect.get(key) else value

@@ -19,23 +19,20 @@ from speckv.errors import ModelError
 
 logger = logging.getLogger(__name__)
 DONE = "speckv-converted"
-"""File of a converted folder that is complete; holds the SHA-256 of the GGUF file."""
+"""Marks a complete folder; holds the SHA-256 of the GGUF file."""
 MERGE = "Merge the shards into one file: llama-gguf-split --merge FIRST_SHARD MERGED.gguf"
 
 
 def cache_folder() -> Path:
-    """Where converted models are stored: `SPECKV_CACHE`, else `~/.cache/speckv`."""
+    """`SPECKV_CACHE`, else `~/.cache/speckv`."""
     return Path(os.environ.get("SPECKV_CACHE", Path.home() / ".cache" / "speckv"))
 
 
 def converted_folder(gguf: Path) -> Path:
-    """Returns the folder of a GGUF file's dequantised copy in bfloat16, and converts the file if there is none.
+    """The folder of a GGUF file's bfloat16 copy, made if there is none; it appears whole or not at all.
 
-    The folder is named by a hash of the whole file, computed at every call: size and time of modification can be the
-    same after a rewrite. The conversion appears whole or not at all.
-
-    Raises:
-        ModelError: if the file cannot be converted, changes meanwhile, or the `models` extra is missing.
+    It is named by a hash of the file, computed at every call: size and time can be the same after a rewrite. ModelError
+    if the file cannot be converted or changes meanwhile, or the `models` extra is missing.
     """
     digest = _sha256(gguf)
     folder = cache_folder() / "models" / f"{gguf.stem}-{digest[:16]}"
@@ -113,10 +110,7 @@ _NAMED = 3
 
 
 def refuse_incomplete(source: str, loading_info: Mapping[str, Any], *, advice: str = "") -> None:
-    """Raises ModelError if transformers initialised weights at random, by the loading info of `from_pretrained`.
-
-    Tied weights, such as a head that shares the embedding, are not among the missing keys. `advice` ends the message.
-    """
+    """Raises ModelError, ending in `advice`, if weights were initialised at random; tied weights are not missing."""
     missing = sorted(loading_info.get("missing_keys") or ())
     mismatched = sorted(str(key[0]) for key in loading_info.get("mismatched_keys") or ())
     problems = [f"lacks {len(missing)} ({_first(missing)})"] if missing else []

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Descriptions of the matrix product that a compressed model's layers run, and warnings of slow ones.
+"""Descriptions of the matrix product of a compressed model's layers, and warnings of slow ones.
 
-The choices of bitsandbytes are those of its source, release 0.50: `backends/cpu/ops.py`, `backends/cuda/ops.py`,
-`backends/default/ops.py` and `nn/modules.py`.
+Source: bitsandbytes 0.50, `backends/cpu/ops.py`, `backends/cuda/ops.py`, `backends/default/ops.py`, `nn/modules.py`.
 """
 
 import functools
@@ -21,11 +20,11 @@ _NATIVE = {
     torch.bfloat16: ("avx512_bf16", "amx_bf16"),
     torch.float16: ("avx512_fp16", "amx_fp16"),
 }
-"""Features of an x86 CPU, by torch's names, any one of which multiplies in that dtype natively."""
+"""Features of an x86 CPU, by torch's names; one is enough to multiply in that dtype natively."""
 
 
 class Kernel(NamedTuple):
-    """A product in one line, and a faster alternative where it is slow."""
+    """A product in one line, and a faster alternative if it is slow."""
 
     text: str
     remedy: str = ""
@@ -35,13 +34,13 @@ _INT8_ON_CUDA = Kernel("bitsandbytes INT8 tensor-core product, outlier columns a
 
 
 def describe_kernel(compression: str, dtype: torch.dtype, device: torch.device) -> str:
-    """The product of a model's weights under a compression, in one line; a slow path begins with "slow: "."""
+    """The product in one line; a slow path begins with "slow: "."""
     kernel = find_kernel(compression, dtype, device)
     return f"slow: {kernel.text}" if kernel.remedy else kernel.text
 
 
 def warn_if_slow(compression: str, dtype: torch.dtype, device: torch.device) -> None:
-    """Logs a warning, once a process for each case, where a compression runs on a slow path."""
+    """Logs a warning, once a process for each case."""
     _warn_once(compression, dtype, device.type)
 
 
@@ -60,7 +59,7 @@ def _warn_once(compression: str, dtype: torch.dtype, device_type: str) -> None:
 
 
 def find_kernel(compression: str, dtype: torch.dtype, device: torch.device) -> Kernel:
-    """The product under a compression; of a registered further kind only the name is known."""
+    """The product; of a registered further compression only the name is known."""
     on_cpu = device.type == "cpu"
     if compression == "fp16":
         return _plain(dtype, emulated=on_cpu and emulated_on_cpu(dtype))

@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Faster matrix products on CPUs for the few rows of a verify pass, and for prompts.
 
-float32: `F.linear(x, weight)` calls BLAS for `x @ weight.T`. With 2 to 64 rows, MKL's kernel for that layout is slow on
-some CPUs: on an AVX2 EPYC, 5 rows took 9.7 ms and the transposed product 4.2 ms for a weight of 8960 x 1536.
-
-bfloat16: a CPU without instructions for it multiplies row by row: 1 row of the same weight took 1.4 ms, 17 rows 22 ms
-and 256 rows 331 ms. Widened to float32 in blocks that fit the cache, 17 rows take 7 ms and 256 rows 41 ms.
-
-Each alternative is timed once per process, at several row counts, and used where it is faster.
+float32: for 2 to 64 rows MKL's `x @ weight.T` is slow on some CPUs. On an AVX2 EPYC, 5 rows of a weight of 8960 x 1536
+took 9.7 ms, the transposed product 4.2 ms. bfloat16: a CPU without instructions for it multiplies row by row. 17 rows
+took 22 ms and 256 rows 331 ms; widened to float32 in blocks that fit the cache, 7 ms and 41 ms. Each alternative is
+timed once per process, at several row counts, and used if it is faster.
 """
 
 import functools
@@ -23,22 +20,18 @@ from torch import Tensor, nn
 from speckv.errors import ConfigError, nearest
 
 PROBED_ROWS = (5, 17, 64, 128)
-"""Row counts at which the two orders of float32 are timed."""
-
 PROBED_WIDE_ROWS = (3, 5, 9, 17, 33)
-"""Row counts at which the two ways of bfloat16 are timed."""
-
 BLOCK_ROWS = 512
-"""Rows of a weight that are widened at a time: 3 MB for 1536 features."""
+"""Rows of a weight widened at a time: 3 MB for 1536 features."""
 
 _local = threading.local()
 
 
 class NarrowLinear(nn.Linear):
-    """`nn.Linear` that multiplies few rows as `(weight @ x.T).T`; same values up to rounding."""
+    """`nn.Linear` that multiplies few rows as `(weight @ x.T).T`; equal up to rounding."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Applies the layer to `[..., in_features]`."""
+        """Applies the layer."""
         rows = input.numel() // self.in_features
         if not 2 <= rows <= widest_narrow_product():
             return F.linear(input, self.weight, self.bias)
@@ -46,10 +39,10 @@ class NarrowLinear(nn.Linear):
 
 
 class WideningLinear(nn.Linear):
-    """`nn.Linear` in bfloat16 that widens its weight for many rows; sums are kept in float32."""
+    """bfloat16 `nn.Linear` that widens its weight for many rows; sums are kept in float32."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Applies the layer to `[..., in_features]`."""
+        """Applies the layer."""
         rows = input.numel() // self.in_features
         least = fewest_widened_rows()
         if least is None or rows < least:
@@ -65,7 +58,7 @@ def _apply(layer: nn.Linear, input: Tensor, product: Callable[[Tensor, Tensor], 
 
 
 def use_fast_linear(model: nn.Module) -> int:
-    """Switches `nn.Linear` layers on a CPU to whichever class is faster for their dtype; returns their number."""
+    """Switches `nn.Linear` layers on a CPU to the faster class for their dtype; returns their number."""
     layers = [m for m in model.modules() if type(m) is nn.Linear and m.weight.device.type == "cpu"]
     switched = 0
     for layer in layers:
@@ -81,7 +74,7 @@ def use_fast_linear(model: nn.Module) -> int:
 
 @contextmanager
 def stock_linear(*models: nn.Module) -> Iterator[None]:
-    """Switches layers back to `nn.Linear` in a block, for benchmarks of other software."""
+    """Switches layers back to `nn.Linear`, for benchmarks of other software."""
     switched = [(m, type(m)) for model in models for m in model.modules() if type(m) in (NarrowLinear, WideningLinear)]
     try:
         for layer, _ in switched:
@@ -94,7 +87,7 @@ def stock_linear(*models: nn.Module) -> Iterator[None]:
 
 @functools.cache
 def widest_narrow_product() -> int:
-    """Most rows for which the transposed product took under 0.9 of the stock one's time here, 0 if none."""
+    """Most rows for which the transposed product took under 0.9 of the stock time, 0 if none."""
     weights = [torch.randn(6144, 1536) for _ in range(3)]
     widest = 0
     for rows in PROBED_ROWS:
@@ -107,7 +100,7 @@ def widest_narrow_product() -> int:
 
 @functools.cache
 def fewest_widened_rows() -> int | None:
-    """Fewest rows for which widening bfloat16 took under 0.9 of the stock product's time here, or None."""
+    """Fewest rows for which widening bfloat16 took under 0.9 of the stock time, or None."""
     weights = [torch.randn(6144, 1536).to(torch.bfloat16) for _ in range(3)]
     for rows in PROBED_WIDE_ROWS:
         x = torch.randn(rows, 1536).to(torch.bfloat16)
@@ -117,12 +110,12 @@ def fewest_widened_rows() -> int | None:
 
 
 def transposed_product(x: Tensor, weight: Tensor) -> Tensor:
-    """`F.linear(x, weight)` for x of shape [rows, in_features], with the weight on the left."""
+    """`F.linear(x, weight)` of x [rows, in_features], with the weight on the left."""
     return torch.mm(weight, x.t()).t().contiguous()
 
 
 def widened_product(x: Tensor, weight: Tensor) -> Tensor:
-    """`F.linear(x, weight)` for x of shape [rows, in_features], with float32 sums, in x's dtype."""
+    """`F.linear(x, weight)` of x [rows, in_features], with float32 sums, in x's dtype."""
     wide = x.float().t()
     out = torch.empty(len(weight), x.shape[0])
     room = _room(weight.shape[1])
@@ -156,20 +149,17 @@ def median_seconds(
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 VERIFY_ROWS = 5
-"""Rows of a typical verify pass (gamma 4)."""
-
 DRAFTING, EMITTED = 4 / 3, 3.3
-"""A step of gamma 4 with a draft of a third of the target's size: target passes of one row that drafting takes, and
-tokens that come of it, as on the shipped recordings."""
+"""A gamma-4 step on the shipped recordings: one-row target passes of drafting, and tokens emitted."""
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Turns "auto" or a dtype's name into a dtype; ConfigError for an unknown name.
+    """Resolves "auto" or a dtype's name; ConfigError for an unknown name.
 
-    On CUDA, "auto" is bfloat16 where the GPU has it, else float16. On a CPU it is the one of bfloat16 and float32 that
+    On CUDA, "auto" is bfloat16 if the GPU has it, else float16. On a CPU it is the one of bfloat16 and float32 that
     takes less time a token, in plain or speculative decoding, whichever is faster. CPUs without bfloat16 instructions
-    multiply one row fast, because half as many bytes are read, and verify passes slowly: plain decoding is then fastest
-    in bfloat16, and speculation gains most in float32.
+    read half as many bytes for one row and verify slowly: plain decoding is fastest in bfloat16, speculation gains most
+    in float32.
     """
     if name == "auto":
         if device.type == "cuda":
@@ -189,7 +179,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 @functools.cache
 def fastest_cpu_dtype() -> torch.dtype:
-    """The one of float32 and bfloat16 whose better way to decode, plain or with gamma 4, is faster on this CPU."""
+    """The one of float32 and bfloat16 whose better way to decode, plain or with gamma 4, is faster here."""
     return min(
         (torch.float32, torch.bfloat16),
         key=lambda dtype: seconds_a_token(_product_s(dtype, 1), _product_s(dtype, VERIFY_ROWS)),
@@ -197,7 +187,7 @@ def fastest_cpu_dtype() -> torch.dtype:
 
 
 def seconds_a_token(one_row: float, verify_rows: float) -> float:
-    """Time a token of plain decoding or of speculation, whichever is less, by the times of two products.
+    """The lesser time a token, of plain decoding and of speculation, from the times of two products.
 
     >>> round(seconds_a_token(4.3, 6.7), 2), seconds_a_token(2.0, 7.5)  # float32 and emulated bfloat16
     (3.77, 2.0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A target and its draft, loaded, checked against each other, and described."""
+"""A target and its draft: loaded, checked and described."""
 
 import copy
 import logging
@@ -38,9 +38,9 @@ class PairConfig:
             what followed the newest tokens earlier in the text, without a model.
         name: For tables; the target's by default.
         device: "auto", "cpu", "cuda", "cuda:1".
-        lookup_longest: Most tokens that a "lookup" draft matches; `lookup_shortest` is the fewest.
-        static_cache: Whether caches stay in fixed buffers, and on CUDA whole passes are captured as graphs; None
-            means on CUDA, where the model's attention allows it.
+        lookup_longest: Most tokens that a "lookup" draft matches.
+        static_cache: Whether caches stay in fixed buffers, with passes captured as graphs on CUDA; None means on CUDA
+            if the model's attention allows it.
     """
 
     target: str
@@ -59,10 +59,7 @@ class PairConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelPair:
-    """A target, and a draft model with the same tokenizer, or None for a "lookup".
-
-    `eos_token_ids` end a text, as in `generate`; they are those of the target's `generation_config`.
-    """
+    """A target, and a draft with the same tokenizer, or None for a "lookup"; `eos_token_ids` are the target's."""
 
     config: PairConfig
     target: CausalModel
@@ -72,7 +69,7 @@ class ModelPair:
 
     @property
     def draft(self) -> CausalModel:
-        """The draft model; raises ModelError if there is none."""
+        """Raises ModelError if there is no draft model."""
         if self.draft_model is None:
             raise ModelError(
                 f"Expected a pair with a draft model, got model.draft={self.config.draft}, which has none. Choose a "
@@ -81,11 +78,11 @@ class ModelPair:
         return self.draft_model
 
     def encode(self, prompt: str) -> list[int]:
-        """Token ids of a prompt, as a user's turn where the pair has a chat template."""
+        """Token ids of a prompt, as a user's turn if the pair has a chat template."""
         return encode_prompt(self.tokenizer, prompt, chat_template=self.config.chat_template)
 
     def decode(self, tokens: list[int]) -> str:
-        """Text of token ids, special tokens left out."""
+        """Text without special tokens."""
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
     def tokenizer_sha256(self) -> str:
@@ -125,7 +122,7 @@ def load_pair(config: PairConfig) -> ModelPair:
 
 
 def resolve_device(name: str) -> torch.device:
-    """Turns "auto" or a device's name into a device; ConfigError if it is unknown or absent."""
+    """Resolves "auto" or a device's name; ConfigError if it is unknown or absent."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -146,7 +143,7 @@ def resolve_device(name: str) -> torch.device:
 def load_model(
     source: str, *, compression: str, dtype: torch.dtype, device: torch.device, static_cache: bool | None = None
 ) -> CausalModel:
-    """Loads one model from a hub id, a folder or a GGUF file; see `load_pair` for errors."""
+    """Loads a hub id, a folder or a GGUF file; errors are those of `load_pair`."""
     kind = get_compression(compression, device)
     location = locate(source)
     arguments: dict[str, Any] = {"dtype": dtype, "attn_implementation": "sdpa"}
@@ -186,10 +183,7 @@ def causal_model(
     static_cache: bool | None = None,
     source: Path | None = None,
 ) -> CausalModel:
-    """Makes a transformers model ready to decode, in place; arguments as of `CausalModel` and `PairConfig`.
-
-    ConfigError if its attention does not allow a static cache; ModelError if its cache cannot be cut back.
-    """
+    """Makes a transformers model ready to decode, in place. ConfigError or ModelError if its cache is unsupported."""
     require_rollback(model, name)
     return CausalModel(
         name=name,
@@ -206,7 +200,7 @@ def causal_model(
 
 
 def first_layers(target: CausalModel, layers: int) -> CausalModel:
-    """A draft made of the target's own first layers and head, sharing its weights; 0 layers means all of them."""
+    """A draft of the target's first layers and head, with shared weights; 0 means all layers."""
     total = int(target.hf.config.num_hidden_layers)
     if not 0 <= layers <= total:
         raise ConfigError(f"Expected draft_layers in 0..{total} for {target.name}, got {layers}.")
@@ -231,7 +225,7 @@ def _layer_list(decoder: nn.Module, total: int) -> nn.ModuleList:
 
 
 def _waits_for_device(model: nn.Module) -> bool:
-    """Whether a model has INT8 layers, whatever its compression is called: they search for outliers on the host."""
+    """INT8 layers, whatever the compression is called, search for outliers on the host."""
     return any(type(module).__name__ == "Linear8bitLt" for module in model.modules())
 
 
@@ -246,7 +240,7 @@ def _is_static(model: PreTrainedModel, wanted: bool | None, device: torch.device
 
 
 def freeze(model: PreTrainedModel) -> PreTrainedModel:
-    """Makes a model ready to decode, in place: evaluation mode, no gradients, products for few rows."""
+    """Sets evaluation mode, no gradients and fast products, in place."""
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -258,10 +252,10 @@ def freeze(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _plain_strides(head: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Copies the few rows that are scored, where they are a slice of more.
+    """Copies the rows that are scored if they are a slice of more.
 
-    The last row of a wider pass keeps the strides of that pass. PyTorch calls it contiguous, yet its product copies the
-    head's whole weight first: 270 MB for 0.5B parameters, 0.4 s of a pass that takes 0.1 s.
+    PyTorch calls the last row of a wider pass contiguous, yet its product copies the head's whole weight first: 270 MB
+    for 0.5B parameters, 0.4 s of a pass that takes 0.1 s.
     """
     del head
     rows = arguments[0]
@@ -276,7 +270,7 @@ _BESIDE = ("folder", "target_gguf", "draft_gguf")
 def choose_pair(model: Mapping[str, Any]) -> PairConfig:
     """Builds a `PairConfig` from its fields, and `folder`, `target_gguf`, `draft_gguf`; ConfigError for others.
 
-    With `folder`, target and draft are the GGUF files of those names inside it, except for a draft "self" or "lookup".
+    With `folder`, target and draft are GGUF files inside it, except for a draft "self" or "lookup".
     """
     known = [*PairConfig.__dataclass_fields__, *_BESIDE]
     for key in model:

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of a transformers model: wrappers, decoder, scoring of hidden states, limits of its positions.
-
-Copies with some modules replaced share every weight with the original, which is not changed.
-"""
+"""Parts of a transformers model, its position limits, and copies that share weights with the unchanged original."""
 
 import copy
 import sys
@@ -33,7 +30,7 @@ def decoder_of(model: PreTrainedModel) -> Any:
 
 
 def with_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> Any:
-    """A copy of a model with some modules replaced wherever they occur; the others are shared, with their weights."""
+    """A copy with some modules replaced wherever they occur; the others are shared."""
     if model in replacements:
         return replacements[model]
     children = {
@@ -47,8 +44,6 @@ def with_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) 
 
 
 class _Given:
-    """What a decoder returns: hidden states, and None for everything else."""
-
     def __init__(self, hidden: Tensor) -> None:
         self.last_hidden_state = hidden
 
@@ -69,11 +64,7 @@ class _GivenStates(nn.Module):
 
 
 def scoring_of(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
-    """The function from hidden states to scores that the model applies, with its soft caps and scales.
-
-    Returns:
-        Hidden states of shape [rows, hidden] -> scores of shape [rows, vocab], in the model's dtype.
-    """
+    """Hidden states [rows, hidden] -> scores [rows, vocab] in the model's dtype, with its soft caps and scales."""
     head = with_modules(model, {decoder_of(model): _GivenStates()})
 
     def score(hidden: Tensor) -> Tensor:
@@ -88,10 +79,10 @@ _FIXED_ROTATIONS = ("default", "linear", "llama3", "yarn", "proportional")
 
 
 def context_limit(model: nn.Module) -> int:
-    """Longest text that a model takes, in tokens.
+    """Longest text in tokens.
 
-    Rotary embeddings that change with the length of the text (LongRoPE, dynamic NTK) end where they change: cached keys
-    and new ones disagree past that point.
+    Rotary embeddings that change with the length (LongRoPE, dynamic NTK) end where they change: cached keys and new
+    ones disagree past that point.
     """
     config: Any = unwrapped(model).config.get_text_config()
     limit = getattr(config, "max_position_embeddings", None) or sys.maxsize
@@ -99,10 +90,7 @@ def context_limit(model: nn.Module) -> int:
 
 
 def hard_context_limit(model: nn.Module) -> int:
-    """Longest text for which a model can compute positions: unbounded with ordinary rotary embeddings.
-
-    Like `generate`, integrations continue past `max_position_embeddings` where the model can.
-    """
+    """Longest text with positions: unbounded with ordinary rotary embeddings, as in `generate`."""
     config: Any = unwrapped(model).config.get_text_config()
     limits = _rotation_limits(config)
     rotates = bool(_rotations(config))
@@ -110,7 +98,6 @@ def hard_context_limit(model: nn.Module) -> int:
 
 
 def _rotations(config: Any) -> list[dict[str, Any]]:
-    """Parameters of a model's rotary embeddings, one a kind of layer."""
     found = getattr(config, "rope_parameters", None) or {}
     if "rope_type" in found:
         return [found]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""transformers' logits processors in speculative decoding, those that keep state from call to call among them."""
+"""transformers' logits processors in speculative decoding, also those that keep state from call to call."""
 
 import copy
 import functools
@@ -17,7 +17,7 @@ from transformers.generation import logits_process as known
 from speckv.errors import ConfigError
 
 LogitsProcessorLike = Callable[..., Any]
-"""Called with the ids of a text, of shape [1, tokens], and scores of shape [1, vocabulary]; returns scores."""
+"""Ids of a text [1, tokens] and scores [1, vocabulary] -> scores."""
 
 ROW_WISE: frozenset[type] = frozenset(
     {
@@ -52,19 +52,14 @@ STATELESS: frozenset[type] = ROW_WISE | {
     known.TypicalLogitsWarper,
     known.WatermarkLogitsProcessor,  # seeds its generator anew from the text at each call
 }
-"""Scores depend on the text and the given scores alone. For `prefix_allowed_tokens_fn` this is assumed."""
+"""Scores depend on text and given scores alone. For `prefix_allowed_tokens_fn` this is assumed."""
 
 
 class Processors:
-    """Logits processors along a speculative text.
+    """Logits processors along a speculative text, each called once per emitted token in order, as by `generate`.
 
-    Each processor is called once for every emitted token and in the order of the text, as plain `generate` calls it.
-    Drafts and verifications use copies, so that rejected tokens leave its state unchanged. Nothing is copied where no
-    processor keeps state.
-
-    Args:
-        beside: Objects that may share state with the processors, such as stopping criteria; copied with them.
-        stateless: Classes among `beside` that keep no state, by exact type.
+    Drafts and verifications use copies if any keeps state, so that rejected tokens leave it unchanged. `beside` are
+    objects that may share state with the processors, such as stopping criteria, but for those of `stateless` classes.
 
     Raises:
         ConfigError: for classifier-free guidance, and for a processor that cannot be deep-copied.
@@ -86,26 +81,20 @@ class Processors:
 
     @staticmethod
     def of(processors: Sequence[LogitsProcessorLike]) -> "Processors | None":
-        """The processors, or None where there are none."""
+        """None where there are no processors."""
         return Processors(processors) if len(processors) else None
 
     def begin_draft(self) -> None:
-        """Prepares a draft, which continues from the state after the emitted text."""
+        """Prepares a draft from the state after the emitted text."""
         if self.stateful:
             self._drafting = LogitsProcessorList(self._copier.copies(len(self._live)))
 
     def draft(self, ids: Tensor, scores: Tensor) -> Tensor:
-        """Processes the draft's float32 scores of one position, [1, vocabulary], after all `ids`, of shape [1, tokens].
-
-        Positions come in the order of the text. The given scores are not modified.
-        """
+        """Processes a copy of the draft's scores [1, vocabulary] after `ids` [1, tokens], position by position."""
         return _process(self._drafting, ids, scores)
 
     def verify(self, prefix: Tensor, drafted: Tensor, scores: Tensor) -> Tensor:
-        """Processes the target's float32 scores of a step, [drafted + 1, vocabulary]; row i follows `drafted[:i]`.
-
-        `prefix`, the emitted text, has shape [1, tokens]. The given scores are not modified.
-        """
+        """Processes a copy of the target's scores [drafted + 1, vocabulary], which follow `prefix` and `drafted`."""
         text = torch.cat([prefix, drafted[None].to(prefix)], dim=1)
         if all(type(processor) in ROW_WISE for processor in self._live):
             return _process(self._live, text, scores)
@@ -115,31 +104,31 @@ class Processors:
         return torch.cat(rows)
 
     def begin_verify(self) -> list[object]:
-        """Prepares a step that is verified row by row, and returns copies of `beside` for it."""
+        """Prepares a verification row by row; returns copies of `beside` for it."""
         self._rows.clear()
         copies = self._copier.copies()
         self._verifying = LogitsProcessorList(copies[: len(self._live)])
         return copies[len(self._live) :]
 
     def verify_row(self, ids: Tensor, scores: Tensor) -> Tensor:
-        """Processes the target's scores of the next position; arguments as of `draft`."""
+        """Processes the target's scores of the next position; see `draft`."""
         if self.stateful:
             self._rows.append((ids, scores.clone()))
         return _process(self._verifying, ids, scores)
 
     def commit(self, num_emitted: int) -> None:
-        """Advances the processors past the first rows of the last verification."""
+        """Advances past the first rows of the last verification."""
         for row in range(num_emitted):
             self.commit_row(row)
 
     def commit_row(self, row: int) -> None:
-        """Advances the processors past one row of the last verification; rows come in order."""
+        """Advances past one row of the last verification; rows come in order."""
         if self.stateful:
             _process(self._live, *self._rows[row])
 
 
 def require_no_guidance(processors: Iterable[LogitsProcessorLike]) -> None:
-    """Raises ConfigError for classifier-free guidance, a processor that runs the model again at each token."""
+    """Raises ConfigError for classifier-free guidance, which runs the model again at each token."""
     for processor in processors:
         if isinstance(processor, known.UnbatchedClassifierFreeGuidanceLogitsProcessor):
             raise ConfigError(
@@ -150,7 +139,7 @@ def require_no_guidance(processors: Iterable[LogitsProcessorLike]) -> None:
 
 
 def _process(processors: LogitsProcessorList, ids: Tensor, scores: Tensor) -> Tensor:
-    """Scores as processed; a processor that changes its argument in place changes a copy."""
+    """Gives each processor a copy of the scores if it changes them in place."""
     own = all(type(processor) in STATELESS for processor in processors)
     processed: Tensor = processors(ids, scores if own else scores.clone())  # type: ignore[arg-type]
     return processed
@@ -170,14 +159,11 @@ _LEAVES = (type, types.ModuleType, torch.Tensor, str, bytes, int, float, complex
 
 
 class Copier:
-    """Copies objects that may keep state, so that a copy can be used and dropped.
+    """Copies objects that may keep state; state that two objects share is shared by their copies.
 
-    State that two objects share is shared by their copies. Models, tokenizers and locks are shared with the originals.
-    Of a function, the variables of its closure and its defaults are copied. `stateless` classes, by exact type, are not
-    copied.
-
-    Raises:
-        ConfigError: if an object cannot be deep-copied.
+    Models, tokenizers and locks are shared with the originals, and `stateless` classes, by exact type, are not copied.
+    Of a function, the variables of its closure and its defaults are copied. ConfigError if an object cannot be
+    deep-copied.
     """
 
     def __init__(self, objects: Sequence[object], stateless: Collection[type]) -> None:
@@ -207,7 +193,7 @@ def _copy(item: object, memo: dict[int, object]) -> object:
 
 
 def _copy_function(function: types.FunctionType, memo: dict[int, object]) -> types.FunctionType:
-    """A copy with variables of its own; the function itself where it has none, because `copy.deepcopy` copies none."""
+    """Copies a function with its variables, which `copy.deepcopy` does not."""
     cells = function.__closure__ or ()
     if not cells and not function.__defaults__ and not function.__kwdefaults__:
         return function
@@ -236,7 +222,6 @@ def _contents(cell: types.CellType) -> list[object]:
 
 
 def _shared(objects: Sequence[object]) -> dict[int, object]:
-    """The models, tokenizers and locks that the objects hold, in the form of `copy.deepcopy`'s memo."""
     found: dict[int, object] = {}
     seen: dict[int, object] = {}  # holds what it lists, so that no id is used twice
     waiting = list(objects)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many sequences in one model, each of its own length: for decoding batches and for recording.
 
-Every row has a slot for each position in one buffer a layer. Cutting a row back changes its length and moves nothing:
-the mask hides what is past the end until it is overwritten. Sliding windows are masks over the same buffers.
+Every position of a row has a slot in one buffer a layer. Cutting a row back moves nothing: the mask hides what is past
+the end until it is overwritten. Sliding windows are masks over the same buffers.
 """
 
 import copy
@@ -23,20 +23,18 @@ from speckv.models.parts import decoder_of, scoring_of
 from speckv.models.processors import Processors
 
 SPARE_TOKENS = 64
-"""Least room that is added whenever the buffers must grow."""
-
 ALIGNMENT = 8
-"""Passes read a multiple of this many slots: CUDA's attention kernels copy masks of other widths first."""
+"""Passes read a multiple of this many slots: CUDA's attention kernels copy masks of other widths."""
 
 TOKENS_AT_ONCE = 4096
-"""Tokens, padding included, of one pass; rows beyond that are read by another one."""
+"""Most tokens of one pass, padding included."""
 
 LOGITS_ROWS = 128
 """Most hidden states to score at once when recording; 128 x 152k float32 logits are 78 MB."""
 
 
 class RaggedRows:
-    """Rows of cached tokens inside one model, extended and cut back each by itself; see `require_batches`."""
+    """Rows of cached tokens inside one model, extended and cut back independently; see `require_batches`."""
 
     def __init__(self, model: CausalModel) -> None:
         require_batches(model)
@@ -81,11 +79,11 @@ class RaggedRows:
 
     @torch.inference_mode()
     def extend(self, rows: Sequence[int], tokens: Tensor, counts: Sequence[int], *, last_only: bool = False) -> Tensor:
-        """Appends tokens to some rows in one pass, padded to the longest piece; scores each token or each row's last.
+        """Appends tokens to some rows in one pass; scores each token or each row's last.
 
         Args:
             rows: Each at most once; fastest if they are the first ones in order.
-            tokens: Shape [rows, width], ids on the model's device; what is past a row's count is padding.
+            tokens: Ids [rows, width] on the device; past a row's count is padding.
             counts: Tokens of each row, 1 to width.
 
         Returns:
@@ -105,7 +103,7 @@ class RaggedRows:
 
     @torch.inference_mode()
     def read(self, texts: Sequence[Sequence[int]]) -> Tensor:
-        """Adds rows and reads whole texts; returns hidden states [texts, longest, hidden], undefined past an end."""
+        """Adds rows of whole texts; returns hidden states [texts, longest, hidden], undefined past an end."""
         first, counts = len(self._lengths), [len(text) for text in texts]
         self.add(len(texts))
         ids = torch.tensor([[*text, *[0] * (max(counts) - len(text))] for text in texts])
@@ -113,12 +111,12 @@ class RaggedRows:
 
     @torch.inference_mode()
     def advance(self, tokens: Tensor) -> Tensor:
-        """Appends one token to every row, ids of shape [rows]; returns hidden states of shape [rows, hidden]."""
+        """Appends one token to every row, ids [rows]; returns hidden states [rows, hidden]."""
         return self._read(range(len(tokens)), tokens[:, None], [1] * len(tokens))[:, 0]
 
     @torch.inference_mode()
     def score(self, hidden: Tensor) -> Tensor:
-        """Float32 logits of hidden states [states, hidden], at most `LOGITS_ROWS` of them to keep memory small."""
+        """Float32 logits of hidden states; pass at most `LOGITS_ROWS` to limit memory."""
         return self._scores(hidden).float()
 
     @torch.inference_mode()
@@ -177,10 +175,7 @@ class RaggedRows:
             self._capacity = _aligned(end + max(SPARE_TOKENS, end // 4))
 
     def _masks(self, positions: Tensor, span: int) -> Tensor | dict[str, Tensor]:
-        """Added to attention scores, of shape [batch, 1, width, span]; by kind of layer where there are two.
-
-        transformers takes a mask of four axes as it is, and models with two kinds of layers take one of each by name.
-        """
+        """Shape [batch, 1, width, span], which transformers takes as is; by kind of layer where there are two."""
         kinds = set(self._windows)
         by_window = {window: self._mask(positions, span, window) for window in kinds}
         if len(kinds) == 1:
@@ -198,13 +193,13 @@ class RaggedRows:
 
 @dataclass(frozen=True, slots=True)
 class RaggedModel:
-    """A loaded model as `BatchEngine` drives it."""
+    """A model that `BatchEngine` drives."""
 
     model: CausalModel
 
     @property
     def context_limit(self) -> int:
-        """Longest sequence it takes, in tokens."""
+        """In tokens."""
         return self.model.context_limit
 
     @property
@@ -227,7 +222,7 @@ class RaggedModel:
 
 
 def require_batches(model: CausalModel) -> None:
-    """Raises ModelError if a model's cache or positions do not allow rows of unequal length in one pass."""
+    """Raises ModelError if cache or positions do not allow rows of unequal length in one pass."""
     require_rollback(model.hf, model.name)
     config: Any = model.hf.config.get_text_config()
     layers = DynamicCache(config=model.hf.config).layers
@@ -250,7 +245,6 @@ def _holds_tokens(layer: object) -> bool:
 
 
 def _parts(num_rows: int, width: int) -> list[slice]:
-    """Rows of each pass: at most `TOKENS_AT_ONCE` tokens, padding included."""
     share = max(1, TOKENS_AT_ONCE // width)
     return [slice(begin, begin + share) for begin in range(0, num_rows, share)]
 
@@ -260,7 +254,6 @@ def _aligned(count: int) -> int:
 
 
 def _scored(hidden: Tensor, counts: Sequence[int], *, last_only: bool) -> Tensor:
-    """The hidden states that are scored, of shape [scored, hidden], out of [batch, width, hidden]."""
     width, flat = hidden.shape[1], hidden.flatten(0, 1)
     if last_only:
         picks = [row * width + count - 1 for row, count in enumerate(counts)]

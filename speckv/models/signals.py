@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Signals of a next-token distribution: entropy, confidence, margin, and the likeliest token."""
+"""Signals of a next-token distribution."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +12,10 @@ from speckv.types import NUM_SIGNALS
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Logits of a pass and their summary, on the model's device; nothing in it waits for the device.
+    """Logits of a pass and their summary; nothing in it waits for the device.
 
-    Attributes:
-        logits: Shape [rows, vocab].
-        signals: Shape [rows, 3]; float32, NaN where the logits are.
-        best: Shape [rows]; the likeliest token, the lowest id among equals.
+    Shapes: `logits` [rows, vocab]; `signals` [rows, 3], float32, NaN where the logits are; `best` [rows], the likeliest
+    token, the lowest id among equals.
     """
 
     logits: Tensor
@@ -26,7 +24,7 @@ class Scores:
 
     @staticmethod
     def of(logits: Tensor) -> "Scores":
-        """Summarises logits of shape [rows, vocab]."""
+        """Summarises logits [rows, vocab]."""
         return Scores(logits, signals(logits), logits.argmax(-1))
 
 
@@ -38,14 +36,12 @@ class ScoredTokens:
         raise NotImplementedError
 
     def score(self, tokens: Sequence[int] | Tensor, *, num_logits: int | None = None) -> Scores:
-        """Appends tokens, as `extend` does, and returns logits, signals and best tokens after the last of them."""
+        """Appends tokens as `extend` does, and scores what follows the last of them."""
         return Scores.of(self.extend(tokens, num_logits=num_logits))
 
 
 def signals(logits: Tensor) -> Tensor:
-    """Entropy (nats), top-1 probability and top-1 minus top-2 probability, float32 of shape [rows, 3].
-
-    They are taken at temperature 1 of unwarped logits of shape [rows, vocab]. NaN gives NaN.
+    """Entropy (nats), confidence, top-1 minus top-2 probability: float32 [rows, 3], of unwarped logits [rows, vocab].
 
     >>> signals(torch.zeros(1, 4)).round(decimals=4).tolist()
     [[1.3863, 0.25, 0.0]]

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A sequence in buffers that never move, so that CUDA graphs can replay whole passes.
 
-A pass of a few tokens through a small model is hundreds of kernels, each shorter than its launch. Captured once per
-width, it is one launch: the model, the signals and the likeliest token. Only the ids and the position change between
-replays; slots and mask are computed from the position on the device.
-
-Everything but the capture runs on a CPU too, where the tests compare it with the growing cache.
+A pass of a few tokens through a small model is hundreds of kernels, each shorter than its launch; captured once per
+width, it is one launch. Only ids and position change between replays; slots and mask follow on the device. All but the
+capture runs on a CPU too, where the tests compare it with the growing cache.
 """
 
 import functools
@@ -30,26 +28,23 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 Pass = Callable[[Tensor], Scores]
-"""Ids of shape [tokens] -> scores; all else that it reads or writes stays where it is."""
+"""Ids [tokens] -> scores; everything else that it reads or writes has a fixed address."""
 
 WIDEST_GRAPH = 20
-"""Widest pass that is captured: a draft of 16, the newest token, and some to catch up; prompts are wider."""
+"""A draft of 16, the newest token, and some to catch up; prompts are wider."""
 
 WIDEST_PASS = 2048
-"""Tokens of a prompt that are read at once: each has a line of the mask, which a long prompt would make huge."""
+"""Tokens of a prompt that are read at once, which bounds the mask."""
 
 FIRST_CAPACITY = 4096
-"""Tokens that buffers hold at first, where the model's context allows it; they double when they must."""
+"""Tokens that buffers hold at first, if the context allows it; they double when they must."""
 
 LEAST_VISIBLE = 256
-"""Attention runs over a power of two of slots, at least these; the ones behind the text are masked."""
+"""Attention runs over a power of two of slots, at least these."""
 
 
 class StaticSequence:
-    """A token sequence in fixed buffers; drop-in for `CachedSequence`.
-
-    The buffers belong to the model and are reused once a sequence is gone, with the graphs captured on them.
-    """
+    """Drop-in for `CachedSequence`; the model reuses its buffers and graphs once it is dropped."""
 
     def __init__(self, model: "CausalModel") -> None:
         self._model = model
@@ -63,14 +58,11 @@ class StaticSequence:
         self.length = 0
 
     def extend(self, tokens: Sequence[int] | Tensor, *, num_logits: int | None = None) -> Tensor:
-        """Appends tokens and returns logits, the caller's own; see `CachedSequence.extend`."""
+        """Appends tokens and returns a copy of the logits; see `CachedSequence.extend`."""
         return self.score(tokens, num_logits=num_logits).logits.clone()
 
     def score(self, tokens: Sequence[int] | Tensor, *, num_logits: int | None = None) -> Scores:
-        """Appends tokens and scores what follows the last `num_logits` of them, all of them by default.
-
-        The logits are valid until the sequence's next pass. BudgetError if the model's context would overflow.
-        """
+        """Appends tokens and scores what follows the last ones; logits are valid until the sequence's next pass."""
         ids = token_tensor(tokens, self._model.device)
         wanted = len(ids) if num_logits is None else num_logits
         self._model.require_context(self.length + len(ids))
@@ -86,14 +78,11 @@ class StaticSequence:
         return scores
 
     def exported(self) -> DynamicCache:
-        """A copy of the cache in transformers' own layers, for a caller that continues from it."""
+        """A copy of the cache in transformers' own layers."""
         return exported(self._model.hf, self._buffers.cache, self.length)
 
     def capture_ahead(self, longest: int, widths: Sequence[int], *, all_logits: bool) -> None:
-        """Captures passes of some widths for texts of up to `longest` tokens; on CUDA, and with an empty sequence.
-
-        With `all_logits` passes score every token, as verification does, else the last one, as drafting does.
-        """
+        """On CUDA, captures passes for texts of up to `longest` tokens, to score every token or the last."""
         with self._failures_noted():
             self._buffers.capture_ahead(longest, widths, all_logits=all_logits)
 
@@ -106,7 +95,7 @@ class StaticSequence:
             raise
 
     def truncate(self, length: int) -> None:
-        """Removes every token past `length`: its slots are masked, and overwritten later."""
+        """Removes every token past `length` by masking its slots."""
         self.length = min(self.length, length)
 
 
@@ -116,11 +105,7 @@ def _give_back(buffers: "_StaticBuffers", spare: list[Any]) -> None:
 
 
 class _StaticBuffers:
-    """The buffers of one sequence at a time, and the passes captured on them.
-
-    Attributes:
-        failed: Whether a pass raised: the buffers may be of several sizes then, and are not used again.
-    """
+    """Not used again once a pass `failed`: its buffers may be of several sizes then."""
 
     def __init__(self, model: "CausalModel") -> None:
         self._hf, self._device = model.hf, model.device
@@ -139,13 +124,12 @@ class _StaticBuffers:
 
     @torch.inference_mode()
     def blank(self) -> None:
-        """Leaves nothing of the last sequence: a NaN would outlive it behind any mask."""
+        """Leaves nothing of the last sequence: a NaN has an effect through any mask."""
         for layer in self._layers:
             layer.blank()
 
     @torch.inference_mode()
     def run(self, ids: Tensor, position: int, num_logits: int, *, once: bool = False) -> Scores:
-        """Runs one pass of ids of shape [tokens], the first at `position`; it is not captured if run `once`."""
         visible = self._visible(position + len(ids))
         if visible > self._capacity:
             self._capacity = visible
@@ -159,7 +143,6 @@ class _StaticBuffers:
         return self._graphs.run(key, lambda static: self._pass(static, num_logits, visible), ids)
 
     def capture_ahead(self, longest: int, widths: Sequence[int], *, all_logits: bool) -> None:
-        """See `StaticSequence.capture_ahead`."""
         for visible in self._sizes(longest):
             for width in sorted((width for width in widths if width < visible), reverse=True):
                 if self._graphs is None or self._graphs.faults:
@@ -168,11 +151,10 @@ class _StaticBuffers:
                 self.run(ids, visible - width, width if all_logits else 1)
 
     def _visible(self, length: int) -> int:
-        """Slots that attention runs over in a pass that ends at a length."""
         return min(max(LEAST_VISIBLE, 1 << (length - 1).bit_length()), self._limit)
 
     def _sizes(self, longest: int) -> Iterator[int]:
-        """All that `_visible` can be up to a length, the largest first, so that buffers grow once."""
+        """The largest first, so that buffers grow once."""
         size = self._visible(longest)
         yield size
         while size > self._visible(1):
@@ -198,9 +180,8 @@ class _StaticBuffers:
 
 
 class PassGraphs:
-    """The captured passes on one set of buffers, by key; they share one memory pool, and run one after the other.
+    """Captured passes on one set of buffers, with one memory pool; logits are valid until the next replay of any.
 
-    Memory that one frees within itself may hold the result of another: logits are valid until the next replay of any.
     After an error of a capture, which is added to `faults`, passes run kernel by kernel.
     """
 
@@ -210,15 +191,12 @@ class PassGraphs:
         self._pool: Any = None
 
     def clear(self) -> None:
-        """Drops all of them, because the buffers have moved."""
+        """Drops all graphs, because the buffers have moved."""
         self._held.clear()
         self._pool = None  # a pool that no graph holds any more cannot be shared again
 
     def run(self, key: Hashable, run: Pass, ids: Tensor) -> Scores:
-        """Replays a pass on ids of shape [tokens], captured first if need be; the key holds all that shapes the pass.
-
-        Running out of memory in a capture raises, because it does not mean that the pass cannot be captured.
-        """
+        """Replays a pass, captured first if need be; out of memory in a capture raises."""
         if key not in self._held and not self._capture(key, run, ids):
             return run(ids)
         return self._held[key].replay(ids)
@@ -257,7 +235,7 @@ class _Graph:
             current.wait_stream(side)  # what failed half-way may still be writing
 
     def replay(self, ids: Tensor) -> Scores:
-        """Runs the pass on other ids; logits are valid until the pool's next replay, signals and tokens for good."""
+        """Logits are valid until the pool's next replay, signals and tokens for good."""
         self._ids.copy_(ids)
         self._graph.replay()
         return Scores(self._scores.logits, self._scores.signals.clone(), self._scores.best.clone())
@@ -283,10 +261,9 @@ def _waiting_refused() -> Iterator[None]:
 
 @contextmanager
 def _own_workspaces() -> Iterator[None]:
-    """Makes cuBLAS take its workspaces from the memory that is captured into.
+    """Makes cuBLAS take its workspaces from the memory that is captured into, as Inductor does.
 
-    A graph holds their addresses. cuBLAS would keep one a stream for all graphs captured there, and PyTorch frees it
-    with the first of them that goes (pytorch/pytorch#193402). Inductor's graphs are captured in the same way.
+    cuBLAS would keep one per stream for all graphs, and PyTorch frees it with the first graph (pytorch/pytorch#193402).
     """
     clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", lambda: None)
     clear()
@@ -298,7 +275,7 @@ def _own_workspaces() -> Iterator[None]:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Turns the garbage collector off: a graph that it destroyed meanwhile would break the capture."""
+    """A graph that the garbage collector destroyed meanwhile would break the capture."""
     enabled = gc.isenabled()
     gc.disable()
     try:

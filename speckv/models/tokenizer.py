@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a model is stored, and its tokenizer, which needs no weights."""
+"""A model's location and its tokenizer, which needs no weights."""
 
 import hashlib
 import json
@@ -40,10 +40,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
 def encode_prompt(
     tokenizer: PreTrainedTokenizerBase, prompt: str, *, chat_template: bool, date: datetime | None = None
 ) -> list[int]:
-    """Token ids of a prompt, as a user's turn if `chat_template` is set and the tokenizer has one.
-
-    `date` is the local date and time for templates that print it; None means now.
-    """
+    """Token ids, by the chat template if set and present, which may print the local `date` (default: now)."""
     if chat_template and tokenizer.chat_template:
         text = _render(tokenizer, prompt, date)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -53,7 +50,7 @@ def encode_prompt(
 
 
 def template_reads_date(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the chat template can print the date, so that prompts depend on it."""
+    """Whether prompts depend on the date."""
     return bool(tokenizer.chat_template) and "strftime_now" in tokenizer.get_chat_template()
 
 
@@ -74,12 +71,12 @@ def _render(tokenizer: PreTrainedTokenizerBase, prompt: str, date: datetime | No
 
 
 def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash of a vocabulary: two tokenizers with the same one map words to the same ids."""
+    """Equal if two tokenizers map words to the same ids."""
     return hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
 
 
 def locate(source: str) -> str:
-    """The folder of a model, into which a GGUF file is converted once, or its hub id; ModelError for a missing path."""
+    """Folder or hub id of a model; a GGUF file is converted once. ModelError for a missing path."""
     path = Path(source).expanduser()
     if source.endswith(".gguf"):
         if not path.is_file():
@@ -112,10 +109,9 @@ _SPACE = "\u2581"
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[int]) -> dict[int, bytes]:
-    """Id -> the bytes of a token, which may hold half a character; ids that the vocabulary lacks are left out.
+    """Id -> bytes, perhaps half a character; ids outside the vocabulary are left out, special tokens give their name.
 
-    Byte-level vocabularies and those with single bytes as a fallback are supported; with any other, each token is
-    decoded alone. The bytes of a special token are its name.
+    Other vocabularies than byte-level and byte-fallback ones are decoded token by token.
     """
     ids = sorted(set(tokens) & set(tokenizer.get_vocab().values()))
     added = {number: str(token).encode() for number, token in tokenizer.added_tokens_decoder.items()}

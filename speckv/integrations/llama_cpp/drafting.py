@@ -20,7 +20,7 @@ from speckv.runtime.constant import AcceptanceTable, ConstantGamma, ConstantPerC
 logger = logging.getLogger(__name__)
 _UNKNOWN = (math.nan, math.nan)
 _BLIND = (ConstantGamma, ConstantPerCompression, AcceptanceTable)
-"""Controllers that use no signals, so that none are computed."""
+"""Controllers that use no signals."""
 
 
 @dataclass(slots=True)
@@ -36,21 +36,19 @@ class Totals:
 class PolicyDrafting:
     """Drafts for one target and one text at a time; made by `draft_model`.
 
-    llama-cpp-python passes the text only. The accepted tokens of the last draft follow from how far the text has grown.
-    A text that does not continue the last one begins a new request, with a new session. A request that continues
-    exactly where the last one stopped is not recognised; `new_request` separates the two.
+    llama-cpp-python passes the text only. A text that does not continue the last one begins a new request. A request
+    that continues exactly where the last one stopped is not recognised; `new_request` separates the two.
 
     Args:
-        policy: Chooses the length of drafts; its `warnings` count fallbacks and failures of the draft.
-        proposer: A second model or a lookup.
+        policy: Its `warnings` count fallbacks and failures of the draft.
         max_new_tokens: Token budget of a request, an input of the policy and a bound of drafts; None for the room in
             the contexts. May be set between requests.
         compression: Of the target; the policy's first by default.
         cost_ratio: One draft pass over one target pass; by default that of the policy's training.
         temperature: Of the target's sampling, above 0; 1 for greedy decoding.
         signals: Whether to compute entropy, confidence and margin; by default if the policy uses them.
-        exact: Keep the text exactly: `attach` measures `exact_width`, and drafts are limited to it. Otherwise the text
-            may differ at near-ties, as with llama.cpp's own speculative decoding.
+        exact: Limits drafts to the `exact_width` that `attach` measures. Otherwise the text may differ at near-ties, as
+            with llama.cpp's own speculative decoding.
 
     Raises:
         ConfigError: for settings out of range.
@@ -86,19 +84,17 @@ class PolicyDrafting:
         policy.session(max_new_tokens=max_new_tokens or 1, compression=compression, cost_ratio=cost_ratio)
 
     def target_options(self) -> dict[str, Any]:
-        """Options for the target: `Llama(path, ..., **drafter.target_options())`."""
+        """Options of the target: `Llama(path, ..., **drafter.target_options())`."""
         # A target with a drafter keeps the logits of the whole prompt and reads it more slowly.
         return {} if self.never_drafts else {"draft_model": self, "logits_all": True}
 
     def attach(self, target: Llama) -> None:
         """Checks a target made with this drafter as `draft_model`, and reads its signals from then on.
 
-        A target without a drafter, for a policy that never drafts, is ignored. With `exact`, the target's cache is
-        emptied, and the measurement takes as long as reading some 600 tokens.
+        With `exact`, the target's cache is emptied, and the measurement takes as long as reading some 600 tokens.
 
         Raises:
-            ConfigError: for another drafter, the draft itself, unsupported settings, or an exact width of 1 with
-                `exact`.
+            ConfigError: for another drafter, the draft itself, unsupported settings, or an exact width of 1.
             ModelError: if the draft has another vocabulary.
         """
         if self.never_drafts and target.draft_model is None:
@@ -112,11 +108,11 @@ class PolicyDrafting:
         self.new_request()
 
     def new_request(self) -> None:
-        """Treats the next call as the first of a request."""
+        """Makes the next call the first of a request."""
         self._session = None
 
     def __call__(self, input_ids: TokenIds, /, **kwargs: Any) -> TokenIds:
-        """Proposes the next tokens after prompt and output, perhaps none; llama-cpp-python 0.3 passes no `kwargs`."""
+        """Proposes the next tokens, perhaps none; llama-cpp-python 0.3 passes no `kwargs`."""
         del kwargs
         text = np.array(input_ids, np.intc)  # a copy, because the target changes its buffer
         session, accepted = self._session, self._accepted(text)
@@ -133,7 +129,7 @@ class PolicyDrafting:
         return draft
 
     def _accepted(self, text: TokenIds) -> int | None:
-        """Accepted tokens of the last draft; None if the text does not continue the last one."""
+        """None if the text does not continue the last one."""
         length, drafted = len(self._text), len(self._draft)
         accepted = len(text) - length - 1
         if self._session is None or not 0 <= accepted <= drafted or accepted + 1 >= self._session.tokens_left:
@@ -188,9 +184,7 @@ class PolicyDrafting:
 
 
 def draft_model(policy: Policy | Path | str, draft: Llama | LookupDraft, **options: Any) -> PolicyDrafting:
-    """The argument of `llama_cpp.Llama(draft_model=...)`: drafts by a second `Llama` or a lookup, under a policy.
-
-    The policy may be the folder of an exported one; see `PolicyDrafting` for the options.
+    """The argument of `llama_cpp.Llama(draft_model=...)`; options are those of `PolicyDrafting`.
 
     Raises:
         ConfigError: if llama-cpp-python is missing, the draft cannot be rolled back, or a setting is out of range.

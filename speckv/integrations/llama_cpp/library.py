@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """llama-cpp-python as it is used here: `Llama` as a protocol, functions of `llama.h`, and the target's signals.
 
-llama.cpp chooses kernels by the number of tokens that it reads at once. Their sums differ in the last bits, which
-quantised activations enlarge, so a text with drafts may differ from the text without. On x86 with version 0.3.36 the
-differences of logits were 0.2 to 1.2: from two tokens on where two threads share the attention over more than 256
-tokens, and from four tokens on where weights are K-quants. `exact_width` measures how many tokens can be read at once
-without a difference.
+llama.cpp's kernels depend on the number of tokens read at once; their sums differ in the last bits, which quantised
+activations enlarge, so a text with drafts may differ. On x86 with version 0.3.36, logits differed by 0.2 to 1.2: from
+two tokens on where two threads share the attention over more than 256 tokens, from four on with K-quants.
 """
 
 import importlib
@@ -65,7 +63,7 @@ class Llama(Protocol):
 
 
 def library() -> Any:
-    """The module `llama_cpp`; a `ConfigError` if it is not installed."""
+    """The module `llama_cpp`; ConfigError if it is not installed."""
     try:
         return importlib.import_module("llama_cpp")
     except ImportError as error:
@@ -76,19 +74,19 @@ def library() -> Any:
 
 
 def newest_logits(lib: Any, llama: Llama) -> NDArray[np.single]:
-    """Logits after the last token that was read, in llama.cpp's own buffer, which the next `eval` overwrites."""
+    """Logits after the last token read, in llama.cpp's own buffer, which the next `eval` overwrites."""
     row: NDArray[np.single] = np.ctypeslib.as_array(lib.llama_get_logits_ith(llama.ctx, -1), shape=(llama.n_vocab(),))
     return row
 
 
 def text_ends(lib: Any, llama: Llama) -> Callable[[int], bool]:
-    """A predicate of tokens that end a text."""
+    """Whether a token ends a text."""
     vocabulary, is_end = lib.llama_model_get_vocab(llama.model), lib.llama_vocab_is_eog
     return lambda token: bool(is_end(vocabulary, token))
 
 
 def require_rollback(lib: Any, llama: Llama, role: str) -> None:
-    """Checks that a model's cache can drop its newest tokens; those of recurrent and hybrid models cannot."""
+    """Checks that a cache can drop its newest tokens, unlike that of a recurrent or hybrid model."""
     if lib.llama_model_is_recurrent(llama.model) or lib.llama_model_is_hybrid(llama.model):
         raise ConfigError(
             f"Expected a {role} with attention alone, got a recurrent or hybrid model, which cannot drop rejected "
@@ -102,14 +100,14 @@ def usable_context(llama: Llama) -> int:
 
 
 CONTEXTS = (8, 512)
-"""Context lengths of the measurement: a short one, and one at which threads share the attention."""
+"""Measured context lengths: a short one, and one at which threads share the attention."""
 
 
 def exact_width(llama: Llama, *, widest: int, contexts: Sequence[int] = CONTEXTS) -> int:
     """The greatest width up to which all logits equal those of reading tokens one by one.
 
-    The measurement takes as long as reading some 600 tokens, and empties the cache. The model must keep the logits of
-    all tokens (`logits_all=True`); contexts that do not fit are skipped.
+    Empties the cache and takes as long as reading some 600 tokens. The model must have `logits_all=True`; contexts that
+    do not fit are skipped.
     """
     found = widest
     for context in contexts:
@@ -140,13 +138,7 @@ _UNKNOWN = (math.nan, math.nan)
 
 
 class Target:
-    """A target whose signals are computed from the logits that it keeps.
-
-    The widest pass holds the newest token and a draft, limited to `exact_width` with `exact`.
-
-    Raises:
-        ConfigError: naming an unsupported setting.
-    """
+    """A target with signals computed from the logits that it keeps; ConfigError for an unsupported setting."""
 
     def __init__(self, lib: Any, llama: Llama, *, temperature: float, widest: int, exact: bool) -> None:
         require_rollback(lib, llama, "target")
@@ -166,7 +158,7 @@ class Target:
         self.context = min(usable_context(llama), len(llama.scores))
 
     def signals(self, length: int) -> tuple[float, float]:
-        """Entropy (nats) and confidence of the distribution of the newest of `length` tokens; NaN if not known."""
+        """Entropy (nats) and confidence at the newest of `length` tokens; NaN if not known."""
         llama = self._llama()
         if llama is None or llama.n_tokens != length - 1:
             return _UNKNOWN  # the text is another target's

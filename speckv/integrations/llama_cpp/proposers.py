@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Proposers of tokens inside llama-cpp-python: a second `Llama`, or a lookup in the text so far."""
+"""Proposers of tokens for llama-cpp-python: a second `Llama`, or a lookup in the text so far."""
 
 import math
 import sys
@@ -22,12 +22,11 @@ from speckv.runtime.signals import signals_of_logits
 
 _UNKNOWN = (math.nan, math.nan, math.nan)
 _STRIDE, _TAIL = 61, 320
-"""Vocabularies are compared at every 61st token and at the last ones: another tokenizer differs nearly everywhere, an
-extended one at the end."""
+"""Compared tokens: another tokenizer differs nearly everywhere, an extended one at the end."""
 
 
 class Proposed(NamedTuple):
-    """A proposed token, whether it ends the text, and entropy (nats), confidence and margin (NaN if not requested)."""
+    """A token, whether it ends the text, and entropy (nats), confidence and margin (NaN if not requested)."""
 
     token: int
     ends: bool
@@ -35,38 +34,30 @@ class Proposed(NamedTuple):
 
 
 class Proposer(Protocol):
-    """Proposes tokens one by one, deterministically, so that the text stays the target's own."""
+    """Proposes tokens deterministically, so that the text stays the target's own."""
 
     @property
     def name(self) -> str:
         """For messages."""
 
     def room(self, length: int) -> int:
-        """Tokens that can be proposed after a text of `length` tokens."""
+        """Tokens that can be proposed after `length` tokens."""
 
     def read(self, text: TokenIds) -> None:
         """Begins a draft after a text, whatever was read before."""
 
     def propose(self, *, signals: bool) -> Proposed | None:
-        """Proposes the next token after the text and this draft's proposals, or None; `signals`: compute them."""
+        """The next token after the text and this draft's proposals, if any."""
 
     def attach(self, lib: Any, target: Llama) -> None:
-        """Sets the target; `lib` is the module `llama_cpp`.
-
-        Raises:
-            ModelError: if the vocabularies differ.
-            ConfigError: if target and draft are one object.
-        """
+        """Sets the target. ModelError if vocabularies differ, ConfigError if target and draft are one object."""
 
 
 class LlamaDraft:
-    """Drafts greedily with a second model.
+    """Drafts greedily with a second model; ConfigError if its cache cannot be rolled back.
 
     Its cache keeps the prefix in common with the text, so a step reads the tokens emitted since the last step in one
-    pass, and then one token a pass. The last proposed token is not read.
-
-    Raises:
-        ConfigError: if the model's cache cannot be rolled back.
+    pass, then one token a pass. The last proposed token is not read.
     """
 
     def __init__(self, lib: Any, llama: Llama) -> None:
@@ -81,18 +72,18 @@ class LlamaDraft:
         return self.llama.metadata.get("general.name", "draft")
 
     def room(self, length: int) -> int:
-        """Room in its context; see `Proposer`."""
+        """Room in its context."""
         return max(0, usable_context(self.llama) - length + 1)
 
     def read(self, text: TokenIds) -> None:
-        """Keeps the common prefix of cache and text; see `Proposer`."""
+        """Keeps the common prefix of cache and text."""
         llama = self.llama
         known = llama.input_ids[: llama.n_tokens]
         llama.n_tokens = _common(known, text[:-1])  # at least one token is read, for its logits
         self._unread = text[llama.n_tokens :].tolist()
 
     def propose(self, *, signals: bool) -> Proposed:
-        """Reads the unread tokens and proposes the most likely one; see `Proposer`."""
+        """Reads the unread tokens and proposes the likeliest one."""
         self.llama.eval(self._unread)
         row = newest_logits(self._lib, self.llama)
         token = int(row.argmax())
@@ -100,7 +91,7 @@ class LlamaDraft:
         return Proposed(token, self._ends(token), signals_of_logits(row) if signals else _UNKNOWN)
 
     def attach(self, lib: Any, target: Llama) -> None:
-        """Compares the vocabularies: their sizes and the texts of a sample of tokens."""
+        """Compares sizes of the vocabularies and texts of sampled tokens."""
         del lib
         if target is self.llama:
             raise ConfigError("Expected two Llama objects, got one as target and draft. Load the file twice.")
@@ -120,13 +111,7 @@ class LlamaDraft:
 
 
 class LookupDraft:
-    """Proposes what most often followed the newest tokens earlier in the text; signals are computed from counts.
-
-    At most `longest` and at least `shortest` tokens are matched.
-
-    Raises:
-        ConfigError: if the lengths are out of range.
-    """
+    """Proposes what most often followed the newest `longest` to `shortest` tokens; signals come from counts."""
 
     def __init__(self, longest: int = 4, shortest: int = 2) -> None:
         if not 1 <= shortest <= longest:
@@ -142,17 +127,17 @@ class LookupDraft:
         return f"prompt-lookup({self.longest},{self.shortest})"
 
     def room(self, length: int) -> int:
-        """No limit; see `Proposer`."""
+        """No limit."""
         return sys.maxsize - length
 
     def read(self, text: TokenIds) -> None:
-        """Keeps the common prefix of index and text; see `Proposer`."""
+        """Keeps the common prefix of index and text."""
         kept = _common(np.array(self._index.tokens, np.intc), text)
         self._index.truncate(kept)
         self._unread = text[kept:].tolist()
 
     def propose(self, *, signals: bool) -> Proposed | None:
-        """Looks up; see `Proposer`. Signals are always computed."""
+        """Looks the next token up; signals are always computed."""
         del signals
         self._index.extend(self._unread)
         guess = self._index.guess()
@@ -163,12 +148,11 @@ class LookupDraft:
         return Proposed(guess.token, self._ends(guess.token), (guess.entropy, guess.confidence, guess.margin))
 
     def attach(self, lib: Any, target: Llama) -> None:
-        """Reads from the target which tokens end a text; see `Proposer`."""
+        """Reads from the target which tokens end a text."""
         self._ends = text_ends(lib, target)
 
 
 def _common(known: TokenIds, text: TokenIds) -> int:
-    """Length of the common prefix."""
     shorter = min(len(known), len(text))
     differs = np.flatnonzero(known[:shorter] != text[:shorter])
     return int(differs[0]) if len(differs) else shorter

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Drafting in transformers' assisted generation: as many tokens as a policy chooses, by the draft's `forward`.
 
-transformers' loop calls stopping criteria once a block, so that a text can run past the token that meets one, and
-logits processors for rejected tokens too. Here both are called once for each emitted token.
+transformers' loop calls stopping criteria once a block, and logits processors for rejected tokens too. Here both are
+called once for each emitted token.
 """
 
 import threading
@@ -49,13 +49,13 @@ def _is_in_loop(criterion: Any, generation_config: Any) -> bool:
 
 
 def eos_tokens(generation_config: Any) -> frozenset[int]:
-    """Tokens at which transformers' loop ends a text."""
+    """Tokens that end a text in transformers' loop."""
     found = getattr(generation_config, "_eos_token_tensor", None)
     return frozenset() if found is None else frozenset(found.flatten().tolist())
 
 
 class ExactCriteria(StoppingCriteriaList):
-    """All criteria of one call of `generate`, called for each token; before `begin`, transformers' own list."""
+    """The criteria of one `generate` call, called for each token; before `begin`, transformers' own list."""
 
     def __init__(self, criteria: Iterable[Any]) -> None:
         super().__init__(criteria)
@@ -64,11 +64,11 @@ class ExactCriteria(StoppingCriteriaList):
         self.scores: Any = None
 
     def begin(self, processors: Processors, prompt_len: int, scores: Any) -> None:
-        """Called before the first token of an assisted generation; `scores` is () if they are collected, else None."""
+        """Begins assisted generation; `scores` is () if they are collected, else None."""
         self._processors, self._length, self.scores = processors, prompt_len, scores
 
     def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
-        """Calls the criteria for each token of a block at the end of `input_ids`, up to one that meets them."""
+        """Calls the criteria for each token of the newest block, up to one that meets them."""
         if self._processors is None:
             return super().__call__(input_ids, scores, **kwargs)
         length = input_ids.shape[1]
@@ -87,8 +87,8 @@ class ExactCriteria(StoppingCriteriaList):
 class ExactBlocks(LogitsProcessor):
     """Replaces the loop's logits processors: processes the rows of each verification with copies of the user's.
 
-    A block is cut after the first drafted token that meets the user's criteria: transformers emits no tokens past
-    `generation_config.max_length`, which is lowered for the rest of the block.
+    A block is cut after the first drafted token that meets the user's criteria, by lowering
+    `generation_config.max_length` for the rest of the block.
     """
 
     def __init__(self, processors: Processors, criteria: ExactCriteria | None, generation_config: Any) -> None:
@@ -99,7 +99,7 @@ class ExactBlocks(LogitsProcessor):
         self._rows: list[Tensor] = []
 
     def begin(self, length: int) -> None:
-        """Called before a verification; `length` is that of the text without the draft."""
+        """Begins a verification; `length` excludes the draft."""
         self._start, self._config.max_length = length, self._limit
         self._rows.clear()
         self._probes = StoppingCriteriaList(self._processors.begin_verify())
@@ -135,16 +135,8 @@ class PolicyCandidates(CandidateGenerator):
     """Drafts as many tokens as a policy chooses, for one call of `generate`.
 
     If the user's processors keep state, or there are criteria other than length, time and end of text, the content of
-    `logits_processor` is replaced by one `ExactBlocks`. Otherwise the loop is not changed.
-
-    Args:
-        draft: Scores the target's vocabulary.
-        policy: Chooses how many tokens to draft.
-        generation_config: Its `max_length` is changed.
-        logits_processor: Of the target, also applied to the draft's scores; changed in place.
-        criteria: All stopping criteria of the call.
-        prompt_len: In tokens.
-        session: Options of the policy's session, without its budget.
+    `logits_processor` is replaced in place by one `ExactBlocks`. `generation_config.max_length` is changed. `draft`
+    scores the target's vocabulary; `session` holds options of the policy's session, without its budget.
     """
 
     def __init__(
@@ -178,7 +170,7 @@ class PolicyCandidates(CandidateGenerator):
     def get_candidates(  # type: ignore[override]
         self, input_ids: Tensor, **_: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """Text with draft, and the scores that its tokens were chosen from, of shape [1, drafted, vocabulary]."""
+        """Text with draft, and the scores of its tokens [1, drafted, vocabulary]."""
         self._num_drafted = 0
         text, chosen_from = input_ids, list[Tensor]()
         if self._session is not None:  # otherwise the target reads the prompt first
@@ -211,7 +203,7 @@ class PolicyCandidates(CandidateGenerator):
         return text, chosen_from
 
     def update_candidate_strategy(self, input_ids: Tensor, scores: Tensor, num_matches: int) -> None:
-        """Passes a step's outcome to the policy; `scores` (shape [1, drafted + 1, vocabulary]) are the target's."""
+        """Reports a step's outcome to the policy; `scores` are the target's, [1, drafted + 1, vocabulary]."""
         kept = int(num_matches)
         if self._criteria is None:
             self._processors.commit(kept + 1)
@@ -226,7 +218,7 @@ class PolicyCandidates(CandidateGenerator):
 
 
 class DraftSequence:
-    """A draft with its cache; each call passes the whole text, of which it reads the new part."""
+    """A draft with its cache; each call passes the whole text."""
 
     def __init__(self, draft: CausalModel) -> None:
         self._model, self.device = draft, draft.device
@@ -234,11 +226,11 @@ class DraftSequence:
         self._read: Tensor | None = None
 
     def room(self, length: int) -> int:
-        """Tokens that can be drafted after a text of that length before the draft's context is full."""
+        """Tokens that can be drafted after `length` tokens."""
         return max(0, self._model.context_limit - length)
 
     def after(self, text: Tensor) -> Tensor:
-        """Scores of the next token, of shape [1, vocabulary], after a text of shape [1, tokens]."""
+        """Scores of the next token [1, vocabulary] after a text [1, tokens]."""
         same = self._common(text)
         self._sequence.truncate(same)
         logits = self._sequence.extend(text[0, same:], num_logits=1)

@@ -4,13 +4,9 @@
     with control(target, draft, "mine.speckv"):
         target.generate(**inputs, assistant_model=draft)
 
-The loop, verification, sampling and streaming are transformers' own. Three methods of the target are replaced while
-the block runs. transformers' candidate generator calls the draft's `generate` at every step and always drafts; this one
-calls the draft's `forward`, and may draft nothing.
-
-A block belongs to the context (`contextvars`) that entered it, which is that of its thread or asyncio task. A call of
-`generate` in a context without a block, such as a thread that streams a text, uses the only open block. If several are
-open, such a call is transformers' own.
+Three methods of the target are replaced inside the block; loop, verification, sampling and streaming stay
+transformers' own. A block belongs to the context (`contextvars`) of its thread or asyncio task. A call of `generate`
+in a context without one, such as a thread that streams, uses the only open block, or none if several are open.
 """
 
 import inspect
@@ -36,13 +32,13 @@ NEEDS = {
     CRITERIA: {"generation_config", "stopping_criteria"},
     MODE: {"generation_mode_kwargs"},
 }
-"""Replaced methods and the parameters that are used, as in transformers 5.23 and 5.24."""
+"""Replaced methods and their used parameters, as in transformers 5.23 and 5.24."""
 _HOOKS = "_speckv_hooks"
 _ENTERED: ContextVar[tuple[object, ...]] = ContextVar("speckv_control", default=())
 
 
 class Block:
-    """One `control` block; its models have no wrappers, and `session` holds the options of its sessions."""
+    """One `control` block; its models have no wrappers, and `session` holds options of sessions."""
 
     def __init__(
         self, target: PreTrainedModel, draft: PreTrainedModel, policy: Policy, session: dict[str, Any]
@@ -53,7 +49,7 @@ class Block:
         self._latest = threading.local()  # config and criteria of the newest call in a thread
 
     def is_here(self) -> bool:
-        """Whether the calling context is inside the block."""
+        """Whether the calling context is inside."""
         return any(block is self for block in _ENTERED.get())
 
     def drafts_with(self, assistant: Any) -> bool:
@@ -61,7 +57,7 @@ class Block:
         return assistant is not None and unwrapped(assistant) is self._draft
 
     def candidates(self, arguments: dict[str, Any]) -> PolicyCandidates:
-        """The candidate generator of a call, from the arguments of transformers' method."""
+        """The candidate generator of a call."""
         self._assisted += 1
         config = arguments["generation_config"]
         self._require_servable(arguments)
@@ -77,7 +73,7 @@ class Block:
         )
 
     def criteria(self, arguments: dict[str, Any], found: Any) -> Any:
-        """The stopping criteria of a call, from those that transformers' method `found`."""
+        """The stopping criteria of a call, from transformers' own."""
         self._calls += 1
         config = arguments["generation_config"]
         criteria = ExactCriteria(found) if custom_criteria(found, config) else found
@@ -85,14 +81,14 @@ class Block:
         return criteria
 
     def mode_arguments(self, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Leaves out a draft whose vocabulary differs by padding, which transformers would treat as two tokenizers."""
+        """Leaves out a draft whose vocabulary differs by padding, which would count as another tokenizer."""
         padded = vocabulary(self.target) != vocabulary(self._draft) and "assistant_tokenizer" not in given
         if padded and self.drafts_with(given.get("assistant_model")):
             return {name: value for name, value in given.items() if name != "assistant_model"}
         return given
 
     def why_unused(self) -> str | None:
-        """Why no call of `generate` used the policy, or None."""
+        """Why no call of `generate` used the policy, if so."""
         if self._assisted:
             return None
         if self._calls:
@@ -108,7 +104,6 @@ class Block:
         return "control: generate was not called on the target, so the policy was not used."
 
     def _require_servable(self, arguments: dict[str, Any]) -> None:
-        """Refuses unsupported settings; transformers itself refuses batches, beams and caches."""
         if not self.drafts_with(arguments.get("assistant_model")):
             raise ConfigError(
                 "Expected assistant_model to be the draft that `control` was given, got another. "
@@ -142,15 +137,11 @@ class Hooks:
         self._removed = False
 
     def __reduce__(self) -> "tuple[type[Hooks], tuple[PreTrainedModel]]":
-        """A copy of the target that is made inside a block is not controlled."""
+        """A copy of the target made inside a block is not controlled."""
         return Hooks, (self._target,)
 
     def enter(self, block: Block) -> bool:
-        """Adds a block; False if another thread has removed the hooks meanwhile.
-
-        Raises:
-            ConfigError: if the context is inside another block, or transformers lacks what is needed.
-        """
+        """Adds a block; False if another thread has removed the hooks. ConfigError inside another block."""
         with self._lock:
             if self._removed:
                 return False
@@ -210,12 +201,10 @@ class Hooks:
         return next((block for block in tuple(self._blocks) if block.is_here()), None)
 
     def _block(self) -> Block | None:
-        """The block of the calling context, or the only open one."""
         blocks = tuple(self._blocks)
         return self._here() or (blocks[0] if len(blocks) == 1 else None)
 
     def _own(self, name: str) -> Any:
-        """The target's method without the hooks, or None."""
         method = getattr(type(self._target), name, None)
         return self._replaced.get(name) or (method and method.__get__(self._target))
 
@@ -255,9 +244,8 @@ def control(
     """Lets a policy choose how many tokens `target.generate(..., assistant_model=draft)` drafts at each step.
 
     Greedy text and the distribution of sampled text are those of plain `generate`, with any logits processors and
-    stopping criteria whose state can be deep-copied. Nothing is drafted before the target has read the prompt.
-
-    Several threads may decode with one target, each inside its own `control` block.
+    stopping criteria whose state can be deep-copied. Several threads may decode with one target, each inside its own
+    `control` block.
 
     Args:
         target: A transformers model, or one inside a wrapper of PEFT, torch.compile or distributed training.
@@ -270,8 +258,8 @@ def control(
         UserWarning: at the end of a block in which no call of `generate` used the policy.
 
     Raises:
-        ConfigError: if the models do not fit, the target is controlled already, or this version of transformers is not
-            supported. Inside the block, from `generate`: for unsupported settings.
+        ConfigError: if the models do not fit, the target is controlled already, or settings or transformers' version
+            are not supported; also from `generate`.
         ModelError: for models whose cache cannot be rolled back.
         CheckpointError: if the folder's policy cannot be used.
     """
@@ -301,7 +289,6 @@ def _enter(target: PreTrainedModel, block: Block) -> Hooks:
 
 
 def _inner(model: Any) -> PreTrainedModel:
-    """The model inside wrappers; adapters such as LoRA are part of its layers."""
     inner = unwrapped(model)
     if not isinstance(inner, PreTrainedModel):
         raise ConfigError(

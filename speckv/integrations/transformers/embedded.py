@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `generate` of a folder that `python -m speckv export --to hf-custom-generate` wrote.
-
-transformers copies only the modules of such a folder, so the policy's files are stored inside one of them.
-"""
+"""The `generate` of a folder that `python -m speckv export --to hf-custom-generate` wrote."""
 
 import copy
 import tempfile
@@ -21,7 +18,7 @@ from speckv.runtime.state import Storable
 
 
 class Embedded:
-    """A policy stored in a module, for transformers' assisted generation in any number of threads.
+    """A policy stored in a module, because transformers copies only the modules of a folder; for many threads.
 
     `files` holds the policy's two files in base 64, and `kinds` the controllers that `speckv.runtime` does not define.
     """
@@ -33,7 +30,7 @@ class Embedded:
 
     @property
     def policy(self) -> Policy:
-        """The policy, loaded and tested at the first use."""
+        """Loaded and tested at the first use."""
         with self._loading:
             if self._policy is None:
                 self._policy = self._loaded()
@@ -63,8 +60,6 @@ class Embedded:
         """Generates like `model.generate(inputs, assistant_model=...)`, with drafts chosen by the policy.
 
         Args:
-            model: The target.
-            inputs: As for `generate`, like all arguments that are not listed.
             assistant_model: The draft, with the target's tokenizer.
             compression: Of the target: "fp16" (unquantised), "int8" or "nf4"; the policy's first by default.
             cost_ratio: One draft pass over one target pass; by default that of the policy's training.
@@ -93,7 +88,7 @@ class Embedded:
 
 
 def _require_assisted(model: Any, draft: Any, given: Any, options: Mapping[str, Any]) -> None:
-    """Checks that transformers would use the draft; with beams, for example, it warns and decodes without one."""
+    """Checks that transformers would use the draft; with beams, for example, it only warns."""
     config = copy.deepcopy(model.generation_config)
     if given is not None:
         config.update(**{name: value for name, value in given.to_dict().items() if value is not None})

@@ -3,7 +3,7 @@
 
     target.generate(**inputs, custom_generate=custom_generate, draft_model=draft, policy="mine.speckv")
 
-`generate` does not pass `assistant_model` to a callable, hence the argument `draft_model`.
+`generate` does not pass `assistant_model` to a callable, hence `draft_model`.
 """
 
 import inspect
@@ -37,7 +37,7 @@ from speckv.types import FloatArray
 
 _LARGEST_SEED = 2**62
 _DEEPEST_CALL = 16
-"""Bound on the frames between `generate` and the callable, decorators included."""
+"""Frames between `generate` and the callable, decorators included."""
 
 _OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
 _MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE, GenerationMode.ASSISTED_GENERATION)
@@ -63,7 +63,7 @@ class GenerateRequest:
         criteria: Sequence[Any],
         model_kwargs: Mapping[str, Any],
     ) -> "GenerateRequest":
-        """Reads what `generate` prepared: ids of shape [1, tokens], and arguments of the model's `forward`."""
+        """Reads what `generate` prepared: ids [1, tokens], and arguments of the model's `forward`."""
         call = _generate_call()
         _require_plain(input_ids, config, model_kwargs, call)
         lengths = [criterion.max_length for criterion in criteria if type(criterion) is MaxLengthCriteria]
@@ -81,12 +81,12 @@ class GenerateRequest:
         )
 
     def ends(self, text: list[int], device: torch.device) -> bool:
-        """Whether one of the caller's criteria ends a text, prompt and output."""
+        """Whether one of the caller's criteria ends prompt and output."""
         return bool(self.criteria(torch.tensor([text], device=device), None).all())
 
 
 def _generate_call() -> Mapping[str, Any]:
-    """Arguments of the running call of `generate`, from its frame; empty without one.
+    """Arguments of the running call of `generate`, from its frame.
 
     `generate` does not pass `streamer`, `synced_gpus` and `assistant_model` to a callable (transformers 5.24,
     `_extract_generation_mode_kwargs`). Without its end a streamer's reader would wait for ever.
@@ -103,7 +103,6 @@ def _generate_call() -> Mapping[str, Any]:
 
 
 def _sampling(config: Any, processors: Sequence[Any]) -> tuple[SamplingConfig, Processors | None]:
-    """The engine's own warping if it equals that of the processors; otherwise the processors."""
     if not config.do_sample:
         return SamplingConfig(), Processors.of(processors)
     seed = int(torch.randint(_LARGEST_SEED, ()))  # so that torch.manual_seed repeats a text
@@ -114,7 +113,7 @@ def _sampling(config: Any, processors: Sequence[Any]) -> tuple[SamplingConfig, P
 
 
 def _warping(processors: Sequence[Any]) -> dict[str, Any] | None:
-    """Temperature, top-k and top-p, if the processors are at most these three, in this order; else None."""
+    """None if the processors are more than temperature, top-k and top-p, or in another order."""
     order: tuple[tuple[type, str], ...] = (
         (known.TemperatureLogitsWarper, "temperature"),
         (known.TopKLogitsWarper, "top_k"),
@@ -185,19 +184,14 @@ def _require_whole_text(input_ids: Tensor, model_kwargs: Mapping[str, Any]) -> N
 
 
 _PREPARED = "_speckv_prepared"
-"""Attribute of a model with the result of `prepare`."""
-
 _CACHE_FIELD = "cache" if "cache" in {one.name for one in fields(GenerateDecoderOnlyOutput)} else "past_key_values"
-"""Name of the cache in what `generate` returns: `cache` since transformers 5.24."""
+"""`cache` since transformers 5.24."""
 
 
 def prepare(*models: PreTrainedModel, compression: str = "fp16", static_cache: bool | None = None) -> None:
     """Makes models faster for `custom_generate`, in place: narrow layers on CPUs, fixed buffers and graphs on CUDA.
 
-    Models that are prepared already are skipped. `static_cache` (fixed buffers) is by default on for CUDA.
-
-    Raises:
-        ConfigError: if a model does not support the static cache that is requested.
+    `static_cache` (fixed buffers) is by default on for CUDA; ConfigError if it is requested and not supported.
     """
     for model in models:
         if _causal_of(model) is None:
@@ -227,10 +221,9 @@ def custom_generate(
     cost_ratio: float | None = None,
     **model_kwargs: Any,
 ) -> Tensor | GenerateDecoderOnlyOutput:
-    """Decodes one prompt with SpecKV's engine; called by `generate`.
+    """Decodes one prompt with SpecKV's engine; called by `generate`, which prepares all but the listed arguments.
 
-    Processors, stopping criteria and streamers are called once for every emitted token, in order, as in plain
-    `generate`. Classifier-free guidance is not supported. `generate` prepares all arguments but the following.
+    Processors, stopping criteria and streamers are called once for every emitted token, as in plain `generate`.
 
     Args:
         draft_model: Not used if the policy never drafts.
@@ -273,10 +266,7 @@ def custom_generate(
 def decode(
     engine: Engine, session: Session, request: GenerateRequest, policy: Policy, *, device: torch.device
 ) -> list[int]:
-    """Decodes a request with a new session of the policy; the caller's criteria get token ids on `device`.
-
-    If the policy decides once a step, nothing waits for the device inside a step.
-    """
+    """Decodes a request with a policy's session; the caller's criteria get token ids on `device`."""
     step = engine.start(
         request.prompt,
         max_new_tokens=request.max_new_tokens,
@@ -339,13 +329,13 @@ def _draft(model: PreTrainedModel, target: PreTrainedModel) -> CausalModel:
 
 
 def _causal_of(model: PreTrainedModel) -> CausalModel | None:
-    """The result of `prepare`, or None; a shallow copy of a prepared model is not prepared."""
+    """None also for a shallow copy of a prepared model."""
     found = model.__dict__.get(_PREPARED, _Prepared(None)).causal
     return found if found is not None and found.hf is unwrapped(model) else None
 
 
 class _Prepared:
-    """The result of `prepare`; copies and pickles of the model do not include its buffers and graphs."""
+    """Copies and pickles of the model do not include its buffers and graphs."""
 
     def __init__(self, causal: CausalModel | None) -> None:
         self.causal = causal

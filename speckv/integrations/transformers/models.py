@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models that the caller has loaded: checks that two fit each other, and adapters for the engine."""
+"""Checks that two loaded models fit each other, and adapters for the engine."""
 
 from dataclasses import replace
 from typing import Any
@@ -16,7 +16,7 @@ from speckv.types import same_but_padding
 
 
 def vocabulary(model: PreTrainedModel) -> int:
-    """Size of a model's vocabulary with padding."""
+    """Size of a vocabulary with padding."""
     return int(model.config.get_text_config().vocab_size)
 
 
@@ -46,11 +46,7 @@ def require_pair(target: PreTrainedModel, draft: PreTrainedModel) -> None:
 
 
 def require_plain_adapters(model: nn.Module) -> None:
-    """Refuses PEFT adapters whose result for a token depends on the tokens passed with it.
-
-    Raises:
-        ConfigError: for prompt tuning, prefix tuning and their like, for activated LoRA, and for X-LoRA.
-    """
+    """ConfigError for PEFT adapters whose result for a token depends on other tokens of the pass."""
     # Inside `generate` PEFT calls the inner model, where it has replaced this method by the wrapper's.
     caller = getattr(vars(model).get("prepare_inputs_for_generation"), "__self__", None)
     found: list[Any] = [getattr(wrapper, "peft_config", None) for wrapper in (model, caller)]
@@ -70,7 +66,7 @@ def require_plain_adapters(model: nn.Module) -> None:
 
 
 def as_is(model: PreTrainedModel) -> CausalModel:
-    """A model for the engine, unchanged; its context limit is that of its positions, as in `generate`."""
+    """A model for the engine, limited by its positions, as in `generate`."""
     inner = unwrapped(model)
     return CausalModel(
         name=type(inner).__name__,

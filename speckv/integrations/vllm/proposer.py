@@ -7,8 +7,8 @@
         "num_speculative_tokens": 8,
     }
 
-Each token is the one that most often followed the longest suffix of the text that occurred before; signals are computed
-from its counts (docs/drafters.md). vLLM is not imported: it passes arrays and receives lists.
+Each token is the one that most often followed the longest suffix of the text; signals are computed from its counts
+(docs/drafters.md). vLLM is not imported.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from speckv.ngrams import NgramIndex
 from speckv.runtime import Session
 
 LONGEST, SHORTEST = 4, 2
-"""Lengths of the suffixes that are looked up, in tokens."""
+"""Lengths of the looked-up suffixes, in tokens."""
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -37,8 +37,8 @@ class _Request:
 class SpecKVNgramProposer:
     """The proposer of vLLM's `method="custom_class"`, constructed by vLLM.
 
-    vLLM passes neither names of requests nor token budgets to a proposer. A request is recognised by its text, the
-    policy gets a typical budget, and drafts end at the model's longest text.
+    vLLM passes neither names nor token budgets. A request is recognised by its text, and the policy gets a typical
+    budget.
     """
 
     def __init__(self, vllm_config: Any) -> None:
@@ -122,7 +122,6 @@ class SpecKVNgramProposer:
 
 
 def _take(known: list[_Request | None], text: NDArray[Any], num_sampled: int, row: int) -> _Request | None:
-    """Removes and returns the request that a text continues, which is most often in the same row as before."""
     length = len(text) - num_sampled
     for place in (row, *range(len(known))):
         request: _Request | None = known[place] if place < len(known) else None

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """vLLM's schedulers with a policy that chooses how many tokens to draft.
 
-vLLM chooses the number of tokens to draft after a pass while it plans that pass, by the number of requests
-(`num_speculative_tokens_per_batch_size`). The mix-in replaces this choice: each request has a session, and their gammas
-are combined into one for the batch. Outcomes arrive one decision late, or two where passes overlap.
-Alternatively it cuts drafts to each request's own gamma after the pass, which saves verification, but no drafting.
+vLLM plans the number of tokens to draft by the number of requests (`num_speculative_tokens_per_batch_size`). The mix-in
+replaces this choice by one gamma combined from the requests' sessions; outcomes arrive one decision late, or two where
+passes overlap. Or it cuts drafts to each request's own gamma, which saves verification, but no drafting.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from speckv.integrations.vllm.sessions import (
 if TYPE_CHECKING:
 
     class _Scheduler:
-        """The part of vLLM's scheduler that is used, as in 0.32."""
+        """As in vLLM 0.32."""
 
         requests: Mapping[str, Any]
         num_spec_tokens: int
@@ -47,7 +46,7 @@ class PolicyScheduling(_Scheduler):
     """A mix-in for vLLM's schedulers; `speckv` holds the sessions."""
 
     overlaps = False
-    """Whether the scheduler can plan a pass before the last one has ended."""
+    """Whether a pass can be planned before the last one has ended."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -59,7 +58,6 @@ class PolicyScheduling(_Scheduler):
         )
 
     def _update_after_schedule(self, scheduler_output: Any) -> None:
-        """Sets how many tokens to draft after the pass that was just planned."""
         if not self.speckv.settings.per_request:
             drafting = [
                 (name, self._budget(self.requests[name]))
@@ -89,7 +87,7 @@ class PolicyScheduling(_Scheduler):
         return outputs
 
     def update_draft_token_ids(self, draft_token_ids: Any) -> None:
-        """Stores the draft's signals, and cuts drafts to each request's own gamma."""
+        """Stores the draft's signals, and cuts drafts to each request's gamma."""
         settings, newest = self.speckv.settings, signals.take()
         rows = zip(draft_token_ids.req_ids, draft_token_ids.draft_token_ids, strict=True)
         for place, (name, drafted) in enumerate(rows):
@@ -115,7 +113,7 @@ class PolicyScheduling(_Scheduler):
 
 
 def make_scheduler(base: type, name: str, *, overlaps: bool = False) -> type:
-    """A subclass of a vLLM scheduler under a policy; a `ConfigError` if this release lacks a method that is needed."""
+    """A vLLM scheduler under a policy; ConfigError if this release lacks a method."""
     missing = [hook for hook in HOOKS if not hasattr(base, hook)]
     if missing:
         raise ConfigError(f"Expected vLLM 0.32, whose scheduler has {list(HOOKS)}; this one's lacks {missing}.")
@@ -155,7 +153,6 @@ def _require_servable(config: Any, settings: EnvironmentSettings, num_spec_token
 
 
 def _require_learnable(settings: EnvironmentSettings, num_requests: int) -> None:
-    """Checks that a policy that learns receives the outcome of each of its choices before the next one."""
     policy = settings.policy
     if not settings.per_request:
         raise ConfigError(
@@ -171,7 +168,6 @@ def _require_learnable(settings: EnvironmentSettings, num_requests: int) -> None
 
 
 def _reads_prompt(request: Any, number: int) -> bool:
-    """Whether part of the prompt is unread after `number` more tokens, so that nothing is drafted."""
     return bool(request.num_computed_tokens + number < request.num_tokens + request.num_output_placeholders)
 
 

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings, one session for each running request, and one gamma for a batch; independent of vLLM.
-
-vLLM builds schedulers and proposers itself, so settings reach them by environment variables.
-"""
+"""Settings, a session for each running request, and one gamma for a batch; independent of vLLM."""
 
 import os
 import statistics
@@ -33,7 +30,7 @@ _in_process: list[Policy] = []
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvironmentSettings:
-    """Settings of the integration, from environment variables (docs/integrations/vllm.md)."""
+    """Settings from environment variables, as vLLM builds its classes itself (docs/integrations/vllm.md)."""
 
     policy: Policy
     compression: str | None = None
@@ -43,12 +40,7 @@ class EnvironmentSettings:
 
     @staticmethod
     def read(environment: Mapping[str, str] | None = None) -> "EnvironmentSettings":
-        """Reads the environment, by default the process's own.
-
-        Raises:
-            ConfigError: if no policy is named, or a value is invalid.
-            CheckpointError: if the policy cannot be used.
-        """
+        """ConfigError if no policy is named or a value is invalid; CheckpointError if it is unusable."""
         env = os.environ if environment is None else environment
         combine = env.get(COMBINE, "median")
         if combine not in COMBINATIONS:
@@ -66,10 +58,7 @@ class EnvironmentSettings:
 
 @contextmanager
 def use(policy: Policy) -> Iterator[Policy]:
-    """Inside the block, engines in this process use this policy instead of the one that SPECKV_POLICY names.
-
-    The engine must run in this process: `VLLM_ENABLE_V1_MULTIPROCESSING=0`.
-    """
+    """Replaces SPECKV_POLICY's policy for engines in this process (`VLLM_ENABLE_V1_MULTIPROCESSING=0`)."""
     _in_process.append(policy)
     try:
         yield policy
@@ -106,10 +95,10 @@ class Budget(NamedTuple):
 
 
 class RequestSessions:
-    """Sessions of the requests that a scheduler runs.
+    """Sessions of the requests that a scheduler runs, with at most `most` drafted tokens a step.
 
-    There are two ways to decide. For the batch, `decide` is called before each pass, while the outcome of the pass
-    before is not known yet. For each request, `cut` is called after each pass. A step drafts at most `most` tokens.
+    For the batch, `decide` is called before each pass, while the last outcome is not known yet. For each request, `cut`
+    is called after each pass.
     """
 
     def __init__(self, settings: EnvironmentSettings, *, most: int, vocab_size: int | None = None) -> None:
@@ -140,12 +129,12 @@ class RequestSessions:
         return opened
 
     def decide(self, requests: Iterable[tuple[str, Budget]]) -> int:
-        """One gamma for the requests that will draft, given by name and budget; 0 for none."""
+        """One gamma for the requests that will draft; 0 for none."""
         gammas = [self.session(*request).begin_step() for request in requests]
         return min(self._combine(gammas), self.most) if gammas else 0
 
     def store_signals(self, request: str, signals: Sequence[TokenSignals]) -> None:
-        """Stores the signals of the tokens that were just drafted, for `end` or `cut`."""
+        """Stores the newest draft's signals for `end` or `cut`."""
         self._drafted[request] = signals
 
     def cut(self, request: str, budget: Budget, num_drafted: int) -> int:
@@ -158,7 +147,7 @@ class RequestSessions:
         return gamma
 
     def end(self, request: str, *, num_drafted: int, num_accepted: int, num_emitted: int) -> None:
-        """Records the outcome of a pass; ignored for a request that is not open."""
+        """Records a pass; ignored for a request that is not open."""
         if (session := self._sessions.get(request)) is None:
             return
         if not self.settings.per_request and self.settings.signals:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The draft's signals, from wrapped methods of vLLM's proposer, which has no public access to its scores.
+"""The draft's signals, from two private methods of vLLM's `SpecDecodeBaseProposer`, wrapped if SPECKV_SIGNALS=1.
 
-`install` wraps two private methods of `SpecDecodeBaseProposer` (draft models, EAGLE, MTP) if SPECKV_SIGNALS=1. It is an
-entry point of the group `vllm.general_plugins`, which vLLM runs in every process, perhaps more than once. The
-scheduler, in the same process, receives three floats a token.
+vLLM runs `install`, of the group `vllm.general_plugins`, in every process, perhaps more than once. The scheduler, in
+the same process, receives three floats a token.
 """
 
 import functools
@@ -30,7 +29,7 @@ def installed() -> bool:
 
 
 def take() -> Rows:
-    """The signals of the newest draft; empty if they were taken before."""
+    """The signals of the newest draft; empty if already taken."""
     return _newest.pop() if _newest else ()
 
 
@@ -47,7 +46,7 @@ def install() -> None:
 
 
 def wrap(proposer: type) -> None:
-    """Makes a proposer class store the signals of each draft for `take`; wraps it once."""
+    """Makes a proposer class store each draft's signals for `take`, once."""
     if proposer in _installed:
         return
     propose, sample = vars(proposer)["propose"], vars(proposer)["_sample_draft_tokens"]
@@ -78,7 +77,7 @@ def wrap(proposer: type) -> None:
 
 
 def with_scores(model: Any, seen: list[Any]) -> None:
-    """Shadows `compute_logits` of one model, until the attribute is deleted, by a function that stores its scores."""
+    """Shadows `compute_logits` of one model, until the attribute is deleted, to store its scores."""
     compute: Callable[..., Any] = model.compute_logits
 
     def compute_and_store(*args: Any, **kwargs: Any) -> Any:
@@ -91,7 +90,7 @@ def with_scores(model: Any, seen: list[Any]) -> None:
 
 
 def signals_of(scores: Any) -> Any:
-    """Entropy, confidence and margin of each row of scores; shape [rows, 3], on the scores' device."""
+    """Entropy, confidence and margin: [rows, 3], on the scores' device."""
     import torch
 
     logs = torch.log_softmax(scores.float(), dim=-1)
@@ -103,7 +102,7 @@ def signals_of(scores: Any) -> Any:
 
 
 def _publish(positions: Sequence[Any]) -> None:
-    """Stores the signals of a draft, given by position, by request."""
+    """Stores signals by request, given by position."""
     import torch
 
     _newest.clear()
