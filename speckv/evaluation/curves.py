@@ -23,10 +23,7 @@ _Pairs = dict[tuple[str, str], tuple[float, ...]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """One evaluation after `step` environment steps.
-
-    `over_best_fixed`: compression, or "all" for the geometric mean over them -> speed-up over the best fixed gamma.
-    """
+    """One evaluation after `step` environment steps; "all" is the geometric mean over compressions."""
 
     step: int
     over_best_fixed: Mapping[str, Interval]

@@ -323,7 +323,6 @@ def _known_roll_out(known: Iterable[TraceSequence], row: _Row, mismatch: int) ->
 
 
 def _probability(warped: Tensor, tokens: Tensor, sampling: SamplingConfig) -> Tensor:
-    """1 in greedy decoding, which does not use it."""
     if sampling.mode == "greedy":
         return torch.ones(len(tokens))
     return warped.log_softmax(-1).gather(-1, tokens[:, None])[:, 0].exp()

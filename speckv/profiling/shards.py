@@ -50,8 +50,8 @@ class ProfilePlan:
         max_prompt_tokens: Longer prompts are left out, before `per_task` counts.
         per_task: Prompts of every (split, task), by split; all where a split is absent.
         skip: Prompts of every (split, task) that are passed over first, by split: for a recording in parts.
-        date: Local ISO date and time for chat templates; "" for now. Parts to be merged need the same one if the
-            template prints it.
+        date: Local ISO date and time for chat templates; "" for the start of the recording. Parts to be merged need
+            the same one if the template prints it.
     """
 
     pair: PairConfig

@@ -85,7 +85,7 @@ class Policy:
 
     Attributes:
         fallback: Compression -> gamma where the controller cannot decide, in tokens.
-        learns: Whether it learns from one request to the next.
+        learns: Whether it is updated from one request to the next.
         typical: Shape [features]; mean observation on the recordings, used in place of what a library does not show.
         cost_ratio: Compression -> one draft pass over one target pass, where it was trained.
         warnings: Reason -> how often the fallback was used, in all sessions.
