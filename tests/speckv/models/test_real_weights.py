@@ -124,7 +124,7 @@ def test_smol_compressed(weights_dir: Path, compression: str) -> None:
         assert len(tokens) > 1
 
 
-@pytest.mark.parametrize("text", PROMPTS[:2])
+@pytest.mark.parametrize("text", PROMPTS[:1])
 def test_qwen_greedy_is_the_targets_own_text(qwen: ModelPair, text: str) -> None:
     prompt = qwen.encode(text)
     engine = Engine(qwen.target, qwen.draft, eos_token_ids=qwen.eos_token_ids)
