@@ -28,7 +28,7 @@ class PerRequestSettings:
 
 
 class PerRequestGamma(Rule):
-    """Decides before a request's first step by a controller that decides once a step; a `RequestTimes` is storable."""
+    """Decides once a request, by a controller that decides once a step; stored only with a `RequestTimes`."""
 
     kind = "per_request"
     settings_class = PerRequestSettings

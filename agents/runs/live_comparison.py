@@ -98,7 +98,9 @@ class LiveComparison:
 def compare_live(
     task: LiveTask, controller: Controller, fixed_gammas: Sequence[int], log: RequestLog, request: StopRequest
 ) -> LiveComparison:
-    """Decodes every held-out prompt with every arm in a rotating order; a copy of the controller decodes and learns.
+    """Decodes every held-out prompt with every arm in a rotating order, the controller as a copy.
+
+    The copy of an online learner updates from its own requests; the stored controller does not change.
 
     Raises:
         InterruptedTraining: after the request during which a signal came.

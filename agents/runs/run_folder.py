@@ -26,7 +26,6 @@ from speckv.types import Controller
 
 OVERRIDES = "overrides.txt"
 EVENTS = "tb"
-POLICY = RUN_POLICY
 EVALUATION = "evaluation"
 LAST = Path("checkpoints") / "last.pt"
 BEST = Path("checkpoints") / "best.pt"
@@ -84,21 +83,21 @@ class RunFolder:
         write_atomically(self / CONFIG, config)
         write_atomically(self / RUN, canonical_json(facts))
 
-    def require_same(self, facts: Mapping[str, object], keys: Sequence[str]) -> None:
-        """Passes if the run in this folder began with the same facts under these keys, or raises CheckpointError."""
+    def require_same(self, facts: Mapping[str, object]) -> None:
+        """Passes if the run in this folder began with the same facts, or raises CheckpointError."""
         before = read_facts(self.path)
         if not before:
             raise CheckpointError(f"Expected a run folder with a {RUN} at {self.path}, found none.")
-        for key in keys:
-            if before.get(key) != facts[key]:
+        for key, fact in facts.items():
+            if before.get(key) != fact:
                 raise CheckpointError(
                     f"Expected to continue {self.path} with the same {key}, {json.dumps(before.get(key))}, "
-                    f"got {json.dumps(facts[key])}. Restore it, or start a new run."
+                    f"got {json.dumps(fact)}. Restore it, or start a new run."
                 )
 
     def save_policy(self, controller: Controller, provenance: Mapping[str, object], **deployment: Any) -> None:
         """Writes the run's controller, which `evaluate.py`, `decode` and `export` load, in place of an earlier one."""
-        Policy.of(controller, trained_on=provenance, **deployment).save(self / POLICY)
+        Policy.of(controller, trained_on=provenance, **deployment).save(self / RUN_POLICY)
 
     def append_evaluation(self, step: int, grid: Grid, sums: Sums) -> None:
         """Adds one row per prompt and compression."""
@@ -154,19 +153,14 @@ class Run:
             CheckpointError: if the run to resume began with other facts.
             ConfigError: if the new folder exists.
         """
-        settings, now = self.settings, datetime.datetime.now(datetime.UTC)
-        record = {
-            "agent": self.name,
-            "seed": settings.seed,
-            "started": now.isoformat(timespec="microseconds"),
-            **facts,
-            **others,
-            **provenance(),
-        }
+        settings = self.settings
+        decisive = {"agent": self.name, **facts, "seed": settings.seed}
         if settings.resume is not None:
             folder = RunFolder(Path(settings.resume))
-            folder.require_same(record, ("agent", *facts, "seed"))
+            folder.require_same(decisive)
             return folder
+        now = datetime.datetime.now(datetime.UTC)
+        record = {**decisive, "started": now.isoformat(timespec="microseconds"), **others, **provenance()}
         name = f"{label}-{cost}-{now.astimezone():%Y%m%d-%H%M%S}-seed{settings.seed}"
         folder = RunFolder.create(settings.output, settings.runs_dir, name)
         folder.record_start(self.config, self.overrides, record)

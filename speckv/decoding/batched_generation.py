@@ -95,6 +95,7 @@ def generate_batch(
     Raises:
         BudgetError: if a prompt does not fit; what was decoded is lost.
         ConfigError: if prompts, names and budgets differ in number, or the controller cannot decide in a batch.
+        DeviceError: if the device runs out of memory or is lost.
     """
     most = len(prompts) if max_running is None else max_running
     budgets = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)

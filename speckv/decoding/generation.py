@@ -105,6 +105,8 @@ def generate(
 
     Raises:
         BudgetError: if the prompt does not fit.
+        ProbabilityError: if a model's scores hold NaN.
+        DeviceError: if the device runs out of memory or is lost.
     """
     running = stepwise(engine, prompt, controller, context=context, max_new_tokens=max_new_tokens, request=request)
     while True:

@@ -64,11 +64,7 @@ def find_kernel(compression: str, dtype: torch.dtype, device: torch.device) -> K
     if compression == "fp16":
         return _plain(dtype, emulated=on_cpu and emulated_on_cpu(dtype))
     if compression == "int8":
-        return (
-            _int8_on_cpu()
-            if on_cpu
-            else Kernel("bitsandbytes INT8 tensor-core product, outlier columns apart in float16")
-        )
+        return _int8_on_cpu() if on_cpu else _INT8_ON_CUDA
     if compression == "nf4":
         return _nf4_on_cpu(dtype) if on_cpu else _nf4_on_cuda()
     return Kernel(f"{compression}, a registered compression: its kernel is not known")

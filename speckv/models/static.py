@@ -82,7 +82,10 @@ class StaticSequence:
         return exported(self._model.hf, self._buffers.cache, self.length)
 
     def capture_ahead(self, longest: int, widths: Sequence[int], *, all_logits: bool) -> None:
-        """On CUDA, captures passes for texts of up to `longest` tokens, to score every token or the last."""
+        """On CUDA, captures passes for texts of up to `longest` tokens, to score every token or the last.
+
+        The sequence must be empty.
+        """
         with self._failures_noted():
             self._buffers.capture_ahead(longest, widths, all_logits=all_logits)
 
