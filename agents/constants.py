@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agents.per_request import PerRequestGamma, PerRequestSettings, RequestTimes, linear_inputs
-from agents.registry import TrainingData
+from speckv.agents.per_request import PerRequestGamma, PerRequestSettings, RequestTimes, linear_inputs
+from speckv.agents.registry import TrainingData
 from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError
 from speckv.evaluation.replays import compile_pair, fixed_name, tune_fixed

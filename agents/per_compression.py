@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from agents.rules.base import Rule
+from speckv.agents.rules.base import Rule
 from speckv.runtime.constant import NearestCompression
 from speckv.types import (
     Abstainer,

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.building import require_above_zero
-from agents.rules.base import Rule
+from speckv.agents.building import require_above_zero
+from speckv.agents.rules.base import Rule
 from speckv.cost.times import StepTimes
 from speckv.runtime.state import Arrays, ControllerState
 from speckv.types import BatchMemory, BoolArray, Controller, DecodedSteps, FloatArray, IntArray

@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agents.building import build_settings
+from speckv.agents.building import build_settings
 from speckv.cost import CostTable, require_single_request
 from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError, nearest
@@ -81,18 +81,18 @@ def _load(path: str) -> Any:
 def _modules(folder: str, *others: str, online: bool = False) -> dict[str, Agent]:
     names = sorted(path.stem for path in (Path(__file__).parent / folder).glob("*.py"))
     return {
-        name: Agent(controller=f"agents.{folder}.{name}:{name}", online=online)
+        name: Agent(controller=f"speckv.agents.{folder}.{name}:{name}", online=online)
         for name in names
         if name not in ("__init__", "base", *others)
     }
 
 
 def _bandit(path: str) -> Agent:
-    return Agent(controller=f"agents.bandits.{path}", online=True)
+    return Agent(controller=f"speckv.agents.bandits.{path}", online=True)
 
 
 def _learner(name: str) -> Agent:
-    return Agent(settings=f"agents.rl.hyperparameters:{name}")
+    return Agent(settings=f"speckv.agents.rl.hyperparameters:{name}")
 
 
 AGENTS: Mapping[str, Agent] = dict(
@@ -100,26 +100,27 @@ AGENTS: Mapping[str, Agent] = dict(
         {
             **_modules("rules"),
             **_modules("bandits", "arms", "calibrated", "hazard", "linear", "making", online=True),
-            "best_fixed": Agent(controller="agents.constants:BestFixedGamma"),
-            "fixed": Agent(controller="agents.constants:FixedGamma"),
+            "best_fixed": Agent(controller="speckv.agents.constants:BestFixedGamma"),
+            "fixed": Agent(controller="speckv.agents.constants:FixedGamma"),
             "per_request": Agent(
-                controller="agents.per_request:PerRequestGamma", make="agents.constants:fit_per_request"
+                controller="speckv.agents.per_request:PerRequestGamma", make="speckv.agents.constants:fit_per_request"
             ),
             "speckv_mlp": Agent(
-                controller="agents.speckv_mlp.controllers:SpecKVMlp", make="agents.speckv_mlp.fit:fit_speckv_mlp"
+                controller="speckv.agents.speckv_mlp.controllers:SpecKVMlp",
+                make="speckv.agents.speckv_mlp.fit:fit_speckv_mlp",
             ),
             "speckv_mlp_cost": Agent(
-                controller="agents.speckv_mlp.controllers:SpecKVMlpCost",
-                make="agents.speckv_mlp.fit:fit_speckv_mlp_cost",
+                controller="speckv.agents.speckv_mlp.controllers:SpecKVMlpCost",
+                make="speckv.agents.speckv_mlp.fit:fit_speckv_mlp_cost",
             ),
             "survival": Agent(
-                controller="agents.survival.controllers:SurvivalGamma",
-                make="agents.survival.fit:fit_survival",
+                controller="speckv.agents.survival.controllers:SurvivalGamma",
+                make="speckv.agents.survival.fit:fit_survival",
                 hides=True,
             ),
             "survival_stopping": Agent(
-                controller="agents.survival.controllers:SurvivalStopping",
-                make="agents.survival.fit:fit_survival_stopping",
+                controller="speckv.agents.survival.controllers:SurvivalStopping",
+                make="speckv.agents.survival.fit:fit_survival_stopping",
                 hides=True,
             ),
             "calibrated_stopping": _bandit("calibrated:CalibratedStopping"),
@@ -206,7 +207,7 @@ def make_controller(name: str, settings: Any, data: TrainingData) -> Controller:
         able = sorted(n for n, other in AGENTS.items() if other.hides or other.in_environment)
         raise ConfigError(f"Expected env.hide for an agent of {able}, got {list(data.hide)} for {name!r}.")
     if agent.online:
-        from agents.bandits import making  # late, because it needs recordings, and this module must not
+        from speckv.agents.bandits import making  # late, because it needs recordings, and this module must not
 
         bandit = making.begin(agent.controller_class, settings, data)
         making.train(bandit, data)
@@ -220,7 +221,7 @@ def begin_learner(name: str, settings: Any, data: TrainingData) -> Controller:
     if not AGENTS[name].online:
         known = sorted(other for other, agent in AGENTS.items() if agent.online)
         raise ConfigError(f"Expected an agent that learns online, of {known}, got {name!r}.{nearest(name, known)}")
-    from agents.bandits import making
+    from speckv.agents.bandits import making
 
     return making.begin(AGENTS[name].controller_class, settings, data)
 

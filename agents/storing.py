@@ -3,12 +3,12 @@
 
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from agents.building import build_settings
+from speckv.agents.building import build_settings
 from speckv.cost.times import StepTimes
 from speckv.runtime.state import ControllerState
 
 if TYPE_CHECKING:
-    from agents.registry import TrainingData
+    from speckv.agents.registry import TrainingData
 
 
 class StoredController:

@@ -3,7 +3,7 @@
 
 import numpy as np
 
-from envs.draft_stopping import DRAFT, VERIFY
+from speckv.envs.draft_stopping import DRAFT, VERIFY
 from speckv.observation import SCHEMA, drafted_so_far
 from speckv.types import Controller, FloatArray, StoppingController
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agents.runs.study_results import cells
 from benchmarks.readme_table import line
+from speckv.agents.runs.study_results import cells
 
 FOLDER = Path(__file__).resolve().parent / "results" / "studies"
 

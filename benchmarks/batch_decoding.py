@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.rules.goodput import Goodput, GoodputSettings
 from benchmarks import qwen
+from speckv.agents.rules.goodput import Goodput, GoodputSettings
 from speckv.cost import CostEntry, CostTable
 from speckv.cost.times import StepTimes
 from speckv.decoding import BatchEngine, BatchResult, RequestContext, SamplingConfig, generate_batch

@@ -19,8 +19,8 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 
-from envs import GammaSelectionEnv, GammaSelectionVectorEnv
 from speckv.cores import usable_cores
+from speckv.envs import GammaSelectionEnv, GammaSelectionVectorEnv
 from tests.fakes_traces import make_cost_table, random_traces
 
 RESULTS = Path(__file__).parent / "results" / "env_throughput.json"

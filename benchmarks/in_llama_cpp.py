@@ -26,7 +26,6 @@ import llama_cpp
 import numpy as np
 from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
-from agents.rules.llama_cpp import LlamaCpp, LlamaCppSettings
 from benchmarks.arms import (
     NUM_RESAMPLES,
     BestConstant,
@@ -39,6 +38,7 @@ from benchmarks.arms import (
     tune,
 )
 from benchmarks.llamacpp.models import Setting, add_arguments, encode, ends, machine
+from speckv.agents.rules.llama_cpp import LlamaCpp, LlamaCppSettings
 from speckv.evaluation.bootstrap import resample_counts
 from speckv.integrations.llama_cpp import LlamaDraft, LookupDraft, PolicyDrafting, draft_model
 from speckv.profiling.prompts import Prompt, first_of_each, read_prompts

@@ -15,15 +15,16 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-import train as program
-from agents.bandits.base import Bandit
-from agents.bandits.hazard import HazardThompson
-from agents.bandits.linear import LinThompson
-from agents.bandits.making import measure_scaling
-from agents.registry import default_settings
-from agents.runs.task import Task, Validator, load_task
-from agents.survival.controllers import SurvivalGamma, SurvivalStopping
-from agents.survival.fit import (
+from benchmarks.study_arms import Arm, run_arm
+from benchmarks.study_store import Record
+from speckv.agents.bandits.base import Bandit
+from speckv.agents.bandits.hazard import HazardThompson
+from speckv.agents.bandits.linear import LinThompson
+from speckv.agents.bandits.making import measure_scaling
+from speckv.agents.registry import default_settings
+from speckv.agents.runs.task import Task, Validator, load_task
+from speckv.agents.survival.controllers import SurvivalGamma, SurvivalStopping
+from speckv.agents.survival.fit import (
     EVERYDAY_GAMMAS,
     RandomGammaSampler,
     before_steps,
@@ -31,8 +32,7 @@ from agents.survival.fit import (
     fit_probabilities,
     inside_steps,
 )
-from benchmarks.study_arms import Arm, run_arm
-from benchmarks.study_store import Record
+from speckv.commands import train as program
 from speckv.commands.app import compose_checked
 from speckv.cost.times import StepTimes
 from speckv.evaluation.plots import INK, PALETTE

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agents.bandits.base import Bandit
-from agents.registry import TrainingData, agent_settings, begin_learner
 from benchmarks.regret import Float64, Hindsight, LearnerRegret, hindsight, learner_regret
+from speckv.agents.bandits.base import Bandit
+from speckv.agents.registry import TrainingData, agent_settings, begin_learner
 from speckv.cost import CostTable
 from speckv.evaluation.replays import compile_pair, draw_requests
 from speckv.replay import clairvoyant, replay_fixed, replay_stream

@@ -18,11 +18,11 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 
-import train as program
-from agents.runs.task import Task, load_task
 from benchmarks import learning_curves
 from benchmarks.study_arms import Arm, run_arm
 from benchmarks.study_store import Record, Store
+from speckv.agents.runs.task import Task, load_task
+from speckv.commands import train as program
 from speckv.commands.app import compose_checked
 
 logger = logging.getLogger(__name__)

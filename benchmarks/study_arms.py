@@ -8,14 +8,14 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import train as program
-from agents.registry import agent_settings
-from agents.runs.console import Console
-from agents.runs.monitor import RunWriter
-from agents.runs.run_folder import EVENTS, Run, RunFolder
-from agents.runs.task import Task, load_task
-from agents.runs.training import train_on_recordings
 from benchmarks.study_store import Record
+from speckv.agents.registry import agent_settings
+from speckv.agents.runs.console import Console
+from speckv.agents.runs.monitor import RunWriter
+from speckv.agents.runs.run_folder import EVENTS, Run, RunFolder
+from speckv.agents.runs.task import Task, load_task
+from speckv.agents.runs.training import train_on_recordings
+from speckv.commands import train as program
 from speckv.commands.app import compose_checked
 from speckv.errors import SpecKVError
 from speckv.evaluation.bootstrap import Interval

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agents.runs.run_folder import provenance
+from speckv.agents.runs.run_folder import provenance
 from speckv.errors import ConfigError
 from speckv.files import write_atomically
 

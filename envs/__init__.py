@@ -3,8 +3,8 @@
 
 import gymnasium as gym
 
-from envs.draft_stopping import DraftStoppingEnv, DraftStoppingVectorEnv
-from envs.gamma_selection import GammaSelectionEnv, GammaSelectionVectorEnv, PerRequest
+from speckv.envs.draft_stopping import DraftStoppingEnv, DraftStoppingVectorEnv
+from speckv.envs.gamma_selection import GammaSelectionEnv, GammaSelectionVectorEnv, PerRequest
 
 GAMMA_SELECTION = "SpecKV/GammaSelection-v0"
 DRAFT_STOPPING = "SpecKV/DraftStopping-v0"
@@ -24,13 +24,13 @@ __all__ = [
 if GAMMA_SELECTION not in gym.registry:
     gym.register(
         id=GAMMA_SELECTION,
-        entry_point="envs.gamma_selection:GammaSelectionEnv",
-        vector_entry_point="envs.gamma_selection:GammaSelectionVectorEnv",
+        entry_point="speckv.envs.gamma_selection:GammaSelectionEnv",
+        vector_entry_point="speckv.envs.gamma_selection:GammaSelectionVectorEnv",
     )
     gym.register(
         id=DRAFT_STOPPING,
-        entry_point="envs.draft_stopping:DraftStoppingEnv",
-        vector_entry_point="envs.draft_stopping:DraftStoppingVectorEnv",
+        entry_point="speckv.envs.draft_stopping:DraftStoppingEnv",
+        vector_entry_point="speckv.envs.draft_stopping:DraftStoppingVectorEnv",
     )
     # Wall clocks are not repeatable. The entry point is text because its module imports PyTorch.
-    gym.register(id=LIVE_DECODING, entry_point="envs.live:LiveDecodingEnv", nondeterministic=True)
+    gym.register(id=LIVE_DECODING, entry_point="speckv.envs.live:LiveDecodingEnv", nondeterministic=True)

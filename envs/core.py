@@ -15,8 +15,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike, NDArray
 
-from envs.rewards import RewardOptions, Rewards, make_reward
 from speckv.cost import CompiledCost, CostTable
+from speckv.envs.rewards import RewardOptions, Rewards, make_reward
 from speckv.errors import ConfigError, TraceError
 from speckv.observation import SCHEMA, ObservationSchema
 from speckv.replay import CompiledTraces, ReplayBatch, ReplayStep

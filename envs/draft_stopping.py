@@ -9,9 +9,9 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
-from envs.core import Core, ReplayEnv, ReplayEnvSettings, ReplayVectorEnv
-from envs.rewards import Rewards
 from speckv.cost import require_single_request
+from speckv.envs.core import Core, ReplayEnv, ReplayEnvSettings, ReplayVectorEnv
+from speckv.envs.rewards import Rewards
 from speckv.errors import ConfigError
 from speckv.observation import STOPPING_SCHEMA
 from speckv.replay import ReplayStep

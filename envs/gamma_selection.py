@@ -7,7 +7,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.utils import RecordConstructorArgs
 
-from envs.core import ReplayEnv, ReplayVectorEnv
+from speckv.envs.core import ReplayEnv, ReplayVectorEnv
 from speckv.errors import ConfigError
 from speckv.types import FloatArray
 
@@ -85,7 +85,7 @@ class GammaSelectionEnv(ReplayEnv):
 
     ```python
     import gymnasium as gym
-    import envs
+    import speckv.envs
 
     env = gym.make("SpecKV/GammaSelection-v0", traces="qwen2.5-coder-greedy", cost="cpu-2core", compressions=["nf4"])
     ```

@@ -10,11 +10,11 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 
-from envs import rewards
-from envs.core import STEP_INFO
-from envs.draft_stopping import DRAFT
 from speckv.cost import CostTable
 from speckv.decoding import DecodeStep, Engine
+from speckv.envs import rewards
+from speckv.envs.core import STEP_INFO
+from speckv.envs.draft_stopping import DRAFT
 from speckv.errors import ConfigError, device_errors_explained
 from speckv.observation import SCHEMA, STOPPING_SCHEMA, RequestMemory
 from speckv.types import BITS_PER_WEIGHT, GAMMA_MAX, FloatArray

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import gymnasium as gym
 
-import envs
-from agents.bandits.calibrated import CalibratedStopping
-from agents.registry import default_settings
-from agents.token_by_token import TokenByToken
-from envs.live import LivePrompt
+from speckv import envs
+from speckv.agents.bandits.calibrated import CalibratedStopping
+from speckv.agents.registry import default_settings
+from speckv.agents.token_by_token import TokenByToken
 from speckv.cost import CostTable
 from speckv.cost.times import StepTimes
 from speckv.decoding import Engine, draft_source
+from speckv.envs.live import LivePrompt
 from speckv.models import PairConfig, load_pair
 from speckv.profiling.prompts import EXAMPLES, read_prompts
 

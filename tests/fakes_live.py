@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from agents.runs.requests import LoadedPair, Loader
-from agents.runs.settings import EnvSettings, LiveSettings, RewardSettings, TrainSettings
-from agents.runs.training import train
+from speckv.agents.runs.requests import LoadedPair, Loader
+from speckv.agents.runs.settings import EnvSettings, LiveSettings, RewardSettings, TrainSettings
+from speckv.agents.runs.training import train
 from speckv.decoding import Engine, SamplingConfig
 from tests.fakes import TableModel, TableSequence
 from tests.fakes_runs import CapturedConsole, toy_settings

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from agents.registry import AGENTS, TrainingData, agent_settings, make_controller
-from agents.runs.settings import TrainSettings
-from agents.runs.training import train
+from speckv.agents.registry import AGENTS, TrainingData, agent_settings, make_controller
+from speckv.agents.runs.settings import TrainSettings
+from speckv.agents.runs.training import train
 from speckv.evaluation.compare import Comparison, compare
 from speckv.evaluation.curves import Curve
 from speckv.report.content import PageTexts, ShownController, page_content

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from omegaconf import OmegaConf
 
-import train as program
-from agents.runs.child_runs import ERROR_PREFIX, ChildRun
-from agents.runs.console import Console, ProgressBar
-from agents.runs.settings import CostSettings, DataSettings, EvalSettings, TrainSettings
-from agents.runs.training import train
+from speckv.agents.runs.child_runs import ERROR_PREFIX, ChildRun
+from speckv.agents.runs.console import Console, ProgressBar
+from speckv.agents.runs.settings import CostSettings, DataSettings, EvalSettings, TrainSettings
+from speckv.agents.runs.training import train
+from speckv.commands import train as program
 from speckv.commands.app import compose_checked
 from speckv.errors import SpecKVError
 from speckv.traces import TraceSequence, TraceSet

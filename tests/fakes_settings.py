@@ -6,10 +6,8 @@ from dataclasses import replace
 from functools import cache
 from typing import TypeVar
 
-import evaluate
-import train
-from agents.registry import AGENTS, default_settings
-from agents.runs.settings import (
+from speckv.agents.registry import AGENTS, default_settings
+from speckv.agents.runs.settings import (
     CostSettings,
     DataSettings,
     EnvSettings,
@@ -21,6 +19,7 @@ from agents.runs.settings import (
     RewardSettings,
     TrainSettings,
 )
+from speckv.commands import evaluate, train
 from speckv.commands.app import compose_checked
 
 T = TypeVar("T")

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-import evaluate as program
-from agents.constants import FixedGamma
-from agents.runs.evaluating import evaluate
-from agents.runs.settings import CostSettings, DataSettings, EvaluateSettings, PaperSettings
-from agents.runs.training import train
 from benchmarks.paper.report import reproduce
+from speckv.agents.constants import FixedGamma
+from speckv.agents.runs.evaluating import evaluate
+from speckv.agents.runs.settings import CostSettings, DataSettings, EvaluateSettings, PaperSettings
+from speckv.agents.runs.training import train
+from speckv.commands import evaluate as program
 from speckv.commands.app import compose_checked, prepare
 from speckv.errors import CheckpointError, CostTableError, DataError, SchemaError, SpecKVError, TraceError
 from speckv.runtime import Policy, PolicyController

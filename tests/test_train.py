@@ -15,11 +15,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
-from agents.runs.console import Console, InterruptedTraining, StopRequest
-from agents.runs.monitor import HYPERPARAMETERS
-from agents.runs.run_folder import LAST, RunFolder
-from agents.runs.settings import EnvSettings, RewardSettings, TrainSettings
-from agents.runs.training import train
+from speckv.agents.runs.console import Console, InterruptedTraining, StopRequest
+from speckv.agents.runs.monitor import HYPERPARAMETERS
+from speckv.agents.runs.run_folder import LAST, RunFolder
+from speckv.agents.runs.settings import EnvSettings, RewardSettings, TrainSettings
+from speckv.agents.runs.training import train
 from speckv.errors import CheckpointError, ConfigError, CostTableError, SpecKVError, TraceError
 from speckv.runtime import Policy
 from speckv.runtime.policy import load_controller

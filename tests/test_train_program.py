@@ -11,10 +11,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-import evaluate as evaluation
-import train as program
-from agents.runs.run_folder import LAST, RunFolder
-from agents.runs.study import runs_of
+from speckv.agents.runs.run_folder import LAST, RunFolder
+from speckv.agents.runs.study import runs_of
+from speckv.commands import evaluate as evaluation
+from speckv.commands import train as program
 from speckv.commands.app import compose_checked, prepare, resumed
 from speckv.errors import ConfigError, SpecKVError
 from tests.fakes_runs import TINY_PPO, save_toy

@@ -23,8 +23,8 @@ RECIPES = {
 }
 
 CHECK_ALL = """
-import train
-from agents.registry import AGENTS
+from speckv.commands import train
+from speckv.agents.registry import AGENTS
 from speckv.commands.app import compose_checked
 from speckv.observation import SCHEMA
 
@@ -46,7 +46,9 @@ def followed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     """A copy in which all recipes have been followed, and the files that each of them touched."""
     copy = tmp_path_factory.mktemp("copy")
     for package in ("speckv", "envs", "agents", "configs"):
-        shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("assets", "__pycache__"))
+        shutil.copytree(
+            ROOT / package, copy / package, symlinks=True, ignore=shutil.ignore_patterns("assets", "__pycache__")
+        )
     shutil.copy(ROOT / "train.py", copy)
     text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     touched, before = {}, files_of(copy)

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-ABSENT = ("speckv", "agents", "envs", "pyarrow")
+ABSENT = ("speckv", "pyarrow")
 
 
 class Absence:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agents.bandits.base import Bandit, Float64
-from agents.building import FROM_ZERO, require_ranges
+from speckv.agents.bandits.base import Bandit, Float64
+from speckv.agents.building import FROM_ZERO, require_ranges
 from speckv.cost.times import StepTimes
 from speckv.types import FloatArray, StepOutcome
 

@@ -8,8 +8,8 @@ from typing import Any, Protocol, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.building import require_gammas
-from agents.storing import StoredController
+from speckv.agents.building import require_gammas
+from speckv.agents.storing import StoredController
 from speckv.cost.times import StepTimes
 from speckv.runtime.state import ControllerState
 from speckv.types import FloatArray, IntArray, StepOutcome

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.bandits.base import Bandit, Float64
-from agents.building import COUNT, FROM_ZERO, require_above_zero, require_ranges
-from agents.rules.base import CONFIDENCE
-from agents.survival.controllers import logistic, summed_more_s, worth_more
+from speckv.agents.bandits.base import Bandit, Float64
+from speckv.agents.building import COUNT, FROM_ZERO, require_above_zero, require_ranges
+from speckv.agents.rules.base import CONFIDENCE
+from speckv.agents.survival.controllers import logistic, summed_more_s, worth_more
 from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError
 from speckv.observation import drafted_so_far

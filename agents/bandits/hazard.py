@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agents.bandits.base import Features
-from agents.bandits.linear import RidgeBandit
-from agents.building import FROM_ZERO, SHARE, require_above_zero, require_ranges
+from speckv.agents.bandits.base import Features
+from speckv.agents.bandits.linear import RidgeBandit
+from speckv.agents.building import FROM_ZERO, SHARE, require_above_zero, require_ranges
 from speckv.cost.times import StepTimes
 from speckv.types import GAMMA_MAX, FloatArray, StepOutcome
 

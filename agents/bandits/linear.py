@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.bandits.base import Bandit, Features, Float64
-from agents.building import FROM_ZERO, SHARE, require_above_zero, require_ranges
-from agents.survival.controllers import SurvivalSettings
+from speckv.agents.bandits.base import Bandit, Features, Float64
+from speckv.agents.building import FROM_ZERO, SHARE, require_above_zero, require_ranges
+from speckv.agents.survival.controllers import SurvivalSettings
 from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError
 from speckv.runtime.network import Network

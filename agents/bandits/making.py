@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from agents.bandits.base import Bandit
-from agents.bandits.linear import MIN_STD, LastHidden, Scaling
-from agents.registry import TrainingData
+from speckv.agents.bandits.base import Bandit
+from speckv.agents.bandits.linear import MIN_STD, LastHidden, Scaling
+from speckv.agents.registry import TrainingData
 from speckv.cost import CompiledCost
 from speckv.evaluation.replays import compile_pair
 from speckv.replay import CompiledTraces, replay_stream, visit
@@ -20,7 +20,7 @@ def begin(kind: type[Any], settings: Any, data: TrainingData) -> Bandit:
     if kind.reads is Scaling:
         context = (measure_scaling(*compile_pair(data.train, data.cost)),)
     elif kind.reads is LastHidden:
-        from agents.survival.fit import fit_survival  # late, because PyTorch takes seconds to import
+        from speckv.agents.survival.fit import fit_survival  # late, because PyTorch takes seconds to import
 
         context = (LastHidden(fit_survival(settings.network(), data).before),)
     bandit: Bandit = kind(settings, data.times, *context, data.seed)

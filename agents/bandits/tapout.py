@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from agents.bandits.base import Bandit
-from agents.building import FROM_ZERO, SHARE, require_ranges
-from agents.rules.adaedl import AdaEdl, AdaEdlSettings
-from agents.rules.base import ENTROPY, MARGIN, SignalRule, StoppingRule
-from agents.rules.llama_cpp import LlamaCpp, LlamaCppSettings
-from agents.rules.svip import Svip, SvipSettings
+from speckv.agents.bandits.base import Bandit
+from speckv.agents.building import FROM_ZERO, SHARE, require_ranges
+from speckv.agents.rules.adaedl import AdaEdl, AdaEdlSettings
+from speckv.agents.rules.base import ENTROPY, MARGIN, SignalRule, StoppingRule
+from speckv.agents.rules.llama_cpp import LlamaCpp, LlamaCppSettings
+from speckv.agents.rules.svip import Svip, SvipSettings
 from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError
 from speckv.observation import drafted_so_far

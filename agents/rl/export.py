@@ -12,7 +12,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 
-from agents.rl.learners import NormalisingExtractor
+from speckv.agents.rl.learners import NormalisingExtractor
 from speckv.observation import SCHEMA, STOPPING_SCHEMA
 from speckv.runtime.learned import LstmPolicy, MlpPolicy, NetworkPolicy
 from speckv.types import GAMMA_MAX, FloatArray

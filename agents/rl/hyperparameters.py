@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass
 
-from agents.building import COUNT, FROM_ZERO, SHARE, require_above_zero, require_layers, require_ranges
+from speckv.agents.building import COUNT, FROM_ZERO, SHARE, require_above_zero, require_layers, require_ranges
 from speckv.errors import ConfigError
 
 

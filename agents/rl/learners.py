@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 from torch import Tensor, nn
 
-from agents.rl.hyperparameters import (
+from speckv.agents.rl.hyperparameters import (
     A2CSettings,
     DQNSettings,
     LearnerSettings,

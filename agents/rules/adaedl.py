@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from agents.building import COUNT, FROM_ZERO, SHARE, require_above_zero, require_ranges
-from agents.rules.base import ENTROPY, SignalRule
+from speckv.agents.building import COUNT, FROM_ZERO, SHARE, require_above_zero, require_ranges
+from speckv.agents.rules.base import ENTROPY, SignalRule
 from speckv.types import BoolArray, DecodedSteps
 
 GRID = {"threshold": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8), "gamma_max": (4, 8, 16)}

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.storing import StoredController
+from speckv.agents.storing import StoredController
 from speckv.observation import STOPPING_SCHEMA
 from speckv.types import GAMMA_MAX, BoolArray, DecodedSteps, FloatArray, IntArray, StepOutcome
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agents.building import COUNT, FROM_ZERO, SHARE, require_ranges
-from agents.rules.base import CONFIDENCE, Rule
+from speckv.agents.building import COUNT, FROM_ZERO, SHARE, require_ranges
+from speckv.agents.rules.base import CONFIDENCE, Rule
 from speckv.types import GAMMA_MAX, BoolArray, DecodedSteps, FloatArray, IntArray
 
 GRID = {"start": (1, 2, 4, 8), "eta": (0.1, 0.3), "delta": (1, 2), "threshold": (0.0, 0.4, 0.6, 0.8)}

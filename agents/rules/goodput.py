@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.building import require_ranges
-from agents.rules.base import Rule
+from speckv.agents.building import require_ranges
+from speckv.agents.rules.base import Rule
 from speckv.cost.times import StepTimes
 from speckv.observation import SCHEMA
 from speckv.runtime.state import ControllerState
 from speckv.types import GAMMA_MAX, FloatArray, IntArray
 
 if TYPE_CHECKING:
-    from agents.registry import TrainingData
+    from speckv.agents.registry import TrainingData
 
 _RATE = SCHEMA.index("acceptance_ema")
 

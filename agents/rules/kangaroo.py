@@ -4,8 +4,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from agents.building import COUNT, SHARE, require_ranges
-from agents.rules.base import SignalRule
+from speckv.agents.building import COUNT, SHARE, require_ranges
+from speckv.agents.rules.base import SignalRule
 
 GRID = {"eta": (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), "gamma_max": (2, 3, 4, 6, 8, 12, 16)}
 

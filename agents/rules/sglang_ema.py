@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agents.building import COUNT, SHARE, require_gammas, require_ranges
-from agents.rules.base import Rule
+from speckv.agents.building import COUNT, SHARE, require_gammas, require_ranges
+from speckv.agents.rules.base import Rule
 from speckv.types import BoolArray, DecodedSteps, FloatArray, IntArray
 
 GRID = {"candidates": ((1, 3, 5, 7), (0, 1, 2, 3), (1, 2, 3, 4), (2, 5, 8, 12)), "start": (0, 1, 2)}

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.building import COUNT, SHARE, require_ranges
-from agents.rules.base import SignalRule
+from speckv.agents.building import COUNT, SHARE, require_ranges
+from speckv.agents.rules.base import SignalRule
 from speckv.types import BoolArray, DecodedSteps
 
 Float64 = NDArray[np.float64]

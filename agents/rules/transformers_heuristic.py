@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agents.building import COUNT, FROM_ZERO, require_ranges
-from agents.rules.base import Rule
+from speckv.agents.building import COUNT, FROM_ZERO, require_ranges
+from speckv.agents.rules.base import Rule
 from speckv.types import GAMMA_MAX, BoolArray, DecodedSteps, FloatArray, IntArray
 
 GRID = {"start": (1, 2, 3, 5, 8), "up": (1, 2, 3), "down": (1, 2)}

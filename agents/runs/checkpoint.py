@@ -20,12 +20,12 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 
-from agents.bandits.base import Bandit
-from agents.rl.export import export_policy
-from agents.rl.learners import NormalisingExtractor
-from agents.rl.state import get_arrays, get_counters, set_state
-from agents.runs.environments import Resumable
-from agents.runs.run_folder import BEST, LAST
+from speckv.agents.bandits.base import Bandit
+from speckv.agents.rl.export import export_policy
+from speckv.agents.rl.learners import NormalisingExtractor
+from speckv.agents.rl.state import get_arrays, get_counters, set_state
+from speckv.agents.runs.environments import Resumable
+from speckv.agents.runs.run_folder import BEST, LAST
 from speckv.cost import CostTable
 from speckv.cost.times import StepTimes
 from speckv.errors import CheckpointError, nearest

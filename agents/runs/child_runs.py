@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from agents.runs.console import REPEAT, Console, catch_signals
-from agents.runs.run_folder import EVALUATION, LAST, OVERRIDES
+from speckv.agents.runs.console import REPEAT, Console, catch_signals
+from speckv.agents.runs.run_folder import EVALUATION, LAST, OVERRIDES
 from speckv.errors import ConfigError, SpecKVError
 from speckv.evaluation.report import PER_PROMPT
 
 LOG = "log.txt"
 ERROR_PREFIX = "speckv: "
 """Start of an expected error's line."""
-PROGRAM = Path(__file__).resolve().parents[2] / "train.py"
+PROGRAM = (sys.executable, "-m", "speckv", "train")
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 POLL_S = 0.2
 _TAIL = 800
@@ -60,7 +60,7 @@ class ChildRun:
         """Command line that begins the run, or resumes it from its checkpoint."""
         resumable = (self.folder / LAST).is_file()
         arguments = [f"resume={self.folder}"] if resumable else [*self.overrides, f"output={self.folder}"]
-        return [sys.executable, str(PROGRAM), *arguments]
+        return [*PROGRAM, *arguments]
 
     @property
     def error_text(self) -> str:

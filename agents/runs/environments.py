@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from agents.runs.requests import LEARN, MEASURE, DecodedRequest, LiveTask, RequestLog
-from agents.runs.settings import EnvSettings, RewardSettings, TrainSettings
-from envs import DraftStoppingVectorEnv, GammaSelectionVectorEnv
-from envs.live import LiveDecodingEnv
-from envs.sb3_bridge import SB3VecEnv
+from speckv.agents.runs.requests import LEARN, MEASURE, DecodedRequest, LiveTask, RequestLog
+from speckv.agents.runs.settings import EnvSettings, RewardSettings, TrainSettings
 from speckv.cost import CostTable
+from speckv.envs import DraftStoppingVectorEnv, GammaSelectionVectorEnv
+from speckv.envs.live import LiveDecodingEnv
+from speckv.envs.sb3_bridge import SB3VecEnv
 from speckv.traces import TraceSet
 from speckv.types import FloatArray
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agents.registry import (
+from speckv.agents.registry import (
     AGENTS,
     TrainingData,
     default_settings,
@@ -16,11 +16,11 @@ from agents.registry import (
     require_batch,
     within_depth,
 )
-from agents.runs.console import Console
-from agents.runs.run_folder import EVALUATION
-from agents.runs.settings import EvaluateSettings
-from agents.runs.task import load_cost, load_splits
-from agents.runs.tuning import grids, tune
+from speckv.agents.runs.console import Console
+from speckv.agents.runs.run_folder import EVALUATION
+from speckv.agents.runs.settings import EvaluateSettings
+from speckv.agents.runs.task import load_cost, load_splits
+from speckv.agents.runs.tuning import grids, tune
 from speckv.cost import CostTable, require_single_request
 from speckv.errors import CheckpointError, ConfigError
 from speckv.evaluation.compare import Comparison, compare, require_comparable

@@ -6,9 +6,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from agents.runs.console import StopRequest
-from agents.runs.requests import COMPARE, DecodedRequest, LiveTask, RequestLog, decode_request, summarise, warm_up
-from agents.runs.run_folder import EVALUATION, Run, RunFolder
+from speckv.agents.runs.console import StopRequest
+from speckv.agents.runs.requests import (
+    COMPARE,
+    DecodedRequest,
+    LiveTask,
+    RequestLog,
+    decode_request,
+    summarise,
+    warm_up,
+)
+from speckv.agents.runs.run_folder import EVALUATION, Run, RunFolder
 from speckv.evaluation.text import render_table
 from speckv.files import canonical_json, write_atomically
 from speckv.profiling.machine import describe_machine

@@ -16,15 +16,15 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from agents.rl.export import export_policy
-from agents.runs import checkpoint
-from agents.runs.checkpoint import LearnerProgress
-from agents.runs.console import ProgressBar, StopRequest
-from agents.runs.environments import REWARDS_WITH_LAMBDA, LearnerEnvironment, LiveEnvironment, ReplayEnvironment
-from agents.runs.requests import DecodedRequest, summarise
-from agents.runs.run_folder import BEST, LAST, RunFolder
-from agents.runs.settings import TrainSettings
-from agents.runs.task import Score, Validator
+from speckv.agents.rl.export import export_policy
+from speckv.agents.runs import checkpoint
+from speckv.agents.runs.checkpoint import LearnerProgress
+from speckv.agents.runs.console import ProgressBar, StopRequest
+from speckv.agents.runs.environments import REWARDS_WITH_LAMBDA, LearnerEnvironment, LiveEnvironment, ReplayEnvironment
+from speckv.agents.runs.requests import DecodedRequest, summarise
+from speckv.agents.runs.run_folder import BEST, LAST, RunFolder
+from speckv.agents.runs.settings import TrainSettings
+from speckv.agents.runs.task import Score, Validator
 from speckv.evaluation.text import format_rate
 from speckv.runtime.learned import controller_of
 from speckv.types import Controller

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from agents.bandits.base import Bandit
-from agents.registry import AGENTS, TrainingData, begin_learner
-from agents.runs.checkpoint import start_bandit
-from agents.runs.console import ProgressBar, catch_signals
-from agents.runs.monitor import RunWriter
-from agents.runs.requests import LEARN, DecodedRequest, LiveTask, RequestLog, decode_request, summarise
-from agents.runs.run_folder import Run, RunFolder
-from agents.runs.task import load_splits
+from speckv.agents.bandits.base import Bandit
+from speckv.agents.registry import AGENTS, TrainingData, begin_learner
+from speckv.agents.runs.checkpoint import start_bandit
+from speckv.agents.runs.console import ProgressBar, catch_signals
+from speckv.agents.runs.monitor import RunWriter
+from speckv.agents.runs.requests import LEARN, DecodedRequest, LiveTask, RequestLog, decode_request, summarise
+from speckv.agents.runs.run_folder import Run, RunFolder
+from speckv.agents.runs.task import load_splits
 from speckv.errors import CheckpointError, SpecKVError
 from speckv.evaluation.replays import draw_requests
 from speckv.files import write_atomically

@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agents.building import build_settings
-from agents.runs.settings import TrainSettings
-from agents.runs.task import load_cost
-from envs.live import LivePrompt
+from speckv.agents.building import build_settings
+from speckv.agents.runs.settings import TrainSettings
+from speckv.agents.runs.task import load_cost
 from speckv.cost import CostTable
 from speckv.decoding import DecodeStep, Engine, GenerationResult, RequestContext, SamplingConfig, generate
+from speckv.envs.live import LivePrompt
 from speckv.errors import DataError
 from speckv.files import write_atomically
 from speckv.profiling.prompts import EXAMPLES, read_prompts

@@ -12,8 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from agents.runs.console import Console
-from agents.runs.settings import TrainSettings
+from speckv.agents.runs.console import Console
+from speckv.agents.runs.settings import TrainSettings
 from speckv.cores import usable_cores
 from speckv.errors import CheckpointError, ConfigError
 from speckv.evaluation.curves import EVAL

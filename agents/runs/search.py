@@ -11,13 +11,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from agents.runs.child_runs import PROGRAM, ChildRun, group_of, shared_overrides
-from agents.runs.console import Console
-from agents.runs.run_folder import provenance
-from agents.runs.settings import SearchSettings, StudySettings, TrainSettings
-from agents.runs.study import plan, run_study
-from agents.runs.task import Validator, load_task
-from agents.runs.trials import FINAL, TRIALS, num_tried, open_study, run_trials
+from speckv.agents.runs.child_runs import ChildRun, group_of, shared_overrides
+from speckv.agents.runs.console import Console
+from speckv.agents.runs.run_folder import provenance
+from speckv.agents.runs.settings import SearchSettings, StudySettings, TrainSettings
+from speckv.agents.runs.study import plan, run_study
+from speckv.agents.runs.task import Validator, load_task
+from speckv.agents.runs.trials import FINAL, TRIALS, num_tried, open_study, run_trials
 from speckv.cores import usable_cores
 from speckv.errors import ConfigError
 from speckv.evaluation.curves import EVAL
@@ -27,7 +27,7 @@ from speckv.files import canonical_json, write_atomically
 RECORD, WINNER = "search.json", "winner.yaml"
 SHIPPED = "as shipped"
 FORMAT_VERSION = 1
-CONFIGS = PROGRAM.parent / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def run_search(settings: TrainSettings, console: Console, *, overrides: Sequence[str]) -> dict[str, Any]:

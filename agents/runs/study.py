@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agents.runs.child_runs import ChildRun, run_all, shared_overrides
-from agents.runs.console import Console
-from agents.runs.run_folder import provenance
-from agents.runs.settings import StudySettings, TrainSettings
-from agents.runs.study_results import ArmOutcome, draw, measure_arms, read_sums, render
-from agents.runs.task import load_task
+from speckv.agents.runs.child_runs import ChildRun, run_all, shared_overrides
+from speckv.agents.runs.console import Console
+from speckv.agents.runs.run_folder import provenance
+from speckv.agents.runs.settings import StudySettings, TrainSettings
+from speckv.agents.runs.study_results import ArmOutcome, draw, measure_arms, read_sums, render
+from speckv.agents.runs.task import load_task
 from speckv.cores import usable_cores
 from speckv.cost import describe_clock
 from speckv.evaluation.report import save_figure

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from agents.runs.child_runs import ChildRun
-from agents.runs.run_folder import EVALUATION
+from speckv.agents.runs.child_runs import ChildRun
+from speckv.agents.runs.run_folder import EVALUATION
 from speckv.errors import CheckpointError
 from speckv.evaluation.bootstrap import Float64, Interval, resample_counts
 from speckv.evaluation.compare import NUM_RESAMPLES

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.runs.settings import AS_TESTED, CostSettings, DataSettings, LearnSettings
+from speckv.agents.runs.settings import AS_TESTED, CostSettings, DataSettings, LearnSettings
 from speckv.cost import CostTable, describe_clock
 from speckv.errors import ConfigError, TraceError
 from speckv.evaluation.bootstrap import geometric_mean

@@ -15,7 +15,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from agents.registry import (
+from speckv.agents.registry import (
     AGENTS,
     TrainingData,
     agent_settings,
@@ -24,12 +24,12 @@ from agents.registry import (
     with_cost_table,
     within_depth,
 )
-from agents.rl.hyperparameters import LearnerSettings, OnPolicySettings
-from agents.rl.learners import build_learner, make_learner
-from agents.runs import checkpoint
-from agents.runs.checkpoint import LearnerProgress, find_source, start_learner
-from agents.runs.console import Console, catch_signals
-from agents.runs.environments import (
+from speckv.agents.rl.hyperparameters import LearnerSettings, OnPolicySettings
+from speckv.agents.rl.learners import build_learner, make_learner
+from speckv.agents.runs import checkpoint
+from speckv.agents.runs.checkpoint import LearnerProgress, find_source, start_learner
+from speckv.agents.runs.console import Console, catch_signals
+from speckv.agents.runs.environments import (
     REWARDS_WITH_LAMBDA,
     LearnerEnvironment,
     LiveEnvironment,
@@ -37,14 +37,22 @@ from agents.runs.environments import (
     make_environment,
     make_live_environment,
 )
-from agents.runs.evaluating import CONSTANTS, report_comparison, warn_of_waiting
-from agents.runs.live_comparison import compare_live, report_live
-from agents.runs.monitor import LiveMonitor, Monitor, MonitorContext, ReplayMonitor, RunWriter
-from agents.runs.online import OnlineTraining
-from agents.runs.requests import DecodedRequest, Loader, RequestLog, load_live_task, load_models, summarise, warm_up
-from agents.runs.run_folder import EVALUATION, EVENTS, LAST, Run, RunFolder
-from agents.runs.settings import TrainSettings, hyperparameters
-from agents.runs.task import Score, Task, Validator, load_task
+from speckv.agents.runs.evaluating import CONSTANTS, report_comparison, warn_of_waiting
+from speckv.agents.runs.live_comparison import compare_live, report_live
+from speckv.agents.runs.monitor import LiveMonitor, Monitor, MonitorContext, ReplayMonitor, RunWriter
+from speckv.agents.runs.online import OnlineTraining
+from speckv.agents.runs.requests import (
+    DecodedRequest,
+    Loader,
+    RequestLog,
+    load_live_task,
+    load_models,
+    summarise,
+    warm_up,
+)
+from speckv.agents.runs.run_folder import EVALUATION, EVENTS, LAST, Run, RunFolder
+from speckv.agents.runs.settings import TrainSettings, hyperparameters
+from speckv.agents.runs.task import Score, Task, Validator, load_task
 from speckv.errors import ConfigError, SpecKVError, nearest
 from speckv.evaluation.compare import compare
 from speckv.evaluation.metrics import ALL

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from agents.runs.child_runs import POLL_S, ChildRun, terminated_on_exit
-from agents.runs.console import REPEAT, Console, catch_signals
-from agents.runs.settings import SearchSettings
-from agents.runs.task import Validator
+from speckv.agents.runs.child_runs import POLL_S, ChildRun, terminated_on_exit
+from speckv.agents.runs.console import REPEAT, Console, catch_signals
+from speckv.agents.runs.settings import SearchSettings
+from speckv.agents.runs.task import Validator
 from speckv.errors import ConfigError
 from speckv.evaluation.curves import EVAL
 

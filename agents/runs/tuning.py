@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from agents.per_compression import PerCompression, StoppingPerCompression
-from agents.registry import (
+from speckv.agents.per_compression import PerCompression, StoppingPerCompression
+from speckv.agents.registry import (
     AGENTS,
     TrainingData,
     decides_token_by_token,

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from agents.building import require_gammas
-from agents.rules.base import Rule
-from agents.survival.controllers import FitSettings, logistic
+from speckv.agents.building import require_gammas
+from speckv.agents.rules.base import Rule
+from speckv.agents.survival.controllers import FitSettings, logistic
 from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError
 from speckv.observation import SCHEMA

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from agents.registry import TrainingData
-from agents.speckv_mlp.controllers import SpecKVMlp, SpecKVMlpCost, SpecKVMlpSettings, acceptance_inputs
-from agents.survival.fit import Samples, collect, fit_probabilities
+from speckv.agents.registry import TrainingData
+from speckv.agents.speckv_mlp.controllers import SpecKVMlp, SpecKVMlpCost, SpecKVMlpSettings, acceptance_inputs
+from speckv.agents.survival.fit import Samples, collect, fit_probabilities
 from speckv.evaluation.replays import compile_pair
 from speckv.replay import VisitedStates
 from speckv.runtime.constant import ConstantGamma

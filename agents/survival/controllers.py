@@ -23,8 +23,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.building import COUNT, FROM_ZERO, require_above_zero, require_layers, require_ranges
-from agents.rules.base import Rule, StoppingRule
+from speckv.agents.building import COUNT, FROM_ZERO, require_above_zero, require_layers, require_ranges
+from speckv.agents.rules.base import Rule, StoppingRule
 from speckv.cost.times import StepTimes
 from speckv.observation import SCHEMA, drafted_so_far
 from speckv.runtime.network import Network

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from agents.registry import TrainingData
-from agents.survival.controllers import NEVER, FitSettings, SurvivalGamma, SurvivalSettings, SurvivalStopping
+from speckv.agents.registry import TrainingData
+from speckv.agents.survival.controllers import NEVER, FitSettings, SurvivalGamma, SurvivalSettings, SurvivalStopping
 from speckv.cost import CompiledCost
 from speckv.cost.times import StepTimes
 from speckv.errors import TraceError

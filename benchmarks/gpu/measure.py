@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from agents.bandits.calibrated import CalibratedStopping
-from agents.registry import default_settings
 from benchmarks.against_transformers import THEIRS, make_engines, ours, theirs, theirs_assisted
 from benchmarks.arms import Decode, run_arms
 from benchmarks.divergence import explain
@@ -29,6 +27,8 @@ from benchmarks.gpu.models import (
 from benchmarks.gpu.stage import Piece, Settings, device_slug
 from benchmarks.random_policy import RandomPolicy
 from benchmarks.step_breakdown import PROMPT, break_down_all
+from speckv.agents.bandits.calibrated import CalibratedStopping
+from speckv.agents.registry import default_settings
 from speckv.commands.calibrate import shipped_check, typical_policy
 from speckv.commands.decode import find_controller
 from speckv.cost import CostTable

@@ -11,11 +11,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from agents.runs.console import Console
-from agents.runs.settings import EvaluateSettings, PaperSettings
 from benchmarks.paper.policies import constant, of_choices, of_runs
 from benchmarks.paper.released import FIXED_GAMMA, OVERALL, POLICIES, PaperTable, Records
 from benchmarks.paper.study import ConditionResult, PaperStudy, PolicyResult, Spread, run_study
+from speckv.agents.runs.console import Console
+from speckv.agents.runs.settings import EvaluateSettings, PaperSettings
 from speckv.evaluation.plots import GREY, INK, PALETTE
 from speckv.evaluation.report import save_figure
 from speckv.evaluation.results import rounded

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from speckv.errors import CheckpointError, ConfigError, SpecKVError, device_errors_explained, nearest
 from speckv.evaluation.run_facts import CONFIG
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 EXPLAINED = 2
 """Exit status after an error that was explained."""
 INTERRUPTED = 130
@@ -175,14 +175,13 @@ def run_explained(action: Callable[[], None]) -> None:
 
 
 def run_program(
-    config_name: str, check: Callable[[DictConfig, Sequence[str]], None], job: Callable[[], object]
+    config_name: str,
+    arguments: Sequence[str],
+    check: Callable[[DictConfig, Sequence[str]], None],
+    job: Callable[[], object],
 ) -> None:
-    """Checks the command line as in `prepare`, then lets Hydra run the job."""
-
-    def action() -> None:
-        sys.argv[1:] = prepare(sys.argv[1:], config_name, check)
-
-    run_explained(action)
+    """Checks the arguments as in `prepare`, then lets Hydra, which reads `sys.argv`, run the job."""
+    sys.argv = [f"speckv {config_name}", *prepare(arguments, config_name, check)]
     job()
 
 

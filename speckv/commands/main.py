@@ -13,6 +13,8 @@ from speckv.commands.app import compose_checked, plain, run_explained
 from speckv.errors import ConfigError, nearest
 
 COMMANDS = {
+    "train": "train a controller, and evaluate it on the test prompts",
+    "evaluate": "compare controllers on the test prompts",
     "profile": "record what target and draft do on prompts, into a trace file",
     "merge": "join trace files of one recording",
     "calibrate": "measure passes on this machine, into a cost table",
@@ -21,6 +23,11 @@ COMMANDS = {
     "vocabulary": "write the texts of recorded tokens, for pages where no tokenizer is",
     "export": "make a trained policy ready for a decoding library (export --help)",
 }
+
+
+def program() -> None:
+    """The console command `speckv`."""
+    sys.exit(main(sys.argv[1:]))
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -56,7 +63,7 @@ def usage() -> str:
     """The help text."""
     lines = [f"  {name:10s} {what}" for name, what in COMMANDS.items()]
     return (
-        "usage: python -m speckv COMMAND [key=value ...]\n"
+        "usage: speckv COMMAND [key=value ...]\n"
         + "\n".join(lines)
         + "\nconfigs/COMMAND.yaml lists and explains every setting.\n"
     )

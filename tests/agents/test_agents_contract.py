@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agents.bandits.base import Bandit
-from agents.registry import AGENTS, TrainingData, agent_settings, make_controller
+from speckv.agents.bandits.base import Bandit
+from speckv.agents.registry import AGENTS, TrainingData, agent_settings, make_controller
 from speckv.errors import CheckpointError
 from speckv.observation import SCHEMA, STOPPING_SCHEMA
 from speckv.replay import StepLog, replay_controller, replay_stream

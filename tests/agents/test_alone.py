@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from agents.registry import AGENTS
+from speckv.agents.registry import AGENTS
 from speckv.observation import SCHEMA, STOPPING_SCHEMA
 from speckv.types import OnlineLearner, StoppingController
 from tests.agents.test_agents_contract import make

@@ -8,15 +8,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agents.bandits.arms import ArmsSettings, Exp3Spec, GaussianThompson, Ucb1, UcbSettings, UcbSpec
-from agents.bandits.hazard import HazardSettings
-from agents.bandits.linear import LastHidden, LinearSettings, NeuralLinear, NeuralLinearSettings, RidgeBank, revealed
-from agents.bandits.tapout import TapOutSettings
-from agents.building import build_settings
-from agents.registry import TrainingData, agent_settings, begin_learner, make_controller
-from agents.rules.adaedl import AdaEdl, AdaEdlSettings
-from agents.rules.base import StoppingRule
-from agents.rules.svip import Svip, SvipSettings
+from speckv.agents.bandits.arms import ArmsSettings, Exp3Spec, GaussianThompson, Ucb1, UcbSettings, UcbSpec
+from speckv.agents.bandits.hazard import HazardSettings
+from speckv.agents.bandits.linear import (
+    LastHidden,
+    LinearSettings,
+    NeuralLinear,
+    NeuralLinearSettings,
+    RidgeBank,
+    revealed,
+)
+from speckv.agents.bandits.tapout import TapOutSettings
+from speckv.agents.building import build_settings
+from speckv.agents.registry import TrainingData, agent_settings, begin_learner, make_controller
+from speckv.agents.rules.adaedl import AdaEdl, AdaEdlSettings
+from speckv.agents.rules.base import StoppingRule
+from speckv.agents.rules.svip import Svip, SvipSettings
 from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError
 from speckv.evaluation.replays import controller_sums, tune_fixed

@@ -8,11 +8,10 @@ from pathlib import Path
 import gymnasium as gym
 import pytest
 
-import envs  # noqa: F401 - registers the environments
-import train as script
-from agents.registry import AGENTS, TrainingData, agent_settings, make_controller, require_batch
-from agents.runs.evaluating import evaluate
-from agents.runs.settings import (
+import speckv.envs  # noqa: F401 - registers the environments
+from speckv.agents.registry import AGENTS, TrainingData, agent_settings, make_controller, require_batch
+from speckv.agents.runs.evaluating import evaluate
+from speckv.agents.runs.settings import (
     CostSettings,
     DataSettings,
     EnvSettings,
@@ -20,8 +19,9 @@ from agents.runs.settings import (
     RewardSettings,
     TrainSettings,
 )
-from agents.runs.training import train
-from agents.runs.tuning import grids, tune
+from speckv.agents.runs.training import train
+from speckv.agents.runs.tuning import grids, tune
+from speckv.commands import train as script
 from speckv.commands.app import compose_checked
 from speckv.commands.main import main
 from speckv.cost import CostTable

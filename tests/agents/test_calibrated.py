@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from agents.bandits.calibrated import CalibratedSettings, CalibratedStopping, logit, refit
+from speckv.agents.bandits.calibrated import CalibratedSettings, CalibratedStopping, logit, refit
 from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError
 from speckv.observation import SCHEMA, STOPPING_SCHEMA

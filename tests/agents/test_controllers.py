@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agents.constants import BestFixedGamma, FixedGamma
-from agents.runs.evaluating import latest_run
+from speckv.agents.constants import BestFixedGamma, FixedGamma
+from speckv.agents.runs.evaluating import latest_run
 from speckv.errors import CheckpointError
 from speckv.observation import SCHEMA
 from speckv.runtime import Policy, PolicyController, policy

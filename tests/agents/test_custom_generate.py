@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from agents.bandits.base import Bandit
-from agents.registry import AGENTS
+from speckv.agents.bandits.base import Bandit
+from speckv.agents.registry import AGENTS
 from speckv.export.hf import write_custom_generate
 from speckv.runtime import load
 from tests.agents.test_exported import made
@@ -35,5 +35,5 @@ def test_every_agent_runs_without_speckv_as_it_does_with_it(tmp_path: Path) -> N
 
 def test_a_folder_holds_its_own_agent_and_no_other(tmp_path: Path) -> None:
     write_custom_generate(made("svip", tmp_path / "run"), tmp_path / "folder")
-    held = {path.stem for path in (tmp_path / "folder" / "custom_generate").glob("agents_*.py")}
-    assert held == {"agents_building", "agents_storing", "agents_rules_base", "agents_rules_svip"}
+    held = {path.stem for path in (tmp_path / "folder" / "custom_generate").glob("speckv_agents_*.py")}
+    assert held == {f"speckv_agents_{name}" for name in ("building", "storing", "rules_base", "rules_svip")}

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agents.registry import (
+from speckv.agents.registry import (
     AGENTS,
     UNBOUNDED,
     TrainingData,
@@ -17,10 +17,10 @@ from agents.registry import (
     make_controller,
     within_depth,
 )
-from agents.runs.evaluating import evaluate
-from agents.runs.settings import CostSettings, DataSettings, EvaluateSettings, TrainSettings
-from agents.runs.training import train
-from agents.runs.tuning import grids, tune
+from speckv.agents.runs.evaluating import evaluate
+from speckv.agents.runs.settings import CostSettings, DataSettings, EvaluateSettings, TrainSettings
+from speckv.agents.runs.training import train
+from speckv.agents.runs.tuning import grids, tune
 from speckv.errors import ConfigError, SpecKVError
 from speckv.evaluation.replays import compile_pair, controller_sums
 from speckv.observation import SCHEMA

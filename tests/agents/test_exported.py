@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agents.registry import AGENTS
+from speckv.agents.registry import AGENTS
 from speckv.commands.export import main
 from speckv.cost import CostTable
 from speckv.decoding.batched_generation import control

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agents.bandits.base import Bandit
-from agents.bandits.tapout import TapOut
-from agents.registry import AGENTS, TrainingData, agent_settings, begin_learner
+from speckv.agents.bandits.base import Bandit
+from speckv.agents.bandits.tapout import TapOut
+from speckv.agents.registry import AGENTS, TrainingData, agent_settings, begin_learner
 from speckv.runtime import Policy, Session
 from speckv.types import InterleavedLearner, StepOutcome
 from tests.agents.test_agents_contract import OPTIONS

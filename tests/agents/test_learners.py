@@ -8,12 +8,12 @@ import pytest
 from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from agents.registry import agent_settings
-from agents.rl.export import export_policy
-from agents.rl.hyperparameters import LearnerSettings
-from agents.rl.learners import build_learner, explore, falling
-from agents.runs.environments import make_environment
-from agents.runs.settings import EnvSettings, RewardSettings
+from speckv.agents.registry import agent_settings
+from speckv.agents.rl.export import export_policy
+from speckv.agents.rl.hyperparameters import LearnerSettings
+from speckv.agents.rl.learners import build_learner, explore, falling
+from speckv.agents.runs.environments import make_environment
+from speckv.agents.runs.settings import EnvSettings, RewardSettings
 from speckv.cost import CompiledCost, CostTable
 from speckv.errors import ConfigError
 from speckv.observation import SCHEMA, STOPPING_SCHEMA

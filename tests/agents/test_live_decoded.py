@@ -3,7 +3,7 @@
 
 from pathlib import Path
 
-from agents.runs.requests import COMPARE, LEARN, DecodedRequest, RequestLog
+from speckv.agents.runs.requests import COMPARE, LEARN, DecodedRequest, RequestLog
 
 
 def decoded(number: int, phase: str = LEARN) -> DecodedRequest:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from agents.runs.requests import load_models
-from agents.runs.settings import CostSettings, DataSettings, EnvSettings, TrainSettings
+from speckv.agents.runs.requests import load_models
+from speckv.agents.runs.settings import CostSettings, DataSettings, EnvSettings, TrainSettings
 from speckv.runtime.policy import load_controller, shipped_policy
 from speckv.runtime.storage import RUN_POLICY, WEIGHTS
 from tests.fakes_live import TINY_LIVE_PPO, lines, live_settings, run_live

@@ -13,17 +13,17 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from agents.bandits.base import Bandit
-from agents.registry import agent_settings
-from agents.runs.checkpoint import find_source, start_bandit
-from agents.runs.console import InterruptedTraining
-from agents.runs.environments import LiveEnvironment, make_live_environment
-from agents.runs.monitor import LiveMonitor
-from agents.runs.online import CHECKPOINT, load_online
-from agents.runs.requests import RequestLog, load_live_task, warm_up
-from agents.runs.run_folder import LAST, Run, RunFolder
-from agents.runs.settings import TrainSettings
-from agents.runs.training import LearnerTraining, train
+from speckv.agents.bandits.base import Bandit
+from speckv.agents.registry import agent_settings
+from speckv.agents.runs.checkpoint import find_source, start_bandit
+from speckv.agents.runs.console import InterruptedTraining
+from speckv.agents.runs.environments import LiveEnvironment, make_live_environment
+from speckv.agents.runs.monitor import LiveMonitor
+from speckv.agents.runs.online import CHECKPOINT, load_online
+from speckv.agents.runs.requests import RequestLog, load_live_task, warm_up
+from speckv.agents.runs.run_folder import LAST, Run, RunFolder
+from speckv.agents.runs.settings import TrainSettings
+from speckv.agents.runs.training import LearnerTraining, train
 from speckv.cost import CostTable
 from speckv.errors import CheckpointError, ConfigError, DataError, DeviceError, ProbabilityError, SpecKVError
 from speckv.observation import SCHEMA

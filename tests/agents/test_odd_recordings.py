@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from agents.runs.evaluating import evaluate
-from agents.runs.settings import CostSettings, DataSettings, EvaluateSettings, LearnSettings
-from agents.runs.training import train
+from speckv.agents.runs.evaluating import evaluate
+from speckv.agents.runs.settings import CostSettings, DataSettings, EvaluateSettings, LearnSettings
+from speckv.agents.runs.training import train
 from speckv.errors import SpecKVError
 from speckv.traces import TraceSequence
 from tests.fakes_runs import CapturedConsole, easy_or_hard, toy_settings

@@ -4,9 +4,9 @@
 import numpy as np
 import pytest
 
-from agents.constants import fit_per_request
-from agents.per_request import PerRequestGamma, PerRequestSettings
-from agents.registry import TrainingData, agent_settings, make_controller
+from speckv.agents.constants import fit_per_request
+from speckv.agents.per_request import PerRequestGamma, PerRequestSettings
+from speckv.agents.registry import TrainingData, agent_settings, make_controller
 from speckv.errors import ConfigError
 from speckv.evaluation.replays import compile_pair
 from speckv.replay import replay_controller

@@ -10,13 +10,13 @@ import torch
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.rl.export import export_policy
-from agents.rl.hyperparameters import PPOSettings
-from agents.rl.learners import WithoutBootstrap, build_learner, make_learner, measure_normalisation
-from agents.runs.environments import make_environment
-from agents.runs.settings import EnvSettings, RewardSettings
-from agents.runs.task import Validator
-from envs.sb3_bridge import SB3VecEnv
+from speckv.agents.rl.export import export_policy
+from speckv.agents.rl.hyperparameters import PPOSettings
+from speckv.agents.rl.learners import WithoutBootstrap, build_learner, make_learner, measure_normalisation
+from speckv.agents.runs.environments import make_environment
+from speckv.agents.runs.settings import EnvSettings, RewardSettings
+from speckv.agents.runs.task import Validator
+from speckv.envs.sb3_bridge import SB3VecEnv
 from speckv.errors import SchemaError
 from speckv.evaluation.replays import tune_fixed
 from speckv.observation import SCHEMA, STOPPING_SCHEMA

@@ -7,21 +7,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agents.building import build_settings
-from agents.rules.adaedl import AdaEdl, AdaEdlSettings
-from agents.rules.base import StoppingRule
-from agents.rules.gammatune import GammaTune, GammaTunePlus, GammaTuneSettings
-from agents.rules.goodput import Goodput, GoodputSettings
-from agents.rules.kangaroo import Kangaroo, KangarooSettings
-from agents.rules.llama_cpp import LlamaCpp, LlamaCppSettings
-from agents.rules.sglang_ema import SglangEma, SglangEmaSettings
-from agents.rules.svip import Svip, SvipSettings
-from agents.rules.transformers_confidence import (
+from speckv.agents.building import build_settings
+from speckv.agents.rules.adaedl import AdaEdl, AdaEdlSettings
+from speckv.agents.rules.base import StoppingRule
+from speckv.agents.rules.gammatune import GammaTune, GammaTunePlus, GammaTuneSettings
+from speckv.agents.rules.goodput import Goodput, GoodputSettings
+from speckv.agents.rules.kangaroo import Kangaroo, KangarooSettings
+from speckv.agents.rules.llama_cpp import LlamaCpp, LlamaCppSettings
+from speckv.agents.rules.sglang_ema import SglangEma, SglangEmaSettings
+from speckv.agents.rules.svip import Svip, SvipSettings
+from speckv.agents.rules.transformers_confidence import (
     TransformersConfidence,
     TransformersConfidenceSettings,
     best_threshold,
 )
-from agents.rules.transformers_heuristic import TransformersHeuristic, TransformersHeuristicSettings
+from speckv.agents.rules.transformers_heuristic import TransformersHeuristic, TransformersHeuristicSettings
 from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError
 from speckv.observation import SCHEMA, STOPPING_SCHEMA

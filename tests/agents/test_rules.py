@@ -4,8 +4,8 @@
 import numpy as np
 import pytest
 
-from agents.constants import BestFixedGamma, BestFixedSettings, FixedGamma, FixedSettings
-from agents.registry import TrainingData, agent_settings, make_controller
+from speckv.agents.constants import BestFixedGamma, BestFixedSettings, FixedGamma, FixedSettings
+from speckv.agents.registry import TrainingData, agent_settings, make_controller
 from speckv.cost import CompiledCost
 from speckv.errors import ConfigError
 from speckv.observation import SCHEMA

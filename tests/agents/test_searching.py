@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-import train as program
-from agents.building import build_settings
-from agents.runs import trials
-from agents.runs.child_runs import ChildRun
-from agents.runs.run_folder import EVAL_COLUMNS
-from agents.runs.search import SHIPPED, best_trials, run_search
-from agents.runs.settings import SearchSettings
-from agents.runs.task import Validator, load_task
-from agents.runs.trials import open_study, suggest
+from speckv.agents.building import build_settings
+from speckv.agents.runs import trials
+from speckv.agents.runs.child_runs import ChildRun
+from speckv.agents.runs.run_folder import EVAL_COLUMNS
+from speckv.agents.runs.search import SHIPPED, best_trials, run_search
+from speckv.agents.runs.settings import SearchSettings
+from speckv.agents.runs.task import Validator, load_task
+from speckv.agents.runs.trials import open_study, suggest
+from speckv.commands import train as program
 from speckv.commands.app import CONFIGS, compose_checked
 from speckv.errors import ConfigError
 from tests.fakes_runs import CapturedConsole, save_toy, start_here, toy_settings

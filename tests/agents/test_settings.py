@@ -5,9 +5,9 @@ from dataclasses import MISSING, Field, asdict, fields, is_dataclass
 
 import pytest
 
-from agents.building import build_settings
-from agents.registry import agent_settings, default_settings
-from agents.runs.settings import (
+from speckv.agents.building import build_settings
+from speckv.agents.registry import agent_settings, default_settings
+from speckv.agents.runs.settings import (
     DataSettings,
     EnvSettings,
     EvalSettings,

@@ -4,9 +4,9 @@
 import numpy as np
 import pytest
 
-from agents.registry import TrainingData, agent_settings, make_controller
-from agents.speckv_mlp.controllers import FEATURES, SpecKVMlp, SpecKVMlpCost, acceptance_inputs
-from agents.speckv_mlp.fit import acceptance_samples
+from speckv.agents.registry import TrainingData, agent_settings, make_controller
+from speckv.agents.speckv_mlp.controllers import FEATURES, SpecKVMlp, SpecKVMlpCost, acceptance_inputs
+from speckv.agents.speckv_mlp.fit import acceptance_samples
 from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError
 from speckv.observation import SCHEMA

@@ -2,6 +2,7 @@
 """Studies: what is run, that it goes on where it stopped, and what it comes to."""
 
 import json
+import sys
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +12,15 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-import train as program
-from agents.building import build_settings
-from agents.runs import child_runs, run_folder, study
-from agents.runs.child_runs import ChildRun
-from agents.runs.run_folder import RunFolder
-from agents.runs.settings import LearnSettings, StudySettings, TrainSettings
-from agents.runs.study import plan, run_study
-from agents.runs.study_results import StudySums, draw, measure_arms
-from agents.runs.task import first_of_tasks, load_task
+from speckv.agents.building import build_settings
+from speckv.agents.runs import child_runs, run_folder, study
+from speckv.agents.runs.child_runs import ChildRun
+from speckv.agents.runs.run_folder import RunFolder
+from speckv.agents.runs.settings import LearnSettings, StudySettings, TrainSettings
+from speckv.agents.runs.study import plan, run_study
+from speckv.agents.runs.study_results import StudySums, draw, measure_arms
+from speckv.agents.runs.task import first_of_tasks, load_task
+from speckv.commands import train as program
 from speckv.commands.app import CONFIGS, compose_checked
 from speckv.errors import ConfigError, SpecKVError
 from speckv.evaluation.entrants import References
@@ -173,7 +174,7 @@ def test_a_run_that_left_nothing_to_go_on_from_begins_anew(tmp_path: Path, monke
         assert len(list(job.folder.iterdir())) == files
     trains = tmp_path / "trains.py"
     trains.write_text(NEW_RUN, encoding="utf-8")
-    monkeypatch.setattr(child_runs, "PROGRAM", trains)
+    monkeypatch.setattr(child_runs, "PROGRAM", (sys.executable, str(trains)))
     child_runs.run_all((one, two, three), 2, CapturedConsole())
     assert all(job.finished for job in (one, two, three))
     assert not list(one.folder.glob(".*"))
@@ -184,7 +185,7 @@ def test_a_run_that_outlived_its_study_is_not_begun_a_second_time(
 ) -> None:
     program_that_waits = tmp_path / "waits.py"
     program_that_waits.write_text("import time\ntime.sleep(60)\n", encoding="utf-8")
-    monkeypatch.setattr(child_runs, "PROGRAM", program_that_waits)
+    monkeypatch.setattr(child_runs, "PROGRAM", (sys.executable, str(program_that_waits)))
     job = ChildRun(arm="a", seed=1, overrides=("agent=ppo",), folder=tmp_path / "study" / "a")
     with child_runs.terminated_on_exit([job.start()]):
         job.folder.mkdir()

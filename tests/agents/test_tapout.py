@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from agents.bandits.tapout import EntropyRise, LeastMargin, TapOut, TapOutSettings
-from agents.registry import default_settings
+from speckv.agents.bandits.tapout import EntropyRise, LeastMargin, TapOut, TapOutSettings
+from speckv.agents.registry import default_settings
 from speckv.cost.times import StepTimes
 from speckv.evaluation.replays import controller_sums
 from speckv.observation import SCHEMA, STOPPING_SCHEMA

@@ -7,9 +7,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-import envs
-from agents.registry import AGENTS, TrainingData, agent_settings, make_controller
-from agents.token_by_token import TokenByToken
+from speckv import envs
+from speckv.agents.registry import AGENTS, TrainingData, agent_settings, make_controller
+from speckv.agents.token_by_token import TokenByToken
 from speckv.replay import replay_controller
 from speckv.types import OnlineLearner
 from tests.agents.test_agents_contract import OPTIONS

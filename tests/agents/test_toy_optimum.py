@@ -16,7 +16,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from agents.registry import AGENTS, TrainingData, agent_settings, make_controller, with_cost_table
+from speckv.agents.registry import AGENTS, TrainingData, agent_settings, make_controller, with_cost_table
 from speckv.evaluation.metrics import Grid
 from speckv.evaluation.replays import controller_sums
 from speckv.replay import clairvoyant, replay_controller, replay_fixed

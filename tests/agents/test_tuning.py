@@ -4,12 +4,12 @@
 import numpy as np
 import pytest
 
-from agents.constants import FixedGamma
-from agents.per_compression import PerCompression, StoppingPerCompression
-from agents.registry import AGENTS, TrainingData, agent_settings, make_controller
-from agents.rules.llama_cpp import LlamaCpp, LlamaCppSettings
-from agents.rules.transformers_heuristic import TransformersHeuristic, TransformersHeuristicSettings
-from agents.runs.tuning import grids, tune
+from speckv.agents.constants import FixedGamma
+from speckv.agents.per_compression import PerCompression, StoppingPerCompression
+from speckv.agents.registry import AGENTS, TrainingData, agent_settings, make_controller
+from speckv.agents.rules.llama_cpp import LlamaCpp, LlamaCppSettings
+from speckv.agents.rules.transformers_heuristic import TransformersHeuristic, TransformersHeuristicSettings
+from speckv.agents.runs.tuning import grids, tune
 from speckv.errors import ConfigError
 from speckv.replay import ReplayRecord, replay_controller
 from speckv.types import Controller, StoppingController

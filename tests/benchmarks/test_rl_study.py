@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-import train as program
-from agents.registry import agent_settings
-from agents.rl.hyperparameters import LearnerSettings
 from benchmarks import learning_curves, rl_study
 from benchmarks.study_arms import Arm, run_arm
 from benchmarks.study_store import Record, Store
+from speckv.agents.registry import agent_settings
+from speckv.agents.rl.hyperparameters import LearnerSettings
+from speckv.commands import train as program
 from speckv.commands.app import compose_checked
 from speckv.errors import ConfigError
 from tests.fakes_runs import TINY_PPO, save_toy

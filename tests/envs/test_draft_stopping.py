@@ -10,7 +10,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_sb3_env
 
-from envs import DRAFT_STOPPING, DraftStoppingEnv, DraftStoppingVectorEnv
+from speckv.envs import DRAFT_STOPPING, DraftStoppingEnv, DraftStoppingVectorEnv
 from speckv.errors import ConfigError
 from speckv.observation import STOPPING_SCHEMA
 from speckv.replay import replay_controller

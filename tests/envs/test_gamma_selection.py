@@ -15,7 +15,7 @@ from gymnasium.wrappers import RecordEpisodeStatistics
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs import GAMMA_SELECTION, GammaSelectionEnv
+from speckv.envs import GAMMA_SELECTION, GammaSelectionEnv
 from speckv.errors import ConfigError, CostTableError, TraceError
 from speckv.observation import SCHEMA
 from tests.fakes_traces import make_cost_table, make_sequence, make_traces, random_traces

@@ -10,12 +10,12 @@ import pytest
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 
-import envs
-from agents.rules.kangaroo import Kangaroo, KangarooSettings
-from agents.rules.transformers_heuristic import TransformersHeuristic, TransformersHeuristicSettings
-from agents.token_by_token import TokenByToken
-from envs.live import LiveDecodingEnv, LivePrompt
+from speckv import envs
+from speckv.agents.rules.kangaroo import Kangaroo, KangarooSettings
+from speckv.agents.rules.transformers_heuristic import TransformersHeuristic, TransformersHeuristicSettings
+from speckv.agents.token_by_token import TokenByToken
 from speckv.decoding import Engine, RequestContext, SamplingConfig, generate
+from speckv.envs.live import LiveDecodingEnv, LivePrompt
 from speckv.errors import ConfigError
 from tests.fakes import TableModel
 from tests.fakes_settings import shipped

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from envs import DraftStoppingEnv, DraftStoppingVectorEnv, GammaSelectionEnv, GammaSelectionVectorEnv
 from speckv.decoding import PromptLookup
+from speckv.envs import DraftStoppingEnv, DraftStoppingVectorEnv, GammaSelectionEnv, GammaSelectionVectorEnv
 from speckv.profiling.lookup import with_lookup
 from speckv.traces import TraceSet
 from tests.fakes_traces import EOS, make_cost_table, make_sequence, make_traces

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-import envs
+from speckv import envs
 from speckv.errors import ConfigError
 from tests.fakes_traces import make_cost_table, random_traces
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from envs import GammaSelectionEnv
-from envs.rewards import REWARDS, Reward, make_reward
 from speckv.cost import CompiledCost
+from speckv.envs import GammaSelectionEnv
+from speckv.envs.rewards import REWARDS, Reward, make_reward
 from speckv.errors import ConfigError
 from speckv.replay import ReplayStep
 from speckv.types import IntArray

@@ -9,8 +9,8 @@ from gymnasium.vector import AutoresetMode
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 
-from envs import GammaSelectionVectorEnv
-from envs.sb3_bridge import SB3VecEnv
+from speckv.envs import GammaSelectionVectorEnv
+from speckv.envs.sb3_bridge import SB3VecEnv
 from speckv.errors import ConfigError
 from tests.fakes_traces import make_cost_table, random_traces
 

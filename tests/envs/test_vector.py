@@ -10,7 +10,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from numpy.typing import NDArray
 
-from envs import GAMMA_SELECTION, GammaSelectionEnv, GammaSelectionVectorEnv
+from speckv.envs import GAMMA_SELECTION, GammaSelectionEnv, GammaSelectionVectorEnv
 from speckv.errors import ConfigError
 from tests.fakes_traces import make_cost_table, random_traces
 

@@ -17,7 +17,7 @@ ENTRY = """
 
 CHECK = """
 import numpy as np
-from envs import DraftStoppingEnv, GammaSelectionVectorEnv
+from speckv.envs import DraftStoppingEnv, GammaSelectionVectorEnv
 from speckv.observation import *
 from speckv.observation.schema import ObservationSchema
 from speckv.types import StepOutcome
@@ -55,7 +55,9 @@ assert hidden_columns(["place"])[squared]
 
 def test_a_feature_is_one_entry(tmp_path: Path) -> None:
     for package in ("speckv", "envs"):
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("assets", "__pycache__"))
+        shutil.copytree(
+            ROOT / package, tmp_path / package, symlinks=True, ignore=shutil.ignore_patterns("assets", "__pycache__")
+        )
     (tmp_path / "speckv" / "assets").symlink_to(ROOT / "speckv" / "assets")
     path = tmp_path / "speckv" / "observation" / "features.py"
     before, marker, after = path.read_text(encoding="utf-8").partition('    _field("draft_confidence_last"')

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from agents.bandits.arms import Ucb1
-from agents.registry import TrainingData, agent_settings, make_controller
+from speckv.agents.bandits.arms import Ucb1
+from speckv.agents.registry import TrainingData, agent_settings, make_controller
 from speckv.commands.main import main
 from speckv.cost import CostTable
 from speckv.cost.times import StepTimes

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agents.registry import TrainingData
-from agents.runs.settings import CostSettings
-from agents.runs.task import load_cost
-from agents.survival.controllers import SurvivalSettings
-from agents.survival.fit import fit_survival
+from speckv.agents.registry import TrainingData
+from speckv.agents.runs.settings import CostSettings
+from speckv.agents.runs.task import load_cost
+from speckv.agents.survival.controllers import SurvivalSettings
+from speckv.agents.survival.fit import fit_survival
 from speckv.cost import ASSETS, CompiledCost, CostEntry, CostFit, CostTable, require_single_request
 from speckv.errors import ConfigError, CostTableError
 from speckv.evaluation.replays import tune_fixed

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from envs.live import LiveDecodingEnv, LivePrompt
 from speckv.commands.app import EXPLAINED, run_explained
 from speckv.decoding import Engine, RequestContext, generate
+from speckv.envs.live import LiveDecodingEnv, LivePrompt
 from speckv.errors import ConfigError, DeviceError, SpecKVError, device_errors_explained
 from speckv.models import PairConfig, load_pair
 from speckv.runtime.constant import ConstantGamma

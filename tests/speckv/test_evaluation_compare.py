@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from agents.constants import BestFixedGamma, FixedGamma
+from speckv.agents.constants import BestFixedGamma, FixedGamma
 from speckv.cost import CostEntry, CostTable
 from speckv.errors import ConfigError, CostTableError, TraceError
 from speckv.evaluation.compare import Comparison, compare

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.runs.run_folder import EVAL_COLUMNS, RunFolder
+from speckv.agents.runs.run_folder import EVAL_COLUMNS, RunFolder
 from speckv.errors import CheckpointError
 from speckv.evaluation.curves import Curve, read_curve
 from speckv.evaluation.metrics import ALL

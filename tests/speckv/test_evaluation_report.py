@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from agents.constants import FixedGamma
+from speckv.agents.constants import FixedGamma
 from speckv.evaluation.bootstrap import Interval
 from speckv.evaluation.compare import Comparison, compare
 from speckv.evaluation.metrics import ALL

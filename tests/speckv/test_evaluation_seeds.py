@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.constants import FixedGamma
+from speckv.agents.constants import FixedGamma
 from speckv.evaluation.entrants import SeedGroup
 from speckv.evaluation.run_facts import find_seed_groups
 from speckv.runtime.policy import load_controller, load_controllers

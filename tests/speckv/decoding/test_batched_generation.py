@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agents.bandits.base import Bandit
-from agents.registry import TrainingData, agent_settings, make_controller
-from agents.rules.gammatune import GammaTune, GammaTunePlus, GammaTuneSettings
-from agents.rules.llama_cpp import LlamaCpp, LlamaCppSettings
+from speckv.agents.bandits.base import Bandit
+from speckv.agents.registry import TrainingData, agent_settings, make_controller
+from speckv.agents.rules.gammatune import GammaTune, GammaTunePlus, GammaTuneSettings
+from speckv.agents.rules.llama_cpp import LlamaCpp, LlamaCppSettings
 from speckv.decoding import BatchEngine, Engine, RequestContext, SamplingConfig, generate, generate_batch
 from speckv.errors import ConfigError
 from speckv.observation import SCHEMA

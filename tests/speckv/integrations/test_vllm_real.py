@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from vllm import LLM, SamplingParams
 from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
-from agents.bandits.arms import Ucb1, UcbSettings
+from speckv.agents.bandits.arms import Ucb1, UcbSettings
 from speckv.cost import CostTable
 from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError

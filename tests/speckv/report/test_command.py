@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from agents.constants import FixedGamma
-from agents.runs.evaluating import evaluate
-from agents.runs.settings import CostSettings, DataSettings, EvaluateSettings
+from speckv.agents.constants import FixedGamma
+from speckv.agents.runs.evaluating import evaluate
+from speckv.agents.runs.settings import CostSettings, DataSettings, EvaluateSettings
 from speckv.commands import report
 from speckv.commands.main import main
 from speckv.cost import CostTable
