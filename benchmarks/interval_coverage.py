@@ -3,7 +3,7 @@
 
     python -m benchmarks.interval_coverage --out benchmarks/results/interval-coverage.json
 
-Each study draws prompts (and runs) afresh, computes what `evaluate.py` would, and looks whether the interval holds the
+Each study draws new prompts (and runs), computes what `speckv evaluate` would and checks whether the interval holds the
 true speed-up. `docs/evaluation.md` shows the result; a test holds the page to it.
 """
 
@@ -66,7 +66,7 @@ class PromptCoverage:
     """Shares of studies whose 95 % interval held the truth.
 
     Attributes:
-        paired: Whole prompts resampled, both controllers on the same: what `evaluate.py` does.
+        paired: Whole prompts resampled, both controllers on the same: what `speckv evaluate` does.
         steps: Steps resampled as if each stood for itself.
     """
 
@@ -108,7 +108,7 @@ class SeedCoverage:
     """Shares of studies of several runs.
 
     Attributes:
-        hierarchical: Whose interval over prompts and seeds held the truth: what `evaluate.py` does.
+        hierarchical: Whose interval over prompts and seeds held the truth: what `speckv evaluate` does.
         prompts_alone: Whose interval over prompts, for the very runs there are, held it.
         false_claims: Whose test called the agent ahead or behind where there was no difference.
     """

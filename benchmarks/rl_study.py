@@ -4,8 +4,8 @@
     python -m benchmarks.rl_study --cost cpu-2core --out benchmarks/results/rl-study-cpu-2core.json
     python -m benchmarks.rl_study --cost cpu-2core --learning-curves
 
-Each arm is a `train.py` command line. Its record holds the curve on validation prompts, and the test prompts' speed-up
-over the best fixed gamma with its paired interval, for the policy that did best on validation prompts. Records are
+Each arm is a `speckv train` command line. Its record holds the curve on validation prompts and the speed-up on test
+prompts over the best fixed gamma with its paired interval, for the best policy on validation prompts. Records are
 written as they come: a run that was cut off goes on with what is missing. `--learning-curves` records samples seen
 against throughput for PPO, supervised models and bandits instead, and draws them.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One arm of a study: a `train.py` command line, trained in a folder that is thrown away, and evaluated."""
+"""One arm of a study: a `speckv train` command line, trained in a folder that is thrown away, and evaluated."""
 
 import io
 import tempfile
@@ -32,7 +32,7 @@ class Arm:
 
     Attributes:
         name: Key of its records.
-        overrides: What `train.py` is told.
+        overrides: Overrides of the command.
     """
 
     name: str
@@ -81,7 +81,7 @@ def run_arm(arm: Arm, *, cost: str, steps: int, seed: int, evaluations: int, num
         f"agent.total_steps={steps}",
         f"eval.every_steps={max(steps // evaluations, 1)}",
     ]
-    record: Record = {"command": " ".join(["python train.py", *overrides])}
+    record: Record = {"command": " ".join(["speckv train", *overrides])}
     began = time.monotonic()
     try:
         settings = program.settings_from(compose_checked(program.NAME, overrides))

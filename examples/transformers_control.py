@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """transformers' assisted generation under an exported policy.
 
-    python -m speckv export shipped --cost cpu-2core --out ppo.speckv
+    speckv export shipped --cost cpu-2core --out ppo.speckv
     python examples/transformers_control.py ppo.speckv TARGET DRAFT "Write a haiku about rain."
 
 TARGET and DRAFT are hub ids or folders of models with one tokenizer, such as Qwen/Qwen2.5-Coder-1.5B-Instruct and

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m speckv COMMAND [key=value ...]`."""
+"""Runs `speckv` as `python -m speckv COMMAND [key=value ...]`."""
 
 import sys
 

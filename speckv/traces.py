@@ -256,7 +256,7 @@ class TraceSet:
         """Reads a trace file; a TraceError if it is missing, truncated, no SpecKV trace, or of another version."""
         path = Path(path)
         if not path.is_file():
-            raise TraceError(f"Expected a trace file at {path}, found none. Record one: python -m speckv profile.")
+            raise TraceError(f"Expected a trace file at {path}, found none. Record one: speckv profile.")
         try:
             table = pq.read_table(path)
         except (pa.ArrowException, OSError) as error:
@@ -271,7 +271,7 @@ class TraceSet:
 
 def find_traces(name_or_path: str | Path) -> Path:
     """Resolves a shipped trace's name or a path; a TraceError names the shipped ones if it is neither."""
-    otherwise = "Record one with `python -m speckv profile`."
+    otherwise = "Record one with `speckv profile`."
     return find_shipped(name_or_path, ASSETS, ".parquet", TraceError, kind="trace file", otherwise=otherwise)
 
 
@@ -359,7 +359,7 @@ def _to_table(metadata: TraceMetadata, sequences: Sequence[TraceSequence]) -> pa
 def _read_metadata(table: pa.Table, path: Path) -> TraceMetadata:
     raw = (table.schema.metadata or {}).get(METADATA_KEY)
     if raw is None:
-        raise TraceError(f"{path} is a Parquet file but no SpecKV trace. Record one with `python -m speckv profile`.")
+        raise TraceError(f"{path} is a Parquet file but no SpecKV trace. Record one with `speckv profile`.")
     content = json.loads(raw)
     version = content.get("schema_version")
     if version != SCHEMA_VERSION:

@@ -68,7 +68,7 @@ def toy_content(
 
 
 def toy_run(folder: Path, name: str, agent: Mapping[str, object]) -> Path:
-    """A whole training run, as `train.py` leaves it, beside its recordings and clock."""
+    """A whole training run, as `speckv train` leaves it, beside its recordings and clock."""
     settings = toy_settings(folder, folder / name, agent=agent)
     train(settings, CapturedConsole(), config=config_of(settings), overrides=[])
     return folder / name

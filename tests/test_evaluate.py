@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`evaluate.py`: which controllers it takes, what it prints and saves, and that it repeats itself to the byte."""
+"""`speckv evaluate`: which controllers it takes, what it prints and saves, and that it repeats itself to the byte."""
 
 import json
 import os

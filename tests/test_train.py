@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`train.py`: what a run shows, what it leaves, how it stops, and that it continues as if it had not."""
+"""`speckv train`: what a run shows, what it leaves, how it stops, and that it continues as if it had not."""
 
 import csv
 import json

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`train.py` as a program: its command line, its errors, and being told to stop."""
+"""`speckv train` as a program: its command line, its errors, and being told to stop."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -110,7 +111,7 @@ def test_every_config_composes_into_settings(group: str) -> None:
     for name in names:
         header = (ROOT / "configs" / group / f"{name}.yaml").read_text(encoding="utf-8")
         # An experiment's header names the program that runs it.
-        if f"python evaluate.py {group}={name}" in header:
+        if re.search(rf"evaluate(\.py)? {group}={name}\n", header):
             settings = evaluation.settings_from(compose_checked(evaluation.NAME, [f"{group}={name}"]))
             if name == "zoo":
                 assert (settings.agents, settings.tuned) == ("all", True)

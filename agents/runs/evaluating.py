@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Comparisons of controllers on the test prompts, for `evaluate.py` and for the end of `train.py`."""
+"""Comparisons of controllers on the test prompts, for `speckv evaluate` and for the end of `speckv train`."""
 
 import json
 import logging
@@ -75,7 +75,7 @@ def evaluate(settings: EvaluateSettings, console: Console) -> Comparison:
     for controller, path in zip(controllers, paths, strict=True):
         console.write(f"controller {controller.name}: {path}")
     if not paths:
-        console.write("no trained run found: the table holds the baselines alone; train one with `python train.py`")
+        console.write("no trained run found: the table holds the baselines alone; train one with `speckv train`")
     made = _made_controllers(agents, settings, train, cost)
     for controller, path in zip(controllers, paths, strict=True):
         if controller.name in {c.name for c in made}:
@@ -130,7 +130,7 @@ def _names_of(agents: Sequence[str] | str) -> Sequence[str]:
         if AGENTS[name].in_environment:
             raise ConfigError(
                 f"Expected agents that are made at once, got {name!r}, which learns in an environment. "
-                f"Train it with `python train.py agent={name}` and name its run in controllers."
+                f"Train it with `speckv train agent={name}` and name its run in controllers."
             )
     return names
 

@@ -96,7 +96,7 @@ class RunFolder:
                 )
 
     def save_policy(self, controller: Controller, provenance: Mapping[str, object], **deployment: Any) -> None:
-        """Writes the run's controller, which `evaluate.py`, `decode` and `export` load, in place of an earlier one."""
+        """Writes the run's controller in place of an earlier one."""
         Policy.of(controller, trained_on=provenance, **deployment).save(self / RUN_POLICY)
 
     def append_evaluation(self, step: int, grid: Grid, sums: Sums) -> None:

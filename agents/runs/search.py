@@ -121,7 +121,7 @@ def winner_config(search: str, winner: str, overrides: Sequence[str], shared: Se
     >>> print(winner_config("toy", "trial 3", ["agent.hidden=[64,64]", "reward=time", "agent.a.b=1"], ["tune=toy"]))
     # @package _global_
     # Found by toy: trial 3. The whole of it:
-    # python train.py tune=toy 'agent.hidden=[64,64]' reward=time agent.a.b=1 search=null
+    # speckv train tune=toy 'agent.hidden=[64,64]' reward=time agent.a.b=1 search=null
     defaults:
       - override /reward: time
     agent:
@@ -130,7 +130,7 @@ def winner_config(search: str, winner: str, overrides: Sequence[str], shared: Se
       hidden: [64,64]
     <BLANKLINE>
     """
-    command = shlex.join(["python", "train.py", *shared, *overrides, "search=null"])
+    command = shlex.join(["speckv", "train", *shared, *overrides, "search=null"])
     lines = ["# @package _global_", f"# Found by {search}: {winner}. The whole of it:", f"# {command}"]
     pairs = [(key, value) for key, _, value in (override.partition("=") for override in overrides)]
     groups = [f"  - override /{key}: {value}" for key, value in pairs if _is_group(key)]

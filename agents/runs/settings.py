@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings of `train.py` and `evaluate.py` as checked dataclasses; `configs/` explains them and holds the defaults."""
+"""Checked settings of `speckv train` and `speckv evaluate`; `configs/` explains them and holds the defaults."""
 
 import dataclasses
 import re

@@ -36,7 +36,7 @@ def run_study(
         "format_version": FORMAT_VERSION,
         "study": study.name,
         "question": study.question,
-        "command": " ".join(["python train.py", *_lasting(overrides if typed is None else typed)]),
+        "command": " ".join(["speckv train", *_lasting(overrides if typed is None else typed)]),
         "arms": {arm: list(study.overrides(arm)) for arm in study.arms},
         "seeds": list(settings.all_seeds),
         "cost": {"name": task.cost.name, "sha256": task.cost.sha256, "clock": clock},

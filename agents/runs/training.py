@@ -420,7 +420,7 @@ def _require_learns_live(name: str, agent: Any, decides: str) -> None:
     if name not in known:
         raise ConfigError(
             f"Expected an agent that learns from live requests, of {known}, got {name!r}.{nearest(name, known)} "
-            "Others are made by `train.py` without env=live, and decode live with `python -m speckv decode`."
+            "Others are made by `speckv train` without env=live, and decode live with `speckv decode`."
         )
     if not isinstance(agent, LearnerSettings):
         if decides != "per_step":

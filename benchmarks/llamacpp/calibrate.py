@@ -7,7 +7,7 @@ Widths 1 to 17 of draft and target, at two contexts, and the draft's reading of 
 waits for; then whole runs that the table is held to. It is a table like any
 other:
 
-    python train.py agent=survival_stopping cost.table=llama-cpp-2core.json data.compressions=[fp16]
+    speckv train agent=survival_stopping cost.table=llama-cpp-2core.json data.compressions=[fp16]
 """
 
 import argparse

@@ -47,7 +47,7 @@ _SHOWN = ("Fixed-4", "Fixed-best, by tokens a step")
 
 
 def reproduce(paper: PaperSettings, settings: EvaluateSettings, console: Console) -> PaperStudy:
-    """Runs the study, prints it and saves it: `python evaluate.py experiment=speckv_paper`.
+    """Runs the study, prints it and saves it: `speckv evaluate experiment=speckv_paper`.
 
     Args:
         settings: Bootstrap and output; recordings, cost and controllers are not used.

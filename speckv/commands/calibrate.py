@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m speckv calibrate name=my-machine out=my-machine.json`."""
+"""`speckv calibrate name=my-machine out=my-machine.json`."""
 
 import itertools
 import logging

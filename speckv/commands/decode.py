@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m speckv decode "PROMPT" controller=RUN`: live decoding, with tokens coloured by their source.
+"""`speckv decode "PROMPT" controller=RUN`: live decoding, with tokens coloured by their source.
 
 The first argument is the prompt; `-` stands for standard input and `prompt_file=FILE` for a file. On a terminal tokens
 are coloured, rejected drafts are shown, and control characters are replaced; elsewhere standard output is the exact
@@ -34,7 +34,7 @@ from speckv.types import Controller, StoppingController
 logger = logging.getLogger(__name__)
 STANDARD_INPUT = "-"
 FILE = "prompt_file="
-USAGE = 'python -m speckv decode "PROMPT" [key=value ...], with "-" or prompt_file=FILE in place of "PROMPT"'
+USAGE = 'speckv decode "PROMPT" [key=value ...], with "-" or prompt_file=FILE in place of "PROMPT"'
 STYLES = {
     "accepted": Style(color="green"),
     "rejected": Style(color="red", strike=True),

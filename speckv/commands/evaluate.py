@@ -35,7 +35,8 @@ def run(config: DictConfig) -> None:
         try:
             from benchmarks.paper.report import reproduce
         except ImportError as error:
-            raise ConfigError("The paper's study needs a checkout: run `python evaluate.py` there.") from error
+            needed = "Expected a checkout for the paper's study, found an installed package."
+            raise ConfigError(f"{needed} Run `python evaluate.py experiment=speckv_paper` in a checkout.") from error
 
         reproduce(settings.paper, settings, Console())
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m speckv export RUN --to TARGET`: a trained policy for a decoding library."""
+"""`speckv export RUN --to TARGET`: a trained policy for a decoding library."""
 
 import argparse
 import logging
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m speckv export", description="Makes a policy ready for a library.")
+    parser = argparse.ArgumentParser(prog="speckv export", description="Makes a policy ready for a library.")
     parser.add_argument("run", help="a run folder, a policy's folder, or `shipped`")
     parser.add_argument("--to", choices=sorted(TARGETS), default="policy", help="default: policy")
     parser.add_argument("--out", help="folder to write; default: NAME.speckv, or NAME-TARGET, here")

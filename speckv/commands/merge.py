@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m speckv merge out=all.parquet inputs=[part-0.parquet,part-1.parquet]`."""
+"""`speckv merge out=all.parquet inputs=[part-0.parquet,part-1.parquet]`."""
 
 import logging
 from pathlib import Path

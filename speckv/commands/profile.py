@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m speckv profile data.prompts=[FILE,...] out=traces.parquet`."""
+"""`speckv profile prompts=FILE out=traces.parquet`."""
 
 import logging
 import sys

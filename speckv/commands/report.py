@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m speckv report RUN...`: one self-contained HTML page about an evaluation."""
+"""`speckv report RUN...`: one self-contained HTML page about an evaluation."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ def overrides(arguments: list[str]) -> list[str]:
     settings = (k for k, argument in enumerate(arguments) if "=" in argument and not Path(argument).exists())
     number = next(settings, len(arguments))
     if not number:
-        raise ConfigError("Expected run folders first: python -m speckv report RUN... [key=value ...].")
+        raise ConfigError("Expected run folders first: speckv report RUN... [key=value ...].")
     return [f"runs=[{','.join(map(quoted, arguments[:number]))}]", *arguments[number:]]
 
 
@@ -204,7 +204,7 @@ def _token_bytes(config: DictConfig, test: TraceSet) -> tuple[Mapping[int, bytes
         if vocabulary.tokenizer_sha256 != expected:
             raise DataError(
                 f"Expected a vocabulary of the recordings' tokenizer, sha256 {expected[:16]}, got {config.vocabulary} "
-                f"of {vocabulary.tokenizer_sha256[:16]}. Write one with `python -m speckv vocabulary`."
+                f"of {vocabulary.tokenizer_sha256[:16]}. Write one with `speckv vocabulary`."
             )
         return vocabulary.pieces, f"Texts from {Path(config.vocabulary).name}."
     shipped = shipped_vocabulary(expected)
@@ -221,7 +221,7 @@ def _page(config: DictConfig, runs: Sequence[RecordedRun], traces: TraceSet, cos
     texts = _page_texts(config, test)
     paths = [one.path for one in runs]
     controllers = load_controllers(paths)
-    # One run gets the seed of its own evaluation, several that of `evaluate.py`: the same draws, the same results.
+    # One run gets the seed of its own evaluation, several that of `speckv evaluate`: the same draws, the same results.
     seed, resamples = (runs[0].seed, runs[0].num_resamples) if len(runs) == 1 else (0, NUM_RESAMPLES)
     seed = seed if config.seed is None else int(config.seed)
     resamples = resamples if config.num_resamples is None else int(config.num_resamples)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m speckv vocabulary tokenizer=FOLDER traces=[FILE] out=FILE`: the texts of recorded tokens alone."""
+"""`speckv vocabulary tokenizer=FOLDER traces=[FILE] out=FILE`: the texts of recorded tokens alone."""
 
 import logging
 from pathlib import Path

@@ -251,7 +251,7 @@ class CostTable:
 
 def find_cost_table(name_or_path: str | Path) -> Path:
     """Resolves a shipped table's name or a path; a CostTableError lists the shipped ones if it is neither."""
-    otherwise = "Measure one with `python -m speckv calibrate`."
+    otherwise = "Measure one with `speckv calibrate`."
     return find_shipped(name_or_path, ASSETS, ".json", CostTableError, kind="cost table", otherwise=otherwise)
 
 

@@ -110,7 +110,7 @@ def calibrate(
             entries=dict(entries),
             controller_s=controller_s,
             notes=plan.notes,
-            source=f"python -m speckv calibrate, pair {plan.pair.name or plan.pair.target}, "
+            source=f"speckv calibrate, pair {plan.pair.name or plan.pair.target}, "
             f"batch {'/'.join(map(str, sorted(plan.batches)))}",
             loads=tuple(loads),
             fit=dict(fit),
@@ -201,7 +201,7 @@ def with_lookup_times(table: CostTable, lookup: PromptLookup, plan: CalibrationP
         or f"Target and decisions as in {table.name}; draft passes are those of {lookup.name}, reading and proposing "
         f"timed alone at contexts {reference} and {far}, medians of {plan.timing.repeats}, on "
         f"{describe_machine()['processor']}.",
-        source=f"python -m speckv calibrate from={table.name} model.draft=lookup",
+        source=f"speckv calibrate from={table.name} model.draft=lookup",
     )
 
 

@@ -51,7 +51,7 @@ class Vocabulary:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f"{path}: expected a vocabulary of format {FORMAT!r}, version {FORMAT_VERSION}, got {error!r}. "
-                "Write it again with `python -m speckv vocabulary`."
+                "Write it again with `speckv vocabulary`."
             ) from error
 
 

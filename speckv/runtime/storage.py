@@ -75,7 +75,7 @@ def require_policy(path: Path) -> Path:
         )
     raise CheckpointError(
         f"Expected a run folder or a policy's folder at {path}, found neither {RUN_POLICY}/{CARD} nor {CARD}. Train "
-        "one (`python train.py agent=ppo`), or export one (`python -m speckv export RUN`)."
+        "one (`speckv train agent=ppo`), or export one (`speckv export RUN`)."
     )
 
 

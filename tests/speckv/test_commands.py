@@ -156,7 +156,7 @@ def test_a_lookup_in_every_command(
         (["profile", "prompts=[none.jsonl]", "out=x.parquet"], "found nothing"),
         (["profile", "prompt=[a]"], "Did you mean 'prompts'"),
         (["decode"], "Expected a prompt first"),
-        (["decode", "hello", "cost=rtx3090-paper", "controller=/no/such/run"], "train.py agent=ppo"),
+        (["decode", "hello", "cost=rtx3090-paper", "controller=/no/such/run"], "speckv train agent=ppo"),
         (["decode", "hello", "cost=cpu-3core"], "Expected cost to be one of"),
         (["decode", "hello", "model=qwen"], "qwen2.5-coder"),
         (["decode", "hello", "cost=rtx3090-paper", "controller=2", "model.target=/no/such.gguf"], "GGUF file"),

@@ -217,7 +217,7 @@ def test_numbers_that_are_none_are_refused(folder: Path) -> None:
 
 
 def test_nothing_there_is_said(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="python -m speckv export"):
+    with pytest.raises(CheckpointError, match="speckv export"):
         load(tmp_path)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The `generate` of a folder that `python -m speckv export --to hf-custom-generate` wrote."""
+"""The `generate` of a folder that `speckv export --to hf-custom-generate` wrote."""
 
 import copy
 import tempfile
