@@ -81,6 +81,8 @@ def _convert(hint: object, value: object, where: str) -> object:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         return _convert_union(arguments, value, where)
+    if origin is tuple and arguments[0] is str and isinstance(value, str):
+        return (value,)  # one name where a list of names is taken
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_convert(arguments[0], v, f"{where}[{k}]") for k, v in enumerate(value))
     if origin is not None and isinstance(value, Mapping):

@@ -205,7 +205,7 @@ def test_one_clear_error_and_nothing_written(
     [
         (["controler=[a]"], "Did you mean 'controllers'"),
         (["cost=cpu"], "Did you mean 'cpu-2core'"),
-        (["controllers=run"], "controllers to be of type"),
+        (["controllers=3"], "controllers to be of type"),
         (["num_resamples=0"], "num_resamples 1 or more"),
         (["agent=ppo"], "Unknown setting 'agent'"),
     ],

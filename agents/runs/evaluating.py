@@ -66,7 +66,7 @@ def evaluate(settings: EvaluateSettings, console: Console) -> Comparison:
     require_comparable(train, test)
     cost = load_cost(settings.cost)
     cost.require((*train.compressions, *test.compressions))
-    agents = _fitting_settings(names, train, cost, all_must_fit=settings.agents != EVERY_AGENT)
+    agents = _fitting_settings(names, train, cost, all_must_fit=EVERY_AGENT not in settings.agents)
     paths = _controller_paths(settings, cost.name, train.sha256)
     controllers = load_controllers(paths)
     _require_fitting(controllers, test, cost)
@@ -121,18 +121,17 @@ def latest_run(runs_dir: Path | str, *, cost: str, traces_sha256: str) -> Path |
     return max(found)[1] if found else None
 
 
-def _names_of(agents: Sequence[str] | str) -> Sequence[str]:
-    if agents == EVERY_AGENT:
+def _names_of(agents: Sequence[str]) -> Sequence[str]:
+    if EVERY_AGENT in agents:
         return [name for name, agent in AGENTS.items() if not agent.in_environment and name not in CONSTANTS]
-    names = (agents,) if isinstance(agents, str) else agents
-    for name in names:
+    for name in agents:
         require_agent(name)
         if AGENTS[name].in_environment:
             raise ConfigError(
                 f"Expected agents that are made at once, got {name!r}, which learns in an environment. "
                 f"Train it with `speckv train agent={name}` and name its run in controllers."
             )
-    return names
+    return agents
 
 
 def warn_of_waiting(batch: int) -> None:

@@ -337,7 +337,7 @@ class EvaluateSettings:
     data: DataSettings
     cost: CostSettings
     controllers: tuple[str, ...] | None
-    agents: tuple[str, ...] | str
+    agents: tuple[str, ...]
     tuned: bool
     seed: int
     num_resamples: int

@@ -19,6 +19,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from speckv.commands.suggestions import LISTS, did_you_mean, require_assignments
 from speckv.errors import CheckpointError, ConfigError, SpecKVError, device_errors_explained, nearest
 from speckv.evaluation.run_facts import CONFIG
 
@@ -32,15 +33,17 @@ VERBATIM = ("notes",)
 TEXTS = (
     *("name", "out", "output", "runs_dir", "from", "resume", "init_from", "tokenizer", "vocabulary"),
     *("model.name", "model.target", "model.draft", "model.folder", "cost.table", "data.traces"),
+    *("learn.cost", "learn.traces"),
 )
 """Settings whose value is one name or path; what is not a string in Hydra's grammar is taken as typed."""
-MIXED = ("controller", "prompts", "check_prompts", "inputs", "controllers", "traces", "runs")
+MIXED = ("controller", "prompts", "check_prompts", "inputs", "controllers", "live.prompts", "traces", "runs")
 """Settings whose value is a path, a number or a list of paths; what Hydra's grammar refuses is taken as typed."""
 
-_PRINTS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
+_PRINTS = ("--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")
 """Options with which Hydra prints something and runs nothing."""
 _UNKNOWN = re.compile(r"Could not (?:override|delete from config\.) '([^']+)'")
 _MISSING = "???"
+_LONGEST_LINE = 700
 
 
 def prepare(
@@ -54,17 +57,29 @@ def prepare(
     if any(argument.split("=")[0] in _PRINTS for argument in arguments):
         return arguments
     texts = [a for a in arguments if not a.startswith("-")]
-    try:
-        overrides = OverridesParser.create().parse_overrides(texts)
-    except HydraException as error:
-        raise ConfigError(
-            f"Expected overrides of the form key=value, got {_shown(texts)}: {_one_line(error)}"
-        ) from error
+    require_assignments(config_name, texts, choices_of(config_name))
+    overrides = parse_overrides(texts)
     for choice in _every_value(overrides):
         check(compose_checked(config_name, choice), choice)
     sweeps = any(override.is_sweep_override() for override in overrides)
     multirun = sweeps and not {"-m", "--multirun"} & set(arguments)
     return [*arguments, *(["--multirun"] if multirun else [])]
+
+
+def first_of_sweeps(arguments: Sequence[str]) -> list[str]:
+    """The overrides of a command line, each with the first of its values; options are dropped."""
+    texts = [argument for argument in quote_texts(arguments, sweeps=True) if not argument.startswith("-")]
+    return next(_every_value(parse_overrides(texts)))
+
+
+def parse_overrides(texts: Sequence[str]) -> list[Override]:
+    """Parses overrides by Hydra's grammar; a ConfigError shows what does not follow it."""
+    try:
+        return OverridesParser.create().parse_overrides(list(texts))
+    except HydraException as error:
+        raise ConfigError(
+            f"Expected overrides of the form key=value, got {_shown(texts)}: {_one_line(error)}"
+        ) from error
 
 
 def _every_value(overrides: Sequence[Override]) -> Iterator[list[str]]:
@@ -83,12 +98,13 @@ def compose_checked(config_name: str, overrides: Sequence[str]) -> DictConfig:
         ConfigError: one line that names the override, with the nearest known setting or choice.
     """
     overrides = quote_texts(overrides)
+    require_assignments(config_name, overrides, choices_of(config_name))
     added = [key for o in overrides if o.startswith("+") and not (key := _name(o).lstrip("+")).startswith("hydra")]
     try:
         config = _compose(config_name, [o for o in overrides if _name(o).lstrip("+") not in added])
     except MissingConfigException as error:
         group, _, value = str(error.missing_cfg_file).partition("/")
-        known = sorted(str(p.relative_to(CONFIGS / group).with_suffix("")) for p in (CONFIGS / group).rglob("*.yaml"))
+        known = names_in(group)
         raise ConfigError(f"Expected {group} to be one of {known}, got {value!r}.{nearest(value, known)}") from error
     except (HydraException, OmegaConfBaseException) as error:
         unknown = _UNKNOWN.search(str(error))
@@ -97,7 +113,8 @@ def compose_checked(config_name: str, overrides: Sequence[str]) -> DictConfig:
         added = [unknown[1]]
     if added:
         names = list(setting_names(config_name, tuple(overrides)))
-        raise ConfigError(f"Unknown setting {added[0]!r}.{nearest(added[0], names)} `--cfg job` lists every setting.")
+        hint = f"{did_you_mean(added[0], names)} `speckv {config_name} --help` explains every setting."
+        raise ConfigError(f"Unknown setting {added[0]!r}.{hint}")
     return config
 
 
@@ -114,9 +131,37 @@ def _compose(config_name: str, overrides: Sequence[str], *, with_hydra: bool = F
 @cache
 def setting_names(config_name: str, overrides: tuple[str, ...] = ()) -> tuple[str, ...]:
     """Dotted names of a config's settings and of its groups; overrides may choose from the groups."""
-    choices = _compose(config_name, [], with_hydra=True).hydra.runtime.choices
-    groups = [str(group) for group in choices if "/" not in group and "@" not in group]  # @: follows from other choices
+    groups = list(chosen_groups(config_name))
     return (*_flatten(_compose(config_name, [o for o in overrides if _name(o) in groups]), ""), *groups)
+
+
+def chosen_groups(config_name: str, overrides: Sequence[str] = ()) -> dict[str, str | None]:
+    """Groups of a config, each with the name of its chosen file, or None."""
+    choices = _compose(config_name, overrides, with_hydra=True).hydra.runtime.choices
+    choices = dict(reversed(choices.items()))  # in the order of the defaults list
+    named = {str(group): None if name in (None, "null") else str(name) for group, name in choices.items()}
+    return {
+        group: name for group, name in named.items() if "/" not in group and "@" not in group
+    }  # @: follow from others
+
+
+def names_in(group: str) -> list[str]:
+    """Names of a group's files."""
+    return sorted(str(path.relative_to(CONFIGS / group).with_suffix("")) for path in (CONFIGS / group).rglob("*.yaml"))
+
+
+@cache
+def choices_of(config_name: str) -> dict[str, list[str]]:
+    """Groups of a config, each with its names."""
+    return {group: names_in(group) for group in chosen_groups(config_name) if group != "hydra"}
+
+
+def with_lists(config: DictConfig) -> DictConfig:
+    """Turns a single value of a setting that holds a list into a list of one."""
+    for key in LISTS:
+        if isinstance(config.get(key), str | int):
+            config[key] = [config[key]]
+    return config
 
 
 def _name(override: str) -> str:
@@ -158,7 +203,7 @@ def flat(content: Mapping[str, object], prefix: str = "") -> dict[str, object]:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:400]
+    return " ".join(str(error).split())[:_LONGEST_LINE]
 
 
 def run_explained(action: Callable[[], None]) -> None:
@@ -205,7 +250,7 @@ def require_unchanged(folder: Path, config: DictConfig) -> None:
     if saved is None:
         return
     before, now = flat(plain(saved)), flat(plain(config))
-    for key in sorted({*before, *now} - {"seed", "output", "resume"}):
+    for key in sorted({*before, *now} - {"seed", "output", "resume", "dry_run"}):
         if before.get(key) != now.get(key):
             raise ConfigError(
                 f"Expected {folder} to hold a run of today's settings, got {key}={before.get(key)} there and "
@@ -257,6 +302,8 @@ def _quote_text(override: str, sweeps: bool) -> str:
     name = key.lstrip("+")
     if not value or name not in (*VERBATIM, *TEXTS, *MIXED):
         return override
+    if name not in VERBATIM and _exists(value):  # names of run folders may hold commas
+        return f"{key}={quoted(value)}"
     parsed = _parsed(override)
     if parsed is None:
         return f"{key}={_quoted_list(value) if name in MIXED else quoted(value)}"
@@ -270,6 +317,13 @@ def _quote_text(override: str, sweeps: bool) -> str:
     if name in VERBATIM or parsed.is_sweep_override() or not isinstance(parsed.value(), str):
         return f"{key}={quoted(value)}"
     return override
+
+
+def _exists(name: str) -> bool:
+    try:
+        return Path(name).exists()
+    except (OSError, ValueError):  # too long for a path, or a null character
+        return False
 
 
 def _parsed(override: str) -> Override | None:

@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
+from speckv.commands.help import render
 from speckv.errors import ConfigError
 from speckv.export import Source, make_policy, tables
 from speckv.export.compiled import CompiledTable, compile_batches, compile_steps
@@ -20,6 +22,19 @@ from speckv.runtime.policy import load_controller
 from speckv.runtime.storage import SUFFIX
 
 logger = logging.getLogger(__name__)
+DESCRIPTION = "Exports a policy for use in a decoding library."
+EXAMPLES = (
+    "speckv export runs/my-run",
+    "speckv export shipped --cost cpu-2core --to hf-custom-generate --out my-policy",
+    "speckv export runs/my-run --to vllm --compression nf4",
+)
+TARGETS_HELP = (
+    ("policy", "a folder that speckv.runtime.load reads, with NumPy alone"),
+    ("hf-custom-generate", "a folder for transformers' `generate(custom_generate=FOLDER)`, without SpecKV"),
+    ("onnx", "the network as an ONNX file, with its metadata"),
+    ("sglang", "a table of one gamma per batch size for SGLang"),
+    ("vllm", "a table of one gamma per batch size for vLLM"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,21 +71,43 @@ def main(arguments: Sequence[str]) -> None:
         logger.info("wrote %s", path)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="speckv export", description="Makes a policy ready for a library.")
-    parser.add_argument("run", help="a run folder, a policy's folder, or `shipped`")
-    parser.add_argument("--to", choices=sorted(TARGETS), default="policy", help="default: policy")
-    parser.add_argument("--out", help="folder to write; default: NAME.speckv, or NAME-TARGET, here")
-    parser.add_argument("--name", help="shown in tables; default: the controller's")
-    parser.add_argument("--cost", help="name or path of a cost table; default: the run's")
-    parser.add_argument("--traces", help="name or path of a trace file; default: the run's")
-    parser.add_argument("--compression", help="of the target, for targets with one gamma a batch; default: the first")
-    parser.add_argument(
-        "--per-step", action="store_true", help="compile down to one gamma a step, by recent acceptance"
+def help_text(usage: str) -> str:
+    """The help of the command."""
+    actions = [action for action in _parser()._actions if action.help != argparse.SUPPRESS]
+    arguments = [(action.dest.upper(), str(action.help)) for action in actions if not action.option_strings]
+    options = [(_shown(action), str(action.help)) for action in actions if action.option_strings]
+    return render(
+        usage, DESCRIPTION, EXAMPLES, [("Arguments", arguments), ("Options", options), ("Targets", TARGETS_HELP)]
     )
-    parser.add_argument("--frozen", action="store_true", help="a learner stops learning in the library")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
+
+
+def _shown(action: argparse.Action) -> str:
+    value = {"to": " TARGET"}.get(action.dest, f" {action.dest.upper()}")
+    return f"{', '.join(action.option_strings)}{'' if action.nargs == 0 else value}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="speckv export", add_help=False)
+    parser.add_argument("run", help="run folder, policy folder, or `shipped`")
+    parser.add_argument("--to", choices=sorted(TARGETS), default="policy", help="target, see below; default: policy")
+    parser.add_argument("--out", help="folder to write; default: NAME.speckv, or NAME-TARGET")
+    parser.add_argument("--name", help="name shown in tables; default: the controller's")
+    parser.add_argument("--cost", help="name or path of a cost table; default: the run's. Required for `shipped`")
+    parser.add_argument("--traces", help="name or path of a trace file; default: the run's")
+    parser.add_argument(
+        "--compression", help="target's compression, for targets with one gamma per batch size; default: the first"
+    )
+    parser.add_argument(
+        "--per-step", action="store_true", help="reduces the policy to one gamma per decode step, by recent acceptance"
+    )
+    parser.add_argument("--frozen", action="store_true", help="stops an online learner from learning in the library")
+    parser.add_argument("--overwrite", action="store_true", help="replaces an existing folder")
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"Expected options of `speckv export --help`, got: {message}.")
 
 
 def _per_step(source: Source, name: str | None) -> Policy:

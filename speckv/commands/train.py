@@ -20,11 +20,14 @@ from speckv.commands.app import CONFIGS, compose_checked, plain, require_unchang
 from speckv.errors import ConfigError, SpecKVError
 
 NAME = "train"
+DRY_RUN = "dry_run"
 
 
 def settings_from(config: DictConfig) -> TrainSettings:
     """Checks a composed config; a ConfigError names the setting that is unknown, missing or wrong."""
-    settings = build_settings(TrainSettings, plain(config))
+    content = plain(config)
+    content.pop(DRY_RUN, None)  # of the command, not of the run
+    settings = build_settings(TrainSettings, content)
     require_batch(*agent_settings(settings.agent), settings.cost.batch, settings.env.decides)
     return settings
 
@@ -48,6 +51,8 @@ def check(config: DictConfig, overrides: Sequence[str] = ()) -> None:
 def run(config: DictConfig, overrides: Sequence[str]) -> None:
     """Trains, runs a study, or searches for hyper-parameters."""
     config = resumed(config, overrides)
+    OmegaConf.set_struct(config, False)
+    config.pop(DRY_RUN, None)  # so that a run's saved config is that of the run alone
     settings = settings_from(config)
     if settings.search is not None:
         run_search(settings, Console(), overrides=overrides)

@@ -17,7 +17,7 @@ SHIPPED = "shipped"
 
 def run(config: DictConfig) -> None:
     """Writes the bytes of every token that occurs in the recordings."""
-    names = sorted(ASSETS.glob("*.parquet")) if config.traces == SHIPPED else list(config.traces)
+    names = sorted(ASSETS.glob("*.parquet")) if SHIPPED in config.traces else list(config.traces)
     traces = {str(name): TraceSet.load(find_traces(name)) for name in names}
     out = Path(config.out)
     vocabulary = vocabulary_of(config.tokenizer, traces)

@@ -65,7 +65,7 @@ def _expand(paths: Iterable[Path | str]) -> list[Path]:
         elif path.is_file():
             files.append(path)
         else:
-            raise DataError(f"Expected a prompts file or folder at {path}, found nothing. Check data.prompts.")
+            raise DataError(f"Expected a prompts file or folder at {path}, found nothing. Check the path.")
     return files
 
 
@@ -76,7 +76,7 @@ def _lines(file: Path) -> list[str]:
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: expected UTF-8 text, got other bytes at offset {error.start}.") from error
     except OSError as error:
-        raise DataError(f"{file}: expected a readable prompts file, got {error}. Check data.prompts.") from error
+        raise DataError(f"{file}: expected a readable prompts file, got {error}. Check the path.") from error
     # Some editors begin a file with a byte order mark; joined files have one in the middle as well.
     return [line.removeprefix("\ufeff") for line in text.split("\n")]
 
