@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training runs as child processes with one thread each; finished runs are not repeated."""
 
+import datetime
 import fcntl
 import os
 import shutil
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from speckv.agents.runs.console import REPEAT, Console, catch_signals
+from speckv.agents.runs.planning import describe_runs, describe_time
 from speckv.agents.runs.run_folder import EVALUATION, LAST, OVERRIDES
-from speckv.errors import ConfigError, SpecKVError
+from speckv.errors import CheckpointError, ConfigError, SpecKVError
 from speckv.evaluation.report import PER_PROMPT
+from speckv.evaluation.run_facts import read_facts
 
 LOG = "log.txt"
 ERROR_PREFIX = "speckv: "
@@ -25,7 +28,7 @@ PROGRAM = (sys.executable, "-m", "speckv", "train")
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 POLL_S = 0.2
 _TAIL = 800
-_NOT_OF_A_CHILD = ("study", "seeds", "processes", "seed", "output", "runs_dir", "threads", "hydra")
+_NOT_OF_A_CHILD = ("study", "seeds", "processes", "seed", "output", "runs_dir", "threads", "hydra", "dry_run")
 """Settings of the study or search itself."""
 
 
@@ -47,6 +50,23 @@ class ChildRun:
     def finished(self) -> bool:
         """Whether the run has been evaluated."""
         return (self.folder / EVALUATION / PER_PROMPT).is_file()
+
+    @property
+    def duration_s(self) -> float | None:
+        """Seconds from the start of a finished run to its evaluation, interruptions included; None if unknown."""
+        evaluated = self.folder / EVALUATION / PER_PROMPT
+        try:
+            started = datetime.datetime.fromisoformat(str(read_facts(self.folder).get("started")))
+            seconds = evaluated.stat().st_mtime - started.timestamp()
+        except (CheckpointError, OSError, ValueError):
+            return None
+        return seconds if seconds > 0 else None
+
+    @property
+    def state(self) -> str:
+        """Whether the run is finished, can be resumed, or is new."""
+        resumable = (self.folder / LAST).is_file()
+        return "finished" if self.finished else "resumes" if resumable else "new"
 
     @property
     def begun(self) -> bool:
@@ -117,8 +137,9 @@ def run_all(runs: Sequence[ChildRun], processes: int, console: Console) -> None:
     """
     for run in runs:
         run.require_same_overrides()
+    finished = [run for run in runs if run.finished]
     waiting = [run for run in runs if not run.finished]
-    console.write(f"{len(runs)} runs, {len(runs) - len(waiting)} of them finished before; {processes} at once")
+    console.write(describe_runs(runs, processes))
     running: dict[ChildRun, subprocess.Popen[bytes]] = {}
     with catch_signals() as request, terminated_on_exit(running.values()):
         while waiting or running:
@@ -128,7 +149,11 @@ def run_all(runs: Sequence[ChildRun], processes: int, console: Console) -> None:
                 running[run] = run.start()
             for run in [r for r, process in running.items() if process.poll() is not None]:
                 _require_success(run, running.pop(run).returncode)
-                console.write(f"{run.arm}, seed {run.seed}: done, {len(waiting) + len(running)} to go")
+                finished.append(run)
+                left = [*waiting, *running]
+                console.write(
+                    f"{run.arm}, seed {run.seed}: done, {len(left)} to go, {describe_time(left, finished, processes)}"
+                )
             time.sleep(POLL_S)
 
 

@@ -17,11 +17,12 @@ from speckv.agents.runs.run_folder import provenance
 from speckv.agents.runs.settings import SearchSettings, StudySettings, TrainSettings
 from speckv.agents.runs.study import plan, run_study
 from speckv.agents.runs.task import Validator, load_task
-from speckv.agents.runs.trials import FINAL, TRIALS, num_tried, open_study, run_trials
+from speckv.agents.runs.trials import FINAL, TRIALS, describe_left, num_tried, open_study, run_trials
 from speckv.cores import usable_cores
 from speckv.errors import ConfigError
 from speckv.evaluation.curves import EVAL
 from speckv.evaluation.results import rounded
+from speckv.evaluation.text import render_table
 from speckv.files import canonical_json, write_atomically
 
 RECORD, WINNER = "search.json", "winner.yaml"
@@ -39,21 +40,25 @@ def run_search(settings: TrainSettings, console: Console, *, overrides: Sequence
     """
     search = settings.search
     assert search is not None
-    folder = Path(settings.output) if settings.output else Path(settings.runs_dir) / search.name
+    folder = search_folder(settings)
     task = load_task(settings.data, settings.cost, settings.learn)
     validator = task.validator()
     shared = [override for override in shared_overrides(overrides) if group_of(override) != "search"]
     ground = {"cost_sha256": task.learning_cost.sha256, "traces_sha256": task.learning.sha256}
     terms = {"overrides": sorted(shared), "seed": settings.seed, "space": dict(search.space), **ground}
     study = open_study(search, folder, terms)
-    console.write(f"{search.name}: {num_tried(study)} of {search.trials} trials are there already")
+    processes = settings.processes or usable_cores()
+    console.write(
+        f"{search.name}: {search.trials} trials, {num_tried(study)} of them finished before; {processes} at once; "
+        f"{describe_left(study, search.trials - num_tried(study), processes)}; then "
+        f"{(search.top + 1) * len(search.final_seeds)} runs on fresh seeds"
+    )
 
     def make_run(number: int, drawn: list[str]) -> ChildRun:
         own = (*shared, *drawn, "search=null", "eval.on_test=false", f"seed={settings.seed}")
         path = folder / TRIALS / f"{number:04d}"
         return ChildRun(arm=f"trial {number}", seed=settings.seed, overrides=own, folder=path)
 
-    processes = settings.processes or usable_cores()
     run_trials(study, search, make_run, validator, processes=processes, console=console)
     best = best_trials(study, search.top)
     if not best:
@@ -76,6 +81,28 @@ def run_search(settings: TrainSettings, console: Console, *, overrides: Sequence
     write_atomically(folder / WINNER, winner_config(search.name, record["winner"], record["winner_overrides"], shared))
     console.write(f"best on validation prompts, fresh seeds: {record['winner']}; record in {folder / RECORD}")
     return record
+
+
+def describe_search(settings: TrainSettings) -> str:
+    """The trials and runs of a search that `run_search` would run, without writing anything."""
+    search = settings.search
+    assert search is not None
+    folder = search_folder(settings)
+    begun = len(list((folder / TRIALS).glob("*/")))
+    space = [(key, str(values)) for key, values in search.space.items()]
+    arms, seeds = search.top + 1, len(search.final_seeds)
+    return (
+        f"{search.name}: {search.trials} trials, {begun} of them begun before; "
+        f"{settings.processes or usable_cores()} at once; then {arms} arms x {seeds} seeds = {arms * seeds} runs: "
+        f"the best {search.top} trials and the shipped settings\nfolder: {folder}\n\n"
+        f"{render_table(('setting', 'values'), space, num_left=2)}"
+    )
+
+
+def search_folder(settings: TrainSettings) -> Path:
+    """Folder of a search."""
+    assert settings.search is not None
+    return Path(settings.output) if settings.output else Path(settings.runs_dir) / settings.search.name
 
 
 def best_trials(study: Any, count: int) -> list[Any]:

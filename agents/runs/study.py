@@ -7,6 +7,7 @@ from typing import Any
 
 from speckv.agents.runs.child_runs import ChildRun, run_all, shared_overrides
 from speckv.agents.runs.console import Console
+from speckv.agents.runs.planning import describe_runs, list_runs
 from speckv.agents.runs.run_folder import provenance
 from speckv.agents.runs.settings import StudySettings, TrainSettings
 from speckv.agents.runs.study_results import ArmOutcome, draw, measure_arms, read_sums, render
@@ -54,6 +55,15 @@ def run_study(
     console.write(table)
     console.write(f"saved to {folder}")
     return outcomes
+
+
+def describe_study(settings: TrainSettings, overrides: Sequence[str]) -> str:
+    """The runs of a study that `run_study` would train, without writing anything."""
+    study, runs = _study(settings), runs_of(settings, overrides)
+    for run in runs:
+        run.require_same_overrides()
+    processes = min(settings.processes or usable_cores(), len(runs))
+    return f"{study.name}: {study.question}\n{describe_runs(runs, processes)}\n\n{list_runs(runs)}"
 
 
 def runs_of(settings: TrainSettings, overrides: Sequence[str]) -> list[ChildRun]:

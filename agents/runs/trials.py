@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 
 from speckv.agents.runs.child_runs import POLL_S, ChildRun, terminated_on_exit
 from speckv.agents.runs.console import REPEAT, Console, catch_signals
+from speckv.agents.runs.planning import UNKNOWN_TIME, format_duration
 from speckv.agents.runs.settings import SearchSettings
 from speckv.agents.runs.task import Validator
 from speckv.errors import ConfigError
@@ -123,6 +125,9 @@ def run_trials(
                 for one in [r for r in running if r.process.poll() is not None]:
                     running.remove(one)
                     _record(study, one, validator, console)
+                    console.write(
+                        f"{left + len(running)} trials to go, {describe_left(study, left + len(running), processes)}"
+                    )
                 time.sleep(POLL_S)
     finally:
         with terminated_on_exit([one.process for one in running]):
@@ -134,6 +139,15 @@ def num_tried(study: Any) -> int:
     """Trials with a result, failures included; interrupted ones do not count."""
     failed = _states().FAIL
     return sum(trial.state != failed or _ERROR in trial.user_attrs for trial in study.trials)
+
+
+def describe_left(study: Any, number: int, processes: int) -> str:
+    """The estimated time of the trials that are left, by the median of those with a result."""
+    failed = _states().FAIL
+    seconds = [t.duration.total_seconds() for t in study.trials if t.duration is not None and t.state != failed]
+    if not number or not seconds:
+        return UNKNOWN_TIME if number else "no trial is left"
+    return f"about {format_duration(median(seconds) * -(-number // processes))} left"
 
 
 def _begin(trial: Any, settings: SearchSettings, make_run: Callable[[int, list[str]], ChildRun]) -> _RunningTrial:

@@ -12,9 +12,10 @@ from speckv.agents.building import build_settings
 from speckv.agents.registry import agent_settings, require_batch
 from speckv.agents.runs.child_runs import shared_overrides
 from speckv.agents.runs.console import Console, InterruptedTraining
-from speckv.agents.runs.search import run_search
+from speckv.agents.runs.planning import NOTHING_WRITTEN
+from speckv.agents.runs.search import describe_search, run_search
 from speckv.agents.runs.settings import TrainSettings
-from speckv.agents.runs.study import run_study, runs_of
+from speckv.agents.runs.study import describe_study, run_study, runs_of
 from speckv.agents.runs.trials import first_values
 from speckv.commands.app import CONFIGS, compose_checked, plain, require_unchanged, resumed, run_explained, run_program
 from speckv.errors import ConfigError, SpecKVError
@@ -52,9 +53,11 @@ def run(config: DictConfig, overrides: Sequence[str]) -> None:
     """Trains, runs a study, or searches for hyper-parameters."""
     config = resumed(config, overrides)
     OmegaConf.set_struct(config, False)
-    config.pop(DRY_RUN, None)  # so that a run's saved config is that of the run alone
+    dry = config.pop(DRY_RUN, False)  # a run's saved config is that of the run alone
     settings = settings_from(config)
-    if settings.search is not None:
+    if dry:
+        Console().write(f"{describe(settings, overrides)}\n\n{NOTHING_WRITTEN}")
+    elif settings.search is not None:
         run_search(settings, Console(), overrides=overrides)
     elif settings.is_study:
         run_study(settings, Console(), overrides=overrides)
@@ -62,6 +65,20 @@ def run(config: DictConfig, overrides: Sequence[str]) -> None:
         from speckv.agents.runs.training import train  # late, because PyTorch takes seconds to import
 
         train(settings, Console(), config=OmegaConf.to_yaml(config, resolve=True), overrides=overrides)
+
+
+def describe(settings: TrainSettings, overrides: Sequence[str]) -> str:
+    """What `run` would do."""
+    if settings.search is not None:
+        return describe_search(settings)
+    if settings.is_study:
+        return describe_study(settings, overrides)
+    folder = settings.resume or settings.output or f"a new folder in {settings.runs_dir}"
+    steps = settings.agent.get("total_steps")
+    length = f", {steps:,} environment steps" if isinstance(steps, int) else ""
+    return (
+        f"1 run: {settings.agent['name']}, cost table {settings.cost.table}, seed {settings.seed}{length}; in {folder}"
+    )
 
 
 @hydra.main(config_path=str(CONFIGS), config_name=NAME, version_base="1.3")

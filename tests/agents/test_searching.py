@@ -234,7 +234,7 @@ def test_a_search_finds_the_better_values_and_goes_on_where_it_stopped(tmp_path:
     more = replace(settings, search=replace(search, trials=5))
     console = CapturedConsole()
     longer = run_search(more, console, overrides=[*overrides, "search.trials=5"])
-    assert "4 of 5 trials are there already" in console.text
+    assert "5 trials, 4 of them finished before" in console.text
     assert longer["trials"][:4] == trials
     command = json.loads((folder / "final" / "study.json").read_text(encoding="utf-8"))["command"]
     assert command.endswith(" search.trials=5")  # as it was typed, not as the runs of the comparison are told

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Studies: what is run, that it goes on where it stopped, and what it comes to."""
 
+import datetime
 import json
+import os
+import re
 import sys
 from contextlib import suppress
 from dataclasses import replace
@@ -15,9 +18,10 @@ from matplotlib.text import Text
 from speckv.agents.building import build_settings
 from speckv.agents.runs import child_runs, run_folder, study
 from speckv.agents.runs.child_runs import ChildRun
+from speckv.agents.runs.planning import estimated_s
 from speckv.agents.runs.run_folder import RunFolder
 from speckv.agents.runs.settings import LearnSettings, StudySettings, TrainSettings
-from speckv.agents.runs.study import plan, run_study
+from speckv.agents.runs.study import describe_study, plan, run_study
 from speckv.agents.runs.study_results import StudySums, draw, measure_arms
 from speckv.agents.runs.task import first_of_tasks, load_task
 from speckv.commands import train as program
@@ -103,9 +107,52 @@ def test_a_study_runs_every_arm_and_seed_and_says_what_came_of_it(tmp_path: Path
     assert "Which constant?" in console.text
     assert (folder / "study.png").is_file()
 
+    assert "the time is estimated when the first one ends" in console.text
+    assert re.search(r"one, seed 0: done, 3 to go, about \d+ s left", console.text)
+
     again = CapturedConsole()
     run_study(settings, again, overrides=overrides)
     assert "4 runs, 4 of them finished before" in again.text
+    assert "no run is left" in again.text
+    assert describe_study(settings, overrides).count("finished  ") == 4
+
+
+def finished_run(folder: Path, arm: str, seconds: float) -> ChildRun:
+    run = ChildRun(arm=arm, seed=0, overrides=(), folder=folder / arm)
+    evaluated = run.folder / "evaluation" / "per_prompt.csv"
+    evaluated.parent.mkdir(parents=True)
+    evaluated.touch()
+    (run.folder / "run.json").write_text('{"started": "2026-01-01T00:00:00+00:00"}', encoding="utf-8")
+    end = datetime.datetime.fromisoformat("2026-01-01T00:00:00+00:00").timestamp() + seconds
+    os.utime(evaluated, (end, end))
+    return run
+
+
+def test_the_time_of_a_study_is_estimated_from_its_finished_runs(tmp_path: Path) -> None:
+    finished = [finished_run(tmp_path, "slow", 100.0), finished_run(tmp_path, "fast", 10.0)]
+    left = [
+        ChildRun(arm=arm, seed=1, overrides=(), folder=tmp_path / "new") for arm in ("slow", "slow", "fast", "other")
+    ]
+    # 100 + 100 + 10, and the median of all for an arm without a finished run: 55.
+    assert estimated_s(left, finished, 1) == 265.0
+    assert estimated_s(left, finished, 8) == 100.0  # the longest run takes its time
+    assert estimated_s(left, [], 2) is None
+
+
+def test_a_dry_run_lists_the_runs_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, overrides = toy_study(tmp_path, {"one": []})
+    before = sorted(tmp_path.rglob("*"))
+    arguments = [*overrides, "seeds=3", f"output={tmp_path / 'out'}", "dry_run=true"]
+    program.run(compose_checked(program.NAME, arguments), arguments)
+    text = capsys.readouterr().out
+    assert "3 runs, 0 of them finished before" in text
+    assert [f"seed{seed} " in text for seed in range(4)] == [True, True, True, False]
+    assert "agent.gamma=1" in text
+    assert "dry_run=" not in text
+    for choice, shown in (("tune=ppo", "40 trials, 0 of them begun before"), ("agent=ppo", "1 run: ppo")):
+        program.run(compose_checked(program.NAME, [choice, f"runs_dir={tmp_path}", "dry_run=true"]), [choice])
+        assert shown in capsys.readouterr().out
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize(("processes", "expected"), [(None, 1), (2, 2)])
