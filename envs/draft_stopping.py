@@ -10,8 +10,9 @@ from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
 from speckv.cost import require_single_request
-from speckv.envs.core import Core, ReplayEnv, ReplayEnvSettings, ReplayVectorEnv
+from speckv.envs.core import Core, ReplayEnv, ReplayEnvSettings
 from speckv.envs.rewards import Rewards
+from speckv.envs.vector import ReplayVectorEnv
 from speckv.errors import ConfigError
 from speckv.observation import STOPPING_SCHEMA
 from speckv.replay import ReplayStep
@@ -63,8 +64,8 @@ class StoppingCore(Core):
         """Shape [N, features]; each slot's observation, as `STOPPING_SCHEMA` lists."""
         return self.batch.observe_draft(self._before, self.depth)
 
-    def step(self, actions: ArrayLike) -> tuple[ReplayStep, Rewards]:
-        """Drafts a token or verifies in every slot; a draft that can grow no further is verified at once.
+    def step(self, actions: ArrayLike, where: BoolArray | None = None) -> tuple[ReplayStep, Rewards]:
+        """Drafts a token or verifies in every slot, or in those of `where`; a full draft is verified at once.
 
         The returned step's `num_drafted` and `seconds` are those of this action alone; verifying emits the tokens.
         """
@@ -72,21 +73,22 @@ class StoppingCore(Core):
         if chosen.size and not np.isin(chosen, (VERIFY, DRAFT)).all():
             raise ConfigError(f"Expected actions {VERIFY} (verify) or {DRAFT} (draft), got {chosen.tolist()}.")
         batch = self.batch
+        acts: BoolArray = np.ones(len(self.depth), np.bool_) if where is None else where
         position = batch.history.emitted
         limit, _ = batch.draft_limits(position)
         reachable = np.minimum(self.gamma_max, np.maximum(limit, 0))
-        drafts = (chosen == DRAFT) & (self.depth < reachable)
+        drafts = (chosen == DRAFT) & (self.depth < reachable) & acts
         context = batch.prompt_len + position
         pass_s = batch.draft_pass_seconds(self.depth)
         self.depth += drafts
-        self._num_decisions += 1
-        verifies = ~drafts | (self.depth == reachable)
+        self._num_decisions += acts
+        verifies = (~drafts | (self.depth == reachable)) & acts
         whole = batch.step(self.depth, verifies, self._num_decisions)
-        action_s = np.where(drafts, pass_s, 0.0) + batch.controller_s
+        action_s = (np.where(drafts, pass_s, 0.0) + batch.controller_s) * acts
         seconds = np.where(verifies, whole.seconds - self._spent_s, action_s)
         self._spent_s += action_s
         step = replace(whole, num_drafted=drafts.astype(np.int64), seconds=seconds, context=context)
-        rewards = self._account(step, num_steps=verifies.astype(np.int64))
+        rewards = self._account(step, num_steps=verifies.astype(np.int64), where=where)
         self._verified, self._drafted = verifies, whole.num_drafted
         rows = np.flatnonzero(verifies)
         self._before[rows] = batch.observe()[rows]

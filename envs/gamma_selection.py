@@ -7,7 +7,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.utils import RecordConstructorArgs
 
-from speckv.envs.core import ReplayEnv, ReplayVectorEnv
+from speckv.envs.core import ReplayEnv
+from speckv.envs.vector import ReplayVectorEnv
 from speckv.errors import ConfigError
 from speckv.types import FloatArray
 

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from speckv.cost import CompiledCost
 from speckv.errors import ConfigError, nearest
+from speckv.importing import import_named, is_import_path
 from speckv.replay import ReplayStep
 from speckv.types import IntArray
 
@@ -82,6 +83,31 @@ class Reward:
     def set_lambda(self, values: Mapping[str, float]) -> None:
         """Sets the throughput, in tokens a second, of some compressions; a ConfigError where the reward has none."""
         raise ConfigError(f"Expected a reward with a lambda, such as lambda_throughput, to take {dict(values)}.")
+
+
+RewardFunction = Callable[[ReplayStep, Rewards], ArrayLike]
+"""A reward of one's own.
+
+It gets what a decode step of each environment did (`num_drafted`, `num_accepted`, `num_emitted`, `seconds`, `context`:
+arrays of shape [N]) and `plain_s`, shape [N]: the seconds in which plain decoding emits one token there. It returns
+shape [N]. In `SpecKV/DraftStopping-v0` it is called once an action: one that drafts emits nothing.
+"""
+
+
+class _Own(Reward):
+    def __init__(self, cost: CompiledCost, function: RewardFunction) -> None:
+        super().__init__(cost)
+        self._function, self._name = function, reward_name(function)
+
+    def __call__(self, step: ReplayStep, comp_index: IntArray) -> Rewards:
+        plain_s = self._cost.autoregressive_s(comp_index, step.context)
+        rewards = np.array(self._function(step, plain_s), np.float64)
+        if rewards.shape != comp_index.shape or not np.isfinite(rewards).all():
+            raise ConfigError(
+                f"Expected reward {self._name} to return {len(comp_index)} finite numbers, got "
+                f"{f'shape {rewards.shape}' if rewards.shape != comp_index.shape else 'NaN or infinity'}."
+            )
+        return rewards
 
 
 class _Throughput(Reward):
@@ -172,11 +198,31 @@ REWARDS: dict[str, Callable[..., Reward]] = {
 `lambda_throughput`; these and `token_cost` (a number or "auto") for `tokens_minus_cost`; none for the others."""
 
 
-def make_reward(name: str, cost: CompiledCost, options: RewardOptions | None) -> Reward:
-    """Builds a reward of `REWARDS`; a ConfigError if the name or an option is unknown."""
-    if name not in REWARDS:
-        raise ConfigError(f"Expected a reward among {sorted(REWARDS)}, got {name!r}." + nearest(name, list(REWARDS)))
+def reward_name(reward: str | RewardFunction) -> str:
+    """Name of a reward; "module:function" for one's own.
+
+    >>> reward_name("time"), reward_name(time)
+    ('time', 'speckv.envs.rewards:time')
+    """
+    if isinstance(reward, str):
+        return reward
+    return f"{getattr(reward, '__module__', '?')}:{getattr(reward, '__qualname__', type(reward).__name__)}"
+
+
+def make_reward(reward: str | RewardFunction, cost: CompiledCost, options: RewardOptions | None) -> Reward:
+    """Builds a reward of `REWARDS` or one of the user's own; a ConfigError if the name or an option is unknown."""
+    if isinstance(reward, str) and is_import_path(reward):
+        reward = import_named(reward)
+    if not isinstance(reward, str):
+        if not callable(reward) or options:
+            raise ConfigError(f"Expected a function without reward_options, got {reward!r} with {dict(options or {})}.")
+        return _Own(cost, reward)
+    if reward not in REWARDS:
+        raise ConfigError(
+            f"Expected a reward among {sorted(REWARDS)}, a function or its module:name, got {reward!r}."
+            + nearest(reward, list(REWARDS))
+        )
     try:
-        return REWARDS[name](cost, **(options or {}))
+        return REWARDS[reward](cost, **(options or {}))
     except TypeError as error:
-        raise ConfigError(f"Expected only options of the reward {name!r}, got {dict(options or {})}.") from error
+        raise ConfigError(f"Expected only options of the reward {reward!r}, got {dict(options or {})}.") from error

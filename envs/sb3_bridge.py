@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from speckv.envs.core import ReplayVectorEnv
+from speckv.envs.vector import ReplayVectorEnv
 from speckv.errors import ConfigError
 from speckv.types import FloatArray
 

@@ -170,6 +170,10 @@ class ReplayStep:
     terminated: BoolArray
     truncated: BoolArray
 
+    def take(self, rows: IntArray) -> "ReplayStep":
+        """The step of some slots."""
+        return ReplayStep(**{f.name: getattr(self, f.name)[rows] for f in fields(ReplayStep)})
+
 
 class ReplayBatch:
     """Slots that replay recorded sequences; idle until `assign` and after the end of their sequence.

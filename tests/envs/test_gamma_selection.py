@@ -14,7 +14,11 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import RecordEpisodeStatistics
 from hypothesis import given
 from hypothesis import strategies as st
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
 
+from speckv import envs
 from speckv.envs import GAMMA_SELECTION, GammaSelectionEnv
 from speckv.errors import ConfigError, CostTableError, TraceError
 from speckv.observation import SCHEMA
@@ -184,10 +188,53 @@ def test_rendering() -> None:
     assert env.render() == "nf4 p0: 1/6 tokens"
     env.step(np.int64(3))
     assert re.fullmatch(r"nf4 p0: 3/6 tokens, drafted \+-- in \d+\.\d ms", env.render() or "")
-    with pytest.raises(ConfigError, match=r"among \['ansi'\], got 'human'"):
+    with pytest.raises(ConfigError, match=r"among \['ansi', 'rgb_array'\], got 'human'"):
         make_env(render_mode="human")
     with pytest.warns(UserWarning, match="nothing is rendered"):
         assert make_env().render() is None
+
+
+@pytest.mark.figures
+@pytest.mark.parametrize("name", [envs.GAMMA_SELECTION, envs.DRAFT_STOPPING])
+def test_a_picture_shows_accepted_and_rejected_tokens(name: str) -> None:
+    traces = make_traces([make_sequence([1, 1, 0, 1, 1, 1], compression="nf4")], max_new_tokens=6)
+    env = gym.make(name, traces=traces, cost=make_cost_table(), split=None, render_mode="rgb_array")
+    with pytest.raises(ResetNeeded):
+        env.unwrapped.render()
+    env.reset(seed=0)
+    colors = {"accepted": (0, 158, 115), "rejected": (213, 94, 0)}
+
+    def shown() -> dict[str, int]:
+        frame = np.asarray(env.render())
+        assert (frame.shape, frame.dtype) == ((480, 800, 3), np.uint8)
+        upper = frame[60:260]  # below the legend, above the curves
+        return {key: int((upper == color).all(axis=-1).sum()) for key, color in colors.items()}
+
+    assert shown() == {"accepted": 0, "rejected": 0}
+    for action in [3] if name == envs.GAMMA_SELECTION else [1, 1, 1, 0]:
+        env.step(np.int64(action))
+    counts = shown()
+    assert counts["rejected"] > 1.5 * counts["accepted"] > 1000  # one accepted, two rejected
+
+
+@pytest.mark.parametrize("name", [envs.GAMMA_SELECTION, envs.DRAFT_STOPPING])
+def test_the_shipped_recordings_are_the_default(name: str) -> None:
+    env = gym.make(name)
+    observation, info = env.reset(seed=0)
+    assert observation in env.observation_space
+    assert info["compression"] in ("fp16", "int8", "nf4")
+    vector = gym.make_vec(name, num_envs=2)
+    vector.reset(seed=0)
+    assert vector.step(np.array([1, 0]))[0] in vector.observation_space
+
+
+@pytest.mark.parametrize("name", [envs.GAMMA_SELECTION, envs.DRAFT_STOPPING])
+def test_stable_baselines3_makes_and_evaluates_it(name: str) -> None:
+    arguments = {"traces": random_traces(max_new_tokens=8), "cost": make_cost_table(), "split": None}
+    made = make_vec_env(name, n_envs=2, seed=0, env_kwargs=arguments)
+    model = PPO("MlpPolicy", made, n_steps=8, batch_size=16, device="cpu").learn(16)
+    assert np.isfinite(evaluate_policy(model, made, n_eval_episodes=2, warn=False)[0])
+    assert made.get_attr("render_mode") == ["rgb_array", "rgb_array"]
 
 
 def test_steps_need_a_running_episode() -> None:

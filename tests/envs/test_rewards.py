@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rewards: hand-computed values, the registry, and lambda."""
 
+import sys
+from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
+from speckv import envs
 from speckv.cost import CompiledCost
 from speckv.envs import GammaSelectionEnv
 from speckv.envs.rewards import REWARDS, Reward, make_reward
@@ -157,3 +161,44 @@ def test_refusals(name: str, options: dict[str, float] | None, message: str) -> 
 def test_every_reward_has_a_row_in_the_environments_docstring() -> None:
     text = GammaSelectionEnv.__doc__ or ""
     assert all(f"`{name}`" in text for name in REWARDS)
+
+
+def tokens_less_time(step: ReplayStep, plain_s: np.ndarray) -> np.ndarray:
+    """A user's reward: tokens, less those of plain decoding in the same time."""
+    return step.num_emitted - step.seconds / plain_s
+
+
+@pytest.mark.parametrize("reward", [tokens_less_time, "own_reward_of_a_user:tokens_less_time"])
+def test_a_reward_of_ones_own(reward: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = "def tokens_less_time(step, plain_s):\n    return step.num_emitted - step.seconds / plain_s\n"
+    (tmp_path / "own_reward_of_a_user.py").write_text(source, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    made = make_reward(reward, COST, None)
+    np.testing.assert_allclose(made(make_step(), BOTH), [3 - 16 / 8, 2 - 8 / 4])
+    with pytest.raises(ConfigError, match="without reward_options"):
+        make_reward(reward, COST, {"rate": 1.0})
+
+
+def test_the_environments_take_a_reward_of_ones_own() -> None:
+    settings: dict[str, Any] = {"traces": random_traces(), "cost": make_cost_table(), "split": None}
+    for name in (envs.GAMMA_SELECTION, envs.DRAFT_STOPPING):
+        vector = gym.make_vec(name, num_envs=3, reward=tokens_less_time, **settings)
+        vector.reset(seed=0)
+        _, rewards, _, _, infos = vector.step(np.array([0, 0, 0]))
+        assert (rewards < infos["num_emitted"]).all()
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        ("no_such_module_here:f", "got ModuleNotFoundError.*in the folder of the module"),
+        ("math:no_such", "Expected 'no_such' in module math"),
+        ("math:pi", "Expected a function"),
+        (lambda *_: 1.0, r"2 finite numbers, got shape \(\)"),
+        (lambda *_: np.array([1.0, np.nan]), "got NaN or infinity"),
+    ],
+)
+def test_a_wrong_reward_is_refused(reward: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_reward(reward, COST, None)(make_step(), BOTH)

@@ -6,11 +6,12 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from numpy.typing import NDArray
 
-from speckv.envs import GAMMA_SELECTION, GammaSelectionEnv, GammaSelectionVectorEnv
+from speckv.envs import DRAFT_STOPPING, GAMMA_SELECTION, GammaSelectionEnv, GammaSelectionVectorEnv
 from speckv.errors import ConfigError
 from tests.fakes_traces import make_cost_table, random_traces
 
@@ -203,3 +204,43 @@ def test_refusals() -> None:
     for actions, message in wrong:
         with pytest.raises(ConfigError, match=message):
             envs.step(actions)
+
+
+@pytest.mark.parametrize("name", [GAMMA_SELECTION, DRAFT_STOPPING])
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
+def test_autoreset_modes_are_those_of_gymnasium(name: str, mode: AutoresetMode) -> None:
+    settings = arguments({"reward": "time"})
+    ours = gym.make_vec(name, num_envs=NUM_ENVS, autoreset_mode=mode.value, **settings)
+    assert ours.metadata["autoreset_mode"] is mode
+    theirs = SyncVectorEnv([lambda: gym.make(name, **settings)] * NUM_ENVS, autoreset_mode=mode)
+    np.testing.assert_array_equal(ours.reset(seed=3)[0], theirs.reset(seed=3)[0])
+    rng = np.random.default_rng(0)
+    ends = 0
+    for _ in range(150):
+        actions = rng.integers(0, ours.single_action_space.n, NUM_ENVS)  # type: ignore[attr-defined]
+        mine, reference = ours.step(actions), theirs.step(actions)
+        for one, other in zip(mine[:4], reference[:4], strict=True):
+            np.testing.assert_array_equal(one, other)
+        assert_same_infos(mine[4], reference[4])
+        ended = mine[2] | mine[3]
+        ends += int(ended.sum())
+        if ended.any() and mode is AutoresetMode.DISABLED:
+            options = {"reset_mask": ended}
+            np.testing.assert_array_equal(ours.reset(options=options)[0], theirs.reset(options=dict(options))[0])
+    assert ends > 5
+
+
+def test_a_wrong_autoreset_mode_or_mask_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"among \['Disabled', 'NextStep', 'SameStep'\], got 'Nextstep'. Did you mean"
+    ):
+        make_vector(autoreset_mode="Nextstep")
+    envs = make_vector(autoreset_mode="Disabled", budget=2)
+    with pytest.raises(ConfigError, match="first reset"):
+        envs.reset(options={"reset_mask": np.array([True, False, False, False, False])})
+    envs.reset(seed=0)
+    envs.step(np.zeros(NUM_ENVS, np.int64))
+    with pytest.raises(ResetNeeded, match="have ended"):
+        envs.step(np.zeros(NUM_ENVS, np.int64))
+    with pytest.raises(ConfigError, match="reset_mask of 5 booleans"):
+        envs.reset(options={"reset_mask": [1, 0]})
