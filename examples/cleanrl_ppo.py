@@ -3,7 +3,8 @@
 
     python examples/cleanrl_ppo.py
 
-Trains a million steps, well under a minute on two CPU cores, and compares the policy with the best fixed gamma on test prompts.
+Trains a million steps, well under a minute on two CPU cores, and compares the policy with the best fixed gamma on test
+prompts.
 """
 
 import argparse

@@ -17,7 +17,8 @@ PENALTY = 0.05
 
 def frugal(step: ReplayStep, plain_s: np.ndarray) -> np.ndarray:
     """Shape [N]: tokens a second over those of plain decoding, less a penalty for each rejected token."""
-    return step.num_emitted * plain_s / step.seconds - PENALTY * (step.num_drafted - step.num_accepted)
+    rejected = step.num_drafted - step.num_accepted
+    return np.asarray(step.num_emitted * plain_s / step.seconds - PENALTY * rejected)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python examples/sb3_ppo.py
 
 Trains 60,000 actions in about half a minute on two CPU cores: faster than plain decoding, short of the best fixed
-gamma. `speckv train experiment=ppo_stopping` trains two million on the native vector environment.
+gamma. `speckv train experiment=ppo_stopping` trains three million on the native vector environment.
 """
 
 import argparse

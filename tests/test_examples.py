@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The examples that train, run small in a folder of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(folder: Path, name: str, *arguments: str) -> str:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "examples" / name), *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_cleanrl_like_ppo(tmp_path: Path) -> None:
+    printed = run(tmp_path, "cleanrl_ppo.py", "--steps", "4096", "--num-envs", "32")
+    assert "x best fixed gamma on 120 test prompts" in printed
+    assert printed.splitlines()[-1].split()[0] == "all"
+
+
+@pytest.mark.slow
+def test_stable_baselines3(tmp_path: Path) -> None:
+    printed = run(tmp_path, "sb3_ppo.py", "--steps", "2048")
+    assert "tokens/s on 60 test prompts" in printed
+
+
+def test_own_reward(tmp_path: Path) -> None:
+    rewards = [float(line.split()[-1]) for line in run(tmp_path, "own_reward.py").splitlines()]
+    assert len(rewards) == 9
+    assert rewards[0] == 1.0  # plain decoding is the unit
+    assert max(rewards) == max(rewards[1:5])
