@@ -27,6 +27,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 EXPLAINED = 2
 """Exit status after an error that was explained."""
 INTERRUPTED = 130
+MULTIRUN = ("-m", "--multirun")
 
 VERBATIM = ("notes",)
 """Settings whose value is taken as typed; quotes around all of it and `null` keep their meaning."""
@@ -62,7 +63,7 @@ def prepare(
     for choice in _every_value(overrides):
         check(compose_checked(config_name, choice), choice)
     sweeps = any(override.is_sweep_override() for override in overrides)
-    multirun = sweeps and not {"-m", "--multirun"} & set(arguments)
+    multirun = sweeps and not set(MULTIRUN) & set(arguments)
     return [*arguments, *(["--multirun"] if multirun else [])]
 
 
@@ -78,7 +79,7 @@ def parse_overrides(texts: Sequence[str]) -> list[Override]:
         return OverridesParser.create().parse_overrides(list(texts))
     except HydraException as error:
         raise ConfigError(
-            f"Expected overrides of the form key=value, got {_shown(texts)}: {_one_line(error)}"
+            f"Expected overrides of the form key=value, got {_shown(texts)}: {one_line(error)}"
         ) from error
 
 
@@ -109,7 +110,7 @@ def compose_checked(config_name: str, overrides: Sequence[str]) -> DictConfig:
     except (HydraException, OmegaConfBaseException) as error:
         unknown = _UNKNOWN.search(str(error))
         if unknown is None:
-            raise ConfigError(f"Cannot compose {_shown(overrides)}: {_one_line(error)}") from error
+            raise ConfigError(f"Cannot compose {_shown(overrides)}: {one_line(error)}") from error
         added = [unknown[1]]
     if added:
         names = list(setting_names(config_name, tuple(overrides)))
@@ -185,7 +186,7 @@ def plain(config: DictConfig, *, complete: bool = True) -> dict[str, object]:
     try:
         content = OmegaConf.to_container(config, resolve=True, throw_on_missing=complete)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"Cannot resolve the config: {_one_line(error)}") from error
+        raise ConfigError(f"Cannot resolve the config: {one_line(error)}") from error
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
 
@@ -202,8 +203,14 @@ def flat(content: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     return found
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """The text of an error without line ends, cut where it is very long."""
     return " ".join(str(error).split())[:_LONGEST_LINE]
+
+
+def explain(error: SpecKVError) -> None:
+    """Writes one line about an error."""
+    sys.stderr.write(f"speckv: {one_line(error)}\n")
 
 
 def run_explained(action: Callable[[], None]) -> None:
@@ -212,22 +219,11 @@ def run_explained(action: Callable[[], None]) -> None:
         with device_errors_explained():
             action()
     except SpecKVError as error:
-        sys.stderr.write(f"speckv: {_one_line(error)}\n")
+        explain(error)
         sys.exit(EXPLAINED)
     except KeyboardInterrupt:
         sys.stderr.write("speckv: interrupted\n")
         sys.exit(INTERRUPTED)
-
-
-def run_program(
-    config_name: str,
-    arguments: Sequence[str],
-    check: Callable[[DictConfig, Sequence[str]], None],
-    job: Callable[[], object],
-) -> None:
-    """Checks the arguments as in `prepare`, then lets Hydra, which reads `sys.argv`, run the job."""
-    sys.argv = [f"speckv {config_name}", *prepare(arguments, config_name, check)]
-    job()
 
 
 def resumed(config: DictConfig, overrides: Sequence[str] = ()) -> DictConfig:
@@ -339,4 +335,14 @@ def _quoted_list(value: str) -> str:
     inside = value[1:-1]
     if not value.endswith("]") or re.search(r"[\[\]'\"]", inside):
         return value
-    return "[" + ",".join(quoted(element.strip()) for element in inside.split(",")) + "]"
+    return "[" + ",".join(quoted(element) for element in _elements(inside)) + "]"
+
+
+def _elements(inside: str) -> Iterator[str]:
+    """Splits at commas, except inside existing paths: run folders of a sweep have commas in their names."""
+    parts = inside.split(",")
+    while parts:
+        joined = (",".join(parts[:number]).strip() for number in range(len(parts), 0, -1))
+        element = next((text for text in joined if _exists(text)), parts[0].strip())
+        yield element
+        parts = parts[element.count(",") + 1 :]

@@ -10,7 +10,8 @@ from speckv.agents.building import build_settings
 from speckv.agents.runs.console import Console
 from speckv.agents.runs.evaluating import evaluate
 from speckv.agents.runs.settings import EvaluateSettings
-from speckv.commands.app import CONFIGS, plain, run_explained, run_program
+from speckv.commands.app import CONFIGS, plain
+from speckv.commands.sweep import run_job, run_program
 from speckv.errors import ConfigError
 
 NAME = "evaluate"
@@ -44,7 +45,7 @@ def run(config: DictConfig) -> None:
 @hydra.main(config_path=str(CONFIGS), config_name=NAME, version_base="1.3")
 def job(config: DictConfig) -> None:
     """Runs once for each combination of settings."""
-    run_explained(lambda: run(config))
+    run_job(config, lambda: run(config))
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -17,7 +17,8 @@ from speckv.agents.runs.search import describe_search, run_search
 from speckv.agents.runs.settings import TrainSettings
 from speckv.agents.runs.study import describe_study, run_study, runs_of
 from speckv.agents.runs.trials import first_values
-from speckv.commands.app import CONFIGS, compose_checked, plain, require_unchanged, resumed, run_explained, run_program
+from speckv.commands.app import CONFIGS, compose_checked, plain, require_unchanged, resumed
+from speckv.commands.sweep import run_job, run_program
 from speckv.errors import ConfigError, SpecKVError
 
 NAME = "train"
@@ -85,7 +86,7 @@ def describe(settings: TrainSettings, overrides: Sequence[str]) -> str:
 def job(config: DictConfig) -> None:
     """Runs once for each combination of settings."""
     try:
-        run_explained(lambda: run(config, list(HydraConfig.get().overrides.task)))
+        run_job(config, lambda: run(config, list(HydraConfig.get().overrides.task)))
     except InterruptedTraining as interruption:
         sys.stderr.write(f"speckv: {interruption}; {interruption.advice}\n")
         sys.exit(interruption.exit_code)
