@@ -64,6 +64,15 @@ def test_help_shows_every_setting_with_its_default_and_every_choice(command: str
         assert all(re.search(rf"^  {re.escape(name)} ", text, re.MULTILINE) for name in names_in(group))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("group", SHOWN_WITH_A_COMMAND)
+def test_help_shows_the_settings_of_every_choice(group: str) -> None:
+    for name in names_in(group):
+        overrides = [f"{group}={name}", *(["env=live"] if group == "model" else [])]
+        shown = re.findall(r"^  ([\w.]+)=\S*(?:\n {10,}|  +)\w", program.help_of("train", overrides), re.MULTILINE)
+        assert set(shown) == set(flat(plain(compose_checked("train", overrides))))
+
+
 def chosen_or_opaque(config: Mapping[str, object]) -> set[str]:
     return {key for key in OPAQUE if isinstance(config.get(key), Mapping)}
 
