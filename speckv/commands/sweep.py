@@ -18,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from speckv.agents.runs.planning import NOTHING_WRITTEN
+from speckv.agents.runs.run_folder import LAST
 from speckv.commands.app import (
     EXPLAINED,
     MULTIRUN,
@@ -69,6 +70,17 @@ class Job:
         """The error line of a failed job, or ""."""
         path = error_file(self.folder)
         return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+
+    @property
+    def state(self) -> str:
+        """What became of the job; a learner that was interrupted can be resumed."""
+        if self.error:
+            return "failed"
+        if not self.folder.is_dir():
+            return "not started"
+        if (self.folder / LAST).is_file() and not self.rows():
+            return f"interrupted (continue with resume={self.folder})"
+        return "finished" if self.rows() else "no result"
 
     def rows(self) -> list[dict[str, Any]]:
         """Results of the job's controllers or arms; none if it has no evaluation."""
@@ -163,8 +175,7 @@ class Sweep:
         jobs = []
         for job in self.jobs:
             error, rows = job.error, job.rows()
-            state = "failed" if error else "finished" if rows else "no result"
-            about = {"overrides": list(job.overrides), "folder": str(job.folder), "state": state}
+            about = {"overrides": list(job.overrides), "folder": str(job.folder), "state": job.state}
             jobs.append({**about, "error": error or None, "results": rows})
         return {"format_version": FORMAT_VERSION, "command": self.command, "jobs": jobs}
 

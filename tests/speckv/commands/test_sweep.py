@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from speckv.agents.runs.run_folder import LAST
 from speckv.commands import train as program
 from speckv.commands.app import compose_checked, first_of_sweeps, parse_overrides, prepare
 from speckv.commands.sweep import SWEEP_JSON, SWEEP_TEXT, Sweep, error_file, job_name, run_sweep
@@ -64,11 +65,13 @@ def test_a_sweep_needs_a_new_folder(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_sweep_shows_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sweep = plan("agent=ppo,dqn,a2c", f"output={tmp_path / 'sweep'}")
+    sweep = plan("agent=ppo,dqn,a2c,qr_dqn", f"output={tmp_path / 'sweep'}")
 
     def interrupted() -> None:
         write_results(sweep.jobs[0].folder, 1.25)
         error_file(sweep.jobs[1].folder).write_text("Expected more.\n", encoding="utf-8")
+        (sweep.jobs[2].folder / LAST).parent.mkdir(parents=True)
+        (sweep.jobs[2].folder / LAST).touch()
         sys.exit(130)
 
     with pytest.raises(SystemExit) as ended:
@@ -77,10 +80,11 @@ def test_an_interrupted_sweep_shows_what_there_is(tmp_path: Path, capsys: pytest
     text = capsys.readouterr().out
     assert "agent=ppo  1.250 [1.150, 1.350]  1.250 [1.150, 1.350]  1.250 [1.150, 1.350]" in text
     assert "failed: agent=dqn: Expected more." in text
-    assert "no result: agent=a2c" in text
+    assert f"interrupted (continue with resume={sweep.jobs[2].folder}): agent=a2c" in text
+    assert "not started: agent=qr_dqn" in text
     assert (sweep.folder / SWEEP_TEXT).read_text(encoding="utf-8") in text
     record = json.loads((sweep.folder / SWEEP_JSON).read_text(encoding="utf-8"))
-    assert [job["state"] for job in record["jobs"]] == ["finished", "failed", "no result"]
+    assert [job["state"].split(" ")[0] for job in record["jobs"]] == ["finished", "failed", "interrupted", "not"]
 
 
 def test_a_dry_run_of_a_sweep_lists_its_jobs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
