@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from speckv.agents.building import build_settings
+from speckv.agents.own import KINDS, OwnController, OwnSettings, own_class, own_controller_class
 from speckv.cost import CostTable, require_single_request
 from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError, nearest
+from speckv.importing import is_import_path
 from speckv.types import GAMMA_MAX, Controller
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ class Agent:
         settings: Class of a learner's settings; other agents' controllers name theirs.
         make: Function (settings, data) -> controller; "" for the class's own `make`.
         hides: Whether `make` uses `TrainingData.hide`.
+        own: Whether `controller` is a class of the user's own.
     """
 
     controller: str = ""
@@ -51,6 +54,7 @@ class Agent:
     make: str = ""
     online: bool = False
     hides: bool = False
+    own: bool = False
 
     @property
     def in_environment(self) -> bool:
@@ -60,7 +64,7 @@ class Agent:
     @property
     def controller_class(self) -> type[Any]:
         """Class of its controller."""
-        found: type[Any] = _load(self.controller)
+        found: type[Any] = own_controller_class(self.controller) if self.own else _load(self.controller)
         return found
 
     @property
@@ -143,16 +147,22 @@ AGENTS: Mapping[str, Agent] = dict(
 )
 
 
-def class_of(kind: str) -> type[Any] | None:
-    """The class of a stored controller, or None if no agent has that kind: the entry point for `speckv`."""
-    return AGENTS[kind].controller_class if kind in AGENTS and not AGENTS[kind].in_environment else None
-
-
-def require_agent(name: str) -> None:
-    """Passes if there is an agent of that name."""
+def find_agent(name: str) -> Agent:
+    """The agent of a name, or that of a user's class named as "module:Class"; a ConfigError if there is none."""
+    if is_import_path(name):
+        return Agent(controller=name, own=True, online=bool(getattr(own_class(name), "learns", False)))
     known = sorted(AGENTS)
     if name not in AGENTS:
-        raise ConfigError(f"Expected an agent of {known}, got {name!r}.{nearest(name, known)}")
+        hint = nearest(name, known)
+        raise ConfigError(f'Expected an agent of {known}, or your own as "module:Class", got {name!r}.{hint}')
+    return AGENTS[name]
+
+
+def class_of(kind: str) -> type[Any] | None:
+    """The class of a stored controller, or None if no agent has that kind: the entry point for `speckv`."""
+    if kind in KINDS:
+        return KINDS[kind]
+    return AGENTS[kind].controller_class if kind in AGENTS and not AGENTS[kind].in_environment else None
 
 
 def agent_settings(options: Mapping[str, object]) -> tuple[str, Any]:
@@ -160,10 +170,12 @@ def agent_settings(options: Mapping[str, object]) -> tuple[str, Any]:
     name = options.get("name")
     if not isinstance(name, str):
         raise ConfigError(f"Expected agent.name to be one of {sorted(AGENTS)}, got {name!r}.")
-    require_agent(name)
-    content = {**_defaults(name), **options}
+    agent = find_agent(name)
+    content = {**({} if agent.own else _defaults(name)), **options}
     del content["name"]
-    return name, build_settings(AGENTS[name].settings_class, content, "agent")
+    if agent.own:
+        return name, OwnSettings(values=content)
+    return name, build_settings(agent.settings_class, content, "agent")
 
 
 def default_settings(name: str, **changes: object) -> Any:
@@ -185,7 +197,7 @@ def _defaults(name: str) -> Mapping[str, object]:
 
 def decides_token_by_token(name: str, settings: Any, decides: str = "per_step") -> bool:
     """Whether an agent's controller is a `StoppingController`; for learners, `env.decides` decides that."""
-    agent = AGENTS[name]
+    agent = find_agent(name)
     if agent.in_environment:
         return decides == "per_token"
     kind = agent.controller_class
@@ -200,12 +212,14 @@ def require_batch(name: str, settings: Any, batch: int, decides: str = "per_step
 
 def make_controller(name: str, settings: Any, data: TrainingData) -> Controller:
     """Makes a controller that needs no environment; an online learner is trained on the train prompts once."""
-    agent = AGENTS[name]
+    agent = find_agent(name)
     assert not agent.in_environment
     require_batch(name, settings, data.cost.batch)
     if data.hide and not agent.hides:
         able = sorted(n for n, other in AGENTS.items() if other.hides or other.in_environment)
         raise ConfigError(f"Expected env.hide for an agent of {able}, got {list(data.hide)} for {name!r}.")
+    if agent.own:
+        return _make_own(name, settings, data, learns=agent.online)
     if agent.online:
         from speckv.agents.bandits import making  # late, because it needs recordings, and this module must not
 
@@ -216,14 +230,28 @@ def make_controller(name: str, settings: Any, data: TrainingData) -> Controller:
     return make(settings, data)
 
 
+def _make_own(path: str, settings: Any, data: TrainingData, *, learns: bool) -> Controller:
+    controller = OwnController.create(path, settings, data)
+    if learns:
+        from speckv.agents.bandits import making
+
+        making.train(controller, data)
+    return controller
+
+
 def begin_learner(name: str, settings: Any, data: TrainingData) -> Controller:
     """Makes an online learner before its first request; train prompts only scale its observations."""
-    if not AGENTS[name].online:
+    agent = find_agent(name)
+    if not agent.online:
         known = sorted(other for other, agent in AGENTS.items() if agent.online)
         raise ConfigError(f"Expected an agent that learns online, of {known}, got {name!r}.{nearest(name, known)}")
     from speckv.agents.bandits import making
 
-    return making.begin(AGENTS[name].controller_class, settings, data)
+    return (
+        OwnController.create(name, settings, data)
+        if agent.own
+        else making.begin(agent.controller_class, settings, data)
+    )
 
 
 def with_cost_table(controller: Controller, cost: CostTable, compressions: Sequence[str]) -> Controller:
@@ -247,7 +275,7 @@ _CHOICES = ("arms", "candidates", "gammas")
 
 def within_depth(name: str, settings: Any, depth: int) -> Any:
     """Limits an agent's settings to the depth of the recordings; a ConfigError where that is impossible."""
-    if depth >= GAMMA_MAX:
+    if depth >= GAMMA_MAX or is_import_path(name):
         return settings
     gamma = getattr(settings, "gamma", 0) if name == "fixed" else 0
     if name in UNBOUNDED or gamma > depth:

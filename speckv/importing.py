@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Users' own classes and functions, named as "module:name"."""
+"""Users' own classes and functions, named as "module:name".
+
+Importing a module runs its code. A class that a stored policy names is used only if its module is imported already, or
+if the program has called `allow_stored`, as SpecKV's own commands do.
+"""
 
 import sys
 from importlib import import_module
@@ -7,6 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from speckv.errors import ConfigError, nearest
+
+_allowed = False
+
+
+def allow_stored() -> None:
+    """Lets stored policies name classes whose modules are imported when the policy is loaded."""
+    global _allowed
+    _allowed = True
+
+
+def require_importable(path: str) -> None:
+    """Passes if a class that a stored policy names may be imported."""
+    module = path.partition(":")[0]
+    if not _allowed and module not in sys.modules:
+        raise ConfigError(
+            f"Expected module {module!r}, which the policy names, to be imported before the policy is loaded: loading "
+            "runs no code that you did not import. Import it, or call speckv.importing.allow_stored()."
+        )
 
 
 def is_import_path(text: str) -> bool:

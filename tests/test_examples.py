@@ -37,3 +37,9 @@ def test_own_reward(tmp_path: Path) -> None:
     assert len(rewards) == 9
     assert rewards[0] == 1.0  # plain decoding is the unit
     assert max(rewards) == max(rewards[1:5])
+
+
+def test_own_rule(tmp_path: Path) -> None:
+    printed = run(tmp_path, "own_rule.py")
+    assert "120 test prompts" in printed
+    assert float(printed.split("x best fixed ")[1].split()[0]) > 1

@@ -52,7 +52,7 @@ def followed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     shutil.copy(ROOT / "train.py", copy)
     text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     touched, before = {}, files_of(copy)
-    for section in text.split("\n## ")[1:]:
+    for section in text.partition("\n# Adding to SpecKV")[2].split("\n## ")[1:]:
         for name, marker, content in STEP.findall(section):
             path = copy / name
             if marker:

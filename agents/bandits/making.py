@@ -12,6 +12,7 @@ from speckv.cost import CompiledCost
 from speckv.evaluation.replays import compile_pair
 from speckv.replay import CompiledTraces, replay_stream, visit
 from speckv.runtime.constant import ConstantGamma
+from speckv.types import Controller
 
 
 def begin(kind: type[Any], settings: Any, data: TrainingData) -> Bandit:
@@ -27,12 +28,13 @@ def begin(kind: type[Any], settings: Any, data: TrainingData) -> Bandit:
     return bandit
 
 
-def train(bandit: Bandit, data: TrainingData) -> None:
-    """Decodes the train prompts once with a learner, in a random order; its draws begin anew afterwards."""
+def train(learner: Controller, data: TrainingData) -> None:
+    """Decodes the train prompts once with a learner, in a random order; a bandit's draws begin anew afterwards."""
     compiled, compiled_cost = compile_pair(data.train, data.cost)
     order = np.random.default_rng(data.seed).permutation(len(compiled)).tolist()
-    replay_stream(bandit, compiled, compiled_cost, order=order)
-    bandit.reseed(data.seed)
+    replay_stream(learner, compiled, compiled_cost, order=order)
+    if isinstance(learner, Bandit):
+        learner.reseed(data.seed)
 
 
 def measure_scaling(compiled: CompiledTraces, cost: CompiledCost, gamma: int = 3) -> Scaling:

@@ -4,6 +4,7 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ from speckv.agents.registry import (
     AGENTS,
     TrainingData,
     default_settings,
+    find_agent,
     make_controller,
-    require_agent,
     require_batch,
     within_depth,
 )
@@ -29,6 +30,7 @@ from speckv.evaluation.report import make_timelines, save_report
 from speckv.evaluation.results import headline
 from speckv.evaluation.run_facts import RUN, find_seed_groups, read_fact, read_facts
 from speckv.evaluation.text import render_comparison
+from speckv.importing import is_import_path
 from speckv.runtime.constant import ConstantGamma, ConstantPerCompression
 from speckv.runtime.policy import load_controller, load_controllers, shipped_policy
 from speckv.runtime.storage import find_policy
@@ -61,6 +63,7 @@ def report_comparison(
 
 def evaluate(settings: EvaluateSettings, console: Console) -> Comparison:
     """Compares controllers from run folders and agents made now; a SpecKVError leaves nothing written."""
+    settings = _own_controllers_as_agents(settings)
     names = _names_of(settings.agents)
     train, test = load_splits(settings.data)
     require_comparable(train, test)
@@ -99,6 +102,16 @@ def evaluate(settings: EvaluateSettings, console: Console) -> Comparison:
     return comparison
 
 
+def _own_controllers_as_agents(settings: EvaluateSettings) -> EvaluateSettings:
+    """Moves each "module:Class" from `controllers` to `agents`, which are made here."""
+    listed = settings.controllers or ()
+    own = tuple(path for path in listed if is_import_path(path))
+    if not own:
+        return settings
+    others = tuple(path for path in listed if path not in own)
+    return replace(settings, controllers=others, agents=(*settings.agents, *own))
+
+
 def _controller_paths(settings: EvaluateSettings, cost: str, traces_sha256: str) -> list[Path]:
     if settings.controllers is not None:
         return [Path(path) for path in settings.controllers]
@@ -125,8 +138,7 @@ def _names_of(agents: Sequence[str]) -> Sequence[str]:
     if EVERY_AGENT in agents:
         return [name for name, agent in AGENTS.items() if not agent.in_environment and name not in CONSTANTS]
     for name in agents:
-        require_agent(name)
-        if AGENTS[name].in_environment:
+        if find_agent(name).in_environment:
             raise ConfigError(
                 f"Expected agents that are made at once, got {name!r}, which learns in an environment. "
                 f"Train it with `speckv train agent={name}` and name its run in controllers."

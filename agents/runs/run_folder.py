@@ -161,6 +161,7 @@ class Run:
             return folder
         now = datetime.datetime.now(datetime.UTC)
         record = {**decisive, "started": now.isoformat(timespec="microseconds"), **others, **provenance()}
+        label = label.rpartition(":")[2]  # of "module:Class" the class
         name = f"{label}-{cost}-{now.astimezone():%Y%m%d-%H%M%S}-seed{settings.seed}"
         folder = RunFolder.create(settings.output, settings.runs_dir, name)
         folder.record_start(self.config, self.overrides, record)

@@ -359,4 +359,5 @@ def hyperparameters(settings: object) -> dict[str, str | int | float]:
     """
     assert dataclasses.is_dataclass(settings)
     values = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
-    return {k: "x".join(map(str, v)) if isinstance(v, tuple) else v for k, v in values.items()}
+    values |= values.pop("values", {})  # of a class of the user's own
+    return {k: "x".join(map(str, v)) if isinstance(v, tuple | list) else v for k, v in values.items()}

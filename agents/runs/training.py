@@ -15,6 +15,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
+from speckv.agents.own import OwnController
 from speckv.agents.registry import (
     AGENTS,
     TrainingData,
@@ -132,6 +133,8 @@ class Fitting:
             met = {*task.learning.compressions, *task.test.compressions}
             known = [compression for compression in task.cost.compressions if compression in met]
             controller = with_cost_table(controller, task.cost, known)
+        if isinstance(controller, OwnController):
+            controller.require_storable()
         self._run, self._task, self._validator, self._controller = run, task, validator, controller
         self._score: Score | None = None
 

@@ -22,8 +22,11 @@ from omegaconf.errors import OmegaConfBaseException
 from speckv.commands.suggestions import LISTS, did_you_mean, require_assignments
 from speckv.errors import CheckpointError, ConfigError, SpecKVError, device_errors_explained, nearest
 from speckv.evaluation.run_facts import CONFIG
+from speckv.importing import is_import_path
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+OWN = "own"
+"""Choice of the group `agent` for a class of the user's own."""
 EXPLAINED = 2
 """Exit status after an error that was explained."""
 INTERRUPTED = 130
@@ -54,7 +57,7 @@ def prepare(
 
     `check` gets a composed config and its overrides, and raises a SpecKVError if they are wrong.
     """
-    arguments = quote_texts(arguments, sweeps=True)
+    arguments = quote_texts(own_names(arguments), sweeps=True)
     if any(argument.split("=")[0] in _PRINTS for argument in arguments):
         return arguments
     texts = [a for a in arguments if not a.startswith("-")]
@@ -98,9 +101,10 @@ def compose_checked(config_name: str, overrides: Sequence[str]) -> DictConfig:
     Raises:
         ConfigError: one line that names the override, with the nearest known setting or choice.
     """
-    overrides = quote_texts(overrides)
+    overrides = quote_texts(own_names(overrides))
     require_assignments(config_name, overrides, choices_of(config_name))
-    added = [key for o in overrides if o.startswith("+") and not (key := _name(o).lstrip("+")).startswith("hydra")]
+    allowed = ("hydra", "agent.") if f"agent={OWN}" in overrides else ("hydra",)
+    added = [key for o in overrides if o.startswith("+") and not (key := _name(o).lstrip("+")).startswith(allowed)]
     try:
         config = _compose(config_name, [o for o in overrides if _name(o).lstrip("+") not in added])
     except MissingConfigException as error:
@@ -117,6 +121,27 @@ def compose_checked(config_name: str, overrides: Sequence[str]) -> DictConfig:
         hint = f"{did_you_mean(added[0], names)} `speckv {config_name} --help` explains every setting."
         raise ConfigError(f"Unknown setting {added[0]!r}.{hint}")
     return config
+
+
+def own_names(overrides: Sequence[str]) -> list[str]:
+    """Rewrites `agent=module:Class` and `reward=module:function`, which are no choices of these groups.
+
+    >>> own_names(["agent=my_module:MyRule", "agent.gamma=3", "reward=my_module:frugal", "seed=1"])
+    ['agent=own', 'agent.name=my_module:MyRule', '+agent.gamma=3', 'reward.name=my_module:frugal', 'seed=1']
+    """
+    own_agent, rewritten = False, list[str]()
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key in ("agent", "reward") and ":" in value:
+            if not is_import_path(value):
+                raise ConfigError(f'Expected {key} to be one "module:name", such as my_module:MyRule, got {value!r}.')
+            own_agent |= key == "agent"
+            rewritten += [f"agent={OWN}"] if key == "agent" else []
+            override = f"{key}.name={value}"
+        elif own_agent and key.startswith("agent.") and key != "agent.name":
+            override = f"+{override}"
+        rewritten.append(override)
+    return rewritten
 
 
 def _shown(overrides: Sequence[str]) -> list[str]:

@@ -13,6 +13,7 @@ from speckv import __version__
 from speckv.commands.app import CONFIGS, compose_checked, plain, run_explained, with_lists
 from speckv.commands.help import command_help, lay_out, read_config_file
 from speckv.errors import ConfigError, nearest
+from speckv.importing import allow_stored
 
 COMMANDS = {
     "train": "[key=value ...]",
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     else:
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        allow_stored()
         run_explained(lambda: _run(arguments[0], list(arguments[1:])))
     return 0
 

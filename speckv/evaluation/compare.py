@@ -180,8 +180,8 @@ class Comparison:
         """The first controller under test, or the bound if there is none."""
         return self.controllers[0] if self.controllers else CLAIRVOYANT
 
-    def group(self, compression: str, task: str) -> GroupResult:
-        """Figures of one group."""
+    def group(self, compression: str, task: str = ALL) -> GroupResult:
+        """Figures of one group; "all" stands for all compressions, and for all tasks."""
         return next(g for g in self.groups if (g.group.compression, g.group.task) == (compression, task))
 
     def overall(self, question: str) -> Family | None:
@@ -207,7 +207,24 @@ def compare(
 ) -> Comparison:
     """Compares controllers with plain decoding, every fixed gamma, the best of them, oracles and the clairvoyant bound.
 
+    >>> from speckv.cost import CostTable
+    >>> from speckv.runtime.constant import ConstantGamma
+    >>> from speckv.traces import TraceSet, find_traces
+    >>> traces = TraceSet.load(find_traces("qwen2.5-coder-greedy")).select(compressions=["fp16"], tasks=["code"])
+    >>> comparison = compare(
+    ...     train=traces.select(split="train"),
+    ...     test=traces.select(split="test"),
+    ...     cost=CostTable.load("cpu-2core"),
+    ...     controllers=[ConstantGamma(3, name="mine")],
+    ...     num_resamples=100,
+    ... )
+    >>> comparison.best_fixed_gammas
+    {'fp16': 2}
+    >>> round(comparison.group("fp16").row("mine").speedup_vs_best_fixed.estimate, 3)
+    1.0
+
     Args:
+        controllers: Not changed: online learners are copied, and learn from one test prompt to the next.
         train: Prompts that the best fixed gamma is tuned on.
         test: Prompts that everything is measured on, none of them in `train`.
         seed: Of bootstrap and tests; controllers have generators of their own.
