@@ -25,11 +25,14 @@ NAME = "train"
 DRY_RUN = "dry_run"
 
 
+def of_run(config: DictConfig) -> dict[str, object]:
+    """A composed config as plain data, without the settings of the command alone."""
+    return {key: value for key, value in plain(config).items() if key != DRY_RUN}
+
+
 def settings_from(config: DictConfig) -> TrainSettings:
     """Checks a composed config; a ConfigError names the setting that is unknown, missing or wrong."""
-    content = plain(config)
-    content.pop(DRY_RUN, None)  # of the command, not of the run
-    settings = build_settings(TrainSettings, content)
+    settings = build_settings(TrainSettings, of_run(config))
     require_batch(*agent_settings(settings.agent), settings.cost.batch, settings.env.decides)
     return settings
 

@@ -16,18 +16,11 @@ from speckv.agents.runs.settings import (
     TrainSettings,
 )
 from speckv.commands.app import CONFIGS, OWN, compose_checked, plain
+from speckv.commands.train import of_run
 from speckv.errors import ConfigError
 from tests.fakes_settings import shipped
 
-
-def composed(overrides: list[str]) -> dict[str, object]:
-    """The settings of a run; `dry_run` is the command's."""
-    content = plain(compose_checked("train", overrides))
-    del content["dry_run"]
-    return content
-
-
-WHOLE = composed([])
+WHOLE = of_run(compose_checked("train", []))
 EVALUATION = plain(compose_checked("evaluate", []))
 DATA, REWARD = asdict(shipped(DataSettings)), asdict(shipped(RewardSettings))
 
@@ -46,7 +39,7 @@ def options_of(group: str) -> list[str]:
 )
 def test_every_default_stands_in_one_place(overrides: list[str]) -> None:
     """A setting that the configs hold has no default in its class."""
-    content = composed(overrides)
+    content = of_run(compose_checked("train", overrides))
     settings = build_settings(TrainSettings, content)
     parts = {"agent": agent_settings(settings.agent)[1], "": settings} | {
         key: getattr(settings, key) for key in content if is_dataclass(getattr(settings, key))
