@@ -72,7 +72,7 @@ def prepare(
 
 def first_of_sweeps(arguments: Sequence[str]) -> list[str]:
     """The overrides of a command line, each with the first of its values; options are dropped."""
-    texts = [argument for argument in quote_texts(arguments, sweeps=True) if not argument.startswith("-")]
+    texts = [argument for argument in quote_texts(own_names(arguments), sweeps=True) if not argument.startswith("-")]
     return next(_every_value(parse_overrides(texts)))
 
 
