@@ -5,7 +5,7 @@ WEIGHTS ?= $(or $(SPECKV_WEIGHTS),$(wildcard $(HOME)/.cache/speckv/weights))
 MINUTES ?= 30
 
 .DEFAULT_GOAL := help
-.PHONY: help install format lint types contracts test test-slow check train evaluate results results-t1 results-pages paper study regret ablations gpu soak integrations clean
+.PHONY: help install format lint types contracts test test-slow check train evaluate results results-policies results-t1 results-pages paper study regret ablations gpu soak integrations clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,7 +42,7 @@ train: ## Train PPO on the shipped traces
 evaluate: ## Evaluate controllers on the test prompts
 	$(PYTHON) evaluate.py
 
-results: $(COSTS:%=results-%) results-t1 study regret ablations results-pages ## Train, compare and study everything: all figures of README and docs
+results: $(COSTS:%=results-%) results-policies results-t1 study regret ablations results-pages ## Train, compare and study everything: all figures of README and docs
 
 results-pages: ## Write the tables of README and docs from the committed results
 	$(PYTHON) -m benchmarks.pages
@@ -57,12 +57,15 @@ define compare
 	cp runs/results-$(1)/zoo/results.json benchmarks/results/zoo-$(1).json
 endef
 
+results-policies: ## Fit the policies that come with SpecKV: supervised, token by token, for each cost table
+	$(PYTHON) -m benchmarks.shipped_policies
+
 results-t1:
 	$(call compare,t1,data=qwen2.5-coder-t1 cost=cpu-2core)
 
 results-%:
 	$(call compare,$*,cost=$*)
-	cp runs/results-$*/ppo/policy.speckv/* speckv/assets/policies/$*.speckv/
+	cp runs/results-$*/ppo/policy.speckv/* speckv/assets/policies/$*-ppo.speckv/
 
 paper: ## Recompute the SpecKV paper from its released files (paper.folder=FOLDER)
 	$(PYTHON) evaluate.py experiment=speckv_paper

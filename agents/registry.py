@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agents: name -> the class of its controller and how it is made, imported at first use."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib import import_module
@@ -252,17 +252,6 @@ def begin_learner(name: str, settings: Any, data: TrainingData) -> Controller:
         if agent.own
         else making.begin(agent.controller_class, settings, data)
     )
-
-
-def with_cost_table(controller: Controller, cost: CostTable, compressions: Sequence[str]) -> Controller:
-    """Gives a controller the times of another cost table at some compressions; returns it as it is if it has none."""
-    times: StepTimes | None = getattr(controller, "times", None)
-    if times is None:
-        return controller
-    moved: Controller = controller.with_times(  # type: ignore[attr-defined]
-        StepTimes.of(cost, compressions, gamma_max=times.verify_s.shape[1] - 1)
-    )
-    return moved
 
 
 # -- recordings that are shallower than `GAMMA_MAX`: what was not recorded cannot be drafted -------------------------

@@ -26,7 +26,7 @@ from benchmarks import qwen
 from benchmarks.arms import NUM_RESAMPLES, as_ratio
 from benchmarks.divergence import first_difference
 from benchmarks.prediction_error import encode_as_recorded, errors, require_recorded
-from speckv.commands.decode import find_controller
+from speckv.commands.decode import find_policy
 from speckv.cost import CostTable
 from speckv.decoding import DecodeStep, Engine, GenerationResult, RequestContext, draft_source, generate, stepwise
 from speckv.evaluation.bootstrap import resample_counts
@@ -34,7 +34,6 @@ from speckv.models.linear import dtype_name
 from speckv.profiling.machine import describe_machine
 from speckv.profiling.prompts import first_of_each, read_prompts
 from speckv.runtime.constant import ConstantGamma
-from speckv.runtime.policy import load_controller
 from speckv.traces import TraceSet, find_traces
 from speckv.types import Controller
 
@@ -138,7 +137,7 @@ def main() -> None:
     context = RequestContext(compression=arguments.compression, cost_ratio=table.cost_ratio(arguments.compression))
     arms: list[Controller] = [ConstantGamma(0), ConstantGamma(arguments.gamma, name=BEST)]
     for path in arguments.controllers:
-        arms.append(find_controller(path, table.name) if path == "shipped" else load_controller(path))
+        arms.append(find_policy(path, table).controller)
     prompts = [p for p in read_prompts(arguments.prompts) if p.split == "test"]
     prompts = first_of_each(prompts, arguments.per_task)
     recorded = None

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from benchmarks import qwen
-from speckv.commands.decode import find_controller
+from speckv.commands.decode import find_policy
 from speckv.cost import MOST_ERROR, CompiledCost, CostTable
 from speckv.decoding import Engine, GenerationResult, RequestContext, generate
 from speckv.decoding.clock import device_clock
@@ -35,7 +35,6 @@ from speckv.profiling.machine import describe_machine
 from speckv.profiling.prompts import Prompt, first_of_each, read_prompts
 from speckv.replay import CompiledTraces, replay_controller
 from speckv.runtime.constant import ConstantGamma
-from speckv.runtime.policy import load_controller
 from speckv.traces import TraceSet, find_traces
 from speckv.types import Controller
 
@@ -147,7 +146,7 @@ def of_compression(compression: str, prompts: Sequence[Prompt], options: argpars
     require_recorded(traces, ids)
     arms: list[Controller] = [ConstantGamma(0), ConstantGamma(best, name="best-fixed")]
     for path in options.controllers:
-        arms.append(find_controller(path, table.name) if path == "shipped" else load_controller(path))
+        arms.append(find_policy(path, table).controller)
     clock = device_clock(pair.target.device)
     engine = Engine(pair.target, pair.draft, eos_token_ids=pair.eos_token_ids, clock=clock)
     engine.capture_ahead(max(map(len, ids.values())) + options.max_new_tokens)

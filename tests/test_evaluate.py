@@ -19,7 +19,7 @@ from speckv.commands import evaluate as program
 from speckv.commands.app import compose_checked, prepare
 from speckv.errors import CheckpointError, CostTableError, DataError, SchemaError, SpecKVError, TraceError
 from speckv.runtime import Policy, PolicyController
-from speckv.runtime import policy as policies
+from speckv.runtime import shipped as policies
 from tests.fakes_paper import write_paper
 from tests.fakes_policies import store
 from tests.fakes_runs import CapturedConsole, save_toy, toy_settings

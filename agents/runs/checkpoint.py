@@ -31,7 +31,9 @@ from speckv.cost.times import StepTimes
 from speckv.errors import CheckpointError, nearest
 from speckv.files import write_atomically
 from speckv.runtime.learned import LstmPolicy, MlpPolicy, NetworkPolicy
-from speckv.runtime.policy import SHIPPED, load_controller, shipped_policy
+from speckv.runtime.policy import load_controller
+from speckv.runtime.shipped import LEARNER, SHIPPED, WORD, shipped_policy
+from speckv.runtime.storage import SUFFIX
 
 Uint32 = NDArray[np.uint32]
 
@@ -151,9 +153,9 @@ def _read(path: Path) -> _Content:
 
 
 def find_source(init_from: str, cost: str) -> Path:
-    """Resolves a run folder, a policy folder, a shipped policy's name, or "shipped": that of the cost table."""
-    names = sorted(path.stem for path in SHIPPED.iterdir() if path.is_dir())
-    name = cost if init_from == "shipped" else init_from
+    """Resolves a run folder, a policy folder, a shipped PPO policy's name, or "shipped": that of the cost table."""
+    names = sorted(path.stem for path in SHIPPED.glob(f"*{LEARNER}{SUFFIX}"))
+    name = f"{cost}{LEARNER}" if init_from == WORD else init_from
     if name in names:
         return shipped_policy(name)
     if not Path(init_from).is_dir():

@@ -32,7 +32,9 @@ from speckv.evaluation.run_facts import RUN, find_seed_groups, read_fact, read_f
 from speckv.evaluation.text import render_comparison
 from speckv.importing import is_import_path
 from speckv.runtime.constant import ConstantGamma, ConstantPerCompression
-from speckv.runtime.policy import load_controller, load_controllers, shipped_policy
+from speckv.runtime.matching import warn_of_differences
+from speckv.runtime.policy import load_controller, named_apart
+from speckv.runtime.shipped import WORD, load_for, shipped_for, shipped_policy
 from speckv.runtime.storage import find_policy
 from speckv.traces import TraceSet
 from speckv.types import GAMMA_MAX, Controller, StoppingController
@@ -71,7 +73,10 @@ def evaluate(settings: EvaluateSettings, console: Console) -> Comparison:
     cost.require((*train.compressions, *test.compressions))
     agents = _fitting_settings(names, train, cost, all_must_fit=EVERY_AGENT not in settings.agents)
     paths = _controller_paths(settings, cost.name, train.sha256)
-    controllers = load_controllers(paths)
+    policies = [load_for(path, cost) for path in paths]
+    for policy in policies:
+        warn_of_differences(policy, target=train.metadata.target_id, draft=train.metadata.draft_id, cost=cost)
+    controllers = named_apart(policies, paths)
     _require_fitting(controllers, test, cost)
     if agents or any(not isinstance(c, ConstantGamma | ConstantPerCompression) for c in controllers):
         warn_of_waiting(cost.batch)
@@ -114,7 +119,7 @@ def _own_controllers_as_agents(settings: EvaluateSettings) -> EvaluateSettings:
 
 def _controller_paths(settings: EvaluateSettings, cost: str, traces_sha256: str) -> list[Path]:
     if settings.controllers is not None:
-        return [Path(path) for path in settings.controllers]
+        return [shipped_for(cost) if path == WORD else Path(path) for path in settings.controllers]
     latest = latest_run(settings.runs_dir, cost=cost, traces_sha256=traces_sha256)
     found = latest if latest is not None else shipped_policy(cost)
     return [found] if find_policy(found) is not None else []

@@ -22,7 +22,6 @@ from speckv.agents.registry import (
     agent_settings,
     make_controller,
     require_batch,
-    with_cost_table,
     within_depth,
 )
 from speckv.agents.rl.hyperparameters import LearnerSettings, OnPolicySettings
@@ -62,6 +61,7 @@ from speckv.evaluation.results import headline
 from speckv.export.making import recording_facts
 from speckv.models.device import use_threads
 from speckv.runtime.policy import load_controller
+from speckv.runtime.shipped import with_cost_table
 from speckv.types import Controller, FloatArray
 
 DECODED = "decoded.jsonl"

@@ -30,7 +30,6 @@ from benchmarks.step_breakdown import PROMPT, break_down_all
 from speckv.agents.bandits.calibrated import CalibratedStopping
 from speckv.agents.registry import default_settings
 from speckv.commands.calibrate import shipped_check, typical_policy
-from speckv.commands.decode import find_controller
 from speckv.cost import CostTable
 from speckv.cost.times import StepTimes
 from speckv.decoding import Engine, RequestContext, SamplingConfig, generate
@@ -40,9 +39,10 @@ from speckv.profiling.calibrate import CalibrationPlan, calibrate
 from speckv.profiling.timing import TimingPlan
 from speckv.runtime.constant import ConstantGamma
 from speckv.runtime.learned import PolicyController
+from speckv.runtime.shipped import load_for, shipped_policy
 
 SHIPPED_CLOCK = "rtx3090-paper"
-"""The shipped policy that was trained on a GPU's cost table, and the table where this device has none."""
+"""Cost table of the shipped policy that is run with this device's times, and the table where it has none."""
 
 
 def _about(pair: ModelPair) -> dict[str, Any]:
@@ -241,7 +241,7 @@ def measure_arms(settings: Settings, compression: str, end: float) -> dict[str, 
     tuned = run_arms(named, tuning, synchronise=wait, go_on=lambda: time.monotonic() < sweep_end)
     best = max(sweep, key=lambda gamma: tuned.tokens_per_s(f"ours, {gamma}"))
     learner = CalibratedStopping(default_settings("calibrated_stopping"), StepTimes.of(table), 0)
-    controllers = [find_controller("shipped", SHIPPED_CLOCK), learner]
+    controllers = [load_for(shipped_policy(SHIPPED_CLOCK), table).controller, learner]
     arms: dict[str, Decode] = {
         THEIRS: theirs(pair, budget),
         PLAIN: ours(engines.alone, ConstantGamma(0), context, budget),

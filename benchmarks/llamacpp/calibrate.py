@@ -29,7 +29,8 @@ from speckv.profiling.prompts import EXAMPLES, first_of_each, read_prompts
 from speckv.profiling.timing import PassTimes, TimingPlan, entry_of
 from speckv.runtime import Policy
 from speckv.runtime.constant import ConstantGamma
-from speckv.runtime.policy import load_controller, shipped_policy
+from speckv.runtime.policy import load_controller
+from speckv.runtime.shipped import shipped_policy
 from speckv.types import BITS_PER_WEIGHT
 
 logger = logging.getLogger(__name__)
@@ -59,8 +60,8 @@ def entry(
 
 
 def time_decision(repeats: int = 500) -> float:
-    """Median seconds of a decision of the shipped network, with observing and remembering."""
-    session = Policy.of(load_controller(shipped_policy("cpu-2core"))).session(max_new_tokens=1 << 20)
+    """Median seconds of a decision of PPO's network, with observing and remembering."""
+    session = Policy.of(load_controller(shipped_policy("cpu-2core-ppo"))).session(max_new_tokens=1 << 20)
     session.start(0.5, 0.9)
     seconds = []
     for _ in range(repeats):

@@ -27,9 +27,12 @@ from speckv.errors import ConfigError, DataError
 from speckv.models import ModelPair, load_pair
 from speckv.models.device import use_threads
 from speckv.models.pair import choose_pair
+from speckv.profiling.machine import describe_machine
+from speckv.runtime import Policy
 from speckv.runtime.constant import ConstantGamma
-from speckv.runtime.policy import load_controller, shipped_policy
-from speckv.types import Controller, StoppingController
+from speckv.runtime.matching import warn_of_differences, warn_of_machine, warn_of_no_gain
+from speckv.runtime.shipped import WORD, load_for, shipped_for
+from speckv.types import StoppingController
 
 logger = logging.getLogger(__name__)
 STANDARD_INPUT = "-"
@@ -109,12 +112,19 @@ def run(config: DictConfig) -> None:
     """Decodes with the controller, then plainly, and compares."""
     use_threads(config.threads)
     table = CostTable.load(config.cost.table).at_batch(config.cost.batch)
-    controller = find_controller(config.controller, table.name)
+    policy = find_policy(config.controller, table)
+    controller = policy.controller
     if isinstance(controller, StoppingController):
         require_single_request(controller.name, table.batch)
     compression = config.model.compression
     context = RequestContext(compression=compression, cost_ratio=table.cost_ratio(compression))
-    pair = load_pair(choose_pair(plain(config.model)))
+    chosen = choose_pair(plain(config.model))
+    logger.info("%s on %s with draft %s; loading", controller.name, Path(chosen.target).name, Path(chosen.draft).name)
+    if not isinstance(controller, ConstantGamma):
+        warn_of_differences(policy, target=chosen.target, draft=chosen.draft_name, cost=table, compression=compression)
+        warn_of_machine(table, describe_machine())
+        warn_of_no_gain(policy, compression, table)
+    pair = load_pair(chosen)
     engine = Engine(
         pair.target, draft_source(pair), eos_token_ids=pair.eos_token_ids, sampling=SamplingConfig(**config.sampling)
     )
@@ -126,17 +136,20 @@ def run(config: DictConfig) -> None:
     engine.start(prompt, max_new_tokens=2)  # warm up: first calls allocate and choose kernels
     result = generate(engine, prompt, controller, on_step=stream.show, **arguments)
     stream.end()
-    baseline = generate(engine, prompt, ConstantGamma(0), **arguments) if config.compare else None
+    baseline = None
+    if config.compare:
+        logger.info("decoding the same prompt without a draft, to compare; compare=false leaves this out")
+        baseline = generate(engine, prompt, ConstantGamma(0), **arguments)
     for line in summary(controller.name, result, baseline, compression, str(pair.target.dtype)):
         logger.info(line)
 
 
-def find_controller(spec: str | int, cost_name: str) -> Controller:
-    """Resolves a run folder, a policy folder, a whole number (fixed gamma) or "shipped"."""
+def find_policy(spec: str | int, table: CostTable) -> Policy:
+    """Loads a run folder, a policy folder, a whole number (fixed gamma) or "shipped"."""
     text = str(spec)
     if text.isdigit():
-        return ConstantGamma(int(text))
-    return load_controller(shipped_policy(cost_name) if text == "shipped" else Path(text))
+        return Policy.of(ConstantGamma(int(text)))
+    return load_for(shipped_for(table.name) if text == WORD else Path(text), table)
 
 
 def summary(
@@ -146,17 +159,15 @@ def summary(
     drafted = sum(step.outcome.num_drafted for step in result.steps)
     accepted = sum(step.outcome.num_accepted for step in result.steps)
     lines = [
-        f"{name}, {compression} in {dtype.removeprefix('torch.')}: {len(result.tokens)} tokens in "
-        f"{len(result.steps)} steps ({result.block_efficiency:.2f} a step), {accepted} of {drafted} drafted accepted, "
-        f"{result.tokens_per_s:.2f} tokens/s, {result.controller_s / max(result.decode_s, 1e-9):.2%} of it deciding"
+        f"{compression} in {dtype.removeprefix('torch.')}: prompt read in {result.prefill.outcome.seconds:.1f} s; "
+        f"{len(result.tokens)} tokens in {len(result.steps)} steps, {accepted} of {drafted} drafted tokens accepted"
     ]
-    if plain is not None:
-        ratio = result.tokens_per_s / plain.tokens_per_s if plain.tokens_per_s else float("nan")
-        same = (
-            "the same text" if plain.tokens == result.tokens else "a different text (see docs/numerics.md on near-ties)"
-        )
-        lines.append(f"plain decoding: {plain.tokens_per_s:.2f} tokens/s, {same}; ratio {ratio:.2f}")
-    return lines
+    speed = f"{name} {result.tokens_per_s:.2f} tokens/s"
+    if plain is None:
+        return [*lines, speed]
+    ratio = result.tokens_per_s / plain.tokens_per_s if plain.tokens_per_s else float("nan")
+    same = "the same text" if plain.tokens == result.tokens else "another text (docs/numerics.md: near-ties)"
+    return [*lines, f"{speed}, plain decoding {plain.tokens_per_s:.2f} tokens/s: {ratio:.2f} times as fast, {same}"]
 
 
 def visible(text: str) -> str:

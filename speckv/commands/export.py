@@ -18,7 +18,7 @@ from speckv.export.hf import write_custom_generate
 from speckv.export.onnx import write_onnx
 from speckv.files import replacing_folder
 from speckv.runtime import Policy
-from speckv.runtime.policy import load_controller
+from speckv.runtime.matching import warn_of_differences, warn_of_no_gain
 from speckv.runtime.storage import SUFFIX
 
 logger = logging.getLogger(__name__)
@@ -50,13 +50,17 @@ def main(arguments: Sequence[str]) -> None:
     """Exports one policy."""
     options = _parser().parse_args(arguments)
     source = Source.find(options.run, cost=options.cost, traces=options.traces)
+    policy = make_policy(source, name=options.name, learns=False if options.frozen else None)
+    metadata = source.traces.metadata
+    warn_of_differences(policy, target=metadata.target_id, draft=metadata.draft_id, cost=source.cost)
     if options.per_step:
-        policy = _per_step(source, options.name)
-    else:
-        policy = make_policy(source, name=options.name, learns=False if options.frozen else None)
+        policy = _per_step(source, policy, options.name)
     compression = options.compression or policy.compressions[0]
     if compression not in policy.compressions:
         raise ConfigError(f"Expected --compression in {list(policy.compressions)}, got {compression!r}.")
+    by_batch = options.compression or options.to in ("sglang", "vllm")
+    for name in [compression] if by_batch else policy.compressions:
+        warn_of_no_gain(policy, name, source.cost)
     request = ExportRequest(source=source, policy=policy, compression=compression)
     stem = re.sub(r"[^\w.-]+", "-", policy.name).strip("-")
     default = f"{stem}{SUFFIX}" if options.to == "policy" else f"{stem}-{options.to}"
@@ -110,10 +114,9 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"Expected options of `speckv export --help`, got: {message}.")
 
 
-def _per_step(source: Source, name: str | None) -> Policy:
-    controller = load_controller(source.folder)
-    name = name or controller.name
-    table, losses = compile_steps(controller, source.traces, source.cost)
+def _per_step(source: Source, policy: Policy, name: str | None) -> Policy:
+    name = name or policy.name
+    table, losses = compile_steps(policy.controller, source.traces, source.cost)
     for compression, loss in losses.items():
         gammas = ", ".join(map(str, table.gammas[compression]))
         logger.info(

@@ -20,7 +20,8 @@ from speckv.profiling.prompts import read_prompts
 from speckv.report.content import PageTexts, ShownController, page_content
 from speckv.report.page import render_page
 from speckv.report.texts import Vocabulary, shipped_vocabulary
-from speckv.runtime.policy import load_controller, load_controllers
+from speckv.runtime.policy import load_controller, named_apart
+from speckv.runtime.shipped import load_for
 from speckv.traces import TraceSet, find_traces
 
 logger = logging.getLogger(__name__)
@@ -220,7 +221,7 @@ def _page(config: DictConfig, runs: Sequence[RecordedRun], traces: TraceSet, cos
     train, test = traces.select(split="train"), traces.select(split="test")
     texts = _page_texts(config, test)
     paths = [one.path for one in runs]
-    controllers = load_controllers(paths)
+    controllers = named_apart([load_for(path, cost) for path in paths], paths)
     # One run gets the seed of its own evaluation, several that of `speckv evaluate`: the same draws, the same results.
     seed, resamples = (runs[0].seed, runs[0].num_resamples) if len(runs) == 1 else (0, NUM_RESAMPLES)
     seed = seed if config.seed is None else int(config.seed)

@@ -8,30 +8,31 @@ from pathlib import Path
 from speckv.cost import CostTable
 from speckv.errors import CheckpointError, ConfigError
 from speckv.evaluation.entrants import MIN_SEEDS, SeedGroup
-from speckv.runtime.policy import shipped_policy
+from speckv.runtime.shipped import WORD, shipped_for, shipped_policy
 from speckv.types import Controller
 
 RUN, CONFIG = "run.json", "config.yaml"
 """Files of a run folder: facts of the run besides its settings, and the settings."""
-SHIPPED_WORD = "shipped"
 
 
 def controller_folder(word: str, cost: str | None) -> Path:
-    """Finds a run folder, a policy's folder, or with "shipped" the shipped policy of a cost table.
+    """Finds a run folder, a policy's folder, a shipped policy by name, or with "shipped" that for a cost table.
 
     Raises:
         ConfigError: if "shipped" comes without a cost table.
         CheckpointError: if there is no such folder.
     """
-    if word != SHIPPED_WORD:
+    if word != WORD:
         folder = Path(word)
+        if not folder.is_dir() and shipped_policy(word).is_dir():
+            folder = shipped_policy(word)
     elif cost is None:
         raise ConfigError(
-            f"Expected a cost table beside `{SHIPPED_WORD}`, because there is a policy for each, got none. "
+            f"Expected a cost table beside `{WORD}`, because there is a policy for each, got none. "
             "Name it: cost=NAME data=NAME, or --cost NAME for an export."
         )
     else:
-        folder = shipped_policy(CostTable.load(cost).name)
+        folder = shipped_for(CostTable.load(cost).name)
     if not folder.is_dir():
         raise CheckpointError(f"Expected a run folder or a policy's folder at {folder}, found none.")
     return folder

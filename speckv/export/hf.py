@@ -115,7 +115,7 @@ def _readme(policy: Policy, modules: int) -> str:
         "draft": known.get("draft", "unknown"),
         "vocabulary": known.get("vocab_size", "unknown"),
         "compressions of the target": ", ".join(policy.compressions),
-        "cost table": known.get("cost_table", "unknown"),
+        "cost table": known.get("cost", "unknown"),
     }
     return _README.format(
         name=policy.name.replace("`", "'"),

@@ -12,7 +12,6 @@ from speckv.export.source import Source
 from speckv.replay import visit
 from speckv.runtime import Policy
 from speckv.runtime.constant import ConstantPerCompression
-from speckv.runtime.policy import load_controller
 from speckv.traces import TraceSet
 from speckv.types import Controller
 
@@ -25,7 +24,9 @@ def make_policy(
     Raises:
         CheckpointError: if the folder holds no policy, or a damaged one.
     """
-    controller = load_controller(source.folder) if controller is None else controller
+    stored = source.policy() if controller is None else None
+    controller = stored.controller if stored is not None else controller
+    assert controller is not None
     train = source.traces.select(split="train")
     return Policy.of(
         controller,
@@ -34,9 +35,10 @@ def make_policy(
         trained_on={
             **recording_facts(train),
             "traces_sha256": source.traces.sha256,
-            "cost_table": source.cost.name,
-            "cost_table_sha256": source.cost_sha256,
+            "cost": source.cost.name,
+            "cost_sha256": source.cost.sha256,
             "cost_kind": source.cost.kind,
+            **(stored.trained_on if stored is not None else {}),
         },
         **deployment(train, source.cost, tune_fixed(train, source.cost).best()),
     )

@@ -30,8 +30,8 @@ def write_onnx(policy: Policy, folder: Path) -> list[Path]:
     controller = policy.controller
     if not isinstance(controller, PolicyController):
         raise CheckpointError(
-            f"Expected a policy that is one network (ppo, a2c, dqn, qr_dqn), got {policy.name!r}. "
-            "Export it with --to policy."
+            f"Expected a policy that is one network (ppo, a2c, dqn, qr_dqn), got {policy.name!r}. Export it with "
+            "--to policy, which runs with NumPy alone, or export a network such as cpu-2core-ppo."
         )
     try:
         import onnx

@@ -56,6 +56,15 @@ class PairConfig:
     chat_template: bool = True
     static_cache: bool | None = None
 
+    @property
+    def draft_name(self) -> str:
+        """Name of the draft as recordings have it; "" for all of the target's own layers."""
+        if self.draft == "lookup":
+            return f"prompt-lookup({self.lookup_longest},{self.lookup_shortest})"
+        if self.draft == "self":
+            return f"{self.target}[:{self.draft_layers}]" if self.draft_layers else ""
+        return self.draft
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelPair:

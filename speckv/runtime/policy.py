@@ -32,7 +32,6 @@ from speckv.runtime.session import HIDDEN, Session, shared
 from speckv.runtime.state import ControllerState, Storable
 from speckv.runtime.storage import (
     CARD,
-    SUFFIX,
     WEIGHTS,
     make_script,
     play,
@@ -53,8 +52,6 @@ from speckv.types import (
     same_but_padding,
 )
 
-SHIPPED = Path(__file__).resolve().parents[1] / "assets" / "policies"
-"""Holds the policies that come with SpecKV, one for each of some cost tables."""
 GROUP = "speckv.policy_kinds"
 """Entry points by which packages offer controllers: each is a function, kind -> class, or None for an unknown kind."""
 MEMORY = {"decay": DECAY, "prior_acceptance": PRIOR_ACCEPTANCE, "prior_tokens": PRIOR_TOKENS}
@@ -72,11 +69,6 @@ _ENDLESS = 1 << 30
 """Budget, in tokens, of a text whose budget is unknown."""
 _NEUTRAL_RATIO = 0.3
 """Cost ratio where none is known."""
-
-
-def shipped_policy(cost: str) -> Path:
-    """Folder of the policy that comes with SpecKV for a cost table, whether there is one or not."""
-    return SHIPPED / f"{cost}{SUFFIX}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -284,9 +276,9 @@ def load_controller(path: Path | str, *, name: str | None = None) -> Controller:
     return controller
 
 
-def load_controllers(paths: Sequence[Path]) -> list[Controller]:
-    """Loads controllers; those that share a name are named after their folders."""
-    controllers = [load_controller(path) for path in paths]
+def named_apart(policies: Sequence[Policy], paths: Sequence[Path]) -> list[Controller]:
+    """The controllers of policies; those that share a name are named after their folders."""
+    controllers = [policy.controller for policy in policies]
     names = [controller.name for controller in controllers]
     for controller, path in zip(controllers, paths, strict=True):
         if names.count(controller.name) > 1:

@@ -11,9 +11,11 @@ from speckv.agents.constants import BestFixedGamma, FixedGamma
 from speckv.agents.runs.evaluating import latest_run
 from speckv.errors import CheckpointError
 from speckv.observation import SCHEMA
-from speckv.runtime import Policy, PolicyController, policy
-from speckv.runtime.policy import load_controller, load_controllers, shipped_policy
-from speckv.runtime.storage import RUN_POLICY, find_policy
+from speckv.runtime import Policy, PolicyController
+from speckv.runtime import shipped as policies
+from speckv.runtime.policy import load_controller, named_apart
+from speckv.runtime.shipped import shipped_for
+from speckv.runtime.storage import RUN_POLICY
 from tests.fakes_policies import store
 from tests.speckv.test_runtime_learned import random_policy
 
@@ -52,7 +54,8 @@ def test_two_of_a_name_are_called_after_their_folders(tmp_path: Path) -> None:
     for name in ("one", "two"):
         store(tmp_path / name, PolicyController(random_policy()))
     store(tmp_path / "three", FixedGamma(1))
-    loaded = load_controllers([tmp_path / name for name in ("one", "two", "three")])
+    paths = [tmp_path / name for name in ("one", "two", "three")]
+    loaded = named_apart([Policy.load(path) for path in paths], paths)
     assert [c.name for c in loaded] == ["one", "two", "agent fixed-1"]
 
 
@@ -77,7 +80,7 @@ def test_the_latest_run_is_the_newest_that_fits(tmp_path: Path) -> None:
 
 
 def test_a_shipped_policy_goes_by_its_cost_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(policy, "SHIPPED", tmp_path)
+    monkeypatch.setattr(policies, "SHIPPED", tmp_path)
     Policy.of(PolicyController(random_policy())).save(tmp_path / "fast.speckv")
-    assert find_policy(shipped_policy("fast")) == tmp_path / "fast.speckv"
-    assert find_policy(shipped_policy("slow")) is None
+    assert shipped_for("fast") == tmp_path / "fast.speckv"
+    assert shipped_for("slow") == tmp_path / "cpu-2core.speckv"

@@ -20,8 +20,9 @@ from speckv.evaluation.replays import compile_pair
 from speckv.observation import SCHEMA, STOPPING_SCHEMA
 from speckv.replay import replay_controller, replay_stream
 from speckv.runtime import Policy, load
-from speckv.runtime.policy import load_controller, shipped_policy
+from speckv.runtime.policy import load_controller
 from speckv.runtime.session import Session
+from speckv.runtime.shipped import shipped_policy
 from speckv.runtime.storage import make_script
 from speckv.runtime.storage import play as play_vectors
 from speckv.traces import TraceSequence, TraceSet, find_traces

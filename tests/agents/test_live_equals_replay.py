@@ -9,7 +9,8 @@ from speckv.models import CausalModel
 from speckv.profiling.prompts import Prompt
 from speckv.profiling.record import Recorder
 from speckv.replay import replay_controller
-from speckv.runtime.policy import load_controller, shipped_policy
+from speckv.runtime.policy import load_controller
+from speckv.runtime.shipped import shipped_policy
 from speckv.traces import TraceSequence
 from speckv.types import Controller, OnlineLearner
 from tests.agents.test_agents_contract import NAMES, make

@@ -8,7 +8,8 @@ import pytest
 
 from speckv.agents.runs.requests import load_models
 from speckv.agents.runs.settings import CostSettings, DataSettings, EnvSettings, TrainSettings
-from speckv.runtime.policy import load_controller, shipped_policy
+from speckv.runtime.policy import load_controller
+from speckv.runtime.shipped import shipped_policy
 from speckv.runtime.storage import RUN_POLICY, WEIGHTS
 from tests.fakes_live import TINY_LIVE_PPO, lines, live_settings, run_live
 from tests.fakes_runs import CapturedConsole
@@ -41,7 +42,7 @@ def real(settings: TrainSettings, weights_dir: Path) -> TrainSettings:
 def test_real_models_teach_and_the_text_stays_the_targets(tmp_path: Path, weights_dir: Path, name: str) -> None:
     agent = {**TINY_LIVE_PPO, "hidden": [64, 64], "total_steps": 12, "num_steps": 6, "batch_size": 6}
     settings = live_settings(tmp_path, "run", agent if name == "ppo" else {"name": name}, requests=2)
-    settings = real(replace(settings, init_from="cpu-2core" if name == "ppo" else None), weights_dir)
+    settings = real(replace(settings, init_from="cpu-2core-ppo" if name == "ppo" else None), weights_dir)
     console = CapturedConsole()
     report = run_live(settings, console, load_models)
     comparison = report["comparison"]
@@ -54,7 +55,6 @@ def test_real_models_teach_and_the_text_stays_the_targets(tmp_path: Path, weight
     assert learned.name == name.replace("_", "-")
     assert str(weights_dir) not in (Path(str(settings.output)) / "run.json").read_text()
     if name == "ppo":
-        weights = [
-            (folder / WEIGHTS).read_bytes() for folder in (shipped_policy("cpu-2core"), tmp_path / "run" / RUN_POLICY)
-        ]
+        folders = (shipped_policy("cpu-2core-ppo"), tmp_path / "run" / RUN_POLICY)
+        weights = [(folder / WEIGHTS).read_bytes() for folder in folders]
         assert weights[0] != weights[1]

@@ -274,15 +274,15 @@ def test_a_ppo_from_replay_begins_with_its_own_decisions(tmp_path: Path) -> None
 
 def test_a_shipped_policy_gives_its_actor(tmp_path: Path) -> None:
     agent = {**TINY_LIVE_PPO, "hidden": [64, 64], "learning_rate": 1e-12, "total_steps": 16}
-    settings = replace(live_settings(tmp_path, "run", agent), init_from="cpu-2core")
+    settings = replace(live_settings(tmp_path, "run", agent), init_from="cpu-2core-ppo")
     console = CapturedConsole()
     run_live(settings, console)
     assert "its critic is not stored" in console.text
-    shipped = load_controller(find_source("cpu-2core", "cpu-2core"))
+    shipped = load_controller(find_source("shipped", "cpu-2core"))
     learned = load_controller(str(settings.output))
     seen = np.random.default_rng(0).random((200, SCHEMA.size)).astype(np.float32)
     np.testing.assert_array_equal(shipped.act_batch(seen), learned.act_batch(seen))
-    assert find_source("shipped", "rtx3090-paper").name == "rtx3090-paper.speckv"
+    assert find_source("rtx3090-paper-ppo", "cpu-2core").name == "rtx3090-paper-ppo.speckv"
 
 
 @pytest.mark.slow
@@ -306,13 +306,17 @@ def test_a_bandit_from_replay_begins_with_its_own_decisions(tmp_path: Path) -> N
     ("agent", "init_from", "message"),
     [
         (TINY_LIVE_PPO, "nowhere", "a run folder or a shipped policy"),
-        (TINY_LIVE_PPO, "cpu-2cores", "Did you mean 'cpu-2core'"),
-        (TINY_LIVE_PPO, "cpu-2core", r"Say agent\.hidden=\[64, 64\]"),
+        (TINY_LIVE_PPO, "cpu-2core-pp", "Did you mean 'cpu-2core-ppo'"),
+        (TINY_LIVE_PPO, "cpu-2core-ppo", r"Say agent\.hidden=\[64, 64\]"),
         (TINY_LIVE_PPO, "bandit", "the policy of a learner such as ppo, got 'ucb1'"),
-        ({**TINY_LIVE_PPO, "name": "recurrent_ppo", "lstm_hidden": 8}, "cpu-2core", "remembers as this agent's does"),
+        (
+            {**TINY_LIVE_PPO, "name": "recurrent_ppo", "lstm_hidden": 8},
+            "cpu-2core-ppo",
+            "remembers as this agent's does",
+        ),
         ({"name": "linucb"}, "bandit", "an agent 'linucb', got 'ucb1'"),
         ({"name": "ucb1", "width": 2.0}, "bandit", "with the settings of this run"),
-        ({"name": "ucb1"}, "cpu-2core", "an agent 'ucb1', got 'ppo'"),
+        ({"name": "ucb1"}, "cpu-2core-ppo", "an agent 'ucb1', got 'ppo'"),
     ],
 )
 def test_what_cannot_be_begun_with_is_refused(
@@ -327,10 +331,10 @@ def test_what_cannot_be_begun_with_is_refused(
 
 def test_a_policy_of_the_other_granularity_or_range_is_refused(tmp_path: Path) -> None:
     agent = {**TINY_LIVE_PPO, "hidden": [64, 64]}
-    settings = replace(live_settings(tmp_path, "run", agent, decides="per_token"), init_from="cpu-2core")
+    settings = replace(live_settings(tmp_path, "run", agent, decides="per_token"), init_from="cpu-2core-ppo")
     with pytest.raises(CheckpointError, match="a policy of SpecKV/DraftStopping-v0"):
         run_live(settings)
-    narrow = replace(live_settings(tmp_path, "run", agent), init_from="cpu-2core")
+    narrow = replace(live_settings(tmp_path, "run", agent), init_from="cpu-2core-ppo")
     with pytest.raises(CheckpointError, match=r"env\.gamma_max as it was trained"):
         run_live(replace(narrow, env=replace(narrow.env, gamma_max=8)))
 

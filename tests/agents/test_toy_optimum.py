@@ -16,11 +16,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from speckv.agents.registry import AGENTS, TrainingData, agent_settings, make_controller, with_cost_table
+from speckv.agents.registry import AGENTS, TrainingData, agent_settings, make_controller
 from speckv.evaluation.metrics import Grid
 from speckv.evaluation.replays import controller_sums
 from speckv.replay import clairvoyant, replay_controller, replay_fixed
 from speckv.runtime import Policy
+from speckv.runtime.shipped import with_cost_table
 from speckv.traces import TraceSequence, TraceSet
 from speckv.types import Abstainer
 from tests.fakes_traces import compile_both, make_cost_table, make_sequence, make_traces

@@ -49,7 +49,7 @@ def test_a_report_holds_every_arm_on_real_models(draft_s: float, monkeypatch: py
     draft = TimedModel(as_causal(tiny_qwen(1, like=hf, noise=0.02)), time, draft_s)
     engine = BatchEngine(target, draft, clock=time)
     prompts = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 10], [11]]
-    make_arms = bench.arms_of([1, 3], ["speckv/assets/policies/cpu-2core.speckv"], gamma_max=4)
+    make_arms = bench.arms_of([1, 3], ["speckv/assets/policies/cpu-2core-ppo.speckv"], gamma_max=4)
     found = bench.run_batch(engine, prompts, 2, make_arms, HOW, 8)
     assert found["groups"] == 2  # the fifth prompt has no partner
     assert set(found["arms"]) == {"autoregressive", "fixed-1", "fixed-3", "goodput", "ppo"}

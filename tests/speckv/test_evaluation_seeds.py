@@ -9,7 +9,8 @@ import pytest
 from speckv.agents.constants import FixedGamma
 from speckv.evaluation.entrants import SeedGroup
 from speckv.evaluation.run_facts import find_seed_groups
-from speckv.runtime.policy import load_controller, load_controllers
+from speckv.runtime import Policy
+from speckv.runtime.policy import load_controller, named_apart
 from tests.fakes_policies import store
 
 CONFIG = """\
@@ -40,7 +41,7 @@ def make_run(
 
 
 def groups(*paths: Path) -> list[SeedGroup]:
-    return find_seed_groups(paths, load_controllers(list(paths)), load_controller)
+    return find_seed_groups(paths, named_apart([Policy.load(path) for path in paths], list(paths)), load_controller)
 
 
 def test_runs_that_differ_by_seed_and_place_alone_belong_together(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_a_policy_that_drafts_nothing_is_not_written(name: str, tmp_path: Path) 
 @pytest.mark.parametrize("name", BY_BATCH)
 def test_the_command_compiles_and_writes(name: str, tmp_path: Path) -> None:
     traces = random_traces(num_prompts=8, seed=5)
-    source = Source(folder=tmp_path, traces=traces, cost=make_cost_table(), cost_sha256="")
+    source = Source(folder=tmp_path, traces=traces, cost=make_cost_table())
     policy = Policy.of(ConstantGamma(3), cost_ratio={"fp16": 0.3})
     TARGETS[name](ExportRequest(source=source, policy=policy, compression="fp16"), tmp_path)
     assert "| 1 |" in (tmp_path / "README.md").read_text()

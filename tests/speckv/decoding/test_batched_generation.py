@@ -18,7 +18,8 @@ from speckv.errors import ConfigError
 from speckv.observation import SCHEMA
 from speckv.runtime.constant import ConstantGamma
 from speckv.runtime.learned import LstmController
-from speckv.runtime.policy import load_controller, shipped_policy
+from speckv.runtime.policy import load_controller
+from speckv.runtime.shipped import shipped_policy
 from speckv.types import Controller, FloatArray, IntArray, OnlineLearner
 from tests.fakes import BatchTableModel, TableModel, save_tiny, tiny_qwen
 from tests.fakes_settings import shipped
@@ -31,7 +32,7 @@ PROMPTS = [[0, 1], [2], [3, 3, 3], [4, 5], [1, 0, 5, 2], [5]]
 BUDGETS = [30, 1, 12, 25, 17, 40]
 CONTROLLERS: dict[str, Callable[[], Controller]] = {
     "constant": lambda: ConstantGamma(3),
-    "policy": lambda: load_controller(shipped_policy("cpu-2core")),
+    "policy": lambda: load_controller(shipped_policy("cpu-2core-ppo")),
     "recurrent": lambda: LstmController(random_lstm()),
     "remembers": lambda: GammaTune(shipped(GammaTuneSettings)),
     "stops": lambda: LlamaCpp(shipped(LlamaCppSettings)),

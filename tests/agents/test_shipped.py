@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The policies that come with SpecKV: the row of the published table, and other cost tables."""
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from speckv.cost import CostTable
+from speckv.evaluation.replays import compile_pair, controller_sums
+from speckv.export import Source
+from speckv.observation import SCHEMA
+from speckv.runtime import Policy, matching
+from speckv.runtime.constant import ConstantGamma
+from speckv.runtime.shipped import LEARNER, SHIPPED, load_for, shipped_for
+from speckv.traces import TraceSet, find_traces
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+LARGEST_BYTES = 500_000
+
+
+@pytest.mark.parametrize("name", ["cpu-2core", "rtx3090-paper"])
+def test_shipped_is_the_row_of_the_published_table(name: str) -> None:
+    source = Source.find("shipped", cost=name)
+    test = source.traces.select(split="test")
+    groups = json.loads((RESULTS / f"zoo-{name}.json").read_text(encoding="utf-8"))["groups"]
+    for compression in test.compressions:
+        sums = controller_sums(
+            source.policy().controller, *compile_pair(test.select(compressions=[compression]), source.cost)
+        )
+        rows = next(g["rows"] for g in groups if g["compression"] == compression)
+        row = next(r for r in rows if r["controller"] == "survival-stopping")
+        found = float(sums.tokens.sum() / sums.seconds.sum())
+        assert found == pytest.approx(row["throughput_tokens_per_s"], rel=1e-5), compression
+
+
+@pytest.mark.parametrize("folder", sorted(SHIPPED.glob("*.speckv")), ids=lambda folder: folder.stem)
+def test_every_shipped_policy_is_of_its_cost_table(folder: Path) -> None:
+    policy = Policy.load(folder)
+    table = CostTable.load(folder.stem.removesuffix(LEARNER))
+    assert policy.trained_on["cost_sha256"] == table.sha256
+    assert policy.compressions == table.compressions
+    assert find_traces(policy.trained_on["traces"]).is_file()
+    assert policy.granularity == ("step" if folder.stem.endswith(LEARNER) else "token")
+
+
+def test_a_shipped_policy_is_found_by_its_name_with_its_training_data() -> None:
+    source = Source.find("rtx3090-paper-ppo")
+    assert (source.policy().name, source.cost.name) == ("ppo", "rtx3090-paper")
+
+
+def test_the_shipped_policies_are_small() -> None:
+    assert sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file()) < LARGEST_BYTES
+
+
+def cheap_drafts() -> CostTable:
+    """Times of another machine: `cpu-2core`, with draft passes at a tenth."""
+    table = CostTable.load("cpu-2core")
+    entries = {name: replace(e, draft_s=[s / 10 for s in e.draft_s]) for name, e in table.entries.items()}
+    return replace(table, name="mine", entries=entries)
+
+
+def test_another_cost_table_brings_its_times() -> None:
+    table = cheap_drafts()
+    moved, own = load_for(shipped_for("mine"), table), Policy.load(SHIPPED / "cpu-2core.speckv")
+    np.testing.assert_allclose(moved.controller.times.draft_s, own.controller.times.draft_s / 10)  # type: ignore[attr-defined]
+    assert moved.trained_on["cost_sha256"] == table.sha256
+    test = TraceSet.load(find_traces("qwen2.5-coder-greedy")).select(split="test", compressions=["nf4"])
+    seconds = [controller_sums(p.controller, *compile_pair(test, table)).seconds.sum() for p in (moved, own)]
+    assert own.never_drafts("nf4")
+    assert not moved.never_drafts("nf4")
+    assert seconds[0] < seconds[1]
+
+
+@pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    matching._warn.cache_clear()
+    caplog.set_level(logging.WARNING, logger=matching.__name__)
+    return caplog
+
+
+def test_another_pair_or_table_is_said_once(logged: pytest.LogCaptureFixture) -> None:
+    policy = Policy.load(SHIPPED / "cpu-2core.speckv")
+    same: dict[str, Any] = {
+        "target": "Qwen/Qwen2.5-Coder-1.5B-Instruct",
+        "draft": "models--Qwen--Qwen2.5-Coder-0.5B-Instruct/snapshots/abc",
+        "cost": CostTable.load("cpu-2core"),
+        "compression": "fp16",
+    }
+    matching.warn_of_differences(policy, **same)
+    assert not logged.messages
+    for _ in range(2):
+        matching.warn_of_differences(policy, **{**same, "draft": "SmolLM2-135M", "cost": cheap_drafts()})
+    (line,) = logged.messages
+    assert "draft qwen2.5-coder-0.5b-instruct (here smollm2-135m), cost table cpu-2core (here mine)" in line
+    assert "speckv calibrate" in line
+    renamed = replace(cheap_drafts(), name="cpu-2core")
+    assert matching.differences(policy, cost=renamed) == ["other times of cost table cpu-2core"]
+    assert not matching.differences(Policy.of(ConstantGamma(2)), **same)
+
+
+def test_another_machine_is_said(logged: pytest.LogCaptureFixture) -> None:
+    table = CostTable.load("cpu-2core")
+    matching.warn_of_machine(table, {key: str(value) for key, value in table.machine.items()})
+    gpu = replace(table, machine={"accelerator": "NVIDIA RTX 3090"})
+    matching.warn_of_machine(gpu, {"processor": "any", "cores": "8", "accelerator": "NVIDIA GeForce RTX 3090"})
+    assert not logged.messages
+    matching.warn_of_machine(table, {"processor": "AMD EPYC", "cores": "8", "accelerator": "none"})
+    (line,) = logged.messages
+    assert "cpu-2core was measured on Intel(R) Xeon(R) Processor, 2 cores; this is AMD EPYC, 8 cores" in line
+
+
+def test_where_nothing_pays_is_said(logged: pytest.LogCaptureFixture) -> None:
+    table = CostTable.load("cpu-2core")
+    policy = Policy.load(SHIPPED / "cpu-2core.speckv")
+    matching.warn_of_no_gain(policy, "fp16", table)
+    matching.warn_of_no_gain(policy, "int8", table)
+    assert not logged.messages
+    matching.warn_of_no_gain(policy, "nf4", table)
+    dear = replace(table, name="dear", entries={n: replace(e, draft_s=e.verify_s) for n, e in table.entries.items()})
+    matching.warn_of_no_gain(load_for(shipped_for("dear"), dear), "fp16", dear)
+    assert [line[:53] for line in logged.messages] == [
+        "the draft pass takes 0.86 of a target pass at nf4 on ",
+        "the draft pass takes 1.00 of a target pass at fp16 on",
+    ]
+    assert logged.messages[0].endswith("plain decoding is the fastest there, and survival-stopping does not draft.")
+    assert SCHEMA.size == len(policy.typical)
