@@ -69,7 +69,7 @@ def test_an_environment_is_made_in_three_lines(site: Path, project: Path) -> Non
 def test_a_shipped_policy_decides(site: Path, project: Path) -> None:
     code = (
         "import speckv.runtime\n"
-        "from speckv.runtime.policy import shipped_policy\n"
+        "from speckv.runtime.shipped import shipped_policy\n"
         "session = speckv.runtime.load(shipped_policy('cpu-2core')).session(max_new_tokens=8)\n"
         "print(type(session).__module__)"
     )
