@@ -5,10 +5,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
-from tests.fakes_wheel import install_wheel, wheel_environment
+from tests.fakes_wheel import Builder, wheel_environment
 
 pytestmark = pytest.mark.slow
 
@@ -18,8 +19,13 @@ SMALL = ("eval.num_resamples=50", "data.compressions=nf4")
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return install_wheel(tmp_path_factory.mktemp("wheel"))
+def builder(tmp_path_factory: pytest.TempPathFactory) -> Builder:
+    return Builder(tmp_path_factory.mktemp("built"))
+
+
+@pytest.fixture(scope="module")
+def site(builder: Builder) -> Path:
+    return builder.installed()
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +58,13 @@ def test_the_wheel_owns_one_import_name(site: Path) -> None:
     assert "speckv = speckv.commands.main:program" in (top / "entry_points.txt").read_text(encoding="utf-8")
     assert (site / "speckv" / "configs" / "train.yaml").is_file()
     assert not any(path.is_symlink() for path in site.rglob("*"))
+
+
+def test_the_wheel_of_the_source_distribution_is_the_same(builder: Builder) -> None:
+    wheels = [ZipFile(builder.wheel()), ZipFile(builder.wheel(builder.sdist()))]
+    one, other = ({name: wheel.read(name) for name in wheel.namelist()} for wheel in wheels)
+    assert one.keys() == other.keys()
+    assert {name for name in one if one[name] != other[name]} == set()
 
 
 def test_an_environment_is_made_in_three_lines(site: Path, project: Path) -> None:
