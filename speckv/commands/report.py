@@ -36,6 +36,8 @@ def overrides(arguments: list[str]) -> list[str]:
     """Turns the leading run folders into an override; the remaining arguments are overrides."""
     settings = (k for k, argument in enumerate(arguments) if "=" in argument and not Path(argument).exists())
     number = next(settings, len(arguments))
+    if not number and any(argument.startswith("runs=") for argument in arguments):
+        return arguments
     if not number:
         raise ConfigError("Expected run folders first: speckv report RUN... [key=value ...].")
     return [f"runs=[{','.join(map(quoted, arguments[:number]))}]", *arguments[number:]]

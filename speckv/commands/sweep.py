@@ -152,7 +152,7 @@ class Sweep:
 
     @property
     def hydra_overrides(self) -> list[str]:
-        """How the jobs, which may run in other processes, learn where they write."""
+        """Overrides from which each job, also in another process, derives its folder."""
         names = ",".join(quoted(name) for name in self.constant)
         return [f"hydra.sweep.dir={quoted(str(self.folder))}", f"{_NOT_IN_NAMES}=[{names}]"]
 

@@ -9,6 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from speckv import __version__
+from speckv.commands import evaluate, report
 from speckv.commands import main as program
 from speckv.commands.app import (
     CONFIGS,
@@ -148,6 +149,12 @@ def test_what_was_probably_meant(arguments: list[str], message: str, capsys: pyt
 def test_one_value_is_a_list_of_one(command: str, override: str) -> None:
     key, _, value = override.partition("=")
     assert with_lists(compose_checked(command, [override]))[key] == [value]
+
+
+def test_runs_of_a_report_may_be_a_setting() -> None:
+    overrides = report.overrides(["runs=a", "prompts_per_task=1"])
+    assert with_lists(compose_checked("report", overrides)).runs == ["a"]
+    assert evaluate.settings_from(compose_checked("evaluate", ["controllers=a", "agents=svip"])).controllers == ("a",)
 
 
 def test_an_existing_path_is_taken_as_typed(tmp_path: Path) -> None:
