@@ -142,13 +142,13 @@ class Sweep:
         """Plans a sweep; `config` is that of its first job."""
         swept = [override for override in overrides if override.is_sweep_override()]
         values = [[f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()] for o in swept]
-        own = config.get("output") is not None and "output" not in [o.get_key_element() for o in swept]
-        folder = Path(str(config.output)) if own else _new_folder(Path(str(config.runs_dir)), command)
+        fixed = {o.get_key_element(): o.value() for o in overrides if o not in swept}
+        own = fixed.get("hydra.sweep.dir") or fixed.get("output")
+        folder = Path(str(own)) if own else _new_folder(Path(str(config.runs_dir)), command)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(f"Expected output={folder} to be a new folder for a sweep, but it exists. Name another.")
         jobs = [Job(overrides=one, folder=folder / job_name(one)) for one in itertools.product(*values)]
-        constant = [override.get_key_element() for override in overrides if override not in swept]
-        return Sweep(command=command, folder=folder, jobs=tuple(jobs), constant=tuple(constant))
+        return Sweep(command=command, folder=folder, jobs=tuple(jobs), constant=tuple(fixed))
 
     @property
     def hydra_overrides(self) -> list[str]:

@@ -47,7 +47,8 @@ def test_folders_are_named_by_what_differs_between_jobs(tmp_path: Path) -> None:
         "agent=dqn,reward=throughput",
     ]
     assert sweep.folder.parent == tmp_path
-    assert plan("agent=ppo,dqn", f"output={tmp_path / 'mine'}").folder == tmp_path / "mine"
+    for setting in ("output", "hydra.sweep.dir"):
+        assert plan("agent=ppo,dqn", f"{setting}={tmp_path / 'mine'}").folder == tmp_path / "mine"
 
 
 def test_names_are_safe_and_unique() -> None:
