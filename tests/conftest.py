@@ -93,3 +93,10 @@ def weights_dir() -> Path:
     if reason := _missing_weights():
         pytest.skip(reason)
     return _weights_folder()
+
+
+@pytest.fixture
+def few_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two prompts are enough for intervals, as far as arithmetic goes."""
+    for module in ("bootstrap", "entrants"):
+        monkeypatch.setattr(f"speckv.evaluation.{module}.MIN_PROMPTS", 2)

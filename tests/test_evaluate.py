@@ -52,7 +52,7 @@ def test_named_controllers_are_compared_and_saved(settings: EvaluateSettings, tm
     assert comparison.controllers == ("random", "agent fixed-2")
     assert "random" in (output / "results.txt").read_text()
     last = json.loads(console.text.splitlines()[-1])
-    assert set(last["controllers"]) == {"random", "agent fixed-2"}
+    assert set(last["x_best_fixed"]) == {"random", "agent fixed-2"}
     assert last["output"] == str(output)
     first = (output / "results.json").read_bytes()
     evaluate(named, CapturedConsole())

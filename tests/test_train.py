@@ -110,7 +110,7 @@ def test_the_number_to_beat_comes_before_training(finished: tuple[Path, str]) ->
     assert "x best fixed" in rest
     assert "clairvoyant" in rest
     headline = json.loads(text.splitlines()[-1])
-    assert set(headline["controllers"]["ppo"]) == {"fp16", "nf4", "all"}
+    assert set(headline["x_best_fixed"]["ppo"]) == {"fp16", "nf4", "all"}
 
 
 def test_a_run_leaves_all_that_decided_it(finished: tuple[Path, str]) -> None:

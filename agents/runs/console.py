@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Text output, progress bars, and stop signals of a run."""
 
+import json
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Protocol, TextIO
@@ -71,7 +72,7 @@ class ProgressBar(Protocol):
         """Sets the completed steps and the note beside the bar."""
 
     def milestone(self, text: str) -> None:
-        """Prints a line that stays."""
+        """Prints a line that stays, where there is no bar."""
 
 
 class Console:
@@ -85,14 +86,26 @@ class Console:
         self._stream.write(text + "\n")
         self._stream.flush()
 
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a person reads it."""
+        return self._stream.isatty()
+
+    def result(self, content: Mapping[str, object]) -> None:
+        """Writes the last line, one JSON object for scripts; nothing on a terminal."""
+        if not self.is_terminal:
+            self.write(json.dumps(content, sort_keys=True))
+
     @contextmanager
-    def progress(self, total: int, completed: int = 0, unit: str = "step") -> Iterator[ProgressBar]:
+    def progress(
+        self, total: int, completed: int = 0, unit: str = "step", label: str = "training"
+    ) -> Iterator[ProgressBar]:
         """Opens a progress bar of `total` units for the block."""
-        if not self._stream.isatty():
+        if not self.is_terminal:
             yield _PlainProgress(self, total, completed, unit)
             return
         columns = (
-            TextColumn("training"),
+            TextColumn(label),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TextColumn(f"{{task.fields[rate]}} {unit}s/s"),
@@ -101,7 +114,7 @@ class Console:
         )
         rich = RichConsole(file=self._stream)
         with Progress(*columns, console=rich, refresh_per_second=4, expand=True) as bar:
-            task = bar.add_task("training", total=total, completed=completed, note="", rate=_rate(0.0))
+            task = bar.add_task(label, total=total, completed=completed, note="", rate=_rate(0.0))
             yield _RichProgress(bar, task, completed)
 
 
@@ -124,7 +137,7 @@ class _RichProgress:
         self._bar.update(self._task, completed=completed, note=note, rate=_rate((completed - self._first) / elapsed))
 
     def milestone(self, text: str) -> None:
-        self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        """Nothing: the note beside the bar shows the same."""
 
 
 class _PlainProgress:

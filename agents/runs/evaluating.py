@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Comparisons of controllers on the test prompts, for `speckv evaluate` and for the end of `speckv train`."""
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -26,10 +25,10 @@ from speckv.cost import CostTable, require_single_request
 from speckv.errors import CheckpointError, ConfigError
 from speckv.evaluation.compare import Comparison, compare, require_comparable
 from speckv.evaluation.replays import compile_pair, controller_sums, sample_observations, time_decisions
-from speckv.evaluation.report import make_timelines, save_report
+from speckv.evaluation.report import FIRST_FIGURE, TEXT, make_timelines, save_report
 from speckv.evaluation.results import headline
 from speckv.evaluation.run_facts import RUN, find_seed_groups, read_fact, read_facts
-from speckv.evaluation.text import render_comparison
+from speckv.evaluation.summary import render_summary
 from speckv.importing import is_import_path
 from speckv.runtime.constant import ConstantGamma, ConstantPerCompression
 from speckv.runtime.matching import warn_of_differences
@@ -54,13 +53,13 @@ def report_comparison(
     output: Path,
     console: Console,
 ) -> None:
-    """Measures the decision times, prints the table, and saves text, JSON, CSV and figures in the folder `output`."""
+    """Measures the decision times, saves text, JSON, CSV and figures in the folder `output`, and prints the summary."""
     observations = sample_observations(*compile_pair(test, cost))
     times = [time_decisions(c, observations) for c in controllers]
     timelines = make_timelines(comparison, test, cost, controllers[0]) if controllers else None
     save_report(output, comparison, times=times, timelines=timelines)
-    console.write(render_comparison(comparison, times))
-    console.write(f"saved to {output}")
+    console.write(f"\n{render_summary(comparison)}\n")
+    console.write(f"saved to {output}: {TEXT} with all tables, {FIRST_FIGURE}, ...")
 
 
 def evaluate(settings: EvaluateSettings, console: Console) -> Comparison:
@@ -84,7 +83,7 @@ def evaluate(settings: EvaluateSettings, console: Console) -> Comparison:
         console.write(f"controller {controller.name}: {path}")
     if not paths:
         console.write("no trained run found: the table holds the baselines alone; train one with `speckv train`")
-    made = _made_controllers(agents, settings, train, cost)
+    made = _made_controllers(agents, settings, train, cost, console)
     for controller, path in zip(controllers, paths, strict=True):
         if controller.name in {c.name for c in made}:
             controller.name = path.resolve().name
@@ -103,7 +102,7 @@ def evaluate(settings: EvaluateSettings, console: Console) -> Comparison:
         seed_groups=groups,
     )
     report_comparison(comparison, controllers, test, cost, output, console)
-    console.write(json.dumps({**headline(comparison), "output": str(output)}, sort_keys=True))
+    console.result({**headline(comparison), "output": str(output)})
     return comparison
 
 
@@ -190,14 +189,19 @@ def _require_fitting(controllers: Sequence[Controller], test: TraceSet, cost: Co
 
 
 def _made_controllers(
-    agents: Mapping[str, Any], settings: EvaluateSettings, train: TraceSet, cost: CostTable
+    agents: Mapping[str, Any], settings: EvaluateSettings, train: TraceSet, cost: CostTable, console: Console
 ) -> list[Controller]:
     data = TrainingData(train=train, cost=cost, seed=settings.seed)
     made: list[Controller] = []
-    for name, options in agents.items():
-        made.append(make_controller(name, options, data))
-        if settings.tuned and name in grids():
-            made.append(tune(name, data))
+    if not agents:
+        return made
+    with console.progress(len(agents), unit="agent", label="making agents") as bar:
+        for number, (name, options) in enumerate(agents.items()):
+            bar.update(number, name)
+            made.append(make_controller(name, options, data))
+            if settings.tuned and name in grids():
+                made.append(tune(name, data))
+        bar.update(len(agents), "")
     return made
 
 

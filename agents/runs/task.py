@@ -16,7 +16,7 @@ from speckv.cost import CostTable, describe_clock
 from speckv.errors import ConfigError, TraceError
 from speckv.evaluation.bootstrap import geometric_mean
 from speckv.evaluation.compare import require_comparable, require_decode_steps, with_decode_steps
-from speckv.evaluation.curves import Point, read_curve
+from speckv.evaluation.curves import Curve, Point, read_curve
 from speckv.evaluation.metrics import Sums
 from speckv.evaluation.replays import FixedSweep, compile_pair, controller_sums, sweep_fixed, tune_fixed
 from speckv.evaluation.text import format_rate, render_table
@@ -228,9 +228,13 @@ class Validator:
         """Throughput of the best fixed gammas here, sums over sums."""
         return float(self.best_fixed.tokens.sum() / self.best_fixed.seconds.sum())
 
+    def read_curve(self, path: Path, *, num_resamples: int = 0) -> Curve:
+        """Reads the `eval.csv` of a run with these validation prompts; see `evaluation.curves.read_curve`."""
+        return read_curve(path, self.grid, self.best_fixed, num_resamples=num_resamples)
+
     def read_points(self, path: Path) -> tuple[Point, ...]:
-        """Reads the `eval.csv` of a run with these validation prompts; see `read_curve`."""
-        return read_curve(path, self.grid, self.best_fixed).points
+        """The points of that curve."""
+        return self.read_curve(path).points
 
     def score(self, controller: Controller) -> Score:
         """Replays every validation prompt once."""

@@ -28,6 +28,7 @@ from speckv.agents.rl.hyperparameters import LearnerSettings, OnPolicySettings
 from speckv.agents.rl.learners import build_learner, make_learner
 from speckv.agents.runs import checkpoint
 from speckv.agents.runs.checkpoint import LearnerProgress, find_source, start_learner
+from speckv.agents.runs.closing import CURVE, next_steps, save_curve
 from speckv.agents.runs.console import Console, catch_signals
 from speckv.agents.runs.environments import (
     REWARDS_WITH_LAMBDA,
@@ -55,8 +56,9 @@ from speckv.agents.runs.settings import TrainSettings, hyperparameters
 from speckv.agents.runs.task import Score, Task, Validator, load_task
 from speckv.errors import ConfigError, SpecKVError, nearest
 from speckv.evaluation.compare import compare
+from speckv.evaluation.curves import EVAL
 from speckv.evaluation.metrics import ALL
-from speckv.evaluation.report import TEXT
+from speckv.evaluation.report import FIRST_FIGURE, TEXT
 from speckv.evaluation.results import headline
 from speckv.export.making import recording_facts
 from speckv.models.device import use_threads
@@ -114,7 +116,7 @@ def train(
         if final:
             shared = {"agent": name, "reward": settings.reward.name, **setup.names, **hyperparameters(setup.run.agent)}
             writer.hyperparameters({"seed": settings.seed, **shared}, final, training.done)
-    console.write(json.dumps({**printed, "run": str(folder.path)}, sort_keys=True))
+    console.result({**printed, "run": str(folder.path)})
     return folder
 
 
@@ -336,12 +338,15 @@ class ReplaySetup:
             train_sweep=task.sweep,
         )
         output = folder / EVALUATION
+        save_curve(folder / EVAL, self._validator, folder / CURVE)
         report_comparison(comparison, [controller], task.test, task.cost, output, self.run.console)
+        self.run.console.write(next_steps(self.run, comparison, folder.path))
         row = comparison.group(ALL, ALL).row(controller.name)
         final["final/test_throughput"] = row.throughput
         final["final/test_speedup_vs_ar"] = row.geomean_vs_ar.estimate
         final["final/test_speedup_vs_best_fixed"] = row.geomean_vs_best_fixed.estimate
-        pictures = {path.stem: path for path in sorted(output.glob("*.png"))}
+        first = output / FIRST_FIGURE
+        pictures = {path.stem: path for path in (first, *sorted(set(output.glob("*.png")) - {first}))}
         writer.evaluation((output / TEXT).read_text(encoding="utf-8"), pictures, self._training.done)
         return final, headline(comparison)
 

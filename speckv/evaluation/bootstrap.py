@@ -15,8 +15,8 @@ from speckv.errors import ConfigError
 
 Float64 = NDArray[np.float64]
 
-MIN_PROMPTS = 2
-"""Fewest prompts that can be resampled."""
+MIN_PROMPTS = 6
+"""Fewest prompts with intervals and claims: a sign-flip test of n prompts has p of at least 2 / 2^n, 0.03 for 6."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

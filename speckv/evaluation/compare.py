@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from speckv.cost import CostTable, describe_clock, require_single_request
 from speckv.errors import ConfigError, TraceError
-from speckv.evaluation.bootstrap import resample_counts
+from speckv.evaluation.bootstrap import MIN_PROMPTS, resample_counts
 from speckv.evaluation.entrants import (
     ControllerMetrics,
     Entrant,
@@ -278,7 +278,13 @@ def compare(
             for bucket in length_buckets(compiled, grid)
             for group in groups_by_length(bucket, whole, plain.tokens)
         ),
-        families=paired_families(entrants, best_entrant, distinct, num_resamples=num_resamples, seed=seed),
+        families=paired_families(
+            entrants,
+            best_entrant,
+            [group for group in distinct if len(group.prompts) >= MIN_PROMPTS],
+            num_resamples=num_resamples,
+            seed=seed,
+        ),
         profiles=tuple(speedup_profile(e, best, group, counts) for group in distinct for e in with_bound),
     )
 

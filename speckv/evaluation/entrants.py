@@ -26,6 +26,8 @@ MIN_SEEDS = 2
 """Fewest runs of a group."""
 TAUS: tuple[float, ...] = tuple(k / 40 for k in range(24, 65))
 """Speed-ups at which a profile is taken, 0.6 to 1.6."""
+LEAST_ROOM = 0.01
+"""Share by which the bound must be above the best fixed gamma before a share of that room means something."""
 _TIE = 1e-9
 """Relative rounding difference of two equal times."""
 
@@ -127,7 +129,7 @@ class ControllerMetrics:
         speedup_vs_ar: Over plain decoding.
         geomean_vs_ar: Geometric mean over compressions.
         acceptance_rate: Accepted over tested; None if nothing was drafted.
-        headroom_share: (throughput - best fixed) / (clairvoyant - best fixed); None if the two are equal.
+        headroom_share: (throughput - best fixed) / (clairvoyant - best fixed); None if these differ by less than 1 %.
         seeds_iqm: Interquartile mean over seeds of the geometric mean over the best fixed gamma; None for a single run.
     """
 
@@ -181,8 +183,7 @@ def throughput_of(sums: Sums, group: Group) -> float:
 
 def _headroom_share(throughput: float, group: Group, references: References) -> float | None:
     fixed, bound = (throughput_of(s, group) for s in (references.best_fixed, references.clairvoyant))
-    # A difference below a tenth of a per mille is rounding.
-    return (throughput - fixed) / (bound - fixed) if bound > fixed * (1 + 1e-4) else None
+    return (throughput - fixed) / (bound - fixed) if bound > fixed * (1 + LEAST_ROOM) else None
 
 
 def _seconds(entrant: Entrant, group: Group) -> Float64:

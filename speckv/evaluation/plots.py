@@ -55,6 +55,45 @@ def speedup_dots(ax: Axes, speedups: Mapping[str, Interval], setting: str) -> Ax
     return ax
 
 
+def ratio_dots(ax: Axes, ratios: Mapping[str, Interval], setting: str, *, bound: float | None = None) -> Axes:
+    """Dots of speed-up over the best fixed gamma with intervals; a line at 1, a dashed one at the clairvoyant bound."""
+    names = [figure_text(name) for name in ratios]
+    estimates, low, high = _bounds(list(ratios.values()))
+    rows = np.arange(len(names))
+    colours = [PALETTE[0] if a > 1 else PALETTE[1] if b < 1 else GREY for a, b in zip(low, high, strict=True)]
+    ax.hlines(rows, low, high, color=colours, linewidth=2)
+    ax.scatter(estimates, rows, c=colours, s=26, zorder=3)
+    ax.axvline(1.0, color=INK, linewidth=1)
+    if bound is not None:
+        ax.axvline(bound, color=INK, linewidth=1, linestyle="--")
+        place = (bound, 1.0)
+        ax.annotate("clairvoyant", place, xycoords=("data", "axes fraction"), fontsize=7, ha="right", va="bottom")
+    ax.set_yticks(rows, names, fontsize=8)
+    ax.set_ylim(max(len(names), 1) - 0.5, -0.5)
+    ax.set_title(figure_text(setting), fontsize=10, loc="left", pad=14)
+    ax.set_xlabel("x best fixed gamma", fontsize=9)
+    ax.tick_params(axis="x", labelsize=8)
+    ax.grid(axis="x", color="#E4E4E4", linewidth=0.6)
+    tidy(ax)
+    return ax
+
+
+def learning_curve(ax: Axes, steps: Sequence[int], intervals: Mapping[str, Sequence[Interval]]) -> Axes:
+    """Speed-up over the best fixed gamma on validation prompts over training, one line for each name; 1 is marked."""
+    for index, (name, values) in enumerate(intervals.items()):
+        estimates, low, high = _bounds(values)
+        color = PALETTE[index % len(PALETTE)]
+        ax.plot(steps, estimates, color=color, linewidth=1.6, marker="o", markersize=3, label=figure_text(name))
+        ax.fill_between(steps, low, high, color=color, alpha=0.13, linewidth=0)
+    ax.axhline(1.0, color=INK, linewidth=1)
+    ax.set_xlabel("environment steps")
+    ax.set_ylabel("speed-up over the best fixed gamma (×)")
+    ax.grid(color="#E3E3E3", linewidth=0.8)
+    ax.legend(frameon=False, fontsize=9)
+    tidy(ax)
+    return ax
+
+
 def speedup_bars(ax: Axes, speedups: Mapping[str, Sequence[Interval]], settings: Sequence[str]) -> Axes:
     """Bars of speed-up over plain decoding, with intervals: a group of bars per setting, a colour per controller."""
     width = 0.8 / len(speedups)
@@ -188,9 +227,10 @@ def profile_lines(
     """Share of prompts that reach each speed-up over the best fixed gamma; `banded` labels get pointwise intervals."""
     for name, profile in profiles.items():
         if name in banded and profile.low is not None and profile.high is not None:
-            ax.fill_between(TAUS, profile.low, profile.high, color=colors[name], alpha=0.13, linewidth=0)
+            ax.fill_between(TAUS, profile.low, profile.high, step="pre", color=colors[name], alpha=0.13, linewidth=0)
     for name, profile in profiles.items():
-        ax.plot(TAUS, profile.shares, color=colors[name], linewidth=1.6, label=figure_text(name))
+        # Between two speed-ups the share is at least that at the higher one.
+        ax.step(TAUS, profile.shares, where="pre", color=colors[name], linewidth=1.6, label=figure_text(name))
     ax.axvline(1.0, color=INK, linewidth=1, linestyle="--")
     ax.set_xlim(TAUS[0], TAUS[-1])
     ax.set_ylim(0, 1.02)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes a comparison into a folder: text, JSON, CSV and four figures."""
+"""Writes a comparison into a folder: text, JSON, CSV and figures."""
 
 import copy
 import io
@@ -20,12 +20,14 @@ from speckv.evaluation.plots import (
     figure_text,
     gamma_histogram,
     profile_lines,
+    ratio_dots,
     speedup_bars,
     speedup_dots,
     timeline,
 )
 from speckv.evaluation.replays import BEST_FIXED, CLAIRVOYANT, DecisionTime, compile_pair
 from speckv.evaluation.results import comparison_json, per_prompt_csv
+from speckv.evaluation.summary import too_few
 from speckv.evaluation.text import render_comparison
 from speckv.files import canonical_json, write_atomically
 from speckv.replay import StepLog, replay_controller, replay_fixed, replay_stream
@@ -34,6 +36,7 @@ from speckv.types import Controller, OnlineLearner
 
 RESULTS, TEXT, PER_PROMPT = "results.json", "results.txt", "per_prompt.csv"
 """Files of a saved comparison that are read again."""
+FIRST_FIGURE = "x_best_fixed.png"
 MOST_BARS = 6
 """Most controllers in a bar plot; more are drawn as dots."""
 MOST_PROFILES = 5
@@ -86,6 +89,26 @@ def make_timelines(comparison: Comparison, test: TraceSet, cost: CostTable, cont
         controller=controller.name,
         steps=steps,
     )
+
+
+def best_fixed_figure(comparison: Comparison) -> Figure:
+    """Speed-up over the best fixed gamma of each controller, with intervals: a panel a compression, best first."""
+    names = list(comparison.grid.compressions)
+    panels = [*names, ALL] if len(names) > 1 else names
+    whole = comparison.group(panels[-1])
+    entrants = sorted(comparison.entrants, key=lambda name: -whole.row(name).geomean_vs_best_fixed.estimate)
+    figure = Figure(
+        figsize=(1.8 + 2.7 * len(panels), 1.9 + 0.26 * max(len(entrants), 1)), dpi=_DPI, layout="constrained"
+    )
+    axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    for ax, panel in zip(axes, panels, strict=True):
+        result = comparison.group(panel)
+        ratios = {name: result.row(name).geomean_vs_best_fixed for name in entrants}
+        title = "all, geometric mean" if panel == ALL else f"{panel}, best fixed {comparison.best_fixed_gammas[panel]}"
+        ratio_dots(ax, ratios, title, bound=result.row(CLAIRVOYANT).geomean_vs_best_fixed.estimate)
+    intervals = "Lines: 95 % bootstrap intervals over prompts, paired with the best fixed gamma."
+    _caption(figure, comparison, too_few(comparison) or intervals)
+    return figure
 
 
 def speedup_figure(comparison: Comparison) -> Figure:
@@ -198,6 +221,7 @@ def save_report(
     write_atomically(folder / TEXT, render_comparison(comparison, times))
     write_atomically(folder / PER_PROMPT, per_prompt_csv(comparison))
     write_atomically(folder / "decision_times.json", canonical_json({"decision_times": [asdict(t) for t in times]}))
+    save_figure(best_fixed_figure(comparison), folder / FIRST_FIGURE)
     save_figure(speedup_figure(comparison), folder / "speedup.png")
     save_figure(gamma_figure(comparison, comparison.main_controller), folder / "gamma.png")
     save_figure(profile_figure(comparison), folder / "profiles.png")

@@ -19,10 +19,6 @@ PER_PROMPT_COLUMNS = (
     *("controller", "prompt_id", "task", "compression"),
     *("tokens", "seconds", "steps", "drafted", "accepted", "tested"),
 )
-_HEADLINE = (
-    *("throughput_tokens_per_s", "speedup_vs_ar", "speedup_vs_best_fixed"),
-    *("geomean_speedup_vs_best_fixed", "headroom_share"),
-)
 
 
 def rounded(value: float | None) -> float | None:
@@ -143,18 +139,15 @@ def comparison_json(comparison: Comparison) -> dict[str, object]:
 
 
 def headline(comparison: Comparison) -> dict[str, object]:
-    """Throughput and speed-ups of each controller under test; runs of one agent separately and together."""
+    """A short object for scripts: x best fixed and tokens a second of each controller; "all" is the geometric mean."""
     names = dict.fromkeys((*comparison.entrants, *comparison.controllers))
     groups = [r for r in comparison.groups if r.group.task == ALL]
     return {
         "cost": comparison.setting.cost,
         "test_prompts": comparison.setting.test_prompts,
         "best_fixed_gammas": comparison.best_fixed_gammas,
-        "controllers": {
-            name: {
-                result.group.compression: {k: v for k, v in _row(result.row(name)).items() if k in _HEADLINE}
-                for result in groups
-            }
+        "x_best_fixed": {
+            name: {r.group.compression: interval_json(r.row(name).geomean_vs_best_fixed) for r in groups}
             for name in names
         },
     }

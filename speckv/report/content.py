@@ -10,11 +10,10 @@ import speckv
 from speckv.cost import CostTable
 from speckv.evaluation.compare import Comparison
 from speckv.evaluation.curves import Curve
-from speckv.evaluation.metrics import ALL
 from speckv.evaluation.replays import BEST_FIXED, CLAIRVOYANT, compile_pair
 from speckv.evaluation.results import comparison_json, interval_json
-from speckv.evaluation.significance import VS_BEST_FIXED
-from speckv.evaluation.text import VERDICT_NOTE, format_interval, format_p, shown_controllers, verdict_lines
+from speckv.evaluation.summary import verdict
+from speckv.evaluation.text import VERDICT_NOTE, shown_controllers, verdict_lines
 from speckv.report.texts import TokenTexts
 from speckv.report.timelines import Player, make_timelines, players_of
 from speckv.runtime.constant import ConstantPerCompression
@@ -63,27 +62,6 @@ def page_content(
         "without_curve": [s.controller.name for s in shown if s.curve is None],
         "timeline": _timeline(comparison, shown, test, cost, texts, prompts_per_task),
     }
-
-
-def verdict(comparison: Comparison) -> str:
-    """The main result in a sentence."""
-    result = comparison.group(ALL, ALL)
-    bound = result.row(CLAIRVOYANT).geomean_vs_best_fixed.estimate
-    prompts = f"On {comparison.setting.test_prompts} test prompts"
-    family = comparison.overall(VS_BEST_FIXED)
-    if family is None:
-        return f"{prompts} the clairvoyant bound is {bound:.3f} times as fast as the best fixed gamma."
-    rows = [result.row(name) for name in comparison.entrants]
-    best = max(rows, key=lambda row: row.geomean_vs_best_fixed.estimate)
-    pair = next(p for p in family.pairs if p.controller == best.controller)
-    compressions = comparison.grid.compressions
-    mean = f", geometric mean over {', '.join(compressions)}" if len(compressions) > 1 else f" at {compressions[0]}"
-    first = f", the first of {len(rows)} controllers," if len(rows) > 1 else ""
-    return (
-        f"{prompts} {best.controller}{first} decodes {format_interval(best.geomean_vs_best_fixed)} times as fast as "
-        f"the best fixed gamma{mean}, and is {pair.outcome} it ({format_p(pair.p_holm)}). The clairvoyant bound, which "
-        f"no controller can pass, is {bound:.3f}."
-    )
 
 
 def setting_facts(comparison: Comparison, test: TraceSet, cost: CostTable) -> list[tuple[str, str]]:

@@ -13,6 +13,8 @@ from speckv.evaluation.bootstrap import (
     resample_counts,
 )
 
+pytestmark = pytest.mark.usefixtures("few_prompts")
+
 
 def test_resamples_keep_every_tasks_number_of_prompts() -> None:
     tasks = ["code"] * 3 + ["math"] * 5 + ["chat"]

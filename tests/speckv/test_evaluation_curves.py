@@ -14,6 +14,8 @@ from speckv.evaluation.replays import FixedSweep, tune_fixed
 from tests.fakes_report import COST, splits
 from tests.fakes_traces import make_sequence, make_traces
 
+pytestmark = pytest.mark.usefixtures("few_prompts")
+
 
 def curve_of(path: Path, sweep: FixedSweep, num_resamples: int = 20) -> Curve:
     fixed = sweep.combine(sweep.best())

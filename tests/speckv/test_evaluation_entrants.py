@@ -16,6 +16,8 @@ from speckv.evaluation.metrics import ALL
 from speckv.runtime.constant import ConstantGamma
 from tests.fakes_traces import make_cost_table, random_traces
 
+pytestmark = pytest.mark.usefixtures("few_prompts")
+
 BASE = sums_of("base", np.array([[6.0], [2.0], [4.0]]))
 REFERENCES = References(autoregressive=BASE, best_fixed=BASE, clairvoyant=BASE)
 

@@ -19,6 +19,8 @@ from speckv.runtime.constant import ConstantGamma
 from speckv.traces import TraceSequence
 from tests.fakes_traces import compile_both, make_cost_table, make_sequence, make_traces
 
+pytestmark = pytest.mark.usefixtures("few_prompts")
+
 
 def recording(number: int, prompt_len: int, compression: str = "fp16", split: str = "test") -> TraceSequence:
     return make_sequence(

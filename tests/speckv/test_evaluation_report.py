@@ -88,9 +88,11 @@ def test_json_says_what_was_compared_and_what_came_out(comparison: Comparison) -
 
 def test_headline_is_one_line_of_json(comparison: Comparison) -> None:
     line = json.dumps(headline(comparison))
-    figures = json.loads(line)["controllers"][AGENT.name]
+    figures = json.loads(line)["x_best_fixed"][AGENT.name]
     assert set(figures) == {"fp16", "nf4", ALL}
-    assert "speedup_vs_best_fixed" in figures[ALL]
+    expected = comparison.group(ALL).row(AGENT.name).geomean_vs_best_fixed
+    assert figures[ALL]["estimate"] == pytest.approx(expected.estimate, rel=1e-5)
+    assert len(line) < 600
 
 
 def test_per_prompt_rows_add_up(comparison: Comparison) -> None:
@@ -134,6 +136,7 @@ def test_a_report_is_whole(comparison: Comparison, tmp_path: Path) -> None:
         "results.txt",
         "speedup.png",
         "timeline.png",
+        "x_best_fixed.png",
     ]
     pictures = [path.read_bytes() for path in tmp_path.glob("*.png")]
     assert all(picture[:4] == b"\x89PNG" and len(picture) > 5000 for picture in pictures)
