@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Real models in a Gymnasium environment: a stop rule that calibrates itself while it decodes three prompts.
 
-    python examples/live_environment.py GGUF_FOLDER
+    python examples/live_environment.py TARGET DRAFT
 
-The folder holds the official GGUF files of Qwen2.5-Coder-1.5B-Instruct and 0.5B-Instruct. Some minutes on two cores.
+TARGET and DRAFT are hub ids, folders or GGUF files of two models with one tokenizer, such as
+Qwen/Qwen2.5-Coder-1.5B-Instruct and Qwen/Qwen2.5-Coder-0.5B-Instruct. Some minutes on two cores.
 """
 
 import logging
 import sys
-from pathlib import Path
 
 import gymnasium as gym
 
@@ -30,9 +30,9 @@ logger = logging.getLogger(__name__)
 def main() -> None:
     """Decodes and prints the speed."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    folder = Path(sys.argv[1])
-    target, draft = (str(folder / f"qwen2.5-coder-{size}-instruct-q4_k_m.gguf") for size in ("1.5b", "0.5b"))
-    pair = load_pair(PairConfig(target=target, draft=draft))
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    pair = load_pair(PairConfig(target=sys.argv[1], draft=sys.argv[2]))
     read = read_prompts([EXAMPLES])[:3]
     prompts = [LivePrompt(prompt_id=p.prompt_id, tokens=tuple(pair.encode(p.text))) for p in read]
     cost = CostTable.load("cpu-2core")

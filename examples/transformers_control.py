@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """transformers' assisted generation under an exported policy.
 
-    speckv export shipped --cost cpu-2core --out ppo.speckv
-    python examples/transformers_control.py ppo.speckv TARGET DRAFT "Write a haiku about rain."
+    speckv export shipped --cost cpu-2core --out mine.speckv
+    python examples/transformers_control.py mine.speckv TARGET DRAFT "Write a haiku about rain."
 
-TARGET and DRAFT are hub ids or folders of models with one tokenizer, such as Qwen/Qwen2.5-Coder-1.5B-Instruct and
-Qwen/Qwen2.5-Coder-0.5B-Instruct.
+TARGET and DRAFT are hub ids, folders or GGUF files of models with one tokenizer, such as
+Qwen/Qwen2.5-Coder-1.5B-Instruct and Qwen/Qwen2.5-Coder-0.5B-Instruct.
 """
 
 import sys
@@ -14,12 +14,13 @@ import time
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from speckv.integrations.transformers import control
+from speckv.models import locate
 
 
 def main(folder: str, target_id: str, draft_id: str, text: str) -> None:
     """Decodes a prompt plainly and under the policy, and compares."""
-    tokenizer = AutoTokenizer.from_pretrained(target_id)
-    target, draft = (AutoModelForCausalLM.from_pretrained(name).eval() for name in (target_id, draft_id))
+    tokenizer = AutoTokenizer.from_pretrained(locate(target_id))
+    target, draft = (AutoModelForCausalLM.from_pretrained(locate(name)).eval() for name in (target_id, draft_id))
     inputs = tokenizer(text, return_tensors="pt").to(target.device)
     options = {"max_new_tokens": 64, "do_sample": False}
 

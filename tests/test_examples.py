@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The examples that train, run small in a folder of their own."""
+"""The examples that need no weights, run small in a folder of their own."""
 
 import os
 import subprocess
@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from tests.fakes import save_tiny, tiny_qwen
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -43,3 +45,12 @@ def test_own_rule(tmp_path: Path) -> None:
     printed = run(tmp_path, "own_rule.py")
     assert "120 test prompts" in printed
     assert float(printed.split("x best fixed ")[1].split()[0]) > 1
+
+
+@pytest.mark.slow
+def test_custom_generate_beside_plain_generate(tmp_path: Path) -> None:
+    folders = [str(save_tiny(tmp_path / name, tiny_qwen(seed))) for seed, name in enumerate(("target", "draft"))]
+    *_, plain, ours = run(tmp_path, "transformers_custom_generate.py", *folders, "abc").splitlines()
+    assert plain.startswith("plain generate ")
+    assert ours.startswith("custom_generate ")
+    assert ours.endswith("same text: True")

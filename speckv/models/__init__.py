@@ -5,7 +5,7 @@ from speckv.models.causal import CachedSequence, CausalModel
 from speckv.models.compression import COMPRESSION_KINDS, register_compression
 from speckv.models.pair import ModelPair, PairConfig, load_pair
 from speckv.models.ragged import RaggedModel
-from speckv.models.tokenizer import encode_prompt, load_tokenizer, vocabulary_hash
+from speckv.models.tokenizer import encode_prompt, load_tokenizer, locate, vocabulary_hash
 
 __all__ = [
     "COMPRESSION_KINDS",
@@ -17,6 +17,7 @@ __all__ = [
     "encode_prompt",
     "load_pair",
     "load_tokenizer",
+    "locate",
     "register_compression",
     "vocabulary_hash",
 ]

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from speckv.cost import CostTable
 
 logger = logging.getLogger(__name__)
-_FORMATS = re.compile(r"(\.gguf|[-_.](gguf|awq|gptq|bnb|\d+bits?|int\d|fp?\d+|bf16|mlx|i?q\d\w*))$")
-"""Endings of a model's name that state its format."""
+_FORMATS = re.compile(r"(\.gguf|[-_.](gguf|awq|gptq|bnb|\d+bits?|int\d|fp?\d+|bf16|mlx|i?q\d\w*|[0-9a-f]{16}))$")
+"""Endings of a model's name that state its format, or the hash of a converted file."""
 _ON_HUB = re.compile(r"models--[^/]*--([^/]+)/snapshots/")
 TRAIN = "speckv profile, speckv calibrate and speckv train agent=survival_stopping"
 """What makes a policy for a pair on a machine."""

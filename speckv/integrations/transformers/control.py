@@ -22,7 +22,13 @@ from transformers import PreTrainedModel
 
 from speckv.errors import ConfigError
 from speckv.integrations.transformers.candidates import ExactCriteria, PolicyCandidates, custom_criteria, exclusive
-from speckv.integrations.transformers.models import as_draft, require_pair, require_plain_adapters, vocabulary
+from speckv.integrations.transformers.models import (
+    as_draft,
+    require_pair,
+    require_plain_adapters,
+    vocabulary,
+    warn_if_trained_elsewhere,
+)
 from speckv.models.parts import unwrapped
 from speckv.runtime.policy import Policy
 
@@ -266,6 +272,7 @@ def control(
     policy = policy if isinstance(policy, Policy) else Policy.load(policy)
     target, draft = _inner(target), _inner(draft)
     require_pair(target, draft)
+    warn_if_trained_elsewhere(policy, target, draft, compression)
     with exclusive(policy):
         policy.session(max_new_tokens=1, compression=compression)  # refuses a wrong compression before `generate`
     session = {"compression": compression, "cost_ratio": cost_ratio, "vocab_size": vocabulary(target)}

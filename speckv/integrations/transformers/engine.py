@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """SpecKV's decode loop behind transformers' `generate`, by its `custom_generate` argument.
 
-    target.generate(**inputs, custom_generate=custom_generate, draft_model=draft, policy="mine.speckv")
+    prepare(target, draft)
+    target.generate(**inputs, custom_generate=custom_generate, draft_model=draft)
 
 `generate` does not pass `assistant_model` to a callable, hence `draft_model`.
 """
@@ -10,6 +11,7 @@ import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,17 +24,28 @@ from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.stopping_criteria import EosTokenCriteria
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from speckv.cost import CostTable
 from speckv.decoding import DecodeStep, Engine, SamplingConfig
 from speckv.errors import ConfigError
 from speckv.integrations.transformers.candidates import exclusive
-from speckv.integrations.transformers.models import as_draft, as_is, require_pair, scored_by_both, vocabulary
+from speckv.integrations.transformers.models import (
+    as_draft,
+    as_is,
+    require_pair,
+    scored_by_both,
+    vocabulary,
+    warn_if_trained_elsewhere,
+)
 from speckv.models.causal import CausalModel
 from speckv.models.defaults import token_ids
 from speckv.models.pair import causal_model
 from speckv.models.parts import hard_context_limit, unwrapped
 from speckv.models.processors import Processors
+from speckv.profiling.machine import describe_machine
+from speckv.runtime.matching import warn_of_machine
 from speckv.runtime.policy import Policy
 from speckv.runtime.session import Session
+from speckv.runtime.shipped import shipped_policy
 from speckv.types import FloatArray
 
 _LARGEST_SEED = 2**62
@@ -227,7 +240,8 @@ def custom_generate(
 
     Args:
         draft_model: Not used if the policy never drafts.
-        policy: A loaded policy, or the folder of an exported one.
+        policy: A loaded policy, or the folder of an exported one; by default the shipped one of `cpu-2core`, or on
+            CUDA of `rtx3090-paper`.
         compression: Of the target; the policy's first by default.
         cost_ratio: One draft pass over one target pass; by default that of the policy's training.
 
@@ -236,10 +250,13 @@ def custom_generate(
         ModelError: for models whose cache cannot be rolled back.
         BudgetError: if the prompt does not fit the target's positions.
     """
-    if draft_model is None or policy is None:
-        raise ConfigError("Expected draft_model=... and policy=... beside custom_generate, and one is missing.")
+    if draft_model is None:
+        raise ConfigError("Expected draft_model=DRAFT beside custom_generate, got none.")
+    if policy is None:
+        policy = _shipped("rtx3090-paper" if input_ids.device.type == "cuda" else "cpu-2core")
     policy = policy if isinstance(policy, Policy) else Policy.load(policy)
     require_pair(model, draft_model)
+    warn_if_trained_elsewhere(policy, model, draft_model, compression)
     request = GenerateRequest.of(input_ids, generation_config, logits_processor, stopping_criteria, model_kwargs)
     engine = Engine(
         _causal(model),
@@ -261,6 +278,12 @@ def custom_generate(
     cache = engine.target_cache.exported() if generation_config.use_cache else None
     output: Any = GenerateDecoderOnlyOutput
     return output(**{"sequences": sequences, _CACHE_FIELD: cache})  # type: ignore[no-any-return]
+
+
+@cache
+def _shipped(cost: str) -> Policy:
+    warn_of_machine(CostTable.load(cost), describe_machine())
+    return Policy.load(shipped_policy(cost))
 
 
 def decode(

@@ -12,6 +12,8 @@ from speckv.models import CausalModel
 from speckv.models.cache import require_rollback
 from speckv.models.causal import with_vocabulary
 from speckv.models.parts import context_limit, hard_context_limit, unwrapped
+from speckv.runtime.matching import warn_of_differences
+from speckv.runtime.policy import Policy
 from speckv.types import same_but_padding
 
 
@@ -23,6 +25,14 @@ def vocabulary(model: PreTrainedModel) -> int:
 def scored_by_both(target: PreTrainedModel, draft: PreTrainedModel) -> int:
     """The smaller of two vocabulary sizes that differ by padding."""
     return min(vocabulary(target), vocabulary(draft))
+
+
+def warn_if_trained_elsewhere(
+    policy: Policy, target: PreTrainedModel, draft: PreTrainedModel, compression: str | None
+) -> None:
+    """Logs one line if a policy was trained on other models, where their names are known."""
+    names = (str(getattr(unwrapped(model).config, "_name_or_path", "")) for model in (target, draft))
+    warn_of_differences(policy, **dict(zip(("target", "draft"), names, strict=True)), compression=compression)
 
 
 def require_pair(target: PreTrainedModel, draft: PreTrainedModel) -> None:

@@ -31,6 +31,16 @@ def policy(schedule: Scheduled) -> Policy:
 GREEDY: dict[str, Any] = {"max_new_tokens": 40, "do_sample": False}
 
 
+def test_three_lines_decode_under_the_shipped_policy(caplog: pytest.LogCaptureFixture) -> None:
+    target, draft = tiny_qwen(0), tiny_qwen(1)
+    target.config._name_or_path = "Qwen/Tiny"
+    plain = target.generate(prompt(0), **GREEDY)
+    prepare(target, draft)
+    ours = target.generate(prompt(0), custom_generate=custom_generate, draft_model=draft, **GREEDY)
+    assert ours.tolist() == plain.tolist()
+    assert "trained for target qwen2.5-coder-1.5b-instruct (here tiny)" in caplog.text
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stops", [False, True])
 @pytest.mark.parametrize("way", ["control", "custom_generate"])
