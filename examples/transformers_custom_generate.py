@@ -44,8 +44,9 @@ def main(target_name: str, draft_name: str, text: str, policy: str | None = None
     prompt_len = inputs["input_ids"].shape[1]
     print(tokenizer.decode(ours[0, prompt_len:], skip_special_tokens=True))
     same = plain.shape == ours.shape and bool((plain == ours).all())
+    text_is = "the same text" if same else f"another text ({target.dtype}: docs/numerics.md on near-ties)"
     print(f"\nplain generate   {plain_rate:6.2f} tokens/s")
-    print(f"custom_generate  {our_rate:6.2f} tokens/s, {our_rate / plain_rate:.2f} times as fast; same text: {same}")
+    print(f"custom_generate  {our_rate:6.2f} tokens/s: {our_rate / plain_rate:.2f} times as fast, {text_is}")
 
 
 def timed(target, inputs, **options) -> tuple[torch.Tensor, float]:

@@ -88,7 +88,7 @@ def warn_of_machine(table: "CostTable", here: Mapping[str, str]) -> None:
     there, this = (_describe(machine) for machine in (table.machine, here))
     _warn(
         f"cost table {table.name} was measured on {there}; this is {this}. The draft lengths may not be the fastest "
-        "here. Measure this machine with speckv calibrate, and give the file as cost=FILE."
+        "here. Measure this machine with speckv calibrate name=mine, and use its times: cost.table=mine.json."
     )
 
 
