@@ -99,7 +99,7 @@ def test_decode_runs_agents_that_an_installed_package_loads(
     caplog.set_level("INFO")
     assert main(["decode", "abc", *model, f"cost.table={cost}", f"controller={run}", "max_new_tokens=12"]) == 0
     title = name.replace("_", "-")
-    assert any(message.startswith(f"{title},") for message in caplog.messages)
+    assert any(message.startswith(f"{title} ") and "tokens/s" in message for message in caplog.messages)
     assert "the same text" in caplog.text
 
 
