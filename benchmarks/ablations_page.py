@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of docs/ablations.md, from the committed records of the studies in `configs/experiment`."""
+"""Tables of docs/results/ablations.md, from the committed records of the studies in `configs/experiment`."""
 
 import json
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ def table(record: Mapping[str, Any]) -> str:
     return "\n".join(lines) + (
         f"\n\n`{record['command']}`: {record['test_prompts']} test prompts, {len(seeds)} seeds, clock `{cost['name']}` "
         f"({cost['clock']}), traces `{record['traces']['name']}`.\n\n"
-        f"![{record['question']}](../benchmarks/results/studies/{record['study']}.png)"
+        f"![{record['question']}](../../benchmarks/results/studies/{record['study']}.png)"
     )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of live decoding at each compression, from `benchmarks/results/live-bf16-*.json`; it stands in README."""
+"""The table of live decoding at each compression, from `benchmarks/results/live-bf16-*.json`."""
 
 import json
 from collections.abc import Mapping

@@ -15,20 +15,20 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks import ablations_page, live_page, readme_table, reliability_page, studies_page
+from benchmarks import ablations_page, environments_page, live_page, readme_table, reliability_page, studies_page
 from benchmarks.paper import page as paper_page
 from speckv.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES: Mapping[str, Callable[[], Mapping[str, str]]] = {
-    "README.md": lambda: {
-        "headline": readme_table.render(),
-        "live": live_page.render(),
-        "paper": paper_page.render(),
-    },
-    "docs/studies.md": studies_page.tables,
-    "docs/ablations.md": ablations_page.tables,
-    "docs/reliability.md": reliability_page.tables,
+    "README.md": lambda: {"headline": readme_table.render_short()},
+    "docs/environments.md": environments_page.tables,
+    "docs/results/index.md": lambda: {"headline": readme_table.render()},
+    "docs/results/live.md": lambda: {"live": live_page.render()},
+    "docs/results/paper.md": lambda: {"paper": paper_page.render()},
+    "docs/results/learning.md": studies_page.tables,
+    "docs/results/ablations.md": ablations_page.tables,
+    "docs/results/reliability.md": reliability_page.tables,
 }
 """Page -> what its tables are, by name."""
 _PLACE = re.compile(r"<!-- table: (?P<name>[^>]+?) -->\n.*?<!-- end -->", re.DOTALL)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of docs/reliability.md, from `benchmarks/results/reliability.json`."""
+"""Tables of docs/results/reliability.md, from `benchmarks/results/reliability.json`."""
 
 import json
 from collections import Counter
