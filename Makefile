@@ -44,8 +44,9 @@ evaluate: ## Evaluate controllers on the test prompts
 
 results: $(COSTS:%=results-%) results-policies results-t1 study regret ablations results-pages ## Train, compare and study everything: all figures of README and docs
 
-results-pages: ## Write the tables of README and docs from the committed results
+results-pages: ## Write the tables and the picture of README and docs from the committed results
 	$(PYTHON) -m benchmarks.pages
+	$(PYTHON) -m benchmarks.readme_figure
 
 # $(1): name of the result; $(2): what is overridden
 define compare

@@ -24,8 +24,8 @@ def table(record: Mapping[str, Any]) -> str:
     seeds, cost = record["seeds"], record["cost"]
     lines = [line(header), line(["---"] * len(header)), *map(line, rows)]
     return "\n".join(lines) + (
-        f"\n\n`{record['command']}`: {record['test_prompts']} test prompts, {len(seeds)} seeds, clock `{cost['name']}` "
-        f"({cost['clock']}), traces `{record['traces']['name']}`.\n\n"
+        f"\n\n`{command(record)}`: {record['test_prompts']} test prompts, {len(seeds)} seeds, cost table "
+        f"`{cost['name']}` ({cost['clock']}), traces `{record['traces']['name']}`.\n\n"
         f"![{record['question']}](../../benchmarks/results/studies/{record['study']}.png)"
     )
 
@@ -33,3 +33,8 @@ def table(record: Mapping[str, Any]) -> str:
 def tables() -> dict[str, str]:
     """Name -> table in Markdown."""
     return {name: table(record) for name, record in records().items()}
+
+
+def command(record: Mapping[str, Any]) -> str:
+    """The command of a study, as it is typed today."""
+    return str(record["command"]).replace("python train.py", "speckv train")

@@ -21,7 +21,7 @@ from speckv.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES: Mapping[str, Callable[[], Mapping[str, str]]] = {
-    "README.md": lambda: {"headline": readme_table.render_short()},
+    "README.md": lambda: {"headline": readme_table.render_short(), "wall clock": live_page.sentence()},
     "docs/environments.md": environments_page.tables,
     "docs/results/index.md": lambda: {"headline": readme_table.render()},
     "docs/results/live.md": lambda: {"live": live_page.render()},

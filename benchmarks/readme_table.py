@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""README's result table, from the committed comparisons `benchmarks/results/zoo-*.json`; `make results` writes them."""
+"""The headline tables of README and docs/results, from the committed comparisons `benchmarks/results/zoo-*.json`."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -112,6 +112,35 @@ def render() -> str:
         *([label, *row] for label, row in zip(labels, zip(*cells, strict=True), strict=True)),
     ]
     return "\n".join(line(cells) for cells in lines)
+
+
+SHORT = {
+    "survival-stopping": "**supervised, token by token** (shipped)",
+    "ppo-stopping": "PPO, token by token",
+    "ppo": "PPO, once a step",
+}
+
+
+def render_short() -> str:
+    """README's table: at most six rows, for the two shipped cost tables."""
+    head, cells = ["x best fixed gamma [95 %]"], []
+    for name in ("cpu-2core", "rtx3090-paper"):
+        comparison = load(name)
+        for compression, gamma in comparison["best_fixed_gammas"].items():
+            rows = group(comparison, compression)
+            tuned = best_rule(rows, tuned=True)
+            head.append(f"`{name}` {compression}")
+            cells.append(
+                [
+                    f"gamma {gamma}: {rows['best-fixed']['speedup_vs_ar']['estimate']:.2f} x plain",
+                    *(interval(rows[key]) for key in SHORT),
+                    f"{interval(tuned)} ({tuned['controller'].removesuffix(', tuned')})",
+                    f"{rows['clairvoyant']['speedup_vs_best_fixed']['estimate']:.3f}",
+                ]
+            )
+    labels = ["best fixed gamma (= 1)", *SHORT.values(), "best published rule, tuned", "clairvoyant bound"]
+    body = ([label, *row] for label, row in zip(labels, zip(*cells, strict=True), strict=True))
+    return "\n".join(map(line, (head, ["---"] * len(head), *body)))
 
 
 def line(cells: Sequence[str]) -> str:

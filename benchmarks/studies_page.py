@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of docs/results/learning.md, from `benchmarks/results/rl-study-*.json`, which `make study` writes, and the regret."""
+"""Tables of docs/results/learning.md, from the results of `make study` and `make regret`."""
 
 import json
 from collections.abc import Mapping
