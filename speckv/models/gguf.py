@@ -43,7 +43,7 @@ def converted_folder(gguf: Path) -> Path:
         raise ModelError(
             f"Reading {gguf.name} needs {' and '.join(missing)}. Install them: pip install 'speckv[models]'"
         )
-    logger.info("Converting %s once into %s", gguf.name, folder)
+    logger.info("Converting %s into %s; this takes about a minute, once", gguf.name, folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
     try:

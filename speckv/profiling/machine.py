@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Describes the machine of a measurement."""
 
+import os
 import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,3 +38,9 @@ def processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or "unknown"
+
+
+def load_and_cores() -> tuple[float, int]:
+    """Mean number of running processes in the last minute, 0 where it is unknown, and the number of cores."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return load, os.cpu_count() or 1

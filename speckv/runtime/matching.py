@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 _FORMATS = re.compile(r"(\.gguf|[-_.](gguf|awq|gptq|bnb|\d+bits?|int\d|fp?\d+|bf16|mlx|i?q\d\w*|[0-9a-f]{16}))$")
 """Endings of a model's name that state its format, or the hash of a converted file."""
 _ON_HUB = re.compile(r"models--[^/]*--([^/]+)/snapshots/")
+MOST_LOAD = 0.5
+"""Share of busy cores above which little is gained."""
 TRAIN = "speckv profile, speckv calibrate and speckv train agent=survival_stopping"
 """What makes a policy for a pair on a machine."""
 
@@ -52,8 +54,8 @@ def differences(
         trained = known.get(what)
         if here and trained and model_name(here) != model_name(str(trained)):
             found.append(f"{what} {model_name(str(trained))} (here {model_name(here)})")
-    table = str(known.get("cost") or known.get("cost_table") or "")
-    if cost is not None and table.partition("@")[0] != cost.name.partition("@")[0] and table:
+    table = str(known.get("cost") or "")
+    if cost is not None and table and table.partition("@")[0] != cost.name.partition("@")[0]:
         found.append(f"cost table {table} (here {cost.name})")
     elif cost is not None and "@" not in table + cost.name and known.get("cost_sha256") not in (None, cost.sha256):
         found.append(f"other times of cost table {table}")
@@ -90,6 +92,15 @@ def warn_of_machine(table: "CostTable", here: Mapping[str, str]) -> None:
         f"cost table {table.name} was measured on {there}; this is {this}. The draft lengths may not be the fastest "
         "here. Measure this machine with speckv calibrate name=mine, and use its times: cost.table=mine.json."
     )
+
+
+def warn_of_load(load: float, cores: int) -> None:
+    """Logs one line if other programs keep more than half of a machine's cores busy; `load` is their number."""
+    if load > MOST_LOAD * cores:
+        _warn(
+            f"other programs keep {load:.1f} of {cores} cores busy: checking several tokens at once is cheap on idle "
+            "cores only, so expect less, or nothing, of speculation now."
+        )
 
 
 def warn_of_no_gain(policy: Policy, compression: str, table: "CostTable") -> None:

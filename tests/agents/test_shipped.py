@@ -129,3 +129,10 @@ def test_where_nothing_pays_is_said(logged: pytest.LogCaptureFixture) -> None:
     ]
     assert logged.messages[0].endswith("plain decoding is the fastest there, and survival-stopping does not draft.")
     assert SCHEMA.size == len(policy.typical)
+
+
+def test_a_busy_machine_is_said(logged: pytest.LogCaptureFixture) -> None:
+    matching.warn_of_load(3.9, 8)
+    assert not logged.messages
+    matching.warn_of_load(4.5, 8)
+    assert logged.messages[0].startswith("other programs keep 4.5 of 8 cores busy")
