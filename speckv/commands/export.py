@@ -31,7 +31,7 @@ EXAMPLES = (
 TARGETS_HELP = (
     ("policy", "a folder that speckv.runtime.load reads, with NumPy alone"),
     ("hf-custom-generate", "a folder for transformers' `generate(custom_generate=FOLDER)`, without SpecKV"),
-    ("onnx", "the network as an ONNX file, with its metadata"),
+    ("onnx", "the decision as an ONNX graph, with its metadata"),
     ("sglang", "a table of one gamma per batch size for SGLang"),
     ("vllm", "a table of one gamma per batch size for vLLM"),
 )

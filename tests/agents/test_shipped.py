@@ -13,7 +13,9 @@ import pytest
 from speckv.cost import CostTable
 from speckv.evaluation.replays import compile_pair, controller_sums
 from speckv.export import Source
-from speckv.observation import SCHEMA
+from speckv.export.onnx import MODEL, write_onnx
+from speckv.observation import SCHEMA, observe_draft
+from speckv.replay import visit
 from speckv.runtime import Policy, matching
 from speckv.runtime.constant import ConstantGamma
 from speckv.runtime.shipped import LEARNER, SHIPPED, load_for, shipped_for
@@ -136,3 +138,24 @@ def test_a_busy_machine_is_said(logged: pytest.LogCaptureFixture) -> None:
     assert not logged.messages
     matching.warn_of_load(4.5, 8)
     assert logged.messages[0].startswith("other programs keep 4.5 of 8 cores busy")
+
+
+@pytest.mark.parametrize("name", ["cpu-2core", "rtx3090-paper"])
+def test_its_graph_decides_alike(name: str, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    policy = Policy.load(SHIPPED / f"{name}.speckv")
+    test = TraceSet.load(find_traces("qwen2.5-coder-greedy")).select(split="test")
+    pair = compile_pair(test, CostTable.load(name))
+    states = visit(*pair, policy.controller)
+    rng, rows = np.random.default_rng(0), 20_000
+    chosen = rng.integers(0, len(states.limits), rows)
+    depths = np.minimum(rng.integers(0, 6, rows), np.maximum(states.limits[chosen] - 1, 0))
+    observations = states.observations[chosen]
+    inside = observe_draft(observations, pair[0].drafts[states.places[chosen], depths])
+    controller: Any = policy.controller
+    started = controller.act_batch(observations)
+    wanted = np.where(depths == 0, started, np.where(controller.go_on_batch(inside), policy.gamma_max, 0))
+    write_onnx(policy, tmp_path)
+    gammas, _ = onnxruntime.InferenceSession(tmp_path / MODEL).run(["gamma", "scores"], {"observation": inside})
+    assert 0.05 < (wanted > 0).mean() < 0.95
+    assert (gammas != wanted).mean() < 1e-3  # float32 sums in another order, at thresholds
