@@ -16,6 +16,7 @@ from speckv.models.device import use_threads
 from speckv.models.pair import choose_pair
 from speckv.observation import SCHEMA
 from speckv.profiling.calibrate import CalibrationPlan, CheckPlan, calibrate, with_lookup_times
+from speckv.profiling.partial import PartialTable
 from speckv.profiling.prompts import first_of_each, read_prompts
 from speckv.profiling.timing import WIDTHS, TimingPlan
 from speckv.runtime.learned import MlpPolicy, PolicyController
@@ -26,6 +27,19 @@ TIMED_VOCABULARY = 50_000
 logger = logging.getLogger(__name__)
 CHECK_PROMPTS = Path(__file__).parents[1] / "assets" / "prompts" / "check.jsonl"
 SHOWN_WIDTHS = (1, 2, 5, 9, 17)
+QUICK = {
+    "widths": "[1,2,3,5,9,17]",
+    "repeats": "3",
+    "warmups": "1",
+    "reference_context": "128",
+    "far_context": "512",
+    "check": "false",
+}
+"""Settings of `quick=true`."""
+QUICK_NOTES = (
+    "Quick calibration: few widths, the others interpolated; few rounds; not checked against live runs. Calibrate "
+    "without quick=true before publishing anything."
+)
 
 
 def run(config: DictConfig) -> None:
@@ -44,14 +58,23 @@ def run(config: DictConfig) -> None:
         ),
         batches=tuple(config.batches),
         check=_check_plan(config) if config.check else None,
-        notes=config.notes,
+        notes=config.notes or (QUICK_NOTES if config.quick else ""),
     )
     out = Path(config.out or f"{config.name}.json")
     if config["from"] is None:
-        table = calibrate(plan, PolicyController(typical_policy()), on_progress=logger.info, keep=lambda t: t.save(out))
+        kept = PartialTable(out, plan)
+        begun = kept.load()
+        policy = PolicyController(typical_policy())
+        try:
+            table = calibrate(plan, policy, on_progress=logger.info, keep=kept.save, begun=begun)
+        except KeyboardInterrupt:
+            if kept.path.is_file():
+                logger.info("kept in %s; the same command goes on from there", kept.path)
+            raise
     else:
         table = _with_lookup(CostTable.load(config["from"]), plan)
     table.save(out)
+    PartialTable(out, plan).delete()
     for entry in (*table.entries.values(), *table.loads):
         logger.info(_times(entry))
     for name, entry in table.entries.items():
@@ -61,6 +84,14 @@ def run(config: DictConfig) -> None:
         table.require_publishable()
     except CostTableError as error:
         logger.warning("not for publication: %s", error)
+
+
+def overrides(arguments: list[str]) -> list[str]:
+    """With `quick=true`, the settings of `QUICK` for those that are not given."""
+    if "quick=true" not in [argument.lower() for argument in arguments]:
+        return arguments
+    given = {argument.partition("=")[0] for argument in arguments}
+    return [*(f"{key}={value}" for key, value in QUICK.items() if key not in given), *arguments]
 
 
 def shipped_check() -> CheckPlan:

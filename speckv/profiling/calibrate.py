@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 
 import numpy as np
@@ -32,13 +33,15 @@ from speckv.models.linear import dtype_name
 from speckv.models.pair import ModelPair, PairConfig, load_pair
 from speckv.observation import SCHEMA, History, StaticContext, StepBatch, observe, update_history
 from speckv.profiling.machine import describe_machine
-from speckv.profiling.passes import time_lookup, time_passes
+from speckv.profiling.passes import pass_s, time_lookup, time_passes
 from speckv.profiling.timing import PassTimes, RandomGamma, TimingPlan, entry_of, fit_of_runs
 from speckv.runtime.constant import ConstantGamma
 from speckv.types import GAMMA_MAX, Controller, IntArray, StoppingController
 
 logger = logging.getLogger(__name__)
 PACKAGES = ("torch", "transformers", "bitsandbytes", "numpy")
+_LONG_S = 10.0
+"""A measurement that takes longer reports its rounds."""
 Say = Callable[[str], None]
 
 
@@ -85,16 +88,21 @@ def calibrate(
     on_progress: Say | None = None,
     load: Callable[[PairConfig], ModelPair] = load_pair,
     keep: Callable[[CostTable], None] = lambda _: None,
+    begun: CostTable | None = None,
 ) -> CostTable:
     """Measures every compression, and a decision of the controller; nothing else should run on the machine.
 
-    The timed decision includes observation and update of the history. `keep` receives the table so far after each
-    compression and each check; `on_progress` receives a line of text before each measurement.
+    The timed decision includes observation and update of the history.
+
+    Args:
+        on_progress: Receives a line of text before and during each measurement.
+        keep: Receives the table so far after each compression and each check.
+        begun: A table so far, whose compressions are not measured again.
     """
     say = on_progress or (lambda _: None)
-    entries: dict[str, CostEntry] = {}
-    loads: list[CostEntry] = []
-    fit: dict[str, CostFit] = {}
+    entries, loads, fit = _so_far(begun, plan)
+    for compression in entries:
+        say(f"{compression}: measured before")
     draft_times: Mapping[int, PassTimes] | None = None
     pair: ModelPair | None = None
     controller_s = time_decision(controller)
@@ -116,13 +124,18 @@ def calibrate(
             fit=dict(fit),
         )
 
-    for compression in plan.compressions:
+    missing = [compression for compression in plan.compressions if compression not in entries]
+    for number, compression in enumerate(missing):
         say(f"{compression}: loading")
         pair = None  # free the last target before the next is loaded
         gc.collect()
         pair = load(replace(plan.pair, compression=compression))
         if plan.check is not None:
             encode_prompts(pair, plan.check)  # fails before anything is measured
+        seconds = forecast_s(pair, plan)
+        several = f", {_duration(seconds * len(missing))} for {', '.join(missing)}" if len(missing) > 1 else ""
+        if not number:
+            say(f"this takes about {_duration(seconds)} for {compression}{several}; what is measured is kept")
         # A draft made of the target's own layers is compressed as the target is.
         if draft_times is None or plan.pair.draft == "self":
             draft_times = _time_draft(draft_source(pair), plan, say)
@@ -139,6 +152,40 @@ def calibrate(
     return so_far()
 
 
+def _so_far(
+    begun: CostTable | None, plan: CalibrationPlan
+) -> tuple[dict[str, CostEntry], list[CostEntry], dict[str, CostFit]]:
+    if begun is None:
+        return {}, [], {}
+    done = [name for name in begun.entries if plan.check is None or name in begun.fit]
+    loads = [entry for entry in begun.loads if entry.compression in done]
+    fit = {name: value for name, value in begun.fit.items() if name in done}
+    return {name: begun.entries[name] for name in done}, loads, fit
+
+
+def forecast_s(pair: ModelPair, plan: CalibrationPlan) -> float:
+    """Rough time of a compression's measurements, from single passes of the narrowest and the widest kind."""
+    timing, seconds, step_s = plan.timing, 0.0, 0.0
+    models: list[CausalModel | PromptLookup] = [draft_source(pair), pair.target]
+    for model in models:
+        if isinstance(model, PromptLookup):
+            continue
+        ends = [pass_s(model, width) for width in (1, timing.widths[-1])]
+        widths = [*timing.widths, *timing.anchors]
+        round_s = float(np.interp(widths, (1, timing.widths[-1]), ends).sum()) * sum(plan.batches)
+        contexts = (timing.reference_context + timing.far_context) / timing.widths[-1]
+        seconds += round_s * (timing.warmups + timing.repeats) + contexts * ends[1] * len(plan.batches)
+        step_s += ends[0]
+    if plan.check is not None:
+        runs = len(plan.check.prompts) * (len(plan.check.gammas) + 1)
+        seconds += runs * plan.check.max_new_tokens * step_s
+    return seconds
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{max(seconds, 1):.0f} s"
+
+
 def _time_draft(draft: CausalModel | PromptLookup, plan: CalibrationPlan, say: Say) -> dict[int, PassTimes]:
     if not isinstance(draft, PromptLookup):
         return _time_model(draft, plan, "draft", say, drafting=True)
@@ -151,9 +198,17 @@ def _time_model(
 ) -> dict[int, PassTimes]:
     found = {}
     for batch in sorted(plan.batches):
-        say(f"{name}, {dtype_name(model.dtype)}, batch {batch}: widths 1 to {plan.timing.widths[-1]}")
-        found[batch] = time_passes(model, plan.timing, batch=batch, drafting=drafting)
+        what = f"{name}, {dtype_name(model.dtype)}, batch {batch}: widths 1 to {plan.timing.widths[-1]}"
+        say(what)
+        report = partial(_report_round, say, what)
+        found[batch] = time_passes(model, plan.timing, batch=batch, drafting=drafting, on_round=report)
     return found
+
+
+def _report_round(say: Say, what: str, done: int, rounds: int, seconds: float) -> None:
+    left = (rounds - done) * seconds / done
+    if left >= _LONG_S:
+        say(f"{what}: round {done} of {rounds}, about {_duration(left)} left")
 
 
 def _entry(plan: CalibrationPlan, pair: ModelPair, batch: int, draft: PassTimes, verify: PassTimes) -> CostEntry:

@@ -90,8 +90,9 @@ def time_passes(
     drafting: bool,
     clock: Clock | None = None,
     rows: Callable[[CausalModel, int], Rows] = open_rows,
+    on_round: Callable[[int, int, float], None] = lambda *_: None,
 ) -> PassTimes:
-    """Times one model at every width.
+    """Times one model at every width; `on_round` receives rounds done, all rounds, and the seconds so far.
 
     When drafting, a pass scores its last token only; a verification scores all and then truncates the cache.
     """
@@ -100,7 +101,7 @@ def time_passes(
             f"Expected far_context of at most {model.context_limit - plan.widths[-1]} for {model.name}, "
             f"got {plan.far_context}."
         )
-    seconds = _time_rounds(model, plan, batch, drafting, clock or device_clock(model.device), rows)
+    seconds = _time_rounds(model, plan, batch, drafting, clock or device_clock(model.device), rows, on_round)
     near = {width: seconds[plan.reference_context, width] for width in plan.widths}
     return summarise(near, {width: seconds[plan.far_context, width] for width in plan.anchors}, plan)
 
@@ -112,6 +113,7 @@ def _time_rounds(
     drafting: bool,
     clock: Clock,
     rows: Callable[[CausalModel, int], Rows],
+    on_round: Callable[[int, int, float], None],
 ) -> dict[tuple[int, int], list[float]]:
     """(Context, width) -> seconds of every timed pass."""
     generator = torch.Generator().manual_seed(0)
@@ -126,7 +128,10 @@ def _time_rounds(
     jobs = [(plan.reference_context, w) for w in plan.widths]
     jobs += [(plan.far_context, w) for w in plan.anchors]
     seconds: dict[tuple[int, int], list[float]] = {job: [] for job in jobs}
+    begun = time.perf_counter()
     for number in range(plan.warmups + plan.repeats):
+        if number:
+            on_round(number, plan.warmups + plan.repeats, time.perf_counter() - begun)
         for context, width in jobs:
             chosen = tokens[:, context : context + width]
             if model.device.type == "cuda":
@@ -142,6 +147,17 @@ def _time_rounds(
             if number >= plan.warmups:
                 seconds[context, width].append(taken)
     return seconds
+
+
+def pass_s(model: CausalModel, width: int) -> float:
+    """Seconds of the second of two passes of a width, without a context."""
+    rows, tokens, taken = open_rows(model, 1), torch.zeros((1, width), dtype=torch.int64), 0.0
+    for _ in range(2):
+        started = time.perf_counter()
+        scores = rows.extend(tokens, 1)
+        check_finite(to_host([scores.signals], [scores.best]), "model")
+        taken = time.perf_counter() - started
+    return taken
 
 
 def time_lookup(lookup: PromptLookup, plan: TimingPlan) -> PassTimes:
