@@ -8,6 +8,7 @@ answer and one newline. The summary is logged to standard error.
 
 import io
 import logging
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ from speckv.errors import ConfigError, DataError
 from speckv.models import ModelPair, load_pair
 from speckv.models.device import use_threads
 from speckv.models.pair import choose_pair
-from speckv.profiling.machine import describe_machine, load_and_cores
+from speckv.profiling.machine import busy_cores, describe_machine
 from speckv.runtime import Policy
 from speckv.runtime.constant import ConstantGamma
 from speckv.runtime.matching import warn_of_differences, warn_of_load, warn_of_machine, warn_of_no_gain
@@ -124,7 +125,7 @@ def run(config: DictConfig) -> None:
         warn_of_differences(policy, target=chosen.target, draft=chosen.draft_name, cost=table, compression=compression)
         warn_of_machine(table, describe_machine())
         warn_of_no_gain(policy, compression, table)
-        warn_of_load(*load_and_cores())
+        warn_of_load(busy_cores(), os.cpu_count() or 1)
     pair = load_pair(chosen)
     engine = Engine(
         pair.target, draft_source(pair), eos_token_ids=pair.eos_token_ids, sampling=SamplingConfig(**config.sampling)

@@ -20,7 +20,7 @@ _FORMATS = re.compile(r"(\.gguf|[-_.](gguf|awq|gptq|bnb|\d+bits?|int\d|fp?\d+|bf
 """Endings of a model's name that state its format, or the hash of a converted file."""
 _ON_HUB = re.compile(r"models--[^/]*--([^/]+)/snapshots/")
 MOST_LOAD = 0.5
-"""Share of busy cores above which little is gained."""
+"""Share of cores that other programs may keep busy without a warning."""
 TRAIN = "speckv profile, speckv calibrate and speckv train agent=survival_stopping"
 """What makes a policy for a pair on a machine."""
 
@@ -76,8 +76,8 @@ def warn_of_differences(
     found = differences(policy, target=target, draft=draft, cost=cost, compression=compression)
     if found:
         _warn(
-            f"{policy.name} was trained for {', '.join(found)}: the text stays the target's, but the draft lengths "
-            f"may not be the fastest. Make a policy for this pair and machine: {TRAIN}."
+            f"{policy.name} was trained for {', '.join(found)}: the text stays right, but the speed may not be the "
+            f"best. For a policy of your own: {TRAIN}."
         )
 
 
@@ -89,18 +89,15 @@ def warn_of_machine(table: "CostTable", here: Mapping[str, str]) -> None:
         return
     there, this = (_describe(machine) for machine in (table.machine, here))
     _warn(
-        f"cost table {table.name} was measured on {there}; this is {this}. The draft lengths may not be the fastest "
-        "here. Measure this machine with speckv calibrate name=mine, and use its times: cost.table=mine.json."
+        f"cost table {table.name} was measured on {there}, and this is {this}. Measure it: speckv calibrate name=mine, "
+        "then cost.table=mine.json."
     )
 
 
-def warn_of_load(load: float, cores: int) -> None:
-    """Logs one line if other programs keep more than half of a machine's cores busy; `load` is their number."""
-    if load > MOST_LOAD * cores:
-        _warn(
-            f"other programs keep {load:.1f} of {cores} cores busy: checking several tokens at once is cheap on idle "
-            "cores only, so expect less, or nothing, of speculation now."
-        )
+def warn_of_load(busy: int, cores: int) -> None:
+    """Logs one line if other programs keep more than a share of a machine's cores busy."""
+    if busy > MOST_LOAD * cores:
+        _warn(f"{busy} of {cores} cores are busy with other programs: speculation gains less, or nothing, meanwhile.")
 
 
 def warn_of_no_gain(policy: Policy, compression: str, table: "CostTable") -> None:

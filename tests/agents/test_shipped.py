@@ -113,7 +113,7 @@ def test_another_machine_is_said(logged: pytest.LogCaptureFixture) -> None:
     assert not logged.messages
     matching.warn_of_machine(table, {"processor": "AMD EPYC", "cores": "8", "accelerator": "none"})
     (line,) = logged.messages
-    assert "cpu-2core was measured on Intel(R) Xeon(R) Processor, 2 cores; this is AMD EPYC, 8 cores" in line
+    assert "cpu-2core was measured on Intel(R) Xeon(R) Processor, 2 cores, and this is AMD EPYC, 8 cores" in line
 
 
 def test_where_nothing_pays_is_said(logged: pytest.LogCaptureFixture) -> None:
@@ -134,10 +134,10 @@ def test_where_nothing_pays_is_said(logged: pytest.LogCaptureFixture) -> None:
 
 
 def test_a_busy_machine_is_said(logged: pytest.LogCaptureFixture) -> None:
-    matching.warn_of_load(3.9, 8)
+    matching.warn_of_load(4, 8)
     assert not logged.messages
-    matching.warn_of_load(4.5, 8)
-    assert logged.messages[0].startswith("other programs keep 4.5 of 8 cores busy")
+    matching.warn_of_load(5, 8)
+    assert logged.messages[0].startswith("5 of 8 cores are busy")
 
 
 @pytest.mark.parametrize("name", ["cpu-2core", "rtx3090-paper"])
