@@ -5,13 +5,13 @@ WEIGHTS ?= $(or $(SPECKV_WEIGHTS),$(wildcard $(HOME)/.cache/speckv/weights))
 MINUTES ?= 30
 
 .DEFAULT_GOAL := help
-.PHONY: help install format lint types contracts test test-slow check train evaluate results results-policies results-t1 results-pages paper study regret ablations gpu soak integrations clean
+.PHONY: help install format lint types contracts test test-slow check docs docs-check train evaluate results results-policies results-t1 results-pages paper study regret ablations gpu soak integrations clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: ## Install SpecKV editable, with everything that tests and checks need
-	$(PYTHON) -m pip install -c .ci/constraints.txt -e ".[test,dev]"
+	$(PYTHON) -m pip install -c .ci/constraints.txt -e ".[test,dev,docs]"
 	pre-commit install
 
 format: ## Rewrite the code in the house format and mend what ruff can mend
@@ -35,6 +35,14 @@ test-slow: ## Run the tests that take more than a few seconds each
 	pytest -m slow
 
 check: lint types contracts test ## Run every check above, as CI does
+
+docs: ## Serve the docs as a site on localhost, rebuilt as pages change
+	NO_MKDOCS_2_WARNING=1 mkdocs serve -f .ci/mkdocs.yml
+
+docs-check: ## Build the docs with every link checked, and check every command and code block
+	NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict -f .ci/mkdocs.yml
+	$(PYTHON) -m benchmarks.pages --check
+	$(PYTHON) -m benchmarks.docs_check
 
 train: ## Train PPO on the shipped traces
 	$(PYTHON) train.py agent=ppo

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig
 
-from speckv.commands.app import plain
+from speckv.commands.app import compose_checked, plain
 from speckv.cost import CostEntry, CostTable
 from speckv.decoding import PromptLookup
 from speckv.errors import ConfigError, CostTableError
@@ -58,7 +58,7 @@ def run(config: DictConfig) -> None:
         ),
         batches=tuple(config.batches),
         check=_check_plan(config) if config.check else None,
-        notes=config.notes or (QUICK_NOTES if config.quick else ""),
+        notes=" ".join(filter(None, (config.notes, QUICK_NOTES if config.quick else ""))),
     )
     out = Path(config.out or f"{config.name}.json")
     if config["from"] is None:
@@ -88,9 +88,9 @@ def run(config: DictConfig) -> None:
 
 def overrides(arguments: list[str]) -> list[str]:
     """With `quick=true`, the settings of `QUICK` for those that are not given."""
-    if "quick=true" not in [argument.lower() for argument in arguments]:
+    if not compose_checked("calibrate", arguments).quick:
         return arguments
-    given = {argument.partition("=")[0] for argument in arguments}
+    given = {argument.partition("=")[0].lstrip("+") for argument in arguments}
     return [*(f"{key}={value}" for key, value in QUICK.items() if key not in given), *arguments]
 
 
