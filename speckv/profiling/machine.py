@@ -42,7 +42,7 @@ def processor() -> str:
 
 def busy_cores() -> int:
     """Least number of other threads that run at some instants of a fifth of a second; 0 where it is unknown."""
-    path, seen = Path("/proc/loadavg"), []
+    path, seen = Path("/proc/loadavg"), list[int]()
     while path.is_file() and len(seen) < 5:
         seen.append(int(path.read_text(encoding="utf-8").split()[3].partition("/")[0]) - 1)
         time.sleep(0.04)
