@@ -33,7 +33,8 @@ FOLLOWED = "# Adding to SpecKV"
 """Heading of the part of a page whose recipes tests/test_tutorials.py follows."""
 UNREAD = ("resume", "prompt_file", "init_from", "from")
 """Settings whose value is a file that the check would read."""
-_BLOCK = re.compile(r"^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^ *```", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^ *```", re.DOTALL | re.MULTILINE)
+"""A fenced block of code: `language`, `code`."""
 _INLINE = re.compile(r"`((?:speckv|python -m|python train\.py|python evaluate\.py|make) [^`]*)`")
 _REDIRECTED = re.compile(r"\s*(?:<|>|\||2>).*$")
 
@@ -47,13 +48,13 @@ def pages() -> list[Path]:
 
 def commands_in(text: str) -> Iterator[str]:
     """Command lines in blocks of shell code, and commands with arguments in inline code."""
-    for block in _BLOCK.finditer(text):
+    for block in BLOCK.finditer(text):
         if block["language"] in ("", "bash", "sh", "console"):
             for line in _whole_lines(block["code"].replace("\\\n", " ")):
                 for command in re.sub(r"\s#\s.*", "", line).split("&&"):
                     if command.strip() and not command.strip().startswith("#"):
                         yield command.strip()
-    for inline in _INLINE.finditer(_BLOCK.sub("", text)):
+    for inline in _INLINE.finditer(BLOCK.sub("", text)):
         command = " ".join(inline[1].split())
         if "..." not in command and "NAME" not in command and len(command.split()) > 2:
             yield command
@@ -73,7 +74,7 @@ def _whole_lines(code: str) -> Iterator[str]:
 
 def python_in(text: str) -> Iterator[str]:
     """Blocks of Python."""
-    for block in _BLOCK.finditer(text):
+    for block in BLOCK.finditer(text):
         if block["language"] == "python":
             yield "\n".join(line.removeprefix(block["indent"]) for line in block["code"].splitlines())
 
