@@ -203,7 +203,7 @@ def test_live_arms_are_held_to_their_replay(report: Callable[..., dict[str, Any]
     make_traces(sequences, max_new_tokens=8).save(recordings)
     found = report(live_decoding.main, "--gamma", "2", "--traces", str(recordings))["prediction"]
     assert (found["prompts"], found["check"]) == (["p1"], "not checked")
-    assert set(found["arms"]) == {"autoregressive", "best fixed", "ppo"}
+    assert set(found["arms"]) == {"autoregressive", "best fixed", "survival-stopping"}
     plain = found["arms"]["autoregressive"]
     assert plain["predicted_tokens"] == plain["measured_tokens"] == 7
     assert plain["error"] == pytest.approx(plain["predicted_s"] / plain["measured_s"] - 1)
