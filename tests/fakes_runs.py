@@ -111,8 +111,10 @@ class CapturedConsole(Console):
         return self.buffer.getvalue()
 
     @contextmanager
-    def progress(self, total: int, completed: int = 0, unit: str = "step") -> Iterator[ProgressBar]:
-        with super().progress(total, completed, unit) as bar:
+    def progress(
+        self, total: int, completed: int = 0, unit: str = "step", label: str = "training"
+    ) -> Iterator[ProgressBar]:
+        with super().progress(total, completed, unit, label) as bar:
             yield _Watched(bar, self._on_update)
 
 

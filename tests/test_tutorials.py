@@ -96,4 +96,4 @@ def test_the_rule_and_the_learner_are_trained_stored_and_compared(
     printed = run(followed[0], "train.py", "agent=steady,greedy", *toy)
     assert "steady" in printed
     assert "greedy" in printed
-    assert len(list((tmp_path / "runs").glob("*/policy.speckv/policy.json"))) == 2
+    assert len(list((tmp_path / "runs").glob("*/*/policy.speckv/policy.json"))) == 2
