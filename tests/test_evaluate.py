@@ -136,6 +136,7 @@ def test_the_same_seed_leaves_the_same_bytes(settings: EvaluateSettings, tmp_pat
         "results.txt",
         "speedup.png",
         "timeline.png",
+        "x_best_fixed.png",
     ]
     assert saved[0] == saved[1]
 
