@@ -92,15 +92,17 @@ def evaluate(settings: EvaluateSettings, console: Console) -> Comparison:
         console.write(f"{group.name}: {', '.join(group.members)}")
     controllers += made
     output = Path(settings.output) if settings.output else _default_output(settings, paths, cost.name)
-    comparison = compare(
-        train=train,
-        test=test,
-        cost=cost,
-        controllers=controllers,
-        num_resamples=settings.num_resamples,
-        seed=settings.seed,
-        seed_groups=groups,
-    )
+    with console.progress(max(len(controllers), 1), unit="controller", label="replaying") as bar:
+        comparison = compare(
+            train=train,
+            test=test,
+            cost=cost,
+            controllers=controllers,
+            num_resamples=settings.num_resamples,
+            seed=settings.seed,
+            seed_groups=groups,
+            on_controller=bar.update,
+        )
     report_comparison(comparison, controllers, test, cost, output, console)
     console.result({**headline(comparison), "output": str(output)})
     return comparison

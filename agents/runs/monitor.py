@@ -109,8 +109,8 @@ class RunWriter(KVWriter):
         """Writes the printed comparison and its pictures, tag -> PNG file."""
         indented = "".join(f"    {line}\n" for line in table.splitlines())  # preformatted text in Markdown
         self._writer.add_text("evaluation", indented, step)
-        for tag, path in pictures.items():
-            self._writer.add_image(f"evaluation/{tag}", imread(path), step, dataformats="HWC")
+        for number, (tag, path) in enumerate(pictures.items(), 1):  # TensorBoard sorts by tag
+            self._writer.add_image(f"evaluation/{number}_{tag}", imread(path), step, dataformats="HWC")
 
     def close(self) -> None:
         """Writes what is buffered."""

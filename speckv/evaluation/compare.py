@@ -2,7 +2,7 @@
 """Compares controllers on recorded prompts with the baselines and the clairvoyant bound."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from speckv.cost import CostTable, describe_clock, require_single_request
@@ -204,6 +204,7 @@ def compare(
     seed: int = 0,
     train_sweep: FixedSweep | None = None,
     seed_groups: Sequence[SeedGroup] = (),
+    on_controller: Callable[[int, str], None] = lambda *_: None,
 ) -> Comparison:
     """Compares controllers with plain decoding, every fixed gamma, the best of them, oracles and the clairvoyant bound.
 
@@ -230,6 +231,7 @@ def compare(
         seed: Of bootstrap and tests; controllers have generators of their own.
         train_sweep: Result of `tune_fixed(train, cost)`, if it is known.
         seed_groups: Controllers that are runs of one agent and differ by their seed.
+        on_controller: Receives the number of controllers replayed so far, and the name of the next one.
 
     Raises:
         ConfigError: if names of controllers equal one another or those of baselines.
@@ -245,7 +247,10 @@ def compare(
     compiled, compiled_cost = compile_pair(test, cost)
     sweep = sweep_fixed(compiled, compiled_cost)
     grid, plain = sweep.grid, sweep.sums[0]
-    tested = [controller_sums(c, compiled, compiled_cost) for c in controllers]
+    tested = []
+    for number, controller in enumerate(controllers):
+        on_controller(number, controller.name)
+        tested.append(controller_sums(controller, compiled, compiled_cost))
     best, bound = sweep.combine(gammas), grid.sums(CLAIRVOYANT, clairvoyant(compiled, compiled_cost))
     sums = (*sweep.sums, best, sweep.task_oracle(tuned), sweep.request_oracle(), *tested, bound)
 
