@@ -127,6 +127,17 @@ AGENTS: Mapping[str, Agent] = dict(
                 make="speckv.agents.survival.fit:fit_survival_stopping",
                 hides=True,
             ),
+            "self_timed": Agent(
+                controller="speckv.agents.self_timed:SelfTimed",
+                settings="speckv.agents.survival.controllers:SurvivalSettings",
+                make="speckv.agents.survival.fit:fit_self_timed",
+                hides=True,
+            ),
+            "self_timed_online": Agent(
+                controller="speckv.agents.self_timed:SelfTimed",
+                settings="speckv.agents.bandits.calibrated:CalibratedSettings",
+                make="speckv.agents.bandits.calibrated:make_self_timed",
+            ),
             "calibrated_stopping": _bandit("calibrated:CalibratedStopping"),
             "exp3spec": _bandit("arms:Exp3Spec"),
             "hazard_thompson": _bandit("hazard:HazardThompson"),

@@ -51,6 +51,7 @@ class StepOutcome:
         num_tested: The accepted tokens and the first rejected one.
         draft_signals: Shape [num_drafted, 3]: entropy, confidence, margin of the draft at each drafted token.
         seconds: Time of the whole step, on the clock in use.
+        draft_s, first_draft_s, verify_s: Of all draft passes, of the first one, and of the rest; 0 where not timed.
         finish: "eos", "length" or None while the text goes on.
     """
 
@@ -64,6 +65,7 @@ class StepOutcome:
     target_confidence: float
     seconds: float
     draft_s: float = 0.0
+    first_draft_s: float = 0.0
     verify_s: float = 0.0
     finish: str | None = None
 

@@ -6,6 +6,7 @@ refitted regularly on tested tokens.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +14,16 @@ from numpy.typing import NDArray
 from speckv.agents.bandits.base import Bandit, Float64
 from speckv.agents.building import COUNT, FROM_ZERO, require_above_zero, require_ranges
 from speckv.agents.rules.base import CONFIDENCE
+from speckv.agents.self_timed import SelfTimed
 from speckv.agents.survival.controllers import logistic, summed_more_s, worth_more
-from speckv.cost.times import StepTimes
+from speckv.cost.live import TimesPrior
+from speckv.cost.times import LiveStepTimes, StepTimes
 from speckv.errors import ConfigError
 from speckv.observation import drafted_so_far
 from speckv.types import GAMMA_MAX, BoolArray, FloatArray, IntArray, StepOutcome
+
+if TYPE_CHECKING:
+    from speckv.agents.registry import TrainingData
 
 _CLAMP = 40.0
 _EDGE = 1e-9
@@ -109,6 +115,15 @@ def _rates(chances: Float64, seconds: Float64) -> Float64:
     return rates
 
 
+def make_self_timed(settings: CalibratedSettings, data: "TrainingData") -> SelfTimed:
+    """A controller that learns acceptance and times while it decodes; the recordings give compressions and depth."""
+    compressions, gamma_max = data.train.compressions, data.train.metadata.gamma_max
+    times = LiveStepTimes.start(compressions, [TimesPrior.flat(gamma_max)] * len(compressions))
+    inner = CalibratedStopping(settings, times, data.seed)
+    inner.follow(times)
+    return SelfTimed(inner, times, name="self-timed-online")
+
+
 class CalibratedStopping(Bandit):
     """Drafts on while the draft's survival, times the next token's chance, is worth the time of one token more.
 
@@ -131,6 +146,7 @@ class CalibratedStopping(Bandit):
     """
 
     kind = "calibrated_stopping"
+    decides_at_large = True
     settings_class = CalibratedSettings
     learned = ("weights", "mean_logit", "tested", "num_tested", "num_steps")
     of_request = ("_last", "_compression", "_local", "_ahead", "_price", "_survival")
@@ -154,6 +170,24 @@ class CalibratedStopping(Bandit):
         """Forgets the request; learned state stays."""
         super().reset()
         self._local = None
+
+    def follow(self, times: StepTimes) -> None:
+        """Takes times of the same compressions that may change; `times_changed` is called when they have."""
+        self.times = times
+        for row in range(len(times.compressions)):
+            self.times_changed(row)
+
+    def times_changed(self, row: int) -> None:
+        """Computes what depends on the times of one compression."""
+        step_s = self.times.verify_s[row] + np.arange(self.times.verify_s.shape[1]) * self.times.draft_s[row]
+        more = step_s[1 : self.settings.gamma_max + 1] - step_s[0]
+        self._scaled_s[row] = more * self.settings.price_scale
+
+    def tokens_at_large(self, row: int) -> Float64:
+        """Shape [gamma_max + 1]; mean tokens of a step that drafts each number of tokens."""
+        weights = self.weights[row]
+        survival = np.cumprod(logistic(weights[0] * self.mean_logit[row] + weights[1:]))
+        return np.concatenate([[1.0], 1.0 + np.cumsum(survival)])
 
     def choose(self, compression: int, observation: FloatArray) -> int:
         """Returns 1 to draft and 0 where no draft is expected to pay.

@@ -186,9 +186,11 @@ class SurvivalStopping(StoppingRule):
         inside: Features of `STOPPING_SCHEMA` -> log-odds that the next token is accepted, with all before it.
         floor: Shape [compressions]; 1 to always draft a first token, NEVER to draft none, 0 by default.
         price_scale: Shape [compressions]; multiplies the required worth of a token; 1 by default.
+        mean_survival: Shape [gamma_max]; mean chance that a draft survives to each depth, for learned times.
     """
 
     kind = "survival_stopping"
+    decides_at_large = False
     settings_class = SurvivalSettings
 
     def __init__(
@@ -198,10 +200,12 @@ class SurvivalStopping(StoppingRule):
         times: StepTimes,
         floor: IntArray | None = None,
         price_scale: Float64 | None = None,
+        mean_survival: Float64 | None = None,
         *,
         name: str = "survival-stopping",
     ) -> None:
         super().__init__(name, len(before.biases[-1]))
+        self.mean_survival = np.zeros(self.gamma_max) if mean_survival is None else mean_survival
         self.before = SurvivalGamma(before, times, floor)
         self.inside, self.times = inside, times
         self.price_scale = np.ones(len(times.compressions)) if price_scale is None else price_scale
@@ -217,7 +221,11 @@ class SurvivalStopping(StoppingRule):
         return ControllerState.of(
             networks={"before": self.before.before, "inside": self.inside},
             times=self.times,
-            arrays={"floor": self.before.floor, "price_scale": self.price_scale},
+            arrays={
+                "floor": self.before.floor,
+                "price_scale": self.price_scale,
+                **({"mean_survival": self.mean_survival} if self.mean_survival.any() else {}),
+            },
         )
 
     @classmethod
@@ -229,12 +237,23 @@ class SurvivalStopping(StoppingRule):
             state.times(),
             state.array("floor"),
             state.array("price_scale"),
+            state.array("mean_survival") if "mean_survival" in state.arrays else None,
         )
+
+    def times_changed(self, row: int) -> None:
+        """Computes what depends on the times of one compression."""
+        step_s = self.times.verify_s[row]
+        self._scaled_s[row] = (step_s[1 : self.gamma_max + 1] - step_s[0]) * self.price_scale[row]
 
     def with_times(self, times: StepTimes) -> "SurvivalStopping":
         """Returns the controller for another machine, where it may draft at every compression."""
         scale = self.price_scale[self.times.rows_of(times.compressions)]
-        return SurvivalStopping(self.before.before, self.inside, times, _moved_floor(self.before, times), scale)
+        floor = _moved_floor(self.before, times)
+        return SurvivalStopping(self.before.before, self.inside, times, floor, scale, self.mean_survival)
+
+    def tokens_at_large(self, row: int) -> Float64:  # noqa: ARG002 - acceptance hardly depends on the compression
+        """Shape [gamma_max + 1]; mean tokens of a step that drafts each number of tokens."""
+        return np.concatenate([[1.0], 1.0 + np.cumsum(self.mean_survival)])
 
     def act_batch(self, observations: FloatArray) -> IntArray:
         """Returns the most tokens to draft, or 0, and keeps lambda of each request."""

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import nn
 
 from speckv.agents.registry import TrainingData
+from speckv.agents.self_timed import SelfTimed
 from speckv.agents.survival.controllers import NEVER, FitSettings, SurvivalGamma, SurvivalSettings, SurvivalStopping
 from speckv.cost import CompiledCost
-from speckv.cost.times import StepTimes
+from speckv.cost.live import TimesPrior
+from speckv.cost.times import LiveStepTimes, StepTimes
 from speckv.errors import TraceError
 from speckv.evaluation.replays import compile_pair
 from speckv.observation import hidden_columns, hide_from, observe_draft
@@ -31,6 +34,11 @@ DEPTH_DECAY = 0.88
 MIN_STD = 1e-3
 EVERYDAY_GAMMAS = (2, 5)
 """Constants whose states every fit begins with."""
+TYPICAL_GAMMA = 3
+UNTIMED = ("cost_ratio", "compression")
+"""Features that a self-timed controller must not use: what they stand for is learned while decoding."""
+SELF_TIMED_PRICE_SCALE = 1.1
+"""Costs at most 0.2 % against a scale for each cost table."""
 FLOORS = (NEVER, 0, 1)
 """Tried in this order: the first of equals is kept, and what never drafts needs no draft model."""
 PRICE_SCALES = (1.0, 0.95, 1.05, 0.9, 1.1, 0.85, 1.15, 0.8, 1.2)
@@ -184,6 +192,36 @@ def fit_survival_stopping(settings: SurvivalSettings, data: TrainingData) -> Sur
     floor = np.array(FLOORS)[_best_of(trials, *pair, times)]
     scale = _best_of([with_(floor, value) for value in PRICE_SCALES], *pair, times)
     return SurvivalStopping(before, inside, times, floor, np.array(PRICE_SCALES)[scale])
+
+
+def mean_survival(compiled: CompiledTraces, cost: CompiledCost) -> NDArray[np.float64]:
+    """Shape [gamma_max]; share of drafts that survive to each depth, from the states that a constant gamma meets."""
+    states = collect(compiled, cost, [ConstantGamma(min(TYPICAL_GAMMA, compiled.gamma_max))])
+    samples = before_steps(states, compiled.gamma_max)
+    known = np.maximum(samples.known.sum(axis=0), 1.0)
+    shares: NDArray[np.float64] = (samples.labels * samples.known).sum(axis=0, dtype=np.float64) / known
+    return shares
+
+
+def fit_self_timed(settings: SurvivalSettings, data: TrainingData) -> SelfTimed:
+    """Fits acceptance to recordings without any cost table; the times are learned while decoding.
+
+    States are collected with the times of the prior. Compression and cost ratio are hidden from the networks.
+    """
+    compiled, cost = compile_pair(data.train, data.cost)
+    gamma_max = data.train.metadata.gamma_max
+    live = LiveStepTimes.start(data.train.compressions, [TimesPrior.flat(gamma_max)] * len(data.train.compressions))
+    hide = (*UNTIMED, *data.hide)
+    _, fitted = _fit(compiled, cost, live, settings, seed=data.seed, inside=True, hide=hide)
+    assert fitted is not None
+    inner = SurvivalStopping(
+        fitted.before.before,
+        fitted.inside,
+        live,
+        price_scale=np.full(len(live.compressions), SELF_TIMED_PRICE_SCALE),
+        mean_survival=mean_survival(compiled, cost),
+    )
+    return SelfTimed(inner, live)
 
 
 def _fit(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from speckv.cost.live import LiveTimes, TimedStep, TimesPrior
 from speckv.observation import BITS_SCALE, LAG_HORIZON, SCHEMA
 from speckv.types import BITS_PER_WEIGHT, GAMMA_MAX, FloatArray, IntArray
 
@@ -88,6 +89,42 @@ class StepTimes:
         seconds = seconds.copy()
         seconds[1:] += lag * self.lag_s[which]
         return seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LiveStepTimes(StepTimes):
+    """Step times that are learned while decoding: the arrays change with every observed step.
+
+    Whole steps stand in `verify_s`, decisions included; `draft_s`, `lag_s` and `controller_s` are 0.
+
+    Attributes:
+        live: What is learned for each compression.
+    """
+
+    live: tuple[LiveTimes, ...]
+
+    def __post_init__(self) -> None:
+        """Makes steps and verification one array."""
+        object.__setattr__(self, "_unlagged_s", self.verify_s)
+
+    @staticmethod
+    def start(compressions: Sequence[str], priors: Sequence[TimesPrior]) -> "LiveStepTimes":
+        """Nothing observed yet; one prior for each compression."""
+        live = tuple(LiveTimes(prior) for prior in priors)
+        zeros = np.zeros(len(live))
+        return LiveStepTimes(
+            compressions=tuple(compressions),
+            draft_s=zeros,
+            lag_s=zeros,
+            verify_s=np.stack([times.step_s for times in live]),
+            controller_s=0.0,
+            live=live,
+        )
+
+    def observe(self, row: int, step: TimedStep) -> None:
+        """Learns from a step at one compression."""
+        self.live[row].observe(step)
+        self.verify_s[row] = self.live[row].step_s
 
 
 def _widths(compressions: Sequence[str]) -> FloatArray:

@@ -165,19 +165,30 @@ def replay_stream(
     order: Sequence[int] | None = None,
     controller_s: float | None = None,
     log: bool = False,
+    shown: Callable[[StepOutcome], StepOutcome] = lambda outcome: outcome,
 ) -> ReplayRecord:
-    """Decodes one sequence after the other, in `order`, with a controller that learns from every step's outcome."""
+    """Decodes one sequence after the other, in `order`, with a controller that learns from every step's outcome.
+
+    `shown` may change what the controller is shown of a step, such as its times; the record keeps the truth.
+    """
     batch = ReplayBatch(compiled, cost, 1, controller_s=_decision_s(controller, cost, controller_s))
+
+    first_s, more_s = 0.0, 0.0
+
+    def choose(batch: ReplayBatch) -> Choice:
+        nonlocal first_s, more_s
+        first_s, more_s = (float(batch.draft_pass_seconds(np.full(1, depth))[0]) for depth in (0, 1))
+        return decide(batch, controller)
 
     def learn(step: DecodedSteps, where: BoolArray) -> None:
         del where  # the only slot always makes the step
-        controller.learn(outcome_of(step, batch))
+        controller.learn(shown(outcome_of(step, batch, first_s, more_s)))
 
     records = []
     for sequence in range(len(compiled)) if order is None else order:
         controller.reset()
         batch.assign([0], [sequence])
-        records.append(run_to_end(batch, lambda batch: decide(batch, controller), log=log, remember=learn))
+        records.append(run_to_end(batch, choose, log=log, remember=learn))
     return ReplayRecord.concatenate(records)
 
 
@@ -322,10 +333,16 @@ def _as_log(steps: Sequence[Mapping[str, NDArray[Any]]]) -> StepLog:
     return StepLog(**columns)
 
 
-def outcome_of(step: DecodedSteps, batch: ReplayBatch) -> StepOutcome:
-    """The outcome of a step of the only slot, as a controller learns from it."""
+def outcome_of(step: DecodedSteps, batch: ReplayBatch, first_s: float = 0.0, more_s: float = 0.0) -> StepOutcome:
+    """The outcome of a step of the only slot, as a controller learns from it.
+
+    `first_s` and `more_s` are the seconds of the step's first draft pass and of a further one.
+    """
     drafted, accepted = int(step.num_drafted[0]), int(step.num_accepted[0])
     entropy, confidence = batch.history.target[0].tolist()
+    # As live: the decision before a step is not part of the step's time, decisions inside it are.
+    seconds = float(step.seconds[0]) - batch.controller_s
+    draft_s = first_s + (drafted - 1) * more_s if drafted else 0.0
     return StepOutcome(
         gamma=int(step.gamma[0]),
         num_drafted=drafted,
@@ -335,7 +352,9 @@ def outcome_of(step: DecodedSteps, batch: ReplayBatch) -> StepOutcome:
         draft_signals=step.draft_signals[0, :drafted],
         target_entropy=entropy,
         target_confidence=confidence,
-        # As live: the decision before a step is not part of the step's time, decisions inside it are.
-        seconds=float(step.seconds[0]) - batch.controller_s,
+        seconds=seconds,
+        draft_s=draft_s,
+        first_draft_s=first_s if drafted else 0.0,
+        verify_s=seconds - draft_s,
         finish=None if batch.running[0] else "eos" if batch.ends_text[0] else "length",
     )

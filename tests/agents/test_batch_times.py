@@ -38,6 +38,8 @@ STOPPING = (
     "calibrated_stopping",
     "kangaroo",
     "llama_cpp",
+    "self_timed",
+    "self_timed_online",
     "survival_stopping",
     "svip",
     "tapout",
