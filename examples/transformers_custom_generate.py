@@ -11,6 +11,7 @@ of your own. The seconds are those of whole calls, prompt included, the fastest 
 import logging
 import sys
 import time
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -33,7 +34,7 @@ def main(target_name: str, draft_name: str, text: str, policy: str | None = None
     tokenizer = AutoTokenizer.from_pretrained(locate(target_name))
     if tokenizer.chat_template:
         message = {"role": "user", "content": text}
-        text = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+        text = str(tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True))
     inputs = tokenizer(text, return_tensors="pt").to(device)
 
     plain, plain_rate = timed(target, inputs)
@@ -49,7 +50,7 @@ def main(target_name: str, draft_name: str, text: str, policy: str | None = None
     print(f"custom_generate  {our_rate:6.2f} tokens/s: {our_rate / plain_rate:.2f} times as fast, {text_is}")
 
 
-def timed(target, inputs, **options) -> tuple[torch.Tensor, float]:
+def timed(target: Any, inputs: Any, **options: Any) -> tuple[torch.Tensor, float]:
     """The text, and new tokens a second of the fastest of some whole calls, after a short call that warms up."""
     target.generate(**inputs, max_new_tokens=4, do_sample=False, **options)
     seconds = []

@@ -6,7 +6,7 @@ refitted regularly on tested tokens.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -146,7 +146,7 @@ class CalibratedStopping(Bandit):
     """
 
     kind = "calibrated_stopping"
-    decides_at_large = True
+    decides_at_large: ClassVar[bool] = True
     settings_class = CalibratedSettings
     learned = ("weights", "mean_logit", "tested", "num_tested", "num_steps")
     of_request = ("_last", "_compression", "_local", "_ahead", "_price", "_survival")

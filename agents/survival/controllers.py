@@ -18,7 +18,7 @@ Source:
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -190,7 +190,7 @@ class SurvivalStopping(StoppingRule):
     """
 
     kind = "survival_stopping"
-    decides_at_large = False
+    decides_at_large: ClassVar[bool] = False
     settings_class = SurvivalSettings
 
     def __init__(

@@ -81,11 +81,11 @@ def make(name: str, **settings: Any) -> Any:
 
 def test_each_becomes_the_controller_that_its_methods_make_it() -> None:
     always, stops, learner = make("Always", gamma=3), make("Stops"), make("Learns")
+    assert learner.user.gamma != 2  # trained on the train prompts
     assert (always.name, always.act(np.zeros(17, np.float32))) == ("Always", 3)
     assert not isinstance(always, StoppingController | OnlineLearner)
     assert isinstance(stops, StoppingController)
     assert isinstance(learner, OnlineLearner)
-    assert learner.user.gamma != 2  # trained on the train prompts
     compiled = compile_pair(TRACES, COST)
     assert (
         replay_controller(always, *compiled).gamma_counts[:, 3].sum()

@@ -187,7 +187,7 @@ def test_rendering() -> None:
     env.reset(seed=0)
     assert env.render() == "nf4 p0: 1/6 tokens"
     env.step(np.int64(3))
-    assert re.fullmatch(r"nf4 p0: 3/6 tokens, drafted \+-- in \d+\.\d ms", env.render() or "")
+    assert re.fullmatch(r"nf4 p0: 3/6 tokens, drafted \+-- in \d+\.\d ms", str(env.render()))
     with pytest.raises(ConfigError, match=r"among \['ansi', 'rgb_array'\], got 'human'"):
         make_env(render_mode="human")
     with pytest.warns(UserWarning, match="nothing is rendered"):
@@ -206,7 +206,8 @@ def test_a_picture_shows_accepted_and_rejected_tokens(name: str) -> None:
 
     def shown() -> dict[str, int]:
         frame = np.asarray(env.render())
-        assert (frame.shape, frame.dtype) == ((480, 800, 3), np.uint8)
+        assert frame.shape == (480, 800, 3)
+        assert frame.dtype == np.uint8
         upper = frame[60:260]  # below the legend, above the curves
         return {key: int((upper == color).all(axis=-1).sum()) for key, color in colors.items()}
 

@@ -165,7 +165,7 @@ def test_every_reward_has_a_row_in_the_environments_docstring() -> None:
 
 def tokens_less_time(step: ReplayStep, plain_s: np.ndarray) -> np.ndarray:
     """A user's reward: tokens, less those of plain decoding in the same time."""
-    return step.num_emitted - step.seconds / plain_s
+    return np.asarray(step.num_emitted - step.seconds / plain_s)
 
 
 @pytest.mark.parametrize("reward", [tokens_less_time, "own_reward_of_a_user:tokens_less_time"])

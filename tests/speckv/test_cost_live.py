@@ -84,8 +84,8 @@ def test_single_slow_steps_are_no_change() -> None:
 
 
 def test_a_clock_that_is_coarser_than_a_pass_falls_back_to_whole_steps() -> None:
+    assert learned([timed(2), timed(0)]).by_passes
     times = learned([timed(2), timed(0)])
-    assert times.by_passes
     times.observe(TimedStep(num_drafted=2, seconds=0.3, first_draft_s=0.0, more_draft_s=0.0, verify_s=0.3))
     assert not times.by_passes
     for n in (2, 0, 3, 2, 0):

@@ -31,8 +31,8 @@ def warn_if_trained_elsewhere(
     policy: Policy, target: PreTrainedModel, draft: PreTrainedModel, compression: str | None
 ) -> None:
     """Logs one line if a policy was trained on other models, where their names are known."""
-    names = (str(getattr(unwrapped(model).config, "_name_or_path", "")) for model in (target, draft))
-    warn_of_differences(policy, **dict(zip(("target", "draft"), names, strict=True)), compression=compression)
+    names = [str(getattr(unwrapped(model).config, "_name_or_path", "")) for model in (target, draft)]
+    warn_of_differences(policy, target=names[0], draft=names[1], compression=compression)
 
 
 def require_pair(target: PreTrainedModel, draft: PreTrainedModel) -> None:

@@ -16,8 +16,9 @@ from speckv.evaluation.metrics import ALL
 from speckv.evaluation.replays import BEST_FIXED
 from speckv.evaluation.results import comparison_json
 from speckv.evaluation.significance import AHEAD, BEHIND, EQUAL, VS_BEST_FIXED
+from speckv.evaluation.summary import verdict
 from speckv.evaluation.text import render_comparison
-from speckv.report.content import choose_prompts, describe_rule, verdict
+from speckv.report.content import choose_prompts, describe_rule
 from speckv.report.page import embedded_json, render_page
 from speckv.report.texts import ASSETS, TokenTexts, Vocabulary, shipped_vocabulary, tokens_of
 from speckv.traces import ASSETS as TRACES
