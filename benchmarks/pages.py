@@ -15,7 +15,15 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from benchmarks import ablations_page, environments_page, live_page, readme_table, reliability_page, studies_page
+from benchmarks import (
+    ablations_page,
+    environments_page,
+    live_page,
+    readme_table,
+    reliability_page,
+    self_timed,
+    studies_page,
+)
 from benchmarks.paper import page as paper_page
 from speckv.files import write_atomically
 
@@ -29,6 +37,7 @@ PAGES: Mapping[str, Callable[[], Mapping[str, str]]] = {
     "docs/results/learning.md": studies_page.tables,
     "docs/results/ablations.md": ablations_page.tables,
     "docs/results/reliability.md": reliability_page.tables,
+    "docs/results/self-timed.md": lambda: {"self-timed": self_timed.render()},
 }
 """Page -> what its tables are, by name."""
 _PLACE = re.compile(r"<!-- table: (?P<name>[^>]+?) -->\n.*?<!-- end -->", re.DOTALL)
