@@ -17,8 +17,10 @@ CURVE = "learning_curve.png"
 _RESAMPLES = 1000
 GAINS_MOST = "survival_stopping"
 """The trained agent that gains most in benchmarks/results/zoo-*.json; a test compares."""
+LEVEL_WITH_IT = (GAINS_MOST, "calibrated_stopping", "self_timed", "self_timed_online")
+COSTS = ("cpu-2core", "rtx3090-paper")
 SHIPPED = ("qwen2.5-coder-greedy", "qwen2.5-coder-t1")
-"""Recordings on which that was measured."""
+"""Recordings on which that was measured, with those cost tables."""
 
 
 def save_curve(path: Path, validator: Validator, picture: Path) -> None:
@@ -37,18 +39,18 @@ def save_curve(path: Path, validator: Validator, picture: Path) -> None:
 
 
 def next_steps(run: Run, comparison: Comparison, folder: Path) -> str:
-    """Commands that show more, and the one that gains more; at most four lines."""
-    lines = [f"see more:  speckv report {folder}     tensorboard --logdir {folder}"]
+    """Commands that show more, and the one that gains more; at most five lines."""
+    lines = [f"see more:    speckv report {folder}", f"             tensorboard --logdir {folder}"]
     if few := too_few(comparison):
         return "\n".join([*lines, few.partition(":")[0] + " are too few to tell what to do next."])
     (name,) = comparison.entrants
     gain = comparison.group(ALL if len(comparison.grid.compressions) > 1 else comparison.grid.compressions[0]).row(name)
-    percent = 100 * (gain.geomean_vs_best_fixed.estimate - 1)
-    said = f"{name}: {percent:+.1f} % over the best fixed gamma on {comparison.setting.test_prompts} test prompts."
-    if run.settings.data.traces in SHIPPED and run.name != GAINS_MOST:
+    ratio, prompts = gain.geomean_vs_best_fixed.estimate, comparison.setting.test_prompts
+    said = f"{name}: {ratio:.3f} times as fast as the best fixed gamma on {prompts} test prompts"
+    if run.name in LEVEL_WITH_IT:
+        advice = f"use it:      speckv export {folder}"
+    elif run.settings.data.traces in SHIPPED and run.settings.cost.table in COSTS:
         advice = f"gains more:  speckv train agent={GAINS_MOST}"
-    elif run.name == GAINS_MOST:
-        advice = f"use it:  speckv export {folder}"
     else:
         advice = f"compare it:  speckv evaluate controllers={folder} agents=all"
     return "\n".join([*lines, said, advice])

@@ -25,7 +25,7 @@ from speckv.cost import CostTable, require_single_request
 from speckv.errors import CheckpointError, ConfigError
 from speckv.evaluation.compare import Comparison, compare, require_comparable
 from speckv.evaluation.replays import compile_pair, controller_sums, sample_observations, time_decisions
-from speckv.evaluation.report import FIRST_FIGURE, TEXT, make_timelines, save_report
+from speckv.evaluation.report import TEXT, make_timelines, save_report
 from speckv.evaluation.results import headline
 from speckv.evaluation.run_facts import RUN, find_seed_groups, read_fact, read_facts
 from speckv.evaluation.summary import render_summary
@@ -41,6 +41,8 @@ from speckv.types import GAMMA_MAX, Controller, StoppingController
 logger = logging.getLogger(__name__)
 
 EVERY_AGENT = "all"
+MOST_NAMED = 3
+"""Runs in the command that is shown at the end."""
 CONSTANTS = ("best_fixed", "fixed")
 """Agents whose gamma is the same at every step; every table holds constants already."""
 
@@ -59,7 +61,7 @@ def report_comparison(
     timelines = make_timelines(comparison, test, cost, controllers[0]) if controllers else None
     save_report(output, comparison, times=times, timelines=timelines)
     console.write(f"\n{render_summary(comparison)}\n")
-    console.write(f"saved to {output}: {TEXT} with all tables, {FIRST_FIGURE}, ...")
+    console.write(f"saved to:    {output}  ({TEXT}: all tables)")
 
 
 def evaluate(settings: EvaluateSettings, console: Console) -> Comparison:
@@ -104,6 +106,8 @@ def evaluate(settings: EvaluateSettings, console: Console) -> Comparison:
             on_controller=bar.update,
         )
     report_comparison(comparison, controllers, test, cost, output, console)
+    if paths:
+        console.write(f"see more:    speckv report {' '.join(map(str, paths[:MOST_NAMED]))}")
     console.result({**headline(comparison), "output": str(output)})
     return comparison
 

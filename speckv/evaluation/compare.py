@@ -231,7 +231,7 @@ def compare(
         seed: Of bootstrap and tests; controllers have generators of their own.
         train_sweep: Result of `tune_fixed(train, cost)`, if it is known.
         seed_groups: Controllers that are runs of one agent and differ by their seed.
-        on_controller: Receives the number of controllers replayed so far, and the name of the next one.
+        on_controller: Receives the number of controllers replayed so far, and the name of the next one or "".
 
     Raises:
         ConfigError: if names of controllers equal one another or those of baselines.
@@ -251,6 +251,7 @@ def compare(
     for number, controller in enumerate(controllers):
         on_controller(number, controller.name)
         tested.append(controller_sums(controller, compiled, compiled_cost))
+    on_controller(len(controllers), "")
     best, bound = sweep.combine(gammas), grid.sums(CLAIRVOYANT, clairvoyant(compiled, compiled_cost))
     sums = (*sweep.sums, best, sweep.task_oracle(tuned), sweep.request_oracle(), *tested, bound)
 

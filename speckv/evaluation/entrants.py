@@ -24,7 +24,7 @@ from speckv.types import IntArray
 
 MIN_SEEDS = 2
 """Fewest runs of a group."""
-TAUS: tuple[float, ...] = tuple(k / 40 for k in range(24, 65))
+TAUS: tuple[float, ...] = tuple(k / 200 for k in range(120, 321))
 """Speed-ups at which a profile is taken, 0.6 to 1.6."""
 LEAST_ROOM = 0.01
 """Share by which the bound must be above the best fixed gamma before a share of that room means something."""

@@ -13,8 +13,8 @@ from speckv.files import csv_text
 
 RESULTS_VERSION = 1
 """Version of the keys: keys may be added, but none moves or changes its meaning."""
-PROFILE_STRIDE = 2
-"""Every second tau of a profile is stored: 0.05 apart."""
+PROFILE_STRIDE = 10
+"""Every tenth tau of a profile is stored: 0.05 apart."""
 PER_PROMPT_COLUMNS = (
     *("controller", "prompt_id", "task", "compression"),
     *("tokens", "seconds", "steps", "drafted", "accepted", "tested"),
@@ -149,6 +149,9 @@ def headline(comparison: Comparison) -> dict[str, object]:
         "x_best_fixed": {
             name: {r.group.compression: interval_json(r.row(name).geomean_vs_best_fixed) for r in groups}
             for name in names
+        },
+        "throughput_tokens_per_s": {
+            name: {r.group.compression: rounded(r.row(name).throughput) for r in groups} for name in names
         },
     }
 
