@@ -56,7 +56,7 @@ class GammaSelectionEnv(ReplayEnv):
     exact definitions are in `speckv.observation.SCHEMA`.
 
     ## Rewards
-    `reward` names a function of `envs.rewards`; `reward_options` goes to it, and `reward_scale` multiplies the result.
+    `reward` names a function of `speckv.envs.rewards`; `reward_options` goes to it, and `reward_scale` multiplies the result.
 
     | Name | Value of a step | Meant for |
     |------|-----------------|-----------|
@@ -82,7 +82,7 @@ class GammaSelectionEnv(ReplayEnv):
     `num_steps`, `num_tokens`, `num_drafted`, `num_accepted`, `num_tested` and `seconds`.
 
     ## Arguments
-    Those of `envs.core.ReplayEnvSettings`, and `render_mode`, None or "ansi".
+    Those of `speckv.envs.core.ReplayEnvSettings`, and `render_mode`: None, "ansi" or "rgb_array".
 
     ```python
     import gymnasium as gym

@@ -78,6 +78,7 @@ def main() -> None:
     envs = gym.make_vec("SpecKV/GammaSelection-v0", num_envs=options.num_envs)
     space = envs.single_action_space
     assert isinstance(space, gym.spaces.Discrete)
+    envs.action_space.seed(options.seed)
     observation, _ = envs.reset(seed=options.seed)
     seen = []
     for _ in range(20):  # a random policy, to normalise observations
