@@ -56,7 +56,8 @@ class GammaSelectionEnv(ReplayEnv):
     exact definitions are in `speckv.observation.SCHEMA`.
 
     ## Rewards
-    `reward` names a function of `speckv.envs.rewards`; `reward_options` goes to it, and `reward_scale` multiplies the result.
+    `reward` names a reward of `speckv.envs.rewards`, or is a function of one's own; `reward_options` goes to a named
+    one, and `reward_scale` multiplies the result.
 
     | Name | Value of a step | Meant for |
     |------|-----------------|-----------|
