@@ -29,7 +29,8 @@ from speckv.decoding import Engine, RequestContext, generate
 from speckv.evaluation.bootstrap import resample_counts
 from speckv.models import ModelPair
 from speckv.models.device import without_plans
-from speckv.models.linear import dtype_name, stock_linear
+from speckv.models.dtypes import dtype_name
+from speckv.models.linear import stock_linear
 from speckv.profiling.machine import describe_machine
 from speckv.profiling.prompts import Prompt, first_of_each, read_prompts
 from speckv.runtime.constant import ConstantGamma

@@ -34,7 +34,7 @@ from speckv.decoding.protocols import BatchModel, CachedRows
 from speckv.decoding.sampling import choose, warp_logits
 from speckv.evaluation.bootstrap import ratio_interval, resample_counts
 from speckv.models import ModelPair, PairConfig, RaggedModel, load_pair
-from speckv.models.linear import dtype_name
+from speckv.models.dtypes import dtype_name
 from speckv.models.signals import signals
 from speckv.profiling.machine import describe_machine
 from speckv.profiling.prompts import Prompt, first_of_each, read_prompts

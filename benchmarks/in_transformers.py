@@ -49,7 +49,7 @@ from speckv.errors import ConfigError
 from speckv.evaluation.bootstrap import resample_counts
 from speckv.integrations.transformers import control, custom_generate, prepare
 from speckv.models import ModelPair
-from speckv.models.linear import dtype_name
+from speckv.models.dtypes import dtype_name
 from speckv.profiling.machine import describe_machine
 from speckv.profiling.prompts import Prompt, first_of_each, read_prompts
 from speckv.runtime import Policy, load

@@ -30,7 +30,7 @@ from speckv.commands.decode import find_policy
 from speckv.cost import CostTable
 from speckv.decoding import DecodeStep, Engine, GenerationResult, RequestContext, draft_source, generate, stepwise
 from speckv.evaluation.bootstrap import resample_counts
-from speckv.models.linear import dtype_name
+from speckv.models.dtypes import dtype_name
 from speckv.profiling.machine import describe_machine
 from speckv.profiling.prompts import first_of_each, read_prompts
 from speckv.runtime.constant import ConstantGamma

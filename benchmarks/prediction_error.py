@@ -29,7 +29,7 @@ from speckv.decoding.clock import device_clock
 from speckv.evaluation.replays import tune_fixed
 from speckv.files import write_atomically
 from speckv.models import ModelPair, encode_prompt
-from speckv.models.linear import dtype_name
+from speckv.models.dtypes import dtype_name
 from speckv.profiling.calibrate import measured_seconds, predicted_seconds
 from speckv.profiling.machine import describe_machine
 from speckv.profiling.prompts import Prompt, first_of_each, read_prompts

@@ -26,7 +26,7 @@ from speckv.decoding import Engine, GenerationResult, RequestContext, generate, 
 from speckv.decoding.protocols import CachedTokens, LanguageModel
 from speckv.evaluation.text import render_table
 from speckv.models import ModelPair
-from speckv.models.linear import dtype_name
+from speckv.models.dtypes import dtype_name
 from speckv.models.signals import ScoredTokens, Scores
 from speckv.profiling.machine import describe_machine
 from speckv.runtime.constant import ConstantGamma

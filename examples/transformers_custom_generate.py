@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from speckv.integrations.transformers import custom_generate, prepare
 from speckv.models import locate
-from speckv.models.linear import resolve_dtype
+from speckv.models.dtypes import resolve_dtype
 
 MAX_NEW_TOKENS, REPEATS = 64, 3
 

@@ -77,7 +77,7 @@ def load_models(model: Mapping[str, object], sampling: SamplingConfig) -> Loaded
     # Late, because transformers takes seconds to import and a wrong setting should not.
     from speckv.decoding import draft_source
     from speckv.models import load_pair
-    from speckv.models.linear import dtype_name
+    from speckv.models.dtypes import dtype_name
     from speckv.models.pair import choose_pair
 
     pair = load_pair(choose_pair(model))

@@ -34,7 +34,7 @@ from speckv.cost import CostTable
 from speckv.cost.times import StepTimes
 from speckv.decoding import Engine, RequestContext, SamplingConfig, generate
 from speckv.models import ModelPair, PairConfig
-from speckv.models.linear import dtype_name
+from speckv.models.dtypes import dtype_name
 from speckv.profiling.calibrate import CalibrationPlan, calibrate
 from speckv.profiling.timing import TimingPlan
 from speckv.runtime.constant import ConstantGamma

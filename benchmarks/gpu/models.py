@@ -19,7 +19,7 @@ from benchmarks.gpu.stage import Settings
 from speckv.errors import ConfigError
 from speckv.models import CausalModel, ModelPair, PairConfig, load_pair
 from speckv.models.compression import get_compression, silence_int8_cast_notice
-from speckv.models.linear import resolve_dtype
+from speckv.models.dtypes import resolve_dtype
 from speckv.models.pair import causal_model, first_layers, resolve_device
 
 RANDOM = "random:"

@@ -27,7 +27,7 @@ from benchmarks.soak.traffic import Traffic
 from speckv.decoding import Engine, SamplingConfig
 from speckv.files import write_atomically
 from speckv.models import ModelPair, PairConfig
-from speckv.models.linear import dtype_name
+from speckv.models.dtypes import dtype_name
 from speckv.profiling.machine import describe_machine
 
 logger = logging.getLogger(__name__)

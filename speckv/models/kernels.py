@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from speckv.models.linear import dtype_name
+from speckv.models.dtypes import dtype_name
 
 logger = logging.getLogger(__name__)
 _NATIVE = {

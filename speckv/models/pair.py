@@ -19,9 +19,10 @@ from speckv.models.cache import has_special_layers, require_rollback
 from speckv.models.causal import CausalModel, with_vocabulary
 from speckv.models.compression import get_compression, silence_int8_cast_notice
 from speckv.models.defaults import GenerationDefaults
+from speckv.models.dtypes import resolve_dtype
 from speckv.models.gguf import refuse_incomplete
 from speckv.models.kernels import warn_if_slow
-from speckv.models.linear import resolve_dtype, use_fast_linear
+from speckv.models.linear import use_fast_linear
 from speckv.models.parts import context_limit, decoder_of, with_modules
 from speckv.models.tokenizer import encode_prompt, load_error, load_tokenizer, locate, vocabulary_hash
 

@@ -28,8 +28,8 @@ from speckv.decoding import (
 from speckv.decoding.clock import device_clock
 from speckv.errors import ConfigError, CostTableError
 from speckv.models.causal import CausalModel
+from speckv.models.dtypes import dtype_name
 from speckv.models.kernels import describe_kernel
-from speckv.models.linear import dtype_name
 from speckv.models.pair import ModelPair, PairConfig, load_pair
 from speckv.observation import SCHEMA, History, StaticContext, StepBatch, observe, update_history
 from speckv.profiling.machine import describe_machine

@@ -23,7 +23,7 @@ from speckv.errors import ConfigError, DataError, TraceError
 from speckv.files import write_atomically
 from speckv.models.causal import CausalModel
 from speckv.models.compression import expand_compressed
-from speckv.models.linear import dtype_name
+from speckv.models.dtypes import dtype_name
 from speckv.models.pair import ModelPair, PairConfig, load_pair
 from speckv.models.tokenizer import encode_prompt, template_reads_date
 from speckv.profiling.lookup import require_absent

@@ -14,7 +14,7 @@ from speckv.decoding import PromptLookup, draft_source
 from speckv.errors import CompressionError, ConfigError, ModelError
 from speckv.models import PairConfig, compression, load_pair
 from speckv.models.compression import get_compression
-from speckv.models.linear import fastest_cpu_dtype, resolve_dtype
+from speckv.models.dtypes import fastest_cpu_dtype, resolve_dtype
 from speckv.models.pair import causal_model, resolve_device
 from speckv.observation import StaticContext
 from speckv.types import BITS_PER_WEIGHT
