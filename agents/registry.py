@@ -24,12 +24,18 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "agent"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingData:
-    """Inputs for making a controller; networks must not use the features, or groups of them, in `hide`."""
+    """Inputs for making a controller.
+
+    Attributes:
+        hide: Features, or groups of them, that networks must not use.
+        told: Whether it gets the times of the cost table; else it learns them while decoding.
+    """
 
     train: "TraceSet"
     cost: CostTable
     seed: int
     hide: tuple[str, ...] = ()
+    told: bool = True
 
     @property
     def times(self) -> StepTimes:
@@ -128,13 +134,19 @@ AGENTS: Mapping[str, Agent] = dict(
                 hides=True,
             ),
             "self_timed": Agent(
-                controller="speckv.agents.self_timed:SelfTimed",
+                controller="speckv.agents.self_timed:SelfTimedStopping",
                 settings="speckv.agents.survival.controllers:SurvivalSettings",
                 make="speckv.agents.survival.fit:fit_self_timed",
                 hides=True,
             ),
-            "self_timed_online": Agent(
+            "self_timed_step": Agent(
                 controller="speckv.agents.self_timed:SelfTimed",
+                settings="speckv.agents.survival.controllers:SurvivalSettings",
+                make="speckv.agents.survival.fit:fit_self_timed_step",
+                hides=True,
+            ),
+            "self_timed_online": Agent(
+                controller="speckv.agents.self_timed:SelfTimedStopping",
                 settings="speckv.agents.bandits.calibrated:CalibratedSettings",
                 make="speckv.agents.bandits.calibrated:make_self_timed",
             ),
@@ -221,9 +233,13 @@ def require_batch(name: str, settings: Any, batch: int, decides: str = "per_step
         require_single_request(f"agent {name}", batch)
 
 
+UNTOLD = {"survival": "self_timed_step", "survival_stopping": "self_timed"}
+"""Agents whose fit uses the cost table, and what is made in their place without one; settings are the same."""
+
+
 def make_controller(name: str, settings: Any, data: TrainingData) -> Controller:
     """Makes a controller that needs no environment; an online learner is trained on the train prompts once."""
-    agent = find_agent(name)
+    agent = find_agent(UNTOLD.get(name, name) if not data.told else name)
     assert not agent.in_environment
     require_batch(name, settings, data.cost.batch)
     if data.hide and not agent.hides:
@@ -234,11 +250,19 @@ def make_controller(name: str, settings: Any, data: TrainingData) -> Controller:
     if agent.online:
         from speckv.agents.bandits import making  # late, because it needs recordings, and this module must not
 
-        bandit = making.begin(agent.controller_class, settings, data)
-        making.train(bandit, data)
-        return bandit
+        learner = _untold(making.begin(agent.controller_class, settings, data), data)
+        making.train(learner, data)
+        return learner
     make: Callable[[Any, TrainingData], Controller] = _load(agent.make) if agent.make else agent.controller_class.make
-    return make(settings, data)
+    return _untold(make(settings, data), data)
+
+
+def _untold(controller: Controller, data: TrainingData) -> Controller:
+    from speckv.agents.self_timed import untold
+
+    if data.told:
+        return controller
+    return untold(controller, data.train.compressions, gamma_max=data.train.metadata.gamma_max)
 
 
 def _make_own(path: str, settings: Any, data: TrainingData, *, learns: bool) -> Controller:

@@ -3,25 +3,33 @@
 
 The wrapped controller decides with the present estimate. Around it, this decides what depends on times alone: whether
 drafting pays at all, and when to try what is not done, so that a change is noticed.
+
+Any controller that reads its attribute `times` can be wrapped. It may also have
+
+- `times_changed(row)`: computes what depends on the times of one compression;
+- `tokens_at_large(row)`: shape [gamma_max + 1], mean tokens of a step by drafted tokens;
+- `decides_at_large = False`: leaves it to the wrapper whether drafting pays on average.
 """
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from speckv.cost.live import Evidence, LiveTimes, TimedStep, TimesPrior
-from speckv.cost.times import LiveStepTimes
-from speckv.errors import CheckpointError
+from speckv.cost.times import NEVER, LiveStepTimes, StepTimes
+from speckv.errors import ConfigError
 from speckv.observation import LAG_HORIZON, SCHEMA
+from speckv.runtime.policy import class_of
 from speckv.runtime.state import ControllerState
-from speckv.types import BoolArray, FloatArray, IntArray, InterleavedLearner, StepOutcome, StoppingController
+from speckv.types import GAMMA_MAX, BoolArray, Controller, FloatArray, IntArray, StepOutcome, StoppingController
 
 Float64 = NDArray[np.float64]
-_LAG = SCHEMA.index("draft_lag")
+_BITS, _LAG = SCHEMA.index("bits_per_weight"), SCHEMA.index("draft_lag")
 
 NEVER_BELOW, ALWAYS_ABOVE = 0.97, 1.1
 """Where the best constant gains less or more than this over plain decoding, nothing or always something is drafted."""
@@ -38,23 +46,42 @@ DEEPEST_PROBE, DEEP_PROBE = 4, 3
 _ALL_SEEN = 2**60
 """Changes that a new request counts as seen, whatever their number."""
 _INNER = "inner."
+FIRST_RATE, FIRST_TESTED, DEPTH_TESTED = 0.75, 2.0, 5.0
+"""Acceptance rate before any token was tested, its weight, and that of all depths' rate in each depth's."""
 
 
-class Timed(StoppingController, Protocol):
-    """A token-by-token controller that weighs time."""
+class Large(NamedTuple):
+    """What a step brings on average, over all requests at one compression.
 
-    kind: ClassVar[str]
-    decides_at_large: ClassVar[bool]
-    """Whether `act` itself returns 0 where no draft pays on average."""
+    Attributes:
+        tokens: Shape [gamma_max + 1]; emitted, by drafted tokens.
+        rates: The same a second.
+        best: The greatest rate.
+        gain: The best rate of drafting over that of plain decoding.
+    """
 
-    def state(self) -> ControllerState:
-        """Returns all that its class needs to make it again."""
+    tokens: Float64
+    rates: Float64
+    best: float
+    gain: float
 
-    def tokens_at_large(self, row: int) -> Float64:
-        """Shape [gamma_max + 1]; mean tokens of a step by drafted tokens, over all requests at one compression."""
 
-    def times_changed(self, row: int) -> None:
-        """Computes what depends on the times of one compression."""
+class Survivals:
+    """Mean survival of drafts by depth, from tested tokens; for controllers that have no such mean of their own."""
+
+    def __init__(self, gamma_max: int) -> None:
+        self.tested, self.accepted = np.zeros(gamma_max), np.zeros(gamma_max)
+
+    def add(self, outcome: StepOutcome) -> None:
+        """Adds a step's tested tokens."""
+        self.tested[: outcome.num_tested] += 1.0
+        self.accepted[: outcome.num_accepted] += 1.0
+
+    def tokens(self) -> Float64:
+        """Shape [gamma_max + 1]; mean tokens of a step by drafted tokens."""
+        pooled = (self.accepted.sum() + FIRST_RATE * FIRST_TESTED) / (self.tested.sum() + FIRST_TESTED)
+        rates = (self.accepted + DEPTH_TESTED * pooled) / (self.tested + DEPTH_TESTED)
+        return np.concatenate([[1.0], 1.0 + np.cumsum(np.cumprod(rates))])
 
 
 @dataclass(slots=True)
@@ -76,26 +103,26 @@ class Probes:
         self.wait = 0
         self.count = 0
 
-    def choose(self, times: LiveTimes, rates: Float64, gain: float, request: _Request, *, never: bool) -> int | None:
+    def choose(self, times: LiveTimes, large: Large, request: _Request, *, never: bool) -> int | None:
         """Tokens to draft whatever the controller wants, or None; `never`: whether it drafts nothing for now."""
-        chosen = self._chosen(times, rates, gain, request, never)
+        chosen = self._chosen(times, large, request, never)
         request.probing = chosen is not None
         self.count += request.probing
         return chosen
 
-    def _chosen(self, times: LiveTimes, rates: Float64, gain: float, request: _Request, never: bool) -> int | None:
+    def _chosen(self, times: LiveTimes, large: Large, request: _Request, never: bool) -> int | None:
         if times.num_changes > request.changes:
             request.changes, request.probes_left = times.num_changes, PROBES_A_REQUEST
-        if request.probes_left > 0 and self._wants(times.drafts, gain, times.noise):
+        if request.probes_left > 0 and self._wants(times.drafts, large.gain, times.noise):
             request.probes_left -= 1
-            return min(max(int(rates[1:].argmax()) + 1, 2), DEEPEST_PROBE)
+            return min(max(int(large.rates[1:].argmax()) + 1, 2), DEEPEST_PROBE)
         request.probes_left = 0
         if never:
             return None
         if self.wait > 0:
             self.wait -= 1
             return None
-        if self._wants(times.plain, gain, times.noise):
+        if self._wants(times.plain, large.gain, times.noise):
             self.wait = STEPS_APART
             return 0
         if times.drafts.ever >= 10 and times.deep.weight < LEAST_WEIGHT and self._may_spend:
@@ -123,18 +150,29 @@ class Probes:
 
 
 class SelfTimed:
-    """A token-by-token controller with times of its own measuring.
+    """A controller with times of its own measuring; made by `self_timed`.
 
     Args:
         inner: Decides on `times`.
     """
 
-    kind = "self_timed"
+    kind = "self_timed_step"
     charges_decision = True
 
-    def __init__(self, inner: Timed, times: LiveStepTimes, *, name: str = "self-timed") -> None:
+    def __init__(self, inner: Any, times: LiveStepTimes, *, name: str = "self-timed") -> None:
         self.inner, self.times, self.name, self.learns = inner, times, name, True
+        follow = getattr(inner, "follow", None)
+        if follow is not None:
+            follow(times)
+        else:
+            inner.times = times
+        self._changed = getattr(inner, "times_changed", lambda _: None)
+        self._at_large = bool(getattr(inner, "decides_at_large", True))
+        depth = times.verify_s.shape[1] - 1
+        self._survivals = [Survivals(depth) for _ in times.compressions]
         self._probes = [Probes() for _ in times.compressions]
+        self._large = [self._compute_large(row) for row in range(len(times.compressions))]
+        self._rows: dict[float, int] = {}
         self._request = _Request()
 
     # -- storage ------------------------------------------------------------------------------------------------------
@@ -160,8 +198,20 @@ class SelfTimed:
         ]
         times = LiveStepTimes.start(state.compressions, priors)
         arrays = {key.removeprefix(_INNER): value for key, value in state.arrays.items() if key.startswith(_INNER)}
-        inner_state = ControllerState(settings=state.settings["settings"], arrays=arrays, schema=state.schema)
-        return cls(_restored(str(state.settings["inner"]), inner_state.with_times(times), times), times)
+        inner = ControllerState(settings=state.settings["settings"], arrays=arrays, schema=state.schema)
+        return cls(class_of(str(state.settings["inner"])).from_state(inner.with_times(times)), times)
+
+    def with_times(self, times: StepTimes) -> Controller:
+        """The inner controller with given times, which decides where drafting pays by the same rule."""
+        told: Any = self.inner.with_times(times)
+        told.name = self.name
+        if not self._at_large:
+            for row in range(len(times.compressions)):
+                tokens = told.tokens_at_large(row)
+                rates = tokens / times.one_step_s(row, np.zeros(SCHEMA.size, np.float32))[: len(tokens)]
+                gain = float(rates[1:].max() / rates[0])
+                told.set_floor(row, NEVER if gain < NEVER_BELOW else int(gain >= ALWAYS_ABOVE))
+        return cast(Controller, told)
 
     def get_arrays(self) -> dict[str, NDArray[Any]]:
         """Copies what was learned: seconds of steps, and what the inner controller learned."""
@@ -177,47 +227,49 @@ class SelfTimed:
 
     def save_request(self) -> object:
         """Returns what belongs to the current request."""
-        inner = self.inner.save_request() if isinstance(self.inner, InterleavedLearner) else None
+        inner = self.inner.save_request() if hasattr(self.inner, "save_request") else None
         return copy.copy(self._request), inner
 
     def load_request(self, request: object) -> None:
         """Continues a request that `save_request` returned."""
         own, inner = cast(tuple[_Request, object], request)
         self._request = copy.copy(own)
-        if isinstance(self.inner, InterleavedLearner):
+        if inner is not None:
             self.inner.load_request(inner)
 
     # -- decisions ----------------------------------------------------------------------------------------------------
 
     def act(self, observation: FloatArray) -> int:
-        """Returns the most tokens to draft, 0 where no draft pays."""
+        """Returns gamma; of a stopping controller the most tokens to draft."""
         request = self._request
-        request.row = row = int(self.times.which(observation[np.newaxis])[0])
+        request.row = row = self._row_of(observation)
         request.lag = round(float(observation[_LAG]) * LAG_HORIZON)
-        live = self.times.live[row]
+        live, large = self.times.live[row], self._large[row]
         request.changes = min(request.changes, live.num_changes)
         request.forced = 0
-        rates = self.inner.tokens_at_large(row) / live.step_s
-        gain = float(rates[1:].max() / rates[0])
-        wanted = self.inner.act(observation)
-        if not self.inner.decides_at_large:
-            wanted = 0 if gain < NEVER_BELOW else len(rates) - 1 if gain >= ALWAYS_ABOVE else wanted
-        never = not wanted if self.inner.decides_at_large else gain < NEVER_BELOW
-        chosen = self._probes[row].choose(live, rates, gain, request, never=never) if self.learns else None
+        wanted = int(self.inner.act(observation))
+        never = not wanted if self._at_large else large.gain < NEVER_BELOW
+        if not self._at_large:
+            wanted = 0 if never else wanted or self._least(large) if large.gain >= ALWAYS_ABOVE else wanted
+        chosen = self._probes[row].choose(live, large, request, never=never) if self.learns else None
         request.forced = chosen or 0
         return wanted if chosen is None else chosen
 
-    def go_on(self, observation: FloatArray) -> bool:
-        """Returns whether to draft another token."""
-        return bool(self._request.forced) or self.inner.go_on(observation)
+    @staticmethod
+    def _least(large: Large) -> int:  # noqa: ARG004
+        """Least gamma where drafting pays in any case."""
+        return 1
+
+    def _row_of(self, observation: FloatArray) -> int:
+        bits = float(observation[_BITS])
+        row = self._rows.get(bits)
+        if row is None:
+            row = self._rows.setdefault(bits, int(self.times.which(observation[np.newaxis])[0]))
+        return row
 
     def act_batch(self, observations: FloatArray) -> IntArray:
         """As `act` for each row, as if all were this request's."""
         return np.array([self.act(row) for row in observations], np.int64)
-
-    def go_on_batch(self, observations: FloatArray) -> BoolArray:
-        """As `go_on` for each row, all of the request that was decided on last."""
-        return np.array([self.go_on(row) for row in observations], np.bool_)
 
     def learn(self, outcome: StepOutcome) -> None:
         """Learns from the step's times, and lets the inner controller learn."""
@@ -225,13 +277,64 @@ class SelfTimed:
         drafted = outcome.num_drafted
         if self.learns:
             row = request.row
-            tokens = self.inner.tokens_at_large(row)
-            best = float((tokens / self.times.verify_s[row]).max())
-            self._probes[row].charge(outcome.seconds, float(tokens[drafted]) / best, request.probing)
+            large = self._large[row]
+            worth_s = float(large.tokens[min(drafted, len(large.tokens) - 1)]) / large.best
+            self._probes[row].charge(outcome.seconds, worth_s, request.probing)
+            self._survivals[row].add(outcome)
             self.times.observe(row, _timed(outcome, request))
-            self.inner.times_changed(row)
+            self._changed(row)
             self.inner.learn(outcome)
+            self._large[row] = self._compute_large(row)
         request.drafted |= drafted > 0
+
+    def _compute_large(self, row: int) -> Large:
+        own = getattr(self.inner, "tokens_at_large", None)
+        tokens: Float64 = own(row) if own is not None else self._survivals[row].tokens()
+        rates: Float64 = tokens / self.times.verify_s[row, : len(tokens)]
+        drafting = float(rates[1:].max())
+        plain = float(rates[0])
+        return Large(tokens, rates, max(drafting, plain), drafting / plain)
+
+
+class SelfTimedStopping(SelfTimed):
+    """The same of a controller that decides token by token."""
+
+    kind = "self_timed"
+
+    @staticmethod
+    def _least(large: Large) -> int:
+        return len(large.tokens) - 1
+
+    def go_on(self, observation: FloatArray) -> bool:
+        """Returns whether to draft another token."""
+        return bool(self._request.forced) or bool(self.inner.go_on(observation))
+
+    def go_on_batch(self, observations: FloatArray) -> BoolArray:
+        """As `go_on` for each row, all of the request that was decided on last."""
+        return np.array([self.go_on(row) for row in observations], np.bool_)
+
+
+def self_timed(inner: Any, compressions: Sequence[str], *, gamma_max: int = GAMMA_MAX, name: str) -> SelfTimed:
+    """Wraps a controller that reads `times`; nothing is known of times beforehand."""
+    times = LiveStepTimes.start(compressions, [TimesPrior.flat(gamma_max)] * len(compressions))
+    return (SelfTimedStopping if isinstance(inner, StoppingController) else SelfTimed)(inner, times, name=name)
+
+
+def untold(controller: Controller, compressions: Sequence[str], *, gamma_max: int = GAMMA_MAX) -> Controller:
+    """The controller without the times that it was made for: it learns them; one that weighs no time stays as it is.
+
+    Raises:
+        ConfigError: for one that cannot do without them.
+    """
+    if isinstance(controller, SelfTimed) or not hasattr(controller, "times"):
+        return controller
+    try:
+        return self_timed(copy.copy(controller), compressions, gamma_max=gamma_max, name=controller.name)
+    except AttributeError as error:
+        raise ConfigError(
+            f"Expected a controller that can learn times for cost.known=false, got {controller.name!r}, whose fit "
+            "depends on the cost table. Leave it out, or set cost.known=true."
+        ) from error
 
 
 def _timed(outcome: StepOutcome, request: _Request) -> TimedStep:
@@ -247,16 +350,3 @@ def _timed(outcome: StepOutcome, request: _Request) -> TimedStep:
         lag=request.lag,
         first_draft=drafted > 0 and not request.drafted,
     )
-
-
-def _restored(kind: str, state: ControllerState, times: LiveStepTimes) -> Timed:
-    from speckv.agents.bandits.calibrated import CalibratedStopping
-    from speckv.agents.survival.controllers import SurvivalStopping
-
-    if kind == SurvivalStopping.kind:
-        return SurvivalStopping.from_state(state).with_times(times)
-    if kind == CalibratedStopping.kind:
-        inner = CalibratedStopping.from_state(state)
-        inner.follow(times)
-        return inner
-    raise CheckpointError(f"Expected a self-timed controller around one that weighs time, got {kind!r}.")

@@ -3,8 +3,8 @@
 
     python -m benchmarks.linear_layers --weights FOLDER --out benchmarks/results/linear-layers.json
 
-Both kinds run in turn, for some rounds, on the same text; a pass of each width is timed several times a round. Layers of
-a compressed model are its own: there only the head changes.
+Both kinds run in turn, for some rounds, on the same text; a pass of each width is timed several times a round. Layers
+of a compressed model are its own: there only the head changes.
 """
 
 import argparse

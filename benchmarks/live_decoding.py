@@ -137,7 +137,7 @@ def main() -> None:
     context = RequestContext(compression=arguments.compression, cost_ratio=table.cost_ratio(arguments.compression))
     arms: list[Controller] = [ConstantGamma(0), ConstantGamma(arguments.gamma, name=BEST)]
     for path in arguments.controllers:
-        arms.append(find_policy(path, table).controller)
+        arms.append(find_policy(path, arguments.draft).controller)
     prompts = [p for p in read_prompts(arguments.prompts) if p.split == "test"]
     prompts = first_of_each(prompts, arguments.per_task)
     recorded = None

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fits the policies that come with SpecKV: supervised, token by token, one for each shipped cost table.
+"""Fits the policies that come with SpecKV: supervised, token by token, with times that they learn while decoding.
 
     python -m benchmarks.shipped_policies
 
-As in `experiment=zoo`, each is fitted to all train prompts with the defaults of `configs/agent/survival_stopping.yaml`.
+Each is fitted to all train prompts with the defaults of `configs/agent/self_timed.yaml`. The cost table serves only the
+fallback, its best fixed gammas.
 """
 
 import argparse
@@ -12,38 +13,34 @@ from dataclasses import replace
 
 from speckv.agents.registry import TrainingData, default_settings, make_controller
 from speckv.export import Source, make_policy
-from speckv.runtime.shipped import shipped_policy
+from speckv.export.source import COST
+from speckv.runtime.shipped import BASE, LOOKUP, shipped_policy
 
-AGENT, SEED = "survival_stopping", 0
-RECORDINGS = {
-    "cpu-2core": "qwen2.5-coder-greedy",
-    "cpu-2core-avx2": "qwen2.5-coder-greedy",
-    "cpu-2core-lookup": "qwen2.5-coder-lookup-greedy",
-    "rtx3090-paper": "qwen2.5-coder-greedy",
-}
-"""Cost table -> recordings."""
+AGENT, SEED = "self_timed", 0
+RECORDINGS = {BASE: ("qwen2.5-coder-greedy", COST), LOOKUP: ("qwen2.5-coder-lookup-greedy", "cpu-2core-lookup")}
+"""Policy -> recordings, cost table of the fallback."""
 logger = logging.getLogger(__name__)
 
 
-def fit(cost: str) -> None:
-    """Fits and stores the policy of a cost table."""
-    recordings, folder = RECORDINGS[cost], shipped_policy(cost)
+def fit(name: str) -> None:
+    """Fits and stores one of the policies."""
+    (recordings, cost), folder = RECORDINGS[name], shipped_policy(name)
     folder.mkdir(parents=True, exist_ok=True)
     source = Source.find(str(folder), cost=cost, traces=recordings)
     data = TrainingData(train=source.traces.select(split="train"), cost=source.cost, seed=SEED)
     policy = make_policy(source, make_controller(AGENT, default_settings(AGENT), data))
-    facts = {**policy.trained_on, "agent": AGENT, "seed": SEED, "traces": recordings}
-    replace(policy, trained_on=facts).save(folder)
+    facts = {key: value for key, value in policy.trained_on.items() if not key.startswith("cost")}
+    replace(policy, trained_on={**facts, "agent": AGENT, "seed": SEED, "traces": recordings}).save(folder)
     logger.info("wrote %s", folder)
 
 
 def main() -> None:
-    """Fits the policies of some cost tables."""
+    """Fits the policies."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cost", nargs="*", choices=list(RECORDINGS), default=list(RECORDINGS))
-    for cost in parser.parse_args().cost:
-        fit(cost)
+    parser.add_argument("names", nargs="*", default=list(RECORDINGS))
+    for name in parser.parse_args().names:
+        fit(name)
 
 
 if __name__ == "__main__":

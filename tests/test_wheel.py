@@ -82,8 +82,7 @@ def test_an_environment_is_made_in_three_lines(site: Path, project: Path) -> Non
 def test_a_shipped_policy_decides(site: Path, project: Path) -> None:
     code = (
         "import speckv.runtime\n"
-        "from speckv.runtime.shipped import shipped_policy\n"
-        "session = speckv.runtime.load(shipped_policy('cpu-2core')).session(max_new_tokens=8)\n"
+        "session = speckv.runtime.load('shipped').session(max_new_tokens=8)\n"
         "print(type(session).__module__)"
     )
     assert run(site, project, "-c", code).strip() == "speckv.runtime.session"

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from speckv.agents.bandits.base import Bandit, Float64
 from speckv.agents.building import COUNT, FROM_ZERO, require_above_zero, require_ranges
 from speckv.agents.rules.base import CONFIDENCE
-from speckv.agents.self_timed import SelfTimed
+from speckv.agents.self_timed import SelfTimed, self_timed
 from speckv.agents.survival.controllers import logistic, summed_more_s, worth_more
-from speckv.cost.live import TimesPrior
-from speckv.cost.times import LiveStepTimes, StepTimes
+from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError
 from speckv.observation import drafted_so_far
 from speckv.types import GAMMA_MAX, BoolArray, FloatArray, IntArray, StepOutcome
@@ -117,11 +116,9 @@ def _rates(chances: Float64, seconds: Float64) -> Float64:
 
 def make_self_timed(settings: CalibratedSettings, data: "TrainingData") -> SelfTimed:
     """A controller that learns acceptance and times while it decodes; the recordings give compressions and depth."""
-    compressions, gamma_max = data.train.compressions, data.train.metadata.gamma_max
-    times = LiveStepTimes.start(compressions, [TimesPrior.flat(gamma_max)] * len(compressions))
-    inner = CalibratedStopping(settings, times, data.seed)
-    inner.follow(times)
-    return SelfTimed(inner, times, name="self-timed-online")
+    inner = CalibratedStopping(settings, data.times, data.seed)
+    gamma_max = data.train.metadata.gamma_max
+    return self_timed(inner, data.train.compressions, gamma_max=gamma_max, name="self-timed-online")
 
 
 class CalibratedStopping(Bandit):

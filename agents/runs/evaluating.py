@@ -21,6 +21,7 @@ from speckv.agents.runs.run_folder import EVALUATION
 from speckv.agents.runs.settings import EvaluateSettings
 from speckv.agents.runs.task import load_cost, load_splits
 from speckv.agents.runs.tuning import grids, tune
+from speckv.agents.self_timed import untold
 from speckv.cost import CostTable, require_single_request
 from speckv.errors import CheckpointError, ConfigError
 from speckv.evaluation.compare import Comparison, compare, require_comparable
@@ -32,8 +33,8 @@ from speckv.evaluation.summary import render_summary
 from speckv.importing import is_import_path
 from speckv.runtime.constant import ConstantGamma, ConstantPerCompression
 from speckv.runtime.matching import warn_of_differences
-from speckv.runtime.policy import load_controller, named_apart
-from speckv.runtime.shipped import WORD, load_for, shipped_for, shipped_policy
+from speckv.runtime.policy import Policy, load_controller, named_apart
+from speckv.runtime.shipped import WORD, shipped_for
 from speckv.runtime.storage import find_policy
 from speckv.traces import TraceSet
 from speckv.types import GAMMA_MAX, Controller, StoppingController
@@ -73,11 +74,13 @@ def evaluate(settings: EvaluateSettings, console: Console) -> Comparison:
     cost = load_cost(settings.cost)
     cost.require((*train.compressions, *test.compressions))
     agents = _fitting_settings(names, train, cost, all_must_fit=EVERY_AGENT not in settings.agents)
-    paths = _controller_paths(settings, cost.name, train.sha256)
-    policies = [load_for(path, cost) for path in paths]
+    paths = _controller_paths(settings, cost.name, train)
+    policies = [Policy.load(path) for path in paths]
     for policy in policies:
         warn_of_differences(policy, target=train.metadata.target_id, draft=train.metadata.draft_id, cost=cost)
     controllers = named_apart(policies, paths)
+    if not settings.cost.known:
+        controllers = [untold(c, cost.compressions, gamma_max=train.metadata.gamma_max) for c in controllers]
     _require_fitting(controllers, test, cost)
     if agents or any(not isinstance(c, ConstantGamma | ConstantPerCompression) for c in controllers):
         warn_of_waiting(cost.batch)
@@ -122,12 +125,12 @@ def _own_controllers_as_agents(settings: EvaluateSettings) -> EvaluateSettings:
     return replace(settings, controllers=others, agents=(*settings.agents, *own))
 
 
-def _controller_paths(settings: EvaluateSettings, cost: str, traces_sha256: str) -> list[Path]:
+def _controller_paths(settings: EvaluateSettings, cost: str, train: TraceSet) -> list[Path]:
+    shipped = shipped_for(train.metadata.draft_id)
     if settings.controllers is not None:
-        return [shipped_for(cost) if path == WORD else Path(path) for path in settings.controllers]
-    latest = latest_run(settings.runs_dir, cost=cost, traces_sha256=traces_sha256)
-    found = latest if latest is not None else shipped_policy(cost)
-    return [found] if find_policy(found) is not None else []
+        return [shipped if path == WORD else Path(path) for path in settings.controllers]
+    latest = latest_run(settings.runs_dir, cost=cost, traces_sha256=train.sha256)
+    return [latest if latest is not None else shipped]
 
 
 def latest_run(runs_dir: Path | str, *, cost: str, traces_sha256: str) -> Path | None:
@@ -197,7 +200,9 @@ def _require_fitting(controllers: Sequence[Controller], test: TraceSet, cost: Co
 def _made_controllers(
     agents: Mapping[str, Any], settings: EvaluateSettings, train: TraceSet, cost: CostTable, console: Console
 ) -> list[Controller]:
-    data = TrainingData(train=train, cost=cost, seed=settings.seed)
+    data = TrainingData(train=train, cost=cost, seed=settings.seed, told=settings.cost.known)
+    if settings.tuned and not settings.cost.known:
+        raise ConfigError("Expected tuned=false with cost.known=false, got true: tuning uses the cost table.")
     made: list[Controller] = []
     if not agents:
         return made

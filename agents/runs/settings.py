@@ -48,10 +48,11 @@ class DataSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostSettings:
-    """The clock: a cost table and the number of sequences that decode together; see configs/cost."""
+    """The clock; see configs/cost."""
 
     table: str
     batch: int
+    known: bool
 
     def __post_init__(self) -> None:
         """Checks ranges."""
@@ -354,8 +355,8 @@ class EvaluateSettings:
 def hyperparameters(settings: object) -> dict[str, str | int | float]:
     """An agent's settings for TensorBoard: numbers as they are, lists of them as text.
 
-    >>> hyperparameters(CostSettings(table="cpu-2core", batch=1))
-    {'table': 'cpu-2core', 'batch': 1}
+    >>> hyperparameters(CostSettings(table="cpu-2core", batch=1, known=True))
+    {'table': 'cpu-2core', 'batch': 1, 'known': True}
     """
     assert dataclasses.is_dataclass(settings)
     values = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}

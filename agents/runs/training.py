@@ -127,7 +127,13 @@ class Fitting:
 
     def __init__(self, run: Run, task: Task, validator: Validator) -> None:
         settings = run.settings
-        data = TrainingData(train=task.learning, cost=task.learning_cost, seed=settings.seed, hide=settings.env.hide)
+        data = TrainingData(
+            train=task.learning,
+            cost=task.learning_cost,
+            seed=settings.seed,
+            hide=settings.env.hide,
+            told=settings.cost.known,
+        )
         if run.name == "best_fixed":  # by definition tuned on all train prompts, validation prompts included
             data = replace(data, train=task.train, cost=task.cost)
         controller = make_controller(run.name, run.agent, data)

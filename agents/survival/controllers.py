@@ -18,14 +18,14 @@ Source:
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from speckv.agents.building import COUNT, FROM_ZERO, require_above_zero, require_layers, require_ranges
 from speckv.agents.rules.base import Rule, StoppingRule
-from speckv.cost.times import StepTimes
+from speckv.cost.times import NEVER, StepTimes
 from speckv.observation import SCHEMA, drafted_so_far
 from speckv.runtime.network import Network
 from speckv.runtime.state import ControllerState
@@ -34,8 +34,6 @@ from speckv.types import BoolArray, FloatArray, IntArray
 Float64 = NDArray[np.float64]
 _BITS = SCHEMA.index("bits_per_weight")
 LEAST_SURVIVAL = 1e-6
-NEVER = -1
-"""The floor of a compression at which nothing is ever drafted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,31 +123,53 @@ class SurvivalGamma(Rule):
 
     Args:
         floor: Shape [compressions]; least gamma, 0 or 1, or NEVER; 0 everywhere by default.
+        mean_survival: Shape [gamma_max]; mean chance that a draft survives to each depth, for learned times.
     """
 
     kind = "survival"
+    decides_at_large: ClassVar[bool] = False
     settings_class = SurvivalSettings
 
     def __init__(
-        self, before: Network, times: StepTimes, floor: IntArray | None = None, *, name: str = "survival"
+        self,
+        before: Network,
+        times: StepTimes,
+        floor: IntArray | None = None,
+        mean_survival: Float64 | None = None,
+        *,
+        name: str = "survival",
     ) -> None:
         super().__init__(name)
-        self.before, self.times = before, times
+        self.before, self.mean_survival = before, mean_survival
         self.floor = np.zeros(len(times.compressions), np.int64) if floor is None else floor
-        self.single = SingleOutlook(before, times)
+        self.follow(times)
+
+    def follow(self, times: StepTimes) -> None:
+        """Takes times of the same compressions, which may change."""
+        self.times, self.single = times, SingleOutlook(self.before, times)
+
+    def set_floor(self, row: int, floor: int) -> None:
+        """Sets the floor of one compression."""
+        self.floor[row] = floor
+
+    def tokens_at_large(self, row: int) -> Float64:  # noqa: ARG002 - acceptance hardly depends on the compression
+        """Shape [gamma_max + 1]; mean tokens of a step that drafts each number of tokens."""
+        assert self.mean_survival is not None
+        return np.concatenate([[1.0], 1.0 + np.cumsum(self.mean_survival)])
 
     def state(self) -> ControllerState:
         """Returns network, times and floors."""
-        return ControllerState.of(networks={"before": self.before}, times=self.times, arrays={"floor": self.floor})
+        arrays = {"floor": self.floor, **_stored_mean(self.mean_survival)}
+        return ControllerState.of(networks={"before": self.before}, times=self.times, arrays=arrays)
 
     @classmethod
     def from_state(cls, state: ControllerState) -> "SurvivalGamma":
         """Makes the stored controller."""
-        return cls(state.network("before"), state.times(), state.array("floor"))
+        return cls(state.network("before"), state.times(), state.array("floor"), state.arrays.get("mean_survival"))
 
     def with_times(self, times: StepTimes) -> "SurvivalGamma":
         """Returns the controller for another machine, where it may draft at every compression."""
-        return SurvivalGamma(self.before, times, _moved_floor(self, times))
+        return SurvivalGamma(self.before, times, _moved_floor(self, times), self.mean_survival)
 
     def survival(self, observations: FloatArray) -> Float64:
         """Shape [N, gamma_max]; chance that a draft survives to each depth from 1, never rising."""
@@ -186,7 +206,7 @@ class SurvivalStopping(StoppingRule):
         inside: Features of `STOPPING_SCHEMA` -> log-odds that the next token is accepted, with all before it.
         floor: Shape [compressions]; 1 to always draft a first token, NEVER to draft none, 0 by default.
         price_scale: Shape [compressions]; multiplies the required worth of a token; 1 by default.
-        mean_survival: Shape [gamma_max]; mean chance that a draft survives to each depth, for learned times.
+        mean_survival: As of `SurvivalGamma`.
     """
 
     kind = "survival_stopping"
@@ -205,8 +225,7 @@ class SurvivalStopping(StoppingRule):
         name: str = "survival-stopping",
     ) -> None:
         super().__init__(name, len(before.biases[-1]))
-        self.mean_survival = np.zeros(self.gamma_max) if mean_survival is None else mean_survival
-        self.before = SurvivalGamma(before, times, floor)
+        self.before = SurvivalGamma(before, times, floor, mean_survival)
         self.inside, self.times = inside, times
         self.price_scale = np.ones(len(times.compressions)) if price_scale is None else price_scale
         self._scaled_s = summed_more_s(times, self.gamma_max) * self.price_scale[:, None]
@@ -224,7 +243,7 @@ class SurvivalStopping(StoppingRule):
             arrays={
                 "floor": self.before.floor,
                 "price_scale": self.price_scale,
-                **({"mean_survival": self.mean_survival} if self.mean_survival.any() else {}),
+                **_stored_mean(self.before.mean_survival),
             },
         )
 
@@ -237,8 +256,14 @@ class SurvivalStopping(StoppingRule):
             state.times(),
             state.array("floor"),
             state.array("price_scale"),
-            state.array("mean_survival") if "mean_survival" in state.arrays else None,
+            state.arrays.get("mean_survival"),
         )
+
+    def follow(self, times: StepTimes) -> None:
+        """Takes times of the same compressions that may change; `times_changed` is called when they have."""
+        self.times = times
+        self.before.follow(times)
+        self._scaled_s = summed_more_s(times, self.gamma_max) * self.price_scale[:, None]
 
     def times_changed(self, row: int) -> None:
         """Computes what depends on the times of one compression."""
@@ -249,11 +274,23 @@ class SurvivalStopping(StoppingRule):
         """Returns the controller for another machine, where it may draft at every compression."""
         scale = self.price_scale[self.times.rows_of(times.compressions)]
         floor = _moved_floor(self.before, times)
-        return SurvivalStopping(self.before.before, self.inside, times, floor, scale, self.mean_survival)
+        return SurvivalStopping(self.before.before, self.inside, times, floor, scale, self.before.mean_survival)
 
-    def tokens_at_large(self, row: int) -> Float64:  # noqa: ARG002 - acceptance hardly depends on the compression
+    def set_floor(self, row: int, floor: int) -> None:
+        """Sets the floor of one compression."""
+        self.before.set_floor(row, floor)
+
+    def tokens_at_large(self, row: int) -> Float64:
         """Shape [gamma_max + 1]; mean tokens of a step that drafts each number of tokens."""
-        return np.concatenate([[1.0], 1.0 + np.cumsum(self.mean_survival)])
+        return self.before.tokens_at_large(row)
+
+    def save_request(self) -> object:
+        """Returns what belongs to the current request: its outlook."""
+        return self._row
+
+    def load_request(self, request: object) -> None:
+        """Continues a request that `save_request` returned."""
+        self._row = cast(tuple[list[float], list[float]], request)
 
     def act_batch(self, observations: FloatArray) -> IntArray:
         """Returns the most tokens to draft, or 0, and keeps lambda of each request."""
@@ -300,6 +337,10 @@ class SurvivalStopping(StoppingRule):
         chance = logistic(self.inside.batch(observations)[:, 0])
         price = self._value[:, None] * self._scaled_s[self._which]
         return worth_more(chance, self._expected, drafted_so_far(observations), price) & ~self._never
+
+
+def _stored_mean(mean_survival: Float64 | None) -> dict[str, Float64]:
+    return {} if mean_survival is None else {"mean_survival": mean_survival}
 
 
 def _moved_floor(controller: SurvivalGamma, times: StepTimes) -> IntArray:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from speckv.agents.registry import TrainingData
-from speckv.agents.self_timed import SelfTimed
+from speckv.agents.self_timed import SelfTimed, self_timed
 from speckv.agents.survival.controllers import NEVER, FitSettings, SurvivalGamma, SurvivalSettings, SurvivalStopping
 from speckv.cost import CompiledCost
 from speckv.cost.live import TimesPrior
@@ -203,25 +203,27 @@ def mean_survival(compiled: CompiledTraces, cost: CompiledCost) -> NDArray[np.fl
     return shares
 
 
-def fit_self_timed(settings: SurvivalSettings, data: TrainingData) -> SelfTimed:
+def fit_self_timed(settings: SurvivalSettings, data: TrainingData, *, inside: bool = True) -> SelfTimed:
     """Fits acceptance to recordings without any cost table; the times are learned while decoding.
 
-    States are collected with the times of the prior. Compression and cost ratio are hidden from the networks.
+    States are collected with the times of the prior. Compression and cost ratio are hidden from the networks. With
+    `inside` False it decides before steps alone.
     """
     compiled, cost = compile_pair(data.train, data.cost)
-    gamma_max = data.train.metadata.gamma_max
-    live = LiveStepTimes.start(data.train.compressions, [TimesPrior.flat(gamma_max)] * len(data.train.compressions))
+    gamma_max, names = data.train.metadata.gamma_max, data.train.compressions
+    prior = LiveStepTimes.start(names, [TimesPrior.flat(gamma_max)] * len(names))
     hide = (*UNTIMED, *data.hide)
-    _, fitted = _fit(compiled, cost, live, settings, seed=data.seed, inside=True, hide=hide)
-    assert fitted is not None
-    inner = SurvivalStopping(
-        fitted.before.before,
-        fitted.inside,
-        live,
-        price_scale=np.full(len(live.compressions), SELF_TIMED_PRICE_SCALE),
-        mean_survival=mean_survival(compiled, cost),
-    )
-    return SelfTimed(inner, live)
+    before, fitted = _fit(compiled, cost, prior, settings, seed=data.seed, inside=inside, hide=hide)
+    scale, mean = np.full(len(names), SELF_TIMED_PRICE_SCALE), mean_survival(compiled, cost)
+    inner: SurvivalGamma | SurvivalStopping = SurvivalGamma(before.before, prior, mean_survival=mean)
+    if fitted is not None:
+        inner = SurvivalStopping(before.before, fitted.inside, prior, price_scale=scale, mean_survival=mean)
+    return self_timed(inner, names, gamma_max=gamma_max, name="self-timed" if inside else "self-timed-step")
+
+
+def fit_self_timed_step(settings: SurvivalSettings, data: TrainingData) -> SelfTimed:
+    """As `fit_self_timed`, for one decision a step."""
+    return fit_self_timed(settings, data, inside=False)
 
 
 def _fit(

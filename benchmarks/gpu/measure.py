@@ -39,7 +39,7 @@ from speckv.profiling.calibrate import CalibrationPlan, calibrate
 from speckv.profiling.timing import TimingPlan
 from speckv.runtime.constant import ConstantGamma
 from speckv.runtime.learned import PolicyController
-from speckv.runtime.shipped import load_for, shipped_policy
+from speckv.runtime.policy import load
 
 SHIPPED_CLOCK = "rtx3090-paper"
 """Cost table of the shipped policy that is run with this device's times, and the table where it has none."""
@@ -241,7 +241,7 @@ def measure_arms(settings: Settings, compression: str, end: float) -> dict[str, 
     tuned = run_arms(named, tuning, synchronise=wait, go_on=lambda: time.monotonic() < sweep_end)
     best = max(sweep, key=lambda gamma: tuned.tokens_per_s(f"ours, {gamma}"))
     learner = CalibratedStopping(default_settings("calibrated_stopping"), StepTimes.of(table), 0)
-    controllers = [load_for(shipped_policy(SHIPPED_CLOCK), table).controller, learner]
+    controllers = [load("shipped").controller, learner]
     arms: dict[str, Decode] = {
         THEIRS: theirs(pair, budget),
         PLAIN: ours(engines.alone, ConstantGamma(0), context, budget),

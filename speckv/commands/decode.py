@@ -32,7 +32,7 @@ from speckv.profiling.machine import busy_cores, describe_machine
 from speckv.runtime import Policy
 from speckv.runtime.constant import ConstantGamma
 from speckv.runtime.matching import warn_of_differences, warn_of_load, warn_of_machine, warn_of_no_gain
-from speckv.runtime.shipped import WORD, load_for, shipped_for
+from speckv.runtime.shipped import WORD, shipped_for
 from speckv.types import StoppingController
 
 logger = logging.getLogger(__name__)
@@ -113,18 +113,20 @@ def run(config: DictConfig) -> None:
     """Decodes with the controller, then plainly, and compares."""
     use_threads(config.threads)
     table = CostTable.load(config.cost.table).at_batch(config.cost.batch)
-    policy = find_policy(config.controller, table)
+    chosen = choose_pair(plain(config.model))
+    policy = find_policy(config.controller, chosen.draft)
     controller = policy.controller
     if isinstance(controller, StoppingController):
         require_single_request(controller.name, table.batch)
     compression = config.model.compression
     context = RequestContext(compression=compression, cost_ratio=table.cost_ratio(compression))
-    chosen = choose_pair(plain(config.model))
     logger.info("%s on %s with draft %s; loading", controller.name, Path(chosen.target).name, Path(chosen.draft).name)
     if not isinstance(controller, ConstantGamma):
-        warn_of_differences(policy, target=chosen.target, draft=chosen.draft_name, cost=table, compression=compression)
-        warn_of_machine(table, describe_machine())
-        warn_of_no_gain(policy, compression, table)
+        told = None if policy.times_itself else table
+        warn_of_differences(policy, target=chosen.target, draft=chosen.draft_name, cost=told, compression=compression)
+        if told is not None:
+            warn_of_machine(told, describe_machine())
+            warn_of_no_gain(policy, compression, told)
         warn_of_load(busy_cores(), os.cpu_count() or 1)
     pair = load_pair(chosen)
     engine = Engine(
@@ -146,12 +148,12 @@ def run(config: DictConfig) -> None:
         logger.info(line)
 
 
-def find_policy(spec: str | int, table: CostTable) -> Policy:
+def find_policy(spec: str | int, draft: str) -> Policy:
     """Loads a run folder, a policy folder, a whole number (fixed gamma) or "shipped"."""
     text = str(spec)
     if text.isdigit():
         return Policy.of(ConstantGamma(int(text)))
-    return load_for(shipped_for(table.name) if text == WORD else Path(text), table)
+    return Policy.load(shipped_for(draft) if text == WORD else Path(text))
 
 
 def summary(

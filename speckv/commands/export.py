@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 DESCRIPTION = "Exports a policy for use in a decoding library."
 EXAMPLES = (
     "speckv export runs/my-run",
-    "speckv export shipped --cost cpu-2core --to hf-custom-generate --out my-policy",
+    "speckv export shipped --to hf-custom-generate --out my-policy",
     "speckv export runs/my-run --to vllm --compression nf4",
 )
 TARGETS_HELP = (
@@ -53,6 +53,8 @@ def main(arguments: Sequence[str]) -> None:
     policy = make_policy(source, name=options.name, learns=False if options.frozen else None)
     metadata = source.traces.metadata
     warn_of_differences(policy, target=metadata.target_id, draft=metadata.draft_id, cost=source.cost)
+    if options.per_step or options.to not in ("policy", "hf-custom-generate"):
+        policy = source.told(policy)
     if options.per_step:
         policy = _per_step(source, policy, options.name)
     compression = options.compression or policy.compressions[0]
@@ -96,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--to", choices=sorted(TARGETS), default="policy", help="target, see below; default: policy")
     parser.add_argument("--out", help="folder to write; default: NAME.speckv, or NAME-TARGET")
     parser.add_argument("--name", help="name shown in tables; default: the controller's")
-    parser.add_argument("--cost", help="name or path of a cost table; default: the run's. Required for `shipped`")
+    parser.add_argument("--cost", help="name or path of a cost table; default: the run's, or cpu-2core")
     parser.add_argument("--traces", help="name or path of a trace file; default: the run's")
     parser.add_argument(
         "--compression", help="target's compression, for targets with one gamma per batch size; default: the first"

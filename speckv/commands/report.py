@@ -20,8 +20,7 @@ from speckv.profiling.prompts import read_prompts
 from speckv.report.content import PageTexts, ShownController, page_content
 from speckv.report.page import render_page
 from speckv.report.texts import Vocabulary, shipped_vocabulary
-from speckv.runtime.policy import load_controller, named_apart
-from speckv.runtime.shipped import load_for
+from speckv.runtime.policy import Policy, load_controller, named_apart
 from speckv.traces import TraceSet, find_traces
 
 logger = logging.getLogger(__name__)
@@ -177,8 +176,8 @@ def run(config: DictConfig) -> None:
     if int(config.prompts_per_task) < 1:
         raise ConfigError(f"Expected prompts_per_task of 1 or more, got {config.prompts_per_task}.")
     cost, data = config.get("cost"), config.get("data")  # both groups may be left unset
-    clock = None if cost is None else str(cost.table)
-    runs = [RecordedRun.read(controller_folder(str(word), clock)) for word in config.runs]
+    recorded = None if config.get("data") is None else str(config.data.traces)
+    runs = [RecordedRun.read(controller_folder(str(word), recorded)) for word in config.runs]
     traces, table = _load_data(shared_inputs(runs, cost, data), runs[0].path)
     out = Path(config.out) if config.out else runs[0].path / "evaluation" / PAGE if len(runs) == 1 else Path(PAGE)
     page = _page(config, runs, traces, table)
@@ -223,7 +222,7 @@ def _page(config: DictConfig, runs: Sequence[RecordedRun], traces: TraceSet, cos
     train, test = traces.select(split="train"), traces.select(split="test")
     texts = _page_texts(config, test)
     paths = [one.path for one in runs]
-    controllers = named_apart([load_for(path, cost) for path in paths], paths)
+    controllers = named_apart([Policy.load(path) for path in paths], paths)
     # One run gets the seed of its own evaluation, several that of `speckv evaluate`: the same draws, the same results.
     seed, resamples = (runs[0].seed, runs[0].num_resamples) if len(runs) == 1 else (0, NUM_RESAMPLES)
     seed = seed if config.seed is None else int(config.seed)

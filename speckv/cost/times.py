@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Float64 = NDArray[np.float64]
 
+NEVER = -1
+"""The floor of a compression at which nothing is ever drafted."""
 _BITS, _LAG = SCHEMA.index("bits_per_weight"), SCHEMA.index("draft_lag")
 
 

@@ -170,6 +170,7 @@ class DecodeLoop:
         self.requests: list[RequestState] = []
         self._draft_context, self._eos, self._clock, self._fetch_each = draft_context, eos_token_ids, clock, fetch_each
         self._draft_spans: list[tuple[Any, Any]] = []
+        self._first_spans = 0  # those of the first token
 
     @_failure_ends_requests
     def admit(self, requests: Sequence[RequestState]) -> list[DecodeStep]:
@@ -179,7 +180,7 @@ class DecodeLoop:
         places = range(first, first + len(requests))
         prompts = [request.context for request in requests]
         self.requests += requests
-        self._draft_spans = []
+        self._draft_spans, self._first_spans = [], 0
         for request in requests:
             request.begin_step(0, self._draft_context)
         scores = self.target.score(places, prompts, last_only=True)
@@ -199,7 +200,7 @@ class DecodeLoop:
 
     def begin_step(self, gammas: Sequence[int]) -> None:
         """Opens a step and drops open drafts."""
-        self._draft_spans = []
+        self._draft_spans, self._first_spans = [], 0
         for place, (request, gamma) in enumerate(zip(self.requests, gammas, strict=True)):
             if request.draft is not None and request.draft.proposals and self.drafter is not None:
                 self.drafter.truncate(place, len(request.context) - 1)
@@ -233,6 +234,7 @@ class DecodeLoop:
         if self._fetch_each:
             _fetch([request.open_draft for request in requests])
         self._draft_spans.append((started, self._clock()))
+        self._first_spans = self._first_spans or len(self._draft_spans)
 
     def draft_signals(self, places: Sequence[int]) -> list[FloatArray]:
         """Signals of each draft, shape [drafted, 3]. Waits for the device."""
@@ -245,7 +247,12 @@ class DecodeLoop:
     @property
     def draft_seconds(self) -> float:
         """Seconds spent on the open step's drafts. Waits for the device."""
-        return float(sum(later - earlier for earlier, later in self._draft_spans))
+        return _summed(self._draft_spans)
+
+    @property
+    def first_draft_seconds(self) -> float:
+        """Those spent on the first drafted token."""
+        return _summed(self._draft_spans[: self._first_spans])
 
     def draft_lag(self, place: int) -> int:
         """Emitted tokens that the draft has not read, without the newest."""
@@ -320,10 +327,16 @@ class DecodeLoop:
             if self.drafter is not None:
                 self.drafter.truncate(place, len(request.context) - 1)
         verify_s = float(self._clock() - started)
-        return [
-            request.close_step(*step, draft_s=self.draft_seconds, verify_s=verify_s)
-            for request, step in zip(requests, emitted, strict=True)
-        ]
+        times = {
+            "draft_s": self.draft_seconds,
+            "first_draft_s": self.first_draft_seconds,
+            "verify_s": verify_s,
+        }
+        return [request.close_step(*step, **times) for request, step in zip(requests, emitted, strict=True)]
+
+
+def _summed(spans: Sequence[tuple[Any, Any]]) -> float:
+    return float(sum(later - earlier for earlier, later in spans))
 
 
 def _fetch(drafts: Sequence[Draft]) -> None:

@@ -279,7 +279,14 @@ class RequestState:
         return kept
 
     def close_step(
-        self, num_kept: int, tokens: Sequence[int], target_signals: FloatArray, *, draft_s: float, verify_s: float
+        self,
+        num_kept: int,
+        tokens: Sequence[int],
+        target_signals: FloatArray,
+        *,
+        draft_s: float,
+        first_draft_s: float,
+        verify_s: float,
     ) -> DecodeStep:
         """Closes the open step; `num_kept` may exceed the emitted tokens.
 
@@ -298,6 +305,7 @@ class RequestState:
             target_confidence=float(found[-1, 1]),
             seconds=draft_s + verify_s,
             draft_s=draft_s,
+            first_draft_s=first_draft_s,
             verify_s=verify_s,
             finish=self.finish,
         )

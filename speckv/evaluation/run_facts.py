@@ -5,34 +5,29 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from speckv.cost import CostTable
-from speckv.errors import CheckpointError, ConfigError
+from speckv.errors import CheckpointError
 from speckv.evaluation.entrants import MIN_SEEDS, SeedGroup
 from speckv.runtime.shipped import WORD, shipped_for, shipped_policy
+from speckv.traces import TraceSet, find_traces
 from speckv.types import Controller
 
 RUN, CONFIG = "run.json", "config.yaml"
 """Files of a run folder: facts of the run besides its settings, and the settings."""
 
 
-def controller_folder(word: str, cost: str | None) -> Path:
-    """Finds a run folder, a policy's folder, a shipped policy by name, or with "shipped" that for a cost table.
+def controller_folder(word: str, traces: str | None = None) -> Path:
+    """Finds a run folder, a policy's folder, a shipped policy by name, or with "shipped" that for recordings.
 
     Raises:
-        ConfigError: if "shipped" comes without a cost table.
         CheckpointError: if there is no such folder.
+        TraceError: if there are no such recordings.
     """
     if word != WORD:
         folder = Path(word)
         if not folder.is_dir() and shipped_policy(word).is_dir():
             folder = shipped_policy(word)
-    elif cost is None:
-        raise ConfigError(
-            f"Expected a cost table beside `{WORD}`, because there is a policy for each, got none. "
-            "Name it: cost=NAME data=NAME, or --cost NAME for an export."
-        )
     else:
-        folder = shipped_for(CostTable.load(cost).name)
+        folder = shipped_for(None if traces is None else TraceSet.load(find_traces(traces)).metadata.draft_id)
     if not folder.is_dir():
         raise CheckpointError(f"Expected a run folder or a policy's folder at {folder}, found none.")
     return folder

@@ -21,7 +21,7 @@ _FORMATS = re.compile(r"(\.gguf|[-_.](gguf|awq|gptq|bnb|\d+bits?|int\d|fp?\d+|bf
 _ON_HUB = re.compile(r"models--[^/]*--([^/]+)/snapshots/")
 MOST_LOAD = 0.5
 """Share of cores that other programs may keep busy without a warning."""
-TRAIN = "speckv profile, speckv calibrate and speckv train agent=survival_stopping"
+TRAIN = "speckv profile and speckv train agent=self_timed"
 """What makes a policy for a pair on a machine."""
 
 

@@ -6,8 +6,9 @@ A stored policy holds test vectors that are replayed at every loading. The refer
 
 import copy
 import json
+import time
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from speckv import __version__
+from speckv.cost.times import LiveStepTimes
 from speckv.errors import CheckpointError, ConfigError, SpecKVError
 from speckv.observation import (
     DECAY,
@@ -29,6 +31,7 @@ from speckv.observation import (
 from speckv.runtime.constant import AcceptanceTable, ConstantGamma, ConstantPerCompression
 from speckv.runtime.learned import LstmController, PolicyController
 from speckv.runtime.session import HIDDEN, Session, shared
+from speckv.runtime.shipped import named
 from speckv.runtime.state import ControllerState, Storable
 from speckv.runtime.storage import (
     CARD,
@@ -65,6 +68,8 @@ _CLASSES: Sequence[type[Storable]] = (
 )
 _OWN = {one.kind: one for one in _CLASSES}
 """Kind -> class of the controllers of this package."""
+_GIVEN: dict[str, type[Storable]] = {}
+"""Kinds that callers of `Policy.load` gave."""
 _ENDLESS = 1 << 30
 """Budget, in tokens, of a text whose budget is unknown."""
 _NEUTRAL_RATIO = 0.3
@@ -127,6 +132,11 @@ class Policy:
         return "token" if isinstance(self.controller, StoppingController) else "step"
 
     @property
+    def times_itself(self) -> bool:
+        """Whether it learns the times of steps while decoding."""
+        return self.learns and isinstance(getattr(self.controller, "times", None), LiveStepTimes)
+
+    @property
     def interleaves(self) -> bool:
         """Whether steps of several sessions may interleave; with learners, only `InterleavedLearner` allows it."""
         return not self.learns or isinstance(self.controller, InterleavedLearner)
@@ -149,16 +159,22 @@ class Policy:
         cost_ratio: float | None = None,
         vocab_size: int | None = None,
         hidden: Collection[str] = (),
+        passes: bool = True,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> Session:
         """Opens a session for one request.
 
-        Sessions of a policy that learns share its state. Their steps may interleave only if it `interleaves`.
+        Sessions of a policy that learns share its state, also those of several threads. Their steps may interleave only
+        if it `interleaves`.
 
         Args:
             max_new_tokens: Token budget, the prefill's token included; None if unknown, which hides the budget.
             vocab_size: Of the target; if it differs from training by more than padding, all decisions are the fallback.
             hidden: Signals that the library lacks and typical values replace: "target", "draft", and "budget" where
                 `max_new_tokens` is only a bound that few texts reach, such as the context's.
+            passes: Whether the session is called right after each draft pass and the verification, so that it can time
+                them apart; else it times whole steps.
+            clock: What it times by, in seconds.
         """
         compression = compression or self.compressions[0]
         if compression not in BITS_PER_WEIGHT:
@@ -181,6 +197,8 @@ class Policy:
             hidden=hidden,
             typical=self.typical,
             refuse=refuse,
+            passes=passes,
+            clock=clock,
         )
 
     # -- on disk --------------------------------------------------------------------------------------------------
@@ -229,15 +247,18 @@ class Policy:
     def load(folder: Path | str, *, kinds: Mapping[str, type[Storable]] | None = None) -> "Policy":
         """Reads a policy and plays its test vectors; `kinds` adds controller classes to those of installed packages.
 
+        "shipped" is the one that comes with SpecKV, "shipped-lookup" that for drafts by lookup.
+
         Raises:
             CheckpointError: if it is missing, damaged or of another version, or a test vector's decision differs.
             SchemaError: if it reads features that observations lack or define differently.
         """
-        folder = require_policy(Path(folder))
+        _GIVEN.update(kinds or {})
+        folder = require_policy(named(folder))
         card = read_card(folder / CARD)
         arrays = read_weights(folder / WEIGHTS, card["weights_sha256"])
         try:
-            kind = (kinds or {}).get(str(card["kind"])) or class_of(str(card["kind"]))
+            kind = class_of(str(card["kind"]))
             schema = ObservationSchema.from_json(json.dumps(card["observation"]["schema"]))
             today = STOPPING_SCHEMA if card["granularity"] == "token" else SCHEMA
             schema.select_from(today)  # passes if every stored feature exists today
@@ -288,12 +309,12 @@ def named_apart(policies: Sequence[Policy], paths: Sequence[Path]) -> list[Contr
 
 def class_of(kind: str) -> type[Storable]:
     """Returns the class of a kind of controller, of this package or of another that is installed."""
-    if kind in _OWN:
-        return _OWN[kind]
+    if found := _OWN.get(kind) or _GIVEN.get(kind):
+        return found
     for point in entry_points(group=GROUP):
-        found: type[Storable] | None = point.load()(kind)
-        if found is not None:
-            return found
+        offered: type[Storable] | None = point.load()(kind)
+        if offered is not None:
+            return offered
     raise CheckpointError(
         f"Expected a policy of a kind in {sorted(_OWN)} or of an installed package (entry point group {GROUP!r}), "
         f"got {kind!r}. SpecKV's own agents are there once installed: `pip install -e .` in the checkout."

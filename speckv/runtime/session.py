@@ -4,11 +4,13 @@
 import copy
 import logging
 import math
+import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -48,6 +50,9 @@ class Session:
         max_new_tokens: Token budget, the prefill's token included; where the budget is hidden, an upper bound.
         hidden: Some of `HIDDEN`; `typical` stands for their features.
         refuse: A reason for the fallback at every decision, such as another vocabulary.
+        passes: Whether `go_on` and `end_step` are called right after each draft pass and the verification, so that
+            these can be timed apart; else only whole steps are.
+        clock: Seconds.
     """
 
     def __init__(
@@ -63,8 +68,10 @@ class Session:
         hidden: Collection[str] = (),
         typical: FloatArray | None = None,
         refuse: str | None = None,
+        passes: bool = True,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._controller = controller
+        self._controller, self._passes, self._clock = controller, passes, clock
         self._stops = isinstance(controller, StoppingController)
         self._memory = RequestMemory(
             cost_ratio=cost_ratio, bits_per_weight=bits_per_weight, budget=max(max_new_tokens, 1)
@@ -80,7 +87,8 @@ class Session:
             self._count(refuse)
         self._decided = False
         self._gamma = 0
-        self._began = time.perf_counter()
+        # When the step began, and its first and newest token were drafted.
+        self._began = self._first = self._newest = clock()
         controller.reset()
 
     @property
@@ -110,12 +118,14 @@ class Session:
             except Exception as error:  # whatever a policy does, the text goes on
                 self._failed(error)
         self._gamma = max(0, min(gamma, self._gamma_max, memory.tokens_left - 1))
-        self._began = time.perf_counter()
+        self._began = self._clock()
         return self._gamma
 
     def go_on(self, entropy: float = _NAN, confidence: float = _NAN, margin: float = _NAN) -> bool:
         """Records a drafted token, which stays in the draft, and returns whether to draft another."""
-        memory = self._memory
+        memory, self._newest = self._memory, self._clock()
+        if not memory.drafted:
+            self._first = self._newest
         possible = _possible(entropy, confidence) and -_SLACK <= margin <= 1 + _SLACK
         if not possible:
             entropy, confidence, margin = _SURE
@@ -145,22 +155,40 @@ class Session:
         num_drafted: int | None = None,
         num_emitted: int | None = None,
         seconds: float | None = None,
+        draft_s: float | None = None,
+        first_draft_s: float | None = None,
+        verify_s: float | None = None,
     ) -> None:
         """Records the outcome of a step.
+
+        Without times, the session's own clock counts. A loop on an asynchronous device should give times from events of
+        the device.
 
         Args:
             target_entropy: At the newest emitted token, in nats; ignored if the target's signals are hidden.
             num_drafted: Tokens verified; by default the calls of `go_on`. A loop may verify fewer; from a step whose
                 whole draft it drops, the controller learns nothing.
             num_emitted: Tokens added to the output; by default one more than were accepted.
-            seconds: Of the step; by default since `begin_step` returned.
+            seconds: Of the step; by default the sum of `draft_s` and `verify_s`, or the time since `begin_step`
+                returned.
+            draft_s: Of all draft passes.
+            first_draft_s: Of the first one; by default their mean.
+            verify_s: Of the target's pass.
         """
-        memory = self._memory
-        elapsed = time.perf_counter() - self._began if seconds is None else seconds
+        memory, now = self._memory, self._clock()
+        drafted = len(memory.drafted) if num_drafted is None else int(num_drafted)
+        if draft_s is None and first_draft_s is None and verify_s is None and seconds is None and self._passes:
+            # Passes are known where as many tokens were verified as were drafted.
+            if drafted == len(memory.drafted):
+                draft_s = self._newest - self._began if drafted else 0.0
+                first_draft_s, verify_s = (self._first - self._began if drafted else 0.0), now - self._began - draft_s
+        elif seconds is None and verify_s is not None:
+            seconds = (draft_s or 0.0) + verify_s
+        elapsed = now - self._began if seconds is None else seconds
         if not (math.isfinite(elapsed) and elapsed > 0):
             self._count("a step's time that cannot be")
-            elapsed = max(time.perf_counter() - self._began, 1e-9)
-        drafted = len(memory.drafted) if num_drafted is None else int(num_drafted)
+            elapsed, verify_s = max(now - self._began, 1e-9), None
+        passes = _passes(drafted, draft_s, first_draft_s, verify_s)
         if not 0 <= num_accepted <= drafted:
             self._count("a step's counts that cannot be")
             drafted = max(drafted, 0)
@@ -189,6 +217,7 @@ class Session:
                     target_entropy=entropy,
                     target_confidence=confidence,
                     seconds=elapsed,
+                    **passes,
                 )
             )
         self._decided = False
@@ -220,6 +249,17 @@ class Session:
         self._warnings[reason] += 1
 
 
+def _passes(drafted: int, draft_s: float | None, first_s: float | None, verify_s: float | None) -> dict[str, float]:
+    """Times of passes for a `StepOutcome`; none if one is missing or cannot be."""
+    draft_s = 0.0 if draft_s is None and not drafted else draft_s
+    if draft_s is None or verify_s is None:
+        return {}
+    first_s = draft_s / max(drafted, 1) if first_s is None else first_s
+    if not 0.0 <= first_s <= draft_s < math.inf or not 0.0 < verify_s < math.inf:
+        return {}
+    return {"draft_s": draft_s, "first_draft_s": first_s, "verify_s": verify_s}
+
+
 def _possible(entropy: float, confidence: float) -> bool:
     # NaN is within no bounds.
     return -_SLACK <= entropy <= _MOST_NATS and -_SLACK <= confidence <= 1 + _SLACK
@@ -232,22 +272,37 @@ def shared(learner: Controller) -> Controller:
     return SharedStoppingSession(learner) if isinstance(learner, StoppingController) else SharedLearnerSession(learner)
 
 
+_LOCKS: WeakKeyDictionary[object, threading.RLock] = WeakKeyDictionary()
+_LOCKING = threading.Lock()
+
+
+def _lock_of(learner: object) -> threading.RLock:
+    """The lock of a learner, for all its sessions."""
+    with _LOCKING:
+        return _LOCKS.setdefault(learner, threading.RLock())
+
+
 class SharedLearnerSession:
-    """One request's view of a shared learner; the request's state is loaded and saved around each call."""
+    """One request's view of a shared learner; the request's state is loaded and saved around each call.
+
+    Threads take turns, so that each call is whole.
+    """
 
     def __init__(self, learner: InterleavedLearner) -> None:
         self.name, self.charges_decision = learner.name, learner.charges_decision
-        self._learner = learner
+        self._learner, self._lock = learner, _lock_of(learner)
         # Of another request until `reset`; a copy, so that neither changes the other's.
-        self._request = copy.deepcopy(learner.save_request())
+        with self._lock:
+            self._request = copy.deepcopy(learner.save_request())
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        self._learner.load_request(self._request)
-        try:
-            yield
-        finally:
-            self._request = self._learner.save_request()
+        with self._lock:
+            self._learner.load_request(self._request)
+            try:
+                yield
+            finally:
+                self._request = self._learner.save_request()
 
     def reset(self) -> None:
         """Begins the request."""

@@ -12,9 +12,8 @@ from speckv.agents.runs.evaluating import latest_run
 from speckv.errors import CheckpointError
 from speckv.observation import SCHEMA
 from speckv.runtime import Policy, PolicyController
-from speckv.runtime import shipped as policies
 from speckv.runtime.policy import load_controller, named_apart
-from speckv.runtime.shipped import shipped_for
+from speckv.runtime.shipped import shipped_for, shipped_policy
 from speckv.runtime.storage import RUN_POLICY
 from tests.fakes_policies import store
 from tests.speckv.test_runtime_learned import random_policy
@@ -79,8 +78,6 @@ def test_the_latest_run_is_the_newest_that_fits(tmp_path: Path) -> None:
     assert latest_run(tmp_path, cost="c", traces_sha256="t") == tmp_path / "a"
 
 
-def test_a_shipped_policy_goes_by_its_cost_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(policies, "SHIPPED", tmp_path)
-    Policy.of(PolicyController(random_policy())).save(tmp_path / "fast.speckv")
-    assert shipped_for("fast") == tmp_path / "fast.speckv"
-    assert shipped_for("slow") == tmp_path / "cpu-2core.speckv"
+def test_a_lookup_has_a_shipped_policy_of_its_own() -> None:
+    assert shipped_for() == shipped_for("Qwen/Qwen2.5-Coder-0.5B-Instruct") == shipped_policy("self-timed")
+    assert shipped_for("prompt-lookup(4,2)") == shipped_for("lookup") == shipped_policy("self-timed-lookup")

@@ -22,7 +22,6 @@ from speckv.replay import replay_controller, replay_stream
 from speckv.runtime import Policy, load
 from speckv.runtime.policy import load_controller
 from speckv.runtime.session import Session
-from speckv.runtime.shipped import shipped_policy
 from speckv.runtime.storage import make_script
 from speckv.runtime.storage import play as play_vectors
 from speckv.traces import TraceSequence, TraceSet, find_traces
@@ -70,10 +69,8 @@ def test_a_session_decides_as_replay_does_on_test_prompts(both: tuple[Controller
 
 
 @pytest.mark.parametrize("name", ["cpu-2core", "rtx3090-paper"])
-def test_so_does_a_shipped_policy(name: str, shipped: TraceSet, tmp_path: Path) -> None:
-    live = load_controller(shipped_policy(name))
-    Policy.of(live, fallback={"fp16": 2}).save(tmp_path / "mine.speckv")
-    assert_same_steps(live, load(tmp_path / "mine.speckv"), shipped, CostTable.load(name))
+def test_so_does_the_shipped_policy(name: str, shipped: TraceSet) -> None:
+    assert_same_steps(load("shipped").controller, load("shipped"), shipped, CostTable.load(name))
 
 
 @pytest.fixture(scope="module")

@@ -68,4 +68,4 @@ def test_every_agent(name: str, models: tuple[CausalModel, CausalModel], recordi
 
 
 def test_the_shipped_policy(models: tuple[CausalModel, CausalModel], recording: Recording) -> None:
-    assert compare(load_controller(shipped_policy("cpu-2core")), models, recording) > 0
+    assert compare(load_controller(shipped_policy("cpu-2core-ppo")), models, recording) > 0

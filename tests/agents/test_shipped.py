@@ -18,7 +18,7 @@ from speckv.observation import SCHEMA, observe_draft
 from speckv.replay import visit
 from speckv.runtime import Policy, matching
 from speckv.runtime.constant import ConstantGamma
-from speckv.runtime.shipped import LEARNER, SHIPPED, load_for, shipped_for
+from speckv.runtime.shipped import LEARNER, SHIPPED, with_cost_table
 from speckv.traces import TraceSet, find_traces
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -26,28 +26,30 @@ LARGEST_BYTES = 500_000
 
 
 @pytest.mark.parametrize("name", ["cpu-2core", "rtx3090-paper"])
-def test_shipped_is_the_row_of_the_published_table(name: str) -> None:
+def test_shipped_is_level_with_the_row_of_a_policy_that_is_told_the_times(name: str) -> None:
     source = Source.find("shipped", cost=name)
     test = source.traces.select(split="test")
     groups = json.loads((RESULTS / f"zoo-{name}.json").read_text(encoding="utf-8"))["groups"]
     for compression in test.compressions:
-        sums = controller_sums(
-            source.policy().controller, *compile_pair(test.select(compressions=[compression]), source.cost)
-        )
+        pair = compile_pair(test.select(compressions=[compression]), source.cost)
+        sums = controller_sums(source.policy().controller, *pair)
         rows = next(g["rows"] for g in groups if g["compression"] == compression)
         row = next(r for r in rows if r["controller"] == "survival-stopping")
-        found = float(sums.tokens.sum() / sums.seconds.sum())
-        assert found == pytest.approx(row["throughput_tokens_per_s"], rel=1e-5), compression
+        assert float(sums.tokens.sum() / sums.seconds.sum()) > 0.985 * row["throughput_tokens_per_s"], compression
 
 
 @pytest.mark.parametrize("folder", sorted(SHIPPED.glob("*.speckv")), ids=lambda folder: folder.stem)
-def test_every_shipped_policy_is_of_its_cost_table(folder: Path) -> None:
+def test_every_shipped_policy_states_what_it_was_made_from(folder: Path) -> None:
     policy = Policy.load(folder)
-    table = CostTable.load(folder.stem.removesuffix(LEARNER))
-    assert policy.trained_on["cost_sha256"] == table.sha256
-    assert policy.compressions == table.compressions
+    learner = folder.stem.endswith(LEARNER)
+    if learner:
+        table = CostTable.load(folder.stem.removesuffix(LEARNER))
+        assert policy.trained_on["cost_sha256"] == table.sha256
+        assert policy.compressions == table.compressions
+    assert policy.times_itself != learner
+    assert ("cost" in policy.trained_on) == learner
     assert find_traces(policy.trained_on["traces"]).is_file()
-    assert policy.granularity == ("step" if folder.stem.endswith(LEARNER) else "token")
+    assert policy.granularity == ("step" if learner else "token")
 
 
 def test_a_shipped_policy_is_found_by_its_name_with_its_training_data() -> None:
@@ -66,16 +68,13 @@ def cheap_drafts() -> CostTable:
     return replace(table, name="mine", entries=entries)
 
 
-def test_another_cost_table_brings_its_times() -> None:
-    table = cheap_drafts()
-    moved, own = load_for(shipped_for("mine"), table), Policy.load(SHIPPED / "cpu-2core.speckv")
-    np.testing.assert_allclose(moved.controller.times.draft_s, own.controller.times.draft_s / 10)  # type: ignore[attr-defined]
-    assert moved.trained_on["cost_sha256"] == table.sha256
-    test = TraceSet.load(find_traces("qwen2.5-coder-greedy")).select(split="test", compressions=["nf4"])
-    seconds = [controller_sums(p.controller, *compile_pair(test, table)).seconds.sum() for p in (moved, own)]
-    assert own.never_drafts("nf4")
-    assert not moved.never_drafts("nf4")
-    assert seconds[0] < seconds[1]
+@pytest.fixture(scope="module")
+def told() -> Policy:
+    source = Source.find("shipped")
+    return replace(source.told(source.policy()), trained_on={**source.policy().trained_on, **TOLD})
+
+
+TOLD = {"cost": "cpu-2core", "cost_sha256": CostTable.load("cpu-2core").sha256}
 
 
 @pytest.fixture
@@ -85,8 +84,8 @@ def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     return caplog
 
 
-def test_another_pair_or_table_is_said_once(logged: pytest.LogCaptureFixture) -> None:
-    policy = Policy.load(SHIPPED / "cpu-2core.speckv")
+def test_another_pair_or_table_is_said_once(told: Policy, logged: pytest.LogCaptureFixture) -> None:
+    policy = told
     same: dict[str, Any] = {
         "target": "Qwen/Qwen2.5-Coder-1.5B-Instruct",
         "draft": "models--Qwen--Qwen2.5-Coder-0.5B-Instruct/snapshots/abc",
@@ -99,7 +98,7 @@ def test_another_pair_or_table_is_said_once(logged: pytest.LogCaptureFixture) ->
         matching.warn_of_differences(policy, **{**same, "draft": "SmolLM2-135M", "cost": cheap_drafts()})
     (line,) = logged.messages
     assert "draft qwen2.5-coder-0.5b-instruct (here smollm2-135m), cost table cpu-2core (here mine)" in line
-    assert "speckv calibrate" in line
+    assert "speckv train agent=self_timed" in line
     renamed = replace(cheap_drafts(), name="cpu-2core")
     assert matching.differences(policy, cost=renamed) == ["other times of cost table cpu-2core"]
     assert not matching.differences(Policy.of(ConstantGamma(2)), **same)
@@ -116,20 +115,20 @@ def test_another_machine_is_said(logged: pytest.LogCaptureFixture) -> None:
     assert "cpu-2core was measured on Intel(R) Xeon(R) Processor, 2 cores, and this is AMD EPYC, 8 cores" in line
 
 
-def test_where_nothing_pays_is_said(logged: pytest.LogCaptureFixture) -> None:
-    table = CostTable.load("cpu-2core")
-    policy = Policy.load(SHIPPED / "cpu-2core.speckv")
+def test_where_nothing_pays_is_said(told: Policy, logged: pytest.LogCaptureFixture) -> None:
+    table, policy = CostTable.load("cpu-2core"), told
     matching.warn_of_no_gain(policy, "fp16", table)
     matching.warn_of_no_gain(policy, "int8", table)
     assert not logged.messages
     matching.warn_of_no_gain(policy, "nf4", table)
     dear = replace(table, name="dear", entries={n: replace(e, draft_s=e.verify_s) for n, e in table.entries.items()})
-    matching.warn_of_no_gain(load_for(shipped_for("dear"), dear), "fp16", dear)
+    moved = replace(told, controller=with_cost_table(Policy.load("shipped").controller, dear, dear.compressions))
+    matching.warn_of_no_gain(moved, "fp16", dear)
     assert [line[:53] for line in logged.messages] == [
         "the draft pass takes 0.86 of a target pass at nf4 on ",
         "the draft pass takes 1.00 of a target pass at fp16 on",
     ]
-    assert logged.messages[0].endswith("plain decoding is the fastest there, and survival-stopping does not draft.")
+    assert logged.messages[0].endswith("plain decoding is the fastest there, and self-timed does not draft.")
     assert SCHEMA.size == len(policy.typical)
 
 
@@ -143,7 +142,8 @@ def test_a_busy_machine_is_said(logged: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize("name", ["cpu-2core", "rtx3090-paper"])
 def test_its_graph_decides_alike(name: str, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    policy = Policy.load(SHIPPED / f"{name}.speckv")
+    source = Source.find("shipped", cost=name)
+    policy = source.told(source.policy())
     test = TraceSet.load(find_traces("qwen2.5-coder-greedy")).select(split="test")
     pair = compile_pair(test, CostTable.load(name))
     states = visit(*pair, policy.controller)

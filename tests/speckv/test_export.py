@@ -137,5 +137,15 @@ def test_a_folder_that_does_not_say_is_asked_for(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{", encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"expected a readable run\.json"):
         Source.find(str(tmp_path))
-    with pytest.raises(ConfigError, match="--cost NAME for an export"):
-        Source.find("shipped")
+
+
+def test_the_shipped_policy_is_told_a_cost_table_only_where_it_cannot_learn() -> None:
+    source = Source.find("shipped")
+    assert source.cost.name == "cpu-2core"
+    policy = source.policy()
+    assert policy.times_itself
+    told = source.told(policy)
+    assert not told.learns
+    assert [told.never_drafts(name) for name in ("fp16", "int8", "nf4")] == [False, False, True]
+    fixed = Policy.of(ConstantGamma(3))
+    assert source.told(fixed) is fixed

@@ -26,6 +26,7 @@ from speckv.integrations.transformers.models import (
     as_draft,
     require_pair,
     require_plain_adapters,
+    shipped_with,
     vocabulary,
     warn_if_trained_elsewhere,
 )
@@ -242,7 +243,7 @@ class Hooks:
 def control(
     target: Any,
     draft: Any,
-    policy: Policy | Path | str,
+    policy: Policy | Path | str | None = None,
     *,
     compression: str | None = None,
     cost_ratio: float | None = None,
@@ -256,7 +257,8 @@ def control(
     Args:
         target: A transformers model, or one inside a wrapper of PEFT, torch.compile or distributed training.
         draft: Likewise, with the target's tokenizer.
-        policy: A loaded policy, or the folder of an exported one; its `warnings` count uses of its fallback.
+        policy: A loaded policy, or the folder of an exported one; its `warnings` count uses of its fallback. By default
+            the shipped one, which learns the times of steps and remembers those of each pair.
         compression: Of the target; the policy's first by default.
         cost_ratio: One draft pass over one target pass; by default that of the policy's training.
 
@@ -269,9 +271,10 @@ def control(
         ModelError: for models whose cache cannot be rolled back.
         CheckpointError: if the folder's policy cannot be used.
     """
-    policy = policy if isinstance(policy, Policy) else Policy.load(policy)
     target, draft = _inner(target), _inner(draft)
     require_pair(target, draft)
+    policy = shipped_with(target, draft) if policy is None else policy
+    policy = policy if isinstance(policy, Policy) else Policy.load(policy)
     warn_if_trained_elsewhere(policy, target, draft, compression)
     with exclusive(policy):
         policy.session(max_new_tokens=1, compression=compression)  # refuses a wrong compression before `generate`

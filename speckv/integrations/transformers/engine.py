@@ -11,7 +11,6 @@ import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,7 +23,6 @@ from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.stopping_criteria import EosTokenCriteria
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from speckv.cost import CostTable
 from speckv.decoding import DecodeStep, Engine, SamplingConfig
 from speckv.errors import ConfigError
 from speckv.integrations.transformers.candidates import exclusive
@@ -33,6 +31,7 @@ from speckv.integrations.transformers.models import (
     as_is,
     require_pair,
     scored_by_both,
+    shipped_with,
     vocabulary,
     warn_if_trained_elsewhere,
 )
@@ -41,11 +40,8 @@ from speckv.models.defaults import token_ids
 from speckv.models.pair import causal_model
 from speckv.models.parts import hard_context_limit, unwrapped
 from speckv.models.processors import Processors
-from speckv.profiling.machine import describe_machine
-from speckv.runtime.matching import warn_of_machine
 from speckv.runtime.policy import Policy
 from speckv.runtime.session import Session
-from speckv.runtime.shipped import shipped_policy
 from speckv.types import FloatArray
 
 _LARGEST_SEED = 2**62
@@ -240,8 +236,8 @@ def custom_generate(
 
     Args:
         draft_model: Not used if the policy never drafts.
-        policy: A loaded policy, or the folder of an exported one; by default the shipped one of `cpu-2core`, or on
-            CUDA of `rtx3090-paper`.
+        policy: A loaded policy, or the folder of an exported one; by default the shipped one, which learns the times
+                of steps from call to call.
         compression: Of the target; the policy's first by default.
         cost_ratio: One draft pass over one target pass; by default that of the policy's training.
 
@@ -253,7 +249,7 @@ def custom_generate(
     if draft_model is None:
         raise ConfigError("Expected draft_model=DRAFT beside custom_generate, got none.")
     if policy is None:
-        policy = _shipped("rtx3090-paper" if input_ids.device.type == "cuda" else "cpu-2core")
+        policy = shipped_with(model, draft_model)
     policy = policy if isinstance(policy, Policy) else Policy.load(policy)
     require_pair(model, draft_model)
     warn_if_trained_elsewhere(policy, model, draft_model, compression)
@@ -278,12 +274,6 @@ def custom_generate(
     cache = engine.target_cache.exported() if generation_config.use_cache else None
     output: Any = GenerateDecoderOnlyOutput
     return output(**{"sequences": sequences, _CACHE_FIELD: cache})  # type: ignore[no-any-return]
-
-
-@cache
-def _shipped(cost: str) -> Policy:
-    warn_of_machine(CostTable.load(cost), describe_machine())
-    return Policy.load(shipped_policy(cost))
 
 
 def decode(
@@ -322,7 +312,9 @@ def decode(
                 outcome.target_confidence,
                 num_drafted=outcome.num_drafted,
                 num_emitted=outcome.num_emitted,
-                seconds=outcome.seconds,
+                draft_s=outcome.draft_s,
+                first_draft_s=outcome.first_draft_s,
+                verify_s=outcome.verify_s,
             )
         _stream(request, step)
     if request.streamer is not None:

@@ -3,6 +3,7 @@
 
 from dataclasses import replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -14,6 +15,7 @@ from speckv.models.causal import with_vocabulary
 from speckv.models.parts import context_limit, hard_context_limit, unwrapped
 from speckv.runtime.matching import warn_of_differences
 from speckv.runtime.policy import Policy
+from speckv.runtime.shipped import WORD
 from speckv.types import same_but_padding
 
 
@@ -25,6 +27,18 @@ def vocabulary(model: PreTrainedModel) -> int:
 def scored_by_both(target: PreTrainedModel, draft: PreTrainedModel) -> int:
     """The smaller of two vocabulary sizes that differ by padding."""
     return min(vocabulary(target), vocabulary(draft))
+
+
+_SHIPPED: WeakKeyDictionary[nn.Module, WeakKeyDictionary[nn.Module, Policy]] = WeakKeyDictionary()
+
+
+def shipped_with(target: nn.Module, draft: nn.Module) -> Policy:
+    """The shipped policy of a pair: what it learns of their times stays, as long as both models do."""
+    policies = _SHIPPED.setdefault(unwrapped(target), WeakKeyDictionary())
+    inner = unwrapped(draft)
+    if inner not in policies:
+        policies[inner] = Policy.load(WORD)
+    return policies[inner]
 
 
 def warn_if_trained_elsewhere(

@@ -191,7 +191,7 @@ def test_a_damaged_folder_is_refused(
         ([], "Expected run folders first"),
         (["out=x.html"], "Expected run folders first"),
         (["/no/such/run"], "a run folder or a policy's folder"),
-        (["shipped"], "Name it: cost=NAME data=NAME"),
+        (["shipped"], "to name recordings and cost table"),
         (["{run}", "prompts_per_task=0"], "prompts_per_task of 1 or more"),
         (["{run}", "prompts=[none.jsonl]"], "found nothing"),
         (["{run}", "prompt_per_task=2"], "Did you mean 'prompts_per_task'"),
