@@ -175,6 +175,11 @@ class SelfTimed:
         self._rows: dict[float, int] = {}
         self._request = _Request()
 
+    @property
+    def learns_acceptance(self) -> bool:
+        """Whether the inner controller learns, too; else outcomes may be of several requests, or come late."""
+        return bool(getattr(self.inner, "learns", False))
+
     # -- storage ------------------------------------------------------------------------------------------------------
 
     def state(self) -> ControllerState:
@@ -300,6 +305,11 @@ class SelfTimedStopping(SelfTimed):
     """The same of a controller that decides token by token."""
 
     kind = "self_timed"
+
+    @property
+    def gamma_ahead(self) -> int:
+        """The best gamma by what is known before the step, for use where signals of drafts are missing."""
+        return self._request.forced or max(int(self.inner.gamma_ahead), 1)
 
     @staticmethod
     def _least(large: Large) -> int:

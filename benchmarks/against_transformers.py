@@ -11,9 +11,11 @@ we differ by the loop alone. The report is rewritten after each prompt.
 """
 
 import argparse
+import copy
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +32,7 @@ from speckv.evaluation.bootstrap import resample_counts
 from speckv.models import ModelPair
 from speckv.models.device import without_plans
 from speckv.models.dtypes import dtype_name
-from speckv.models.linear import stock_linear
+from speckv.models.linear import stock_layers
 from speckv.profiling.machine import describe_machine
 from speckv.profiling.prompts import Prompt, first_of_each, read_prompts
 from speckv.runtime.constant import ConstantGamma
@@ -46,7 +48,7 @@ WHAT = (
 
 
 def generated(pair: ModelPair, max_new_tokens: int, **options: object) -> Decode:
-    """Transformers' `generate`, greedy, on the layers that the pair has."""
+    """Transformers' `generate`, greedy."""
 
     def decode(ids: Sequence[int], _: str) -> list[int]:
         tokens = torch.tensor([list(ids)], device=pair.target.device)
@@ -66,23 +68,20 @@ def generated(pair: ModelPair, max_new_tokens: int, **options: object) -> Decode
     return decode
 
 
-def theirs(pair: ModelPair, max_new_tokens: int, **options: object) -> Decode:
-    """The same on the layers that transformers comes with."""
-    return on_stock_layers(pair, generated(pair, max_new_tokens, **options))
-
-
-def on_stock_layers(pair: ModelPair, inner: Decode) -> Decode:
-    """A way to decode on the layers that transformers comes with."""
-
-    def decode(ids: Sequence[int], name: str) -> list[int]:
-        with stock_linear(pair.target.hf, pair.draft.hf):
-            return inner(ids, name)
-
-    return decode
+def on_stock_layers(pair: ModelPair) -> ModelPair:
+    """A copy of a pair with the layers that transformers comes with; the pair itself on a GPU, where it has those."""
+    if pair.target.device.type != "cpu":
+        return pair
+    copies = []
+    for model in (pair.target, pair.draft):
+        copied = model.sharing(copy.deepcopy(model.hf))
+        stock_layers(copied.hf)
+        copies.append(copied)
+    return replace(pair, target=copies[0], draft_model=copies[1])
 
 
 def assisted(pair: ModelPair, max_new_tokens: int, **settings: object) -> Decode:
-    """Transformers' assisted generation with our draft, on the layers that the pair has; `settings` tell the draft."""
+    """Transformers' assisted generation with our draft; `settings` tell the draft."""
     inner = generated(pair, max_new_tokens, assistant_model=pair.draft.hf)
 
     def decode(ids: Sequence[int], name: str) -> list[int]:
@@ -103,18 +102,15 @@ def ours(engine: Engine, controller: Controller, context: RequestContext, max_ne
     return decode
 
 
-def assisted_at(
-    pair: ModelPair, gamma: int, max_new_tokens: int, *, threshold: float = 0.0, stock: bool = True
-) -> Decode:
+def assisted_at(pair: ModelPair, gamma: int, max_new_tokens: int, *, threshold: float = 0.0) -> Decode:
     """Transformers' assisted generation with one draft length; a threshold of 0 lets no doubt end a draft earlier."""
-    found = assisted(
+    return assisted(
         pair,
         max_new_tokens,
         num_assistant_tokens=gamma,
         num_assistant_tokens_schedule="constant",
         assistant_confidence_threshold=threshold,
     )
-    return on_stock_layers(pair, found) if stock else found
 
 
 def theirs_assisted(pair: ModelPair, gamma: int, max_new_tokens: int) -> dict[str, Decode]:
@@ -151,13 +147,14 @@ def make_arms(pair: ModelPair, options: argparse.Namespace, longest: int) -> dic
     context = RequestContext(compression=options.compression, cost_ratio=table.cost_ratio(options.compression))
     engines = make_engines(pair, longest)
     mine = partial(ours, engines.drafting, context=context, max_new_tokens=options.max_new_tokens)
+    stock = on_stock_layers(pair)
     arms = {
-        THEIRS: theirs(pair, options.max_new_tokens),
+        THEIRS: generated(stock, options.max_new_tokens),
         "ours, plain": ours(engines.alone, ConstantGamma(0), context, options.max_new_tokens),
         f"ours, {options.gamma}": mine(ConstantGamma(options.gamma)),
-        **theirs_assisted(pair, options.gamma, options.max_new_tokens),
+        **theirs_assisted(stock, options.gamma, options.max_new_tokens),
         f"{THEIRS_ASSISTED}, {options.gamma}, {ON_OUR_LAYERS}": assisted_at(
-            pair, options.gamma, options.max_new_tokens, stock=False
+            pair, options.gamma, options.max_new_tokens
         ),
     }
     for path in options.controllers:

@@ -2,14 +2,14 @@
 """An exported policy inside transformers, beside what transformers does by itself, in one process.
 
     python -m benchmarks.in_transformers --prompts TEST.jsonl --train TRAIN.jsonl --weights FOLDER \
-        --policy mine.speckv --out benchmarks/results/in-transformers.json
+        --out benchmarks/results/in-transformers.json
 
 Arms: plain `generate`; assisted generation at its default, with its heuristic, at the best constant; the policy in it
 by `control`; the policy in our engine by `custom_generate`. The constant is the one of 1 to 8 with which assisted
 generation itself decodes train prompts fastest. Every prompt is decoded by all arms, in rotating order. Seconds are
 those of whole calls, prefill included. transformers' arms and `control` run on the layers that it comes with,
-`custom_generate` on prepared models. Whether scikit-learn is installed decides what transformers' default does: with it
-the confidence threshold adapts.
+`custom_generate` and the arms "on our layers" on prepared models. Whether scikit-learn is installed decides what
+transformers' default does: with it the confidence threshold adapts.
 """
 
 import argparse
@@ -25,13 +25,13 @@ from transformers.utils.import_utils import is_sklearn_available
 
 from benchmarks import qwen
 from benchmarks.against_transformers import (
+    ON_OUR_LAYERS,
     THEIRS,
     THEIRS_ASSISTED,
     assisted,
     assisted_at,
     generated,
     on_stock_layers,
-    theirs,
     theirs_assisted,
 )
 from benchmarks.arms import (
@@ -62,7 +62,7 @@ GAMMAS = tuple(range(1, 9))
 
 def controlled(pair: ModelPair, policy: Policy, max_new_tokens: int) -> Decode:
     """Assisted generation under a policy."""
-    inner = theirs(pair, max_new_tokens, assistant_model=pair.draft.hf)
+    inner = generated(pair, max_new_tokens, assistant_model=pair.draft.hf)
 
     def decode(ids: Sequence[int], name: str) -> list[int]:
         with control(pair.target.hf, pair.draft.hf, policy):
@@ -102,29 +102,35 @@ def best_constant(pair: ModelPair, options: argparse.Namespace) -> BestConstant:
     return found
 
 
-def make_arms(pair: ModelPair, policy: Policy, gamma: int, options: argparse.Namespace) -> dict[str, Decode]:
+def make_arms(pair: ModelPair, stock: ModelPair, gamma: int, options: argparse.Namespace) -> dict[str, Decode]:
     """Name -> how to decode.
 
     Args:
         pair: Decodes.
-        policy: Ours.
+        stock: The same on transformers' own layers.
         gamma: The best constant.
         options: The command line.
     """
     most = options.max_new_tokens
     best = Policy.of(ConstantGamma(gamma))
-    ways = {"control": controlled, "custom_generate": engine}
+    ways = {
+        "control": (controlled, stock),
+        f"control {ON_OUR_LAYERS}": (controlled, pair),
+        "custom_generate": (engine, pair),
+    }
     heuristic = {
         "num_assistant_tokens_schedule": "heuristic_transient",
         "num_assistant_tokens": 5,
         "assistant_confidence_threshold": 0.0,
     }
     return {
-        THEIRS: theirs(pair, most),
-        **theirs_assisted(pair, gamma, most),
-        f"{THEIRS_ASSISTED}, heuristic": on_stock_layers(pair, assisted(pair, most, **heuristic)),
-        **{f"{way}, {gamma}": make(pair, best, most) for way, make in ways.items() if options.constants},
-        **{f"{way}, {policy.name}": make(pair, policy, most) for way, make in ways.items()},
+        THEIRS: generated(stock, most),
+        f"{THEIRS} {ON_OUR_LAYERS}": generated(pair, most),
+        **theirs_assisted(stock, gamma, most),
+        f"{THEIRS_ASSISTED}, heuristic": assisted(stock, most, **heuristic),
+        **{f"{way}, {gamma}": make(on, best, most) for way, (make, on) in ways.items() if options.constants},
+        # A policy each: those that learn times would mix them up.
+        **{f"{way}, policy": make(on, load(options.policy), most) for way, (make, on) in ways.items()},
     }
 
 
@@ -147,6 +153,7 @@ def render(
     content = {
         "what": "whole calls, prefill included, arms interleaved in one process",
         "pair": qwen.NAME,
+        "compression": pair.config.compression,
         "dtype": dtype_name(pair.target.dtype),
         "max_new_tokens": max_new_tokens,
         "policy": policy.name,
@@ -163,7 +170,6 @@ def render(
             }
             for name in runs.seconds
         },
-        "fallbacks": dict(policy.warnings),
         "scikit_learn_installed": is_sklearn_available(),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "machine": describe_machine(pair.target.device),
@@ -177,9 +183,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prompts", nargs="+", required=True, help="test prompts")
     parser.add_argument("--per-task", type=int, default=3)
     parser.add_argument("--weights", type=Path, required=True, help="folder with the pair's GGUF files")
-    parser.add_argument("--policy", required=True, help="an exported policy's folder")
+    parser.add_argument("--policy", default="shipped", help="a policy's folder, or `shipped`")
     add_constant_arguments(parser, GAMMAS)
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--compression", default="fp16", help="of the target")
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--constants", action="store_true", help="also the best constant, through both ways of ours")
     parser.add_argument("--out", type=Path)
@@ -195,10 +202,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     transformers.logging.set_verbosity_error()
     options = parse(arguments)
     prompts = choose(options.prompts, "test", options.per_task)
-    pair = qwen.load_qwen(options.weights, dtype=options.dtype)
+    pair = qwen.load_qwen(options.weights, dtype=options.dtype, compression=options.compression)
     prepare(pair.target.hf, pair.draft.hf)
-    policy, best = load(options.policy), best_constant(pair, options)
-    arms = make_arms(pair, policy, best.gamma, options)
+    stock = on_stock_layers(pair)
+    policy, best = load(options.policy), best_constant(stock, options)
+    arms = make_arms(pair, stock, best.gamma, options)
 
     def report(runs: Runs) -> str:
         most = options.max_new_tokens

@@ -14,7 +14,6 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,7 +24,7 @@ from speckv.models.causal import CausalModel
 from speckv.models.compression import silence_int8_cast_notice
 from speckv.models.device import use_threads
 from speckv.models.dtypes import resolve_dtype
-from speckv.models.linear import fastest_products, stock_linear
+from speckv.models.linear import fastest_products, stock_layers, use_fast_linear
 from speckv.models.pair import load_model, resolve_device
 from speckv.profiling.machine import describe_machine
 
@@ -53,9 +52,9 @@ def compare(model: CausalModel, widths: Sequence[int], *, rounds: int, repeats: 
     times: dict[tuple[str, int], list[float]] = defaultdict(list)
     for _ in range(rounds):
         for kind in (STOCK, FAST):
-            with stock_linear(model.hf) if kind == STOCK else nullcontext():
-                for width in widths:
-                    times[kind, width].append(pass_s(model, width, repeats))
+            (stock_layers if kind == STOCK else use_fast_linear)(model.hf)
+            for width in widths:
+                times[kind, width].append(pass_s(model, width, repeats))
     rows = []
     for width in widths:
         stock, fast = times[STOCK, width], times[FAST, width]

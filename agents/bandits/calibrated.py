@@ -146,7 +146,7 @@ class CalibratedStopping(Bandit):
     decides_at_large: ClassVar[bool] = True
     settings_class = CalibratedSettings
     learned = ("weights", "mean_logit", "tested", "num_tested", "num_steps")
-    of_request = ("_last", "_compression", "_local", "_ahead", "_price", "_survival")
+    of_request = ("_last", "_compression", "_local", "_ahead", "_price", "_survival", "gamma_ahead")
 
     def __init__(self, settings: CalibratedSettings, times: StepTimes, seed: int) -> None:
         super().__init__("calibrated-stopping", (0, settings.gamma_max), times, seed=seed)
@@ -160,7 +160,7 @@ class CalibratedStopping(Bandit):
         self._compression = 0
         self._local: float | None = None
         self._ahead: Float64 = np.zeros(depth)
-        self._price = 0.0
+        self._price, self.gamma_ahead = 0.0, 0
         self._survival = [1.0]
 
     def reset(self) -> None:
@@ -194,7 +194,8 @@ class CalibratedStopping(Bandit):
         self._compression = compression
         at_large, seconds = self.mean_logit[compression], self.times.step_s(observation[np.newaxis])[0]
         self._ahead = self._chances(at_large if self._local is None else self._local)
-        self._price = float(_rates(self._ahead, seconds).max())
+        rates = _rates(self._ahead, seconds)
+        self._price, self.gamma_ahead = float(rates.max()), int(rates.argmax())
         self._survival = [1.0]
         learning = self.num_steps[compression] < self.settings.refit_every
         return int(learning or _rates(self._chances(at_large), seconds).argmax() > 0)

@@ -234,6 +234,8 @@ class SurvivalStopping(StoppingRule):
         self._never = np.zeros(1, np.bool_)
         self._expected = np.ones((1, self.gamma_max))
         self._row: tuple[list[float], list[float]] = ([], [])
+        self.gamma_ahead = 0
+        """The gamma of most expected tokens a second before the step, for use where signals of drafts are missing."""
 
     def state(self) -> ControllerState:
         """Returns networks, times, floors and price scales."""
@@ -286,11 +288,11 @@ class SurvivalStopping(StoppingRule):
 
     def save_request(self) -> object:
         """Returns what belongs to the current request: its outlook."""
-        return self._row
+        return self._row, self.gamma_ahead
 
     def load_request(self, request: object) -> None:
         """Continues a request that `save_request` returned."""
-        self._row = cast(tuple[list[float], list[float]], request)
+        self._row, self.gamma_ahead = cast(tuple[tuple[list[float], list[float]], int], request)
 
     def act_batch(self, observations: FloatArray) -> IntArray:
         """Returns the most tokens to draft, or 0, and keeps lambda of each request."""
@@ -306,10 +308,10 @@ class SurvivalStopping(StoppingRule):
         """Returns the most tokens to draft in the only request."""
         floor = self.before.floor[self.before.single.which(observation)]
         if floor == NEVER:
-            self._row = [], []
+            self._row, self.gamma_ahead = ([], []), 0
             return 0
         which, survival, rates = self.before.single.of(observation)
-        best = int(rates.argmax())
+        self.gamma_ahead = best = int(rates.argmax())
         self._row = survival.tolist(), (rates[best] * self._scaled_s[which]).tolist()
         return self.gamma_max if best or floor else 0
 

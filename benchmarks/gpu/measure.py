@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from benchmarks.against_transformers import THEIRS, make_engines, ours, theirs, theirs_assisted
+from benchmarks.against_transformers import THEIRS, generated, make_engines, ours, theirs_assisted
 from benchmarks.arms import Decode, run_arms
 from benchmarks.divergence import explain
 from benchmarks.gpu.models import (
@@ -39,7 +39,7 @@ from speckv.profiling.calibrate import CalibrationPlan, calibrate
 from speckv.profiling.timing import TimingPlan
 from speckv.runtime.constant import ConstantGamma
 from speckv.runtime.learned import PolicyController
-from speckv.runtime.policy import load
+from speckv.runtime.policy import Policy
 
 SHIPPED_CLOCK = "rtx3090-paper"
 """Cost table of the shipped policy that is run with this device's times, and the table where it has none."""
@@ -241,9 +241,9 @@ def measure_arms(settings: Settings, compression: str, end: float) -> dict[str, 
     tuned = run_arms(named, tuning, synchronise=wait, go_on=lambda: time.monotonic() < sweep_end)
     best = max(sweep, key=lambda gamma: tuned.tokens_per_s(f"ours, {gamma}"))
     learner = CalibratedStopping(default_settings("calibrated_stopping"), StepTimes.of(table), 0)
-    controllers = [load("shipped").controller, learner]
+    controllers = [Policy.load("shipped").controller, learner]
     arms: dict[str, Decode] = {
-        THEIRS: theirs(pair, budget),
+        THEIRS: generated(pair, budget),
         PLAIN: ours(engines.alone, ConstantGamma(0), context, budget),
         f"ours, {best}": sweep[best],
         **{f"ours, {controller.name}": mine(controller) for controller in controllers},

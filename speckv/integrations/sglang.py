@@ -8,10 +8,12 @@ request: every batch size that has graphs has a session, whose outcomes are mean
 """
 
 import bisect
+import copy
 import json
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from speckv.errors import ConfigError
@@ -44,15 +46,15 @@ class SpecKVSpeculativeParams:
         policy: By default the one that SPECKV_POLICY names.
 
     Raises:
-        ConfigError: if there is no policy, the file names no steps, or the policy goes on learning.
+        ConfigError: if there is no policy, the file names no steps, or the policy learns more than times.
     """
 
     def __init__(self, initial_steps: int, cfg_path: str | None = None, *, policy: Policy | None = None) -> None:
         if policy is None:
             policy = named_policy()
-        if policy.learns:
+        if policy.learns_acceptance:
             raise ConfigError(
-                f"Expected a policy that does not go on learning, got {policy.name!r}: SGLang reports "
+                f"Expected a policy that learns nothing but times, got {policy.name!r}: SGLang reports "
                 "outcomes late and for a whole batch. Export it with --frozen."
             )
         self._policy = policy
@@ -87,7 +89,9 @@ class SpecKVSpeculativeParams:
     def _slot(self, batch_size: int) -> "_Slot":
         padded = self._padded(batch_size)
         if padded not in self._slots:
-            self._slots[padded] = _Slot(self._policy, self._candidates(padded))
+            # A batch size has times of its own.
+            policy = replace(self._policy, controller=copy.deepcopy(self._policy.controller))
+            self._slots[padded] = _Slot(policy, self._candidates(padded))
         return self._slots[padded]
 
     def _padded(self, batch_size: int) -> int:

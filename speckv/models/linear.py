@@ -17,8 +17,7 @@ import copy
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,8 +37,9 @@ FASTER = 0.9
 PADDING_FASTER = 0.97
 _PACKED_FOR = 16
 """Rows that the blocks of a packed weight are chosen for."""
-_PROBE_SHAPE = (6144, 1536)
-_REPEATS = 7
+_PROBE_SHAPE, _PROBED_WEIGHTS = (6144, 1536), 6
+"""Together larger than caches, even in bfloat16."""
+_REPEATS, _TURNS = 7, 6
 
 Product = Callable[[Tensor, Tensor], Tensor]
 """x of [rows, in_features] and a weight of [out_features, in_features] -> [rows, out_features]."""
@@ -122,9 +122,9 @@ class Products:
 @functools.cache
 def fastest_products(dtype: torch.dtype) -> Products:
     """Times the products of a dtype on this machine."""
-    weights = [torch.randn(_PROBE_SHAPE).to(dtype) for _ in range(3)]
+    weights = [torch.randn(_PROBE_SHAPE).to(dtype) for _ in range(_PROBED_WEIGHTS)]
     inputs = {rows: torch.randn(rows, _PROBE_SHAPE[1]).to(dtype) for rows in PROBED_ROWS}
-    stock = {rows: least_seconds(F.linear, weights, x) for rows, x in inputs.items()}
+    stock = {rows: median_seconds(F.linear, weights, x) for rows, x in inputs.items()}
     other: list[Product] = [transposed_product]
     other += [widened_product, one_by_one_product] if dtype == torch.bfloat16 else []
     by_rows, seconds = list[tuple[int, Product | None]](), dict[int, float]()
@@ -132,7 +132,7 @@ def fastest_products(dtype: torch.dtype) -> Products:
         times: dict[Product | None, float] = {None: stock[rows]}
         for product in other:
             if product is not one_by_one_product or rows <= 2:
-                times[product] = least_seconds(product, weights, x, limit=stock[rows]) / FASTER
+                times[product] = median_seconds(product, weights, x, limit=stock[rows]) / FASTER
         fastest = min(times, key=lambda product: times[product])
         by_rows.append((rows, fastest))
         seconds[rows] = times[fastest]
@@ -144,11 +144,14 @@ def _packed_if_faster(plain: Products, weights: list[Tensor], inputs: dict[int, 
     """Packs where that is never slower, because a packed weight has no other product."""
     try:
         blocks = [packed(weight) for weight in weights]
-        direct = {rows: least_seconds(packed_product, blocks, x) for rows, x in inputs.items()}
+        direct = {rows: median_seconds(packed_product, blocks, x) for rows, x in inputs.items()}
     except (AttributeError, NotImplementedError, RuntimeError):  # this build or CPU has no such product
         return plain
     few = {rows: x for rows, x in inputs.items() if rows < PADDED_ROWS}
-    padded = {rows: least_seconds(padded_product, blocks, x) for rows, x in few.items()}
+    padded = {}
+    for rows, x in few.items():  # in turns, as the two differ by less than a busy moment of the machine
+        pairs = [[median_seconds(p, blocks, x) for p in (padded_product, packed_product)] for _ in range(_TURNS)]
+        padded[rows], direct[rows] = (sum(times) / _TURNS for times in zip(*pairs, strict=True))
     best = {rows: min(seconds, padded.get(rows, seconds)) for rows, seconds in direct.items()}
     shares = [best[rows] / plain.seconds[rows] for rows in inputs]
     if max(shares) > 1 / FASTER or min(shares) >= FASTER:
@@ -162,19 +165,19 @@ def seconds_by_rows(dtype: torch.dtype, rows: int) -> float:
     return fastest_products(dtype).seconds[rows]
 
 
-def least_seconds(product: Product, weights: list[Tensor], x: Tensor, *, limit: float = float("inf")) -> float:
-    """Least time of `product(x, weight)`, as other programs only add to it; of one call if that took twice `limit`."""
-    least = float("inf")
+def median_seconds(product: Product, weights: list[Tensor], x: Tensor, *, limit: float = float("inf")) -> float:
+    """Median time of `product(x, weight)`; of one call if that took twice `limit`."""
+    seconds = list[float]()
     with torch.inference_mode():
         product(x, weights[0])
         for i in range(_REPEATS):
             weight = weights[(i + 1) % len(weights)]  # another matrix each time, so that caches do not flatter
             start = time.perf_counter()
             product(x, weight)
-            least = min(least, time.perf_counter() - start)
-            if least > 2 * limit:
+            seconds.append(time.perf_counter() - start)
+            if seconds[0] > 2 * limit:
                 break
-    return least
+    return sorted(seconds)[len(seconds) // 2]
 
 
 class FastLinear(nn.Linear):
@@ -290,17 +293,10 @@ def _can_switch(weight: Tensor) -> bool:
     return on_cpu and weight.numel() >= LEAST_WEIGHTS and not weight.requires_grad
 
 
-@contextmanager
-def stock_linear(*models: nn.Module) -> Iterator[None]:
-    """Switches layers back to `nn.Linear`, for benchmarks of other software."""
-    for model in models:
-        for module in model.modules():
-            if isinstance(module, PackedLinear):
-                module.unpack()
-            elif isinstance(module, FastLinear):
-                module.__class__ = nn.Linear  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        for model in models:
-            use_fast_linear(model)
+def stock_layers(model: nn.Module) -> None:
+    """Switches a model's layers back to `nn.Linear`, for benchmarks of other software."""
+    for module in model.modules():
+        if isinstance(module, PackedLinear):
+            module.unpack()
+        elif isinstance(module, FastLinear):
+            module.__class__ = nn.Linear  # type: ignore[assignment]

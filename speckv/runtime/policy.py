@@ -137,6 +137,11 @@ class Policy:
         return self.learns and isinstance(getattr(self.controller, "times", None), LiveStepTimes)
 
     @property
+    def learns_acceptance(self) -> bool:
+        """Whether it learns more than times, so that each outcome must be of its request's last decision."""
+        return self.learns and bool(getattr(self.controller, "learns_acceptance", True))
+
+    @property
     def interleaves(self) -> bool:
         """Whether steps of several sessions may interleave; with learners, only `InterleavedLearner` allows it."""
         return not self.learns or isinstance(self.controller, InterleavedLearner)

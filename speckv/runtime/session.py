@@ -117,6 +117,9 @@ class Session:
                 self._decided = True
             except Exception as error:  # whatever a policy does, the text goes on
                 self._failed(error)
+            if self._decided and self._stops and self._draft_hidden:
+                # No signals will come: the length that is best by what is known before the step.
+                gamma = min(gamma, int(getattr(self._controller, "gamma_ahead", self._fallback)))
         self._gamma = max(0, min(gamma, self._gamma_max, memory.tokens_left - 1))
         self._began = self._clock()
         return self._gamma
@@ -138,7 +141,9 @@ class Session:
             return False
         if not self._stops:
             return True
-        if self._doubt is not None or self._draft_hidden or not self._decided:
+        if self._draft_hidden and self._decided:
+            return True
+        if self._doubt is not None or not self._decided:
             return drafted < self._fallback
         try:
             return bool(cast(StoppingController, self._controller).go_on(inside))
@@ -161,28 +166,27 @@ class Session:
     ) -> None:
         """Records the outcome of a step.
 
-        Without times, the session's own clock counts. A loop on an asynchronous device should give times from events of
-        the device.
+        Times that are not given are those of the session's clock. A loop on an asynchronous device should give them,
+        from events of the device, where it does not wait for the device anyway.
 
         Args:
             target_entropy: At the newest emitted token, in nats; ignored if the target's signals are hidden.
             num_drafted: Tokens verified; by default the calls of `go_on`. A loop may verify fewer; from a step whose
                 whole draft it drops, the controller learns nothing.
             num_emitted: Tokens added to the output; by default one more than were accepted.
-            seconds: Of the step; by default the sum of `draft_s` and `verify_s`, or the time since `begin_step`
-                returned.
+            seconds: Of the step, if its passes are not known; by default their sum, or the time since `begin_step`.
             draft_s: Of all draft passes.
             first_draft_s: Of the first one; by default their mean.
-            verify_s: Of the target's pass.
+            verify_s: Of the target's pass. To be given where other work is done before `end_step` is called.
         """
         memory, now = self._memory, self._clock()
         drafted = len(memory.drafted) if num_drafted is None else int(num_drafted)
-        if draft_s is None and first_draft_s is None and verify_s is None and seconds is None and self._passes:
-            # Passes are known where as many tokens were verified as were drafted.
-            if drafted == len(memory.drafted):
-                draft_s = self._newest - self._began if drafted else 0.0
-                first_draft_s, verify_s = (self._first - self._began if drafted else 0.0), now - self._began - draft_s
-        elif seconds is None and verify_s is not None:
+        # The clock tells passes apart where as many tokens were verified as were drafted.
+        if seconds is None and self._passes and drafted == len(memory.drafted):
+            if draft_s is None:
+                draft_s, first_draft_s = (t - self._began if drafted else 0.0 for t in (self._newest, self._first))
+            verify_s = now - self._began - draft_s if verify_s is None else verify_s
+        if seconds is None and verify_s is not None:
             seconds = (draft_s or 0.0) + verify_s
         elapsed = now - self._began if seconds is None else seconds
         if not (math.isfinite(elapsed) and elapsed > 0):
@@ -329,6 +333,12 @@ class SharedStoppingSession(SharedLearnerSession):
     """The same of a learner that also decides inside steps."""
 
     _learner: Any
+
+    @property
+    def gamma_ahead(self) -> int:
+        """As of the learner, where it has one."""
+        with self._turn():
+            return int(self._learner.gamma_ahead)
 
     def go_on(self, observation: FloatArray) -> bool:
         """Returns whether to draft another token."""

@@ -2,18 +2,22 @@
 """Controllers on learned times: level with the same controller that has the right times from the start."""
 
 import copy
+import itertools
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks.clocks import FLAT, LINEAR, NEVER_PAYS, Load, as_it_is, coarse, consumer, idle, noisy, stream_s, told
 from speckv.agents.registry import TrainingData, default_settings, make_controller
-from speckv.agents.self_timed import SelfTimed
+from speckv.agents.self_timed import SelfTimed, untold
 from speckv.cost import CostTable
 from speckv.cost.times import StepTimes
-from speckv.evaluation.replays import compile_pair
-from speckv.replay import replay_controller, replay_stream
+from speckv.errors import ConfigError
+from speckv.evaluation.replays import compile_pair, controller_sums
+from speckv.replay import replay_controller, replay_fixed, replay_stream
 from speckv.runtime import Policy, load
 from speckv.traces import TraceSet, find_traces
 from speckv.types import StepOutcome
@@ -95,3 +99,136 @@ def test_requests_may_interleave() -> None:
     assert controller._request.lag == 0
     controller.load_request(saved)
     assert controller._request.lag == 5
+
+
+@pytest.fixture(scope="module")
+def shipped() -> SelfTimed:
+    controller = load("shipped").controller
+    assert isinstance(controller, SelfTimed)
+    return controller
+
+
+@pytest.fixture(scope="module")
+def few(recorded: TraceSet) -> TraceSet:
+    """Every third test prompt."""
+    test = recorded.select(split="test")
+    return test.select(prompt_ids=list(test.prompt_ids)[::3])
+
+
+MODES = {
+    "work of the caller inside the step": lambda seed: consumer(0.2),  # noqa: ARG005
+    "load in turns": lambda seed: Load(),  # noqa: ARG005
+    "pauses": idle,
+    "noise": lambda seed: noisy(seed, 0.3, 0.0),
+    "a coarse clock": lambda seed: coarse(0.06),  # noqa: ARG005 - a draft pass takes 0.044 s
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("by_passes", [True, False])
+def test_distorted_times_cost_little(shipped: SelfTimed, few: TraceSet, mode: str, by_passes: bool) -> None:
+    table, compression = CostTable.load("cpu-2core"), "int8"
+    pair = compile_pair(few.select(compressions=[compression]), table)
+    order = np.random.default_rng(1).permutation(len(pair[0])).tolist()
+    right = stream_s(told(shipped, table, compression), pair, order)
+    distort = MODES[mode](0)
+    hide = as_it_is if by_passes else without_passes
+    mine = stream_s(copy.deepcopy(shipped), pair, order, lambda outcome: hide(distort(outcome)))
+    assert right / mine > 0.97
+
+
+@pytest.mark.parametrize(("first", "second"), [(FLAT, LINEAR), (NEVER_PAYS, FLAT), (FLAT, NEVER_PAYS)])
+def test_a_change_of_the_machine_is_followed(
+    shipped: SelfTimed, few: TraceSet, first: CostTable, second: CostTable
+) -> None:
+    traces = few.select(compressions=["fp16"])
+    half = len(traces.sequences) // 2
+    controller = copy.deepcopy(shipped)
+    stream_s(controller, compile_pair(traces, first), list(range(half)))
+    pair = compile_pair(traces, second)
+    controller.reset()
+    stream_s(controller, pair, [half])  # some 30 steps
+    rest = list(range(half + 1, len(traces.sequences)))
+    assert stream_s(told(shipped, second, "fp16"), pair, rest) / stream_s(controller, pair, rest) > 0.98
+
+
+def test_where_drafting_never_pays_it_stays_level_with_plain_decoding(shipped: SelfTimed, few: TraceSet) -> None:
+    pair = compile_pair(few.select(compressions=["nf4"]), NEVER_PAYS)
+    order = list(range(len(pair[0])))
+    plain = replay_fixed(*pair, 0).seconds
+    mine = replay_stream(copy.deepcopy(shipped), *pair, order=order).seconds
+    windows = [plain[k : k + 10].sum() / mine[k : k + 10].sum() for k in range(len(order) - 9)]
+    assert min(windows) > 0.99
+
+
+def test_sessions_share_what_they_learn_and_it_can_be_stored(tmp_path: Path) -> None:
+    policy = load("shipped")
+    clock = itertools.count(0.0, 0.1)
+
+    def decode(using: Policy) -> list[int]:
+        session = using.session(max_new_tokens=200, compression="nf4", clock=lambda: next(clock))
+        session.start(0.5, 0.9)
+        drafted = []
+        for _ in range(12):
+            more, number = session.begin_step() > 0, 0
+            while more:
+                more, number = session.go_on(0.1, 0.97, 0.95), number + 1
+            session.end_step(number, 0.2, 0.95)
+            drafted.append(number)
+        return drafted
+
+    # Each call of the clock is a tenth of a second later: a draft pass takes as long as a target pass.
+    assert decode(policy)[:3] != [0, 0, 0]
+    assert decode(policy)[4:] == [0] * 8
+    policy.save(tmp_path / "mine.speckv")
+    # It begins with the stored shape of the times, and tries what it must.
+    assert sum(decode(load(tmp_path / "mine.speckv"))) <= sum(decode(load("shipped")))
+
+
+def test_threads_take_turns() -> None:
+    policy = load("shipped")
+    steps = 200
+
+    def decode(number: int) -> None:
+        session = policy.session(max_new_tokens=10_000, compression="fp16")
+        session.start(0.5, 0.9)
+        for step in range(steps):
+            more, drafted = session.begin_step() > 0, 0
+            while more:
+                more, drafted = session.go_on(0.1, 0.97, 0.95), drafted + 1
+            session.end_step(min(drafted, (step + number) % 3), 0.2, 0.95)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(decode, range(4)))
+    assert not policy.warnings
+    assert isinstance(policy.controller, SelfTimed)
+    live = policy.controller.times.live[0]
+    assert live.plain.ever + live.drafts.ever <= 4 * steps
+
+
+def test_untold_controllers_learn_and_others_stay_as_they_are(recorded: TraceSet) -> None:
+    data = TrainingData(train=recorded.select(split="train"), cost=CostTable.load("cpu-2core"), seed=0)
+    goodput = make_controller("goodput", default_settings("goodput"), data)
+    learning = untold(goodput, data.train.compressions)
+    assert type(learning) is SelfTimed
+    assert learning.name == "goodput"
+    assert untold(learning, data.train.compressions) is learning
+    svip = make_controller("svip", default_settings("svip"), data)
+    assert untold(svip, data.train.compressions) is svip
+    per_request = make_controller("per_request", default_settings("per_request"), data)
+    with pytest.raises(ConfigError, match=r"cost\.known=true"):
+        untold(per_request, data.train.compressions)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["goodput", "hazard_thompson", "calibrated_stopping", "survival", "speckv_mlp_cost"])
+def test_every_controller_that_weighs_time_can_learn_it(name: str, recorded: TraceSet, few: TraceSet) -> None:
+    table = CostTable.load("rtx3090-paper")
+    pair = compile_pair(few.select(compressions=["nf4"]), table)
+    settings = default_settings(name, **({"hidden": [16], "rounds": 1} if name == "survival" else {}))
+    seconds = []
+    for known in (True, False):
+        data = TrainingData(train=recorded.select(split="train"), cost=table, seed=0, told=known)
+        controller = make_controller(name, settings, data)
+        seconds.append(controller_sums(controller, *pair).seconds.sum())
+    assert seconds[0] / seconds[1] > 0.985

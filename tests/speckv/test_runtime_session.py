@@ -225,3 +225,78 @@ def test_nothing_raises_whatever_comes(steps: list[tuple[int, float, float, floa
             if not session.go_on(a, b, c):
                 break
         session.end_step(count, a, b, seconds=c)
+
+
+class Clock:
+    """A clock that tests set."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def timed_step(session: Session, clock: Clock, **told: Any) -> None:
+    """Drafts two tokens, in 3 s and 1 s, and verifies them in 5 s."""
+    session.begin_step()
+    for seconds in (3.0, 1.0):
+        clock.wait(seconds)
+        session.go_on(0.2, 0.9, 0.8)
+    clock.wait(5.0)
+    session.end_step(1, 0.7, 0.6, **told)
+
+
+def passes_of(outcome: StepOutcome) -> tuple[float, float, float, float]:
+    return outcome.seconds, outcome.draft_s, outcome.first_draft_s, outcome.verify_s
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ({}, (9.0, 4.0, 3.0, 5.0)),
+        ({"verify_s": 4.5}, (8.5, 4.0, 3.0, 4.5)),  # the rest was the caller's own work
+        ({"draft_s": 3.5, "first_draft_s": 2.5, "verify_s": 4.5}, (8.0, 3.5, 2.5, 4.5)),
+        ({"draft_s": 3.5, "verify_s": 4.5}, (8.0, 3.5, 1.75, 4.5)),
+        ({"seconds": 7.0}, (7.0, 0.0, 0.0, 0.0)),
+        ({"num_drafted": 1}, (9.0, 0.0, 0.0, 0.0)),  # both were drafted: the time of one is not known
+        ({"draft_s": -1.0, "verify_s": 4.0}, (3.0, 0.0, 0.0, 0.0)),
+        ({"verify_s": math.nan}, (9.0, 0.0, 0.0, 0.0)),
+    ],
+)
+def test_passes_are_timed_or_told(told: dict[str, float], expected: tuple[float, ...]) -> None:
+    watching, clock = Watching(), Clock()
+    _, session = opened(watching, clock=clock)
+    timed_step(session, clock, **told)
+    assert passes_of(watching.outcomes[-1]) == pytest.approx(expected)
+
+
+def test_a_plain_step_is_one_pass() -> None:
+    watching, clock = Watching(), Clock()
+    _, session = opened(watching, clock=clock)
+    session.begin_step()
+    clock.wait(2.0)
+    session.end_step(0, 0.7, 0.6, num_drafted=0)
+    assert passes_of(watching.outcomes[-1]) == (2.0, 0.0, 0.0, 2.0)
+
+
+def test_a_loop_whose_calls_come_later_has_whole_steps_timed() -> None:
+    watching, clock = Watching(), Clock()
+    _, session = opened(watching, clock=clock, passes=False)
+    timed_step(session, clock)
+    assert passes_of(watching.outcomes[-1]) == (9.0, 0.0, 0.0, 0.0)
+    timed_step(session, clock, draft_s=1.0, verify_s=2.0)
+    assert passes_of(watching.outcomes[-1]) == (3.0, 1.0, 0.5, 2.0)
+
+
+class Ahead(Watching):
+    gamma_ahead = 3
+
+
+def test_without_the_drafts_signals_the_length_that_is_best_beforehand_is_drafted() -> None:
+    _, session = opened(Ahead(), hidden={"draft"})
+    assert session.begin_step() == 3
+    assert [session.go_on(), session.go_on(), session.go_on()] == [True, True, False]

@@ -116,12 +116,13 @@ class PolicyDrafting:
         del kwargs
         text = np.array(input_ids, np.intc)  # a copy, because the target changes its buffer
         session, accepted = self._session, self._accepted(text)
+        verify_s = None if self._target is None else self._target.take_seconds()
         if session is None or accepted is None:
             session = self._begin(len(text))
             session.start(*self._target_signals(len(text)))
         else:
             self.totals.accepted += accepted
-            session.end_step(accepted, *self._target_signals(len(text)))
+            session.end_step(accepted, *self._target_signals(len(text)), verify_s=verify_s or None)
         draft = self._propose(session, text)
         self.totals.steps += 1
         self.totals.drafted += len(draft)

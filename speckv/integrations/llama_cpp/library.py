@@ -9,6 +9,7 @@ two tokens on where two threads share the attention over more than 256 tokens, f
 import importlib
 import logging
 import math
+import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -155,7 +156,25 @@ class Target:
         self._llama = weakref.ref(llama)  # the target holds the drafter, which holds this object
         self._temperature = temperature
         self.vocab_size = llama.n_vocab()
+        self._read_s = 0.0
+        llama.eval = self._timed(type(llama).eval)  # type: ignore[method-assign]
         self.context = min(usable_context(llama), len(llama.scores))
+
+    def _timed(self, evaluate: Callable[[Llama, Sequence[int]], None]) -> Callable[[Sequence[int]], None]:
+        """`Llama.eval` of the target, timed: between two calls of a drafter the caller's own work would count, too."""
+
+        def timed(tokens: Sequence[int]) -> None:
+            llama, started = self._llama(), time.perf_counter()
+            assert llama is not None
+            evaluate(llama, tokens)
+            self._read_s += time.perf_counter() - started
+
+        return timed
+
+    def take_seconds(self) -> float:
+        """Seconds of the target's passes since the last call."""
+        found, self._read_s = self._read_s, 0.0
+        return found
 
     def signals(self, length: int) -> tuple[float, float]:
         """Entropy (nats) and confidence at the newest of `length` tokens; NaN if not known."""

@@ -148,7 +148,7 @@ def _require_servable(config: Any, settings: EnvironmentSettings, num_spec_token
             "Expected num_speculative_tokens_per_batch_size in the speculative_config, such as "
             f"[[1, {scheduling.max_num_seqs}, {num_spec_tokens}]]: without it vLLM assumes the longest draft."
         )
-    if settings.policy.learns:
+    if settings.policy.learns_acceptance:
         _require_learnable(settings, int(scheduling.max_num_seqs))
 
 

@@ -3,6 +3,7 @@
 
 import os
 import statistics
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,13 +102,23 @@ class RequestSessions:
     is called after each pass.
     """
 
-    def __init__(self, settings: EnvironmentSettings, *, most: int, vocab_size: int | None = None) -> None:
+    def __init__(
+        self,
+        settings: EnvironmentSettings,
+        *,
+        most: int,
+        vocab_size: int | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self.settings, self.most = settings, min(most, settings.policy.gamma_max)
         self._vocab_size = vocab_size
         self._combine = COMBINATIONS[settings.combine]
         self._hidden = {"target"} if settings.signals else {"target", "draft"}
         self._sessions: dict[str, Session] = {}
         self._drafted: dict[str, Sequence[TokenSignals]] = {}
+        self._clock = clock
+        self._planned: float | None = None
+        self._pass_s: float | None = None
 
     def __len__(self) -> int:
         """Number of open requests."""
@@ -123,6 +134,7 @@ class RequestSessions:
             compression=settings.compression,
             vocab_size=self._vocab_size,
             hidden=self._hidden if budget.requested else {*self._hidden, "budget"},
+            passes=False,
         )
         opened.start()
         self._sessions[request] = opened
@@ -130,6 +142,9 @@ class RequestSessions:
 
     def decide(self, requests: Iterable[tuple[str, Budget]]) -> int:
         """One gamma for the requests that will draft; 0 for none."""
+        now = self._clock()
+        # From plan to plan, as the next pass may be planned before this one has ended.
+        self._pass_s, self._planned = None if self._planned is None else now - self._planned, now
         gammas = [self.session(*request).begin_step() for request in requests]
         return min(self._combine(gammas), self.most) if gammas else 0
 
@@ -154,7 +169,7 @@ class RequestSessions:
             # The next step has begun already; the history keeps tested tokens only.
             for signals in self._take_signals(request, num_drafted):
                 session.go_on(*signals)
-        session.end_step(num_accepted, num_drafted=num_drafted, num_emitted=num_emitted)
+        session.end_step(num_accepted, num_drafted=num_drafted, num_emitted=num_emitted, seconds=self._pass_s)
 
     def _take_signals(self, request: str, length: int) -> list[TokenSignals]:
         stored = self._drafted.pop(request, ())

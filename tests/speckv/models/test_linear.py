@@ -21,7 +21,7 @@ from speckv.models.linear import (
     fastest_products,
     one_by_one_product,
     padded_product,
-    stock_linear,
+    stock_layers,
     transposed_product,
     use_fast_linear,
     widened_product,
@@ -160,15 +160,14 @@ def test_a_packed_model_can_be_stored_copied_loaded_and_moved(monkeypatch: pytes
 
 
 @packable
-def test_stock_layers_come_back_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stock_layers_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
     choose(monkeypatch, PACKED)
     model, ids = Tied(), torch.arange(7)
     before = model(ids)
     use_fast_linear(model)
-    with stock_linear(model):
-        assert {type(model.inner), type(model.head)} == {nn.Linear}
-        assert torch.equal(model(ids), before)
-    assert {type(model.inner), type(model.head)} == {PackedLinear}
+    stock_layers(model)
+    assert {type(model.inner), type(model.head)} == {nn.Linear}
+    assert torch.equal(model(ids), before)
 
 
 def test_only_large_frozen_layers_of_known_dtypes_switch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +200,7 @@ def test_packing_needs_to_win_and_never_to_lose(monkeypatch: pytest.MonkeyPatch)
         def seconds(product: Product, _: list[Tensor], x: Tensor) -> float:
             return padded if product is padded_product else direct[len(x)]
 
-        monkeypatch.setattr(linear, "least_seconds", seconds)
+        monkeypatch.setattr(linear, "median_seconds", seconds)
         return linear._packed_if_faster(plain, [torch.empty(4, 4)], inputs)
 
     assert chosen({1: 1.0, 5: 0.5, 128: 1.0}).packs
