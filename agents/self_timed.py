@@ -24,12 +24,13 @@ from speckv.cost.live import Evidence, LiveTimes, TimedStep, TimesPrior
 from speckv.cost.times import NEVER, LiveStepTimes, StepTimes
 from speckv.errors import ConfigError
 from speckv.observation import LAG_HORIZON, SCHEMA
+from speckv.runtime.learned import PolicyController
 from speckv.runtime.policy import class_of
 from speckv.runtime.state import ControllerState
 from speckv.types import GAMMA_MAX, BoolArray, Controller, FloatArray, IntArray, StepOutcome, StoppingController
 
 Float64 = NDArray[np.float64]
-_BITS, _LAG = SCHEMA.index("bits_per_weight"), SCHEMA.index("draft_lag")
+_BITS, _LAG, _RATIO = (SCHEMA.index(name) for name in ("bits_per_weight", "draft_lag", "cost_ratio"))
 
 NEVER_BELOW, ALWAYS_ABOVE = 0.97, 1.1
 """Where the best constant gains less or more than this over plain decoding, nothing or always something is drafted."""
@@ -46,6 +47,8 @@ DEEPEST_PROBE, DEEP_PROBE = 4, 3
 _ALL_SEEN = 2**60
 """Changes that a new request counts as seen, whatever their number."""
 _INNER = "inner."
+MOST_RATIO = 2.0
+"""Bound of the observation's cost ratio."""
 FIRST_RATE, FIRST_TESTED, DEPTH_TESTED = 0.75, 2.0, 5.0
 """Acceptance rate before any token was tested, its weight, and that of all depths' rate in each depth's."""
 
@@ -82,6 +85,62 @@ class Survivals:
         pooled = (self.accepted.sum() + FIRST_RATE * FIRST_TESTED) / (self.tested.sum() + FIRST_TESTED)
         rates = (self.accepted + DEPTH_TESTED * pooled) / (self.tested + DEPTH_TESTED)
         return np.concatenate([[1.0], 1.0 + np.cumsum(np.cumprod(rates))])
+
+
+class ByRatio:
+    """A network that sees time only as the observation's cost ratio, which is replaced by the learned one.
+
+    Train it on many clocks (`env.clocks`), so that it knows what to do at any ratio.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.times = inner, cast(LiveStepTimes, None)
+        self.kind = inner.kind
+        self._observed: FloatArray = np.zeros(SCHEMA.size, np.float32)
+
+    @staticmethod
+    def of(inner: Any) -> "ByRatio":
+        """The class that fits."""
+        return (StoppingByRatio if isinstance(inner, StoppingController) else ByRatio)(inner)
+
+    def state(self) -> ControllerState:
+        """Returns the network."""
+        state: ControllerState = self.inner.state()
+        return state
+
+    def reset(self) -> None:
+        """Forgets the request."""
+        self.inner.reset()
+
+    def learn(self, outcome: StepOutcome) -> None:
+        """Passes it on."""
+        self.inner.learn(outcome)
+
+    def act(self, observation: FloatArray) -> int:
+        """Returns the network's choice at the learned ratio."""
+        return int(self.inner.act(self._at_ratio(observation)))
+
+    def _at_ratio(self, observation: FloatArray) -> FloatArray:
+        changed = observation.copy()
+        row = int(self.times.which(observation[np.newaxis])[0])
+        changed[_RATIO] = min(self.times.live[row].draft_ratio, MOST_RATIO)
+        return changed
+
+
+class StoppingByRatio(ByRatio):
+    """The same of a network that decides token by token."""
+
+    def go_on(self, observation: FloatArray) -> bool:
+        """Returns whether to draft another token."""
+        return bool(self.inner.go_on(self._at_ratio(observation)))
+
+    def go_on_batch(self, observations: FloatArray) -> BoolArray:
+        """As `go_on` for each row."""
+        return np.array([self.go_on(row) for row in observations], np.bool_)
+
+    def act_batch(self, observations: FloatArray) -> IntArray:
+        """As `act` for each row."""
+        return np.array([self.act(row) for row in observations], np.int64)
 
 
 @dataclass(slots=True)
@@ -204,7 +263,8 @@ class SelfTimed:
         times = LiveStepTimes.start(state.compressions, priors)
         arrays = {key.removeprefix(_INNER): value for key, value in state.arrays.items() if key.startswith(_INNER)}
         inner = ControllerState(settings=state.settings["settings"], arrays=arrays, schema=state.schema)
-        return cls(class_of(str(state.settings["inner"])).from_state(inner.with_times(times)), times)
+        made: Any = class_of(str(state.settings["inner"])).from_state(inner.with_times(times))
+        return cls(made if hasattr(made, "times") else ByRatio.of(made), times)
 
     def with_times(self, times: StepTimes) -> Controller:
         """The inner controller with given times, which decides where drafting pays by the same rule."""
@@ -309,7 +369,7 @@ class SelfTimedStopping(SelfTimed):
     @property
     def gamma_ahead(self) -> int:
         """The best gamma by what is known before the step, for use where signals of drafts are missing."""
-        return self._request.forced or max(int(self.inner.gamma_ahead), 1)
+        return self._request.forced or max(int(getattr(self.inner, "gamma_ahead", 1)), 1)
 
     @staticmethod
     def _least(large: Large) -> int:
@@ -336,10 +396,17 @@ def untold(controller: Controller, compressions: Sequence[str], *, gamma_max: in
     Raises:
         ConfigError: for one that cannot do without them.
     """
+    if isinstance(controller, PolicyController):
+        return self_timed(ByRatio.of(controller), compressions, gamma_max=gamma_max, name=controller.name)
     if isinstance(controller, SelfTimed) or not hasattr(controller, "times"):
         return controller
+    inner: Any = copy.copy(controller)
+    if hasattr(inner, "set_floor"):  # a copy of its own, whose floors do not come from a cost table
+        inner = inner.with_times(inner.times)
+        for row in range(len(inner.times.compressions)):
+            inner.set_floor(row, 0)
     try:
-        return self_timed(copy.copy(controller), compressions, gamma_max=gamma_max, name=controller.name)
+        return self_timed(inner, compressions, gamma_max=gamma_max, name=controller.name)
     except AttributeError as error:
         raise ConfigError(
             f"Expected a controller that can learn times for cost.known=false, got {controller.name!r}, whose fit "

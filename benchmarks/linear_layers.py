@@ -19,6 +19,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks import qwen
+from benchmarks.readme_table import line
 from speckv.files import write_atomically
 from speckv.models.causal import CausalModel
 from speckv.models.compression import silence_int8_cast_notice
@@ -69,6 +70,21 @@ def compare(model: CausalModel, widths: Sequence[int], *, rounds: int, repeats: 
             }
         )
     return rows
+
+
+RESULT = Path(__file__).resolve().parent / "results" / "linear-layers.json"
+
+
+def render() -> str:
+    """The table in Markdown."""
+    models = json.loads(RESULT.read_text(encoding="utf-8"))["models"]
+    widths = [row["width"] for row in models[0]["passes"]]
+    lines = [["ms, stock / SpecKV's", *(f"{width} rows" if width > 1 else "1 row" for width in widths)]]
+    lines.append(["---"] * len(lines[0]))
+    for model in models:
+        name = f"{model['model']}, {model['compression']}, {model['dtype']}"
+        lines.append([name, *(f"{row['stock_ms']:.0f} / {row['fast_ms']:.0f}" for row in model["passes"])])
+    return "\n".join(map(line, lines))
 
 
 def main() -> None:

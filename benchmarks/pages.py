@@ -18,6 +18,7 @@ from pathlib import Path
 from benchmarks import (
     ablations_page,
     environments_page,
+    linear_layers,
     live_page,
     readme_table,
     reliability_page,
@@ -32,6 +33,7 @@ PAGES: Mapping[str, Callable[[], Mapping[str, str]]] = {
     "README.md": lambda: {"headline": readme_table.render_short(), "wall clock": live_page.sentence()},
     "docs/environments.md": environments_page.tables,
     "docs/results/index.md": lambda: {"headline": readme_table.render()},
+    "docs/numerics.md": lambda: {"linear layers": linear_layers.render()},
     "docs/results/live.md": lambda: {"live": live_page.render()},
     "docs/results/paper.md": lambda: {"paper": paper_page.render()},
     "docs/results/learning.md": studies_page.tables,

@@ -13,6 +13,7 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import ArrayLike, NDArray
 
 from speckv.cost import CompiledCost, CostTable
+from speckv.cost.clocks import made_up_clocks
 from speckv.envs.rewards import RewardFunction, RewardOptions, Rewards, make_reward, reward_name
 from speckv.errors import ConfigError, TraceError
 from speckv.observation import SCHEMA, ObservationSchema
@@ -38,6 +39,7 @@ EPISODE_INFO = {
 """What `info["decode"]` sums over an episode at its end. "episode" is the key of Gymnasium's own statistics."""
 
 _SLOT = np.zeros(1, np.int64)
+_RATIO = SCHEMA.index("cost_ratio")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +56,7 @@ class ReplayEnvSettings:
             the environment's default.
         budget: Token budget; the recording's by default and at most.
         acceptance: "recorded", or "rejection" to draw acceptances anew for each episode of a sampled text.
+        clocks: Above 0, each episode runs on one of so many made-up cost tables (`speckv.cost.clocks`), drawn anew.
     """
 
     traces: str | Path | TraceSet = "qwen2.5-coder-greedy"
@@ -67,6 +70,7 @@ class ReplayEnvSettings:
     reward_scale: float = 1.0
     budget: int | None = None
     acceptance: str = "recorded"
+    clocks: int = 0
 
 
 class Core:
@@ -85,7 +89,12 @@ class Core:
             raise ConfigError(
                 f"Expected gamma_max from 1 to the recording's {compiled.gamma_max}, got {settings.gamma_max}."
             )
-        costs = CompiledCost(self.cost_table, compiled.compression_names, gamma_max=compiled.gamma_max)
+        if settings.clocks < 0:
+            raise ConfigError(f"Expected clocks of 0 or more, got {settings.clocks}.")
+        names = compiled.compression_names
+        tables = made_up_clocks(names, settings.clocks) or [self.cost_table]
+        costs = CompiledCost(tables, names, gamma_max=compiled.gamma_max)
+        self._num_clocks = len(tables)
         self.batch = ReplayBatch(
             compiled,
             costs,
@@ -128,10 +137,14 @@ class Core:
         if fixed is None:
             count = len(self.playable)
             fixed = self.playable[[int(generator.integers(count)) for generator in generators]]
-        self.batch.assign(rows, fixed, generators)
+        drawn = [int(g.integers(self._num_clocks)) for g in generators] if self._num_clocks > 1 else 0
+        self.batch.assign(rows, fixed, generators, clocks=drawn)
         for total in self._sums.values():
             total[rows] = 0
-        return self.batch.first_observations[fixed]
+        first = self.batch.first_observations[fixed]
+        if self._num_clocks > 1:
+            first[:, _RATIO] = self.batch.cost.cost_ratio[self.batch.comp_index[rows]]
+        return first
 
     def _fixed_sequences(self, options: Mapping[str, Any], count: int) -> IntArray | None:
         unknown = sorted(set(options) - {"sequence"})

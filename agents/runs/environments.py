@@ -176,6 +176,7 @@ def make_environment(
             reward_options=options,
             budget=env.budget,
             acceptance=env.acceptance,
+            clocks=env.clocks,
         )
     )
 

@@ -65,6 +65,7 @@ class EnvSettings:
 
     Attributes:
         gamma_max: Cut to that of the recordings.
+        clocks: Above 0, number of made-up cost tables to learn on.
         hide: Features, or groups of them, that networks do not use.
     """
 
@@ -72,12 +73,14 @@ class EnvSettings:
     budget: int | None
     acceptance: str
     decides: str
+    clocks: int
     hide: tuple[str, ...]
 
     def __post_init__(self) -> None:
         """Checks ranges."""
         _require(self.decides in ("per_step", "per_token"), "env.decides", "per_step or per_token", self.decides)
         _require(1 <= self.gamma_max <= 16, "env.gamma_max", "from 1 to 16", self.gamma_max)
+        _require(self.clocks >= 0, "env.clocks", "0 or more", self.clocks)
         hidden_columns(self.hide)
 
 
@@ -292,6 +295,7 @@ class TrainSettings:
             _require(not self.env.hide, "env.hide", "empty with env=live", self.env.hide)
             recorded = self.env.acceptance == "recorded"
             _require(recorded, "env.acceptance", "recorded with env=live", self.env.acceptance)
+            _require(not self.env.clocks, "env.clocks", "0 with env=live, where time is real", self.env.clocks)
             _require(not self.learn.changes, "learn", "to change nothing with env=live", self.learn)
             _require(not self.is_study, "seeds and study", "null with env=live", self.seeds or self.study)
             _require(self.search is None, "search", "null with env=live", self.search)

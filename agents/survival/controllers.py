@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from speckv.agents.building import COUNT, FROM_ZERO, require_above_zero, require_layers, require_ranges
 from speckv.agents.rules.base import Rule, StoppingRule
 from speckv.cost.times import NEVER, StepTimes
+from speckv.errors import CheckpointError
 from speckv.observation import SCHEMA, drafted_so_far
 from speckv.runtime.network import Network
 from speckv.runtime.state import ControllerState
@@ -154,7 +155,8 @@ class SurvivalGamma(Rule):
 
     def tokens_at_large(self, row: int) -> Float64:  # noqa: ARG002 - acceptance hardly depends on the compression
         """Shape [gamma_max + 1]; mean tokens of a step that drafts each number of tokens."""
-        assert self.mean_survival is not None
+        if self.mean_survival is None:
+            raise CheckpointError("Expected a controller that stores its mean survival, got an older one. Train again.")
         return np.concatenate([[1.0], 1.0 + np.cumsum(self.mean_survival)])
 
     def state(self) -> ControllerState:

@@ -173,7 +173,8 @@ def fit_survival(settings: SurvivalSettings, data: TrainingData) -> SurvivalGamm
     times = StepTimes.of(data.cost, gamma_max=data.train.metadata.gamma_max)
     fitted, _ = _fit(*pair, times, settings, seed=data.seed, inside=False, hide=data.hide)
     trials = [SurvivalGamma(fitted.before, times, np.full(len(times.compressions), floor)) for floor in FLOORS]
-    return SurvivalGamma(fitted.before, times, np.array(FLOORS)[_best_of(trials, *pair, times)])
+    floor = np.array(FLOORS)[_best_of(trials, *pair, times)]
+    return SurvivalGamma(fitted.before, times, floor, mean_survival(*pair))
 
 
 def fit_survival_stopping(settings: SurvivalSettings, data: TrainingData) -> SurvivalStopping:
@@ -191,7 +192,7 @@ def fit_survival_stopping(settings: SurvivalSettings, data: TrainingData) -> Sur
     trials = [with_(ones.astype(np.int64) * value, 1.0) for value in FLOORS]
     floor = np.array(FLOORS)[_best_of(trials, *pair, times)]
     scale = _best_of([with_(floor, value) for value in PRICE_SCALES], *pair, times)
-    return SurvivalStopping(before, inside, times, floor, np.array(PRICE_SCALES)[scale])
+    return SurvivalStopping(before, inside, times, floor, np.array(PRICE_SCALES)[scale], mean_survival(*pair))
 
 
 def mean_survival(compiled: CompiledTraces, cost: CompiledCost) -> NDArray[np.float64]:

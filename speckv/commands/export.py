@@ -5,11 +5,12 @@ import argparse
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
+from speckv.agents.self_timed import untold
 from speckv.commands.help import render
 from speckv.errors import ConfigError
 from speckv.export import Source, make_policy, tables
@@ -20,6 +21,7 @@ from speckv.files import replacing_folder
 from speckv.runtime import Policy
 from speckv.runtime.matching import warn_of_differences, warn_of_no_gain
 from speckv.runtime.storage import SUFFIX
+from speckv.types import OnlineLearner
 
 logger = logging.getLogger(__name__)
 DESCRIPTION = "Exports a policy for use in a decoding library."
@@ -51,6 +53,9 @@ def main(arguments: Sequence[str]) -> None:
     options = _parser().parse_args(arguments)
     source = Source.find(options.run, cost=options.cost, traces=options.traces)
     policy = make_policy(source, name=options.name, learns=False if options.frozen else None)
+    if options.learn_times:
+        controller = untold(policy.controller, policy.compressions, gamma_max=policy.gamma_max)
+        policy = replace(policy, controller=controller, learns=isinstance(controller, OnlineLearner))
     metadata = source.traces.metadata
     warn_of_differences(policy, target=metadata.target_id, draft=metadata.draft_id, cost=source.cost)
     if options.per_step or options.to not in ("policy", "hf-custom-generate"):
@@ -105,6 +110,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--per-step", action="store_true", help="reduces the policy to one gamma per decode step, by recent acceptance"
+    )
+    parser.add_argument(
+        "--learn-times",
+        action="store_true",
+        help="lets the policy learn times, in place of its cost table",
     )
     parser.add_argument("--frozen", action="store_true", help="stops an online learner from learning in the library")
     parser.add_argument("--overwrite", action="store_true", help="replaces an existing folder")

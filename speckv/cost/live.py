@@ -38,6 +38,8 @@ MOST_LAG = 8
 SHAPE_STD = 0.07
 """Relative deviation of a width's time from the line, where that is well known."""
 JUMP_STD = 0.3
+RATIO_DEPTH = 4
+"""Drafted tokens up to which the growth of whole steps tells the time of a draft pass."""
 VERIFY_SLOPE_STD, STEP_SLOPE_STD = 0.2, 0.5
 FIRST_PASS_WEIGHT = 3.0
 """Samples at which the first draft pass of a step is told apart half from further ones."""
@@ -290,6 +292,15 @@ class LiveTimes:
         """Relative deviation of a single step."""
         return self._noise.deviation
 
+    @property
+    def draft_ratio(self) -> float:
+        """One draft pass over one target pass; where passes are not timed apart, the growth of a step with a token."""
+        if isinstance(self._times, _PassTimes) and (ratio := self._times.draft_ratio) is not None:
+            return ratio
+        last = min(RATIO_DEPTH, len(self.step_s) - 1)
+        growth = (self.step_s[last] - self.step_s[1]) / max(last - 1, 1) if last > 1 else 0.0
+        return float(max(growth, 1e-3 * self.step_s[0]) / self.step_s[0])
+
     def as_prior(self) -> TimesPrior:
         """The present estimate as the prior of a later session, on this machine or another."""
         steps = (self.step_s / self.step_s[0]).tolist()
@@ -434,6 +445,12 @@ class _PassTimes:
         if further:
             assert step.more_draft_s is not None
             self._passes.add(1, step.more_draft_s / further, predicted[1] if predicted else None, clip, further)
+
+    @property
+    def draft_ratio(self) -> float | None:
+        """A further draft pass over a plain target pass; None before any was timed."""
+        predicted = self._predicted()
+        return None if predicted is None else predicted[1] / self._verify.values[0]
 
     def _predicted(self) -> tuple[float, float] | None:
         """Seconds of the first draft pass and of a further one: pooled, and apart as far as each is known."""

@@ -256,22 +256,34 @@ def find_cost_table(name_or_path: str | Path) -> Path:
 
 
 class CompiledCost:
-    """A cost table as arrays, for steps of many sequences at once; compressions are indices.
+    """Cost tables as arrays, for steps of many sequences at once.
+
+    `comp_index` is clock * number of compressions + compression; with one table, the compression.
 
     Attributes:
-        cost_ratio: Shape [compressions].
-        reference_autoregressive_s: Shape [compressions]; plain decoding at the reference context, seconds a token.
-        reference_draft_s: Shape [compressions]; a draft pass of width 1 at the reference context.
+        num_clocks: Number of tables.
+        cost_ratio: Shape [clocks * compressions], as the others.
+        reference_autoregressive_s: Plain decoding at the reference context, seconds a token.
+        reference_draft_s: A draft pass of width 1 at the reference context.
     """
 
-    def __init__(self, table: CostTable, compressions: Sequence[str], *, gamma_max: int = GAMMA_MAX) -> None:
-        table.require(compressions)
-        self.name = table.name
+    def __init__(
+        self,
+        table: CostTable | Sequence[CostTable],
+        compressions: Sequence[str],
+        *,
+        gamma_max: int = GAMMA_MAX,
+    ) -> None:
+        tables = [table] if isinstance(table, CostTable) else list(table)
+        for one in tables:
+            one.require(compressions)
+        self.name = tables[0].name
         self.compressions = tuple(compressions)
+        self.num_clocks = len(tables)
         self.gamma_max = gamma_max
-        self.controller_s = table.controller_s
-        entries = [table.entries[name] for name in self.compressions]
-        self.cost_ratio = np.array([table.cost_ratio(name) for name in self.compressions])
+        self.controller_s = tables[0].controller_s
+        entries = [one.entries[name] for one in tables for name in self.compressions]
+        self.cost_ratio = np.array([one.cost_ratio(name) for one in tables for name in self.compressions])
         self.reference_autoregressive_s = np.array([e.verify_s[0] for e in entries])
         self.reference_draft_s = np.array([e.draft_s[0] for e in entries])
         # Times are linear in the context: seconds = at_zero + slope * context. Column k of `_rest` holds everything of

@@ -271,12 +271,22 @@ class ReplayBatch:
         return np.flatnonzero(self._length_of > 1)
 
     def assign(
-        self, slots: ArrayLike, sequences: ArrayLike, generators: Sequence[np.random.Generator] | None = None
+        self,
+        slots: ArrayLike,
+        sequences: ArrayLike,
+        generators: Sequence[np.random.Generator] | None = None,
+        *,
+        clocks: ArrayLike = 0,
     ) -> None:
-        """Starts sequences, one a slot, right after their prefill; `generators` replace those of `rng`, one a slot."""
+        """Starts sequences, one a slot, right after their prefill.
+
+        Args:
+            generators: In place of those of `rng`, one a slot.
+            clocks: Which of the cost tables each runs on.
+        """
         rows, chosen = np.atleast_1d(np.asarray(slots, np.int64)), np.atleast_1d(np.asarray(sequences, np.int64))
         compiled = self.compiled
-        comp = self._comp_of[chosen]
+        comp = self._comp_of[chosen] + np.asarray(clocks) * len(self.cost.compressions)
         self.sequence[rows] = chosen
         self.comp_index[rows] = comp
         self.prompt_len[rows] = compiled.prompt_len[chosen]
