@@ -228,6 +228,8 @@ class SelfTimed:
         self._changed = getattr(inner, "times_changed", lambda _: None)
         self._at_large = bool(getattr(inner, "decides_at_large", True))
         depth = times.verify_s.shape[1] - 1
+        self._save_inner = getattr(inner, "save_request", lambda: None)
+        self._load_inner = getattr(inner, "load_request", lambda _: None)
         self._survivals = [Survivals(depth) for _ in times.compressions]
         self._probes = [Probes() for _ in times.compressions]
         self._large = [self._compute_large(row) for row in range(len(times.compressions))]
@@ -291,16 +293,13 @@ class SelfTimed:
         self._request = _Request(changes=_ALL_SEEN)
 
     def save_request(self) -> object:
-        """Returns what belongs to the current request."""
-        inner = self.inner.save_request() if hasattr(self.inner, "save_request") else None
-        return copy.copy(self._request), inner
+        """Returns what belongs to the current request, to be changed by its own steps alone."""
+        return self._request, self._save_inner()
 
     def load_request(self, request: object) -> None:
         """Continues a request that `save_request` returned."""
-        own, inner = cast(tuple[_Request, object], request)
-        self._request = copy.copy(own)
-        if inner is not None:
-            self.inner.load_request(inner)
+        self._request, inner = cast(tuple[_Request, object], request)
+        self._load_inner(inner)
 
     # -- decisions ----------------------------------------------------------------------------------------------------
 
@@ -346,10 +345,12 @@ class SelfTimed:
             worth_s = float(large.tokens[min(drafted, len(large.tokens) - 1)]) / large.best
             self._probes[row].charge(outcome.seconds, worth_s, request.probing)
             self._survivals[row].add(outcome)
-            self.times.observe(row, _timed(outcome, request))
-            self._changed(row)
+            changed = self.times.observe(row, _timed(outcome, request))
+            if changed:
+                self._changed(row)
             self.inner.learn(outcome)
-            self._large[row] = self._compute_large(row)
+            if changed or self.learns_acceptance:
+                self._large[row] = self._compute_large(row)
         request.drafted |= drafted > 0
 
     def _compute_large(self, row: int) -> Large:

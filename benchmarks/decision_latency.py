@@ -4,9 +4,9 @@
     python -m benchmarks.decision_latency --policy NAME=FOLDER.speckv ... --out benchmarks/results/decision-latency.json
 
 Arms take turns of a hundred calls; medians of single calls are reported. Between two passes of a model caches are
-colder, and every figure is higher. `decide` is the controller alone, with its observation at hand;
-`session` is everything around it, a step of a request from `begin_step` to `end_step`, without models; `signals` is the
-entropy, confidence and margin of one row of scores, which no policy can do without.
+colder, and every figure is higher. `decide` is the controller alone, with its observation at hand; `learn` is what it
+learns from a step's times; `session` is everything around it, a step of a request from `begin_step` to `end_step`,
+without models; `signals` is the entropy, confidence and margin of one row of scores, which no policy can do without.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from speckv.observation import SCHEMA, STOPPING_SCHEMA
 from speckv.profiling.machine import describe_machine
 from speckv.runtime import Policy, load
 from speckv.runtime.signals import signals_of_logits
-from speckv.types import StoppingController
+from speckv.types import StepOutcome, StoppingController
 
 VOCABULARIES = (49_152, 151_936)
 ROUNDS, BURST = 40, 100
@@ -41,6 +41,9 @@ def arms_of(name: str, policy: Policy, rows: np.ndarray) -> dict[str, Callable[[
     arms: dict[str, Callable[[int], object]] = {f"{name}: decide": lambda k: controller.act(starts[k % len(rows)])}
     if isinstance(controller, StoppingController):
         arms[f"{name}: decide inside a step"] = lambda k: controller.go_on(rows[k % len(rows)])
+    if policy.learns:
+        outcomes = [_outcome(drafted) for drafted in (0, 1, 3, 4, 2, 5)]
+        arms[f"{name}: learn from a step"] = lambda k: controller.learn(outcomes[k % len(outcomes)])
     session = policy.session(max_new_tokens=10**9)
     session.start(0.5, 0.8)
 
@@ -54,6 +57,23 @@ def arms_of(name: str, policy: Policy, rows: np.ndarray) -> dict[str, Callable[[
 
     arms[f"{name}: session, a step of 4 tokens at most"] = step
     return arms
+
+
+def _outcome(drafted: int) -> StepOutcome:
+    return StepOutcome(
+        gamma=drafted,
+        num_drafted=drafted,
+        num_accepted=drafted // 2,
+        num_tested=min(drafted // 2 + 1, drafted),
+        num_emitted=drafted // 2 + 1,
+        draft_signals=np.full((drafted, 3), 0.5, np.float32),
+        target_entropy=0.5,
+        target_confidence=0.8,
+        seconds=0.1 + 0.04 * drafted,
+        draft_s=0.04 * drafted,
+        first_draft_s=0.04 if drafted else 0.0,
+        verify_s=0.1,
+    )
 
 
 def paper_arm() -> Callable[[int], object] | None:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""llama-cpp-python under an exported policy: a second model drafts as many tokens as the policy chooses.
+"""llama-cpp-python under a policy: a second model drafts as many tokens as the policy chooses.
 
-    python examples/llama_cpp_draft.py mine.speckv TARGET.gguf DRAFT.gguf "Write a haiku about rain."
+    python examples/llama_cpp_draft.py shipped TARGET.gguf DRAFT.gguf "Write a haiku about rain."
 
-The two files hold models of one vocabulary, such as Qwen2.5-Coder-1.5B-Instruct and 0.5B-Instruct. `constant-3` in
-place of the folder drafts three tokens at every step.
+The two files hold models of one vocabulary, such as Qwen2.5-Coder-1.5B-Instruct and 0.5B-Instruct. A run
+folder or an exported policy may stand in place of `shipped`; `constant-3` drafts three tokens at every step.
 """
 
 import os

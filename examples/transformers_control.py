@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""transformers' assisted generation under an exported policy.
+"""transformers' assisted generation under a policy: `shipped`, a run folder, or an exported one.
 
-    speckv export shipped --cost cpu-2core --out mine.speckv
-    python examples/transformers_control.py mine.speckv TARGET DRAFT "Write a haiku about rain."
+    python examples/transformers_control.py shipped TARGET DRAFT "Write a haiku about rain."
 
 TARGET and DRAFT are hub ids, folders or GGUF files of models with one tokenizer, such as
 Qwen/Qwen2.5-Coder-1.5B-Instruct and Qwen/Qwen2.5-Coder-0.5B-Instruct.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """transformers' assisted generation under an exported policy, with no SpecKV installed here.
 
-    speckv export shipped --cost cpu-2core --to hf-custom-generate --out mine    # where SpecKV is
+    speckv export shipped --to hf-custom-generate --out mine    # where SpecKV is
     python transformers_without_speckv.py mine TARGET DRAFT "Write a haiku about rain."    # anywhere
 
 TARGET and DRAFT are hub ids or folders of models with one tokenizer.

@@ -38,6 +38,8 @@ MOST_LAG = 8
 SHAPE_STD = 0.07
 """Relative deviation of a width's time from the line, where that is well known."""
 JUMP_STD = 0.3
+SURE_WEIGHT, REFIT_EVERY = 10.0, 4
+"""The curve is fitted after each sample of a length with fewer samples, and after every fourth one of others."""
 RATIO_DEPTH = 4
 """Drafted tokens up to which the growth of whole steps tells the time of a draft pass."""
 VERIFY_SLOPE_STD, STEP_SLOPE_STD = 0.2, 0.5
@@ -286,6 +288,7 @@ class LiveTimes:
         self._times: _PassTimes | _WholeTimes | None = None
         self._held: list[list[tuple[TimedStep, bool]]] = [[], []]
         self._before_run: list[Float64 | None] = [None, None]
+        self._waiting = 0  # samples since the last fit
 
     @property
     def noise(self) -> float:
@@ -380,8 +383,11 @@ class LiveTimes:
             evidence.ever += 1.0
             evidence.weight += 1.0
         assert self._times is not None
-        self._times.take(step, clean, clip, self.noise)
-        self.step_s = np.array(self._times.step_s)
+        self._times.take(step, clean, clip)
+        self._waiting += 1
+        if self._waiting >= REFIT_EVERY or self._times.weight(step.num_drafted) < SURE_WEIGHT:
+            self._waiting = 0
+            self.step_s = np.array(self._times.fit(self.noise))
 
 
 class _WholeTimes:
@@ -390,20 +396,19 @@ class _WholeTimes:
     def __init__(self, prior: Sequence[float]) -> None:
         self._curve = _Curve(prior, STEP_SLOPE_STD, rising=True)
 
-    @property
-    def step_s(self) -> list[float]:
-        return self._curve.values
-
     def weight(self, drafted: int) -> float:
         return self._curve.means.weight[drafted]
 
     def move(self, drafts: bool, offset: float) -> None:
         self._curve.move(drafts, offset)
 
-    def take(self, step: TimedStep, clean: bool, clip: float, noise: float) -> None:
+    def take(self, step: TimedStep, clean: bool, clip: float) -> None:
         del clean
         self._curve.add(step.num_drafted, step.seconds, clip)
+
+    def fit(self, noise: float) -> list[float]:
         self._curve.fit(noise)
+        return self._curve.values
 
 
 class _PassTimes:
@@ -414,7 +419,6 @@ class _PassTimes:
         self._ratio = prior.draft
         self._passes = _Means(2)  # the first of a step, further ones
         self._both = range(2)
-        self.step_s: list[float] = []
 
     def weight(self, drafted: int) -> float:
         return self._verify.means.weight[drafted]
@@ -424,16 +428,18 @@ class _PassTimes:
         if drafts:
             self._passes.move(self._both, offset)
 
-    def take(self, step: TimedStep, clean: bool, clip: float, noise: float) -> None:
+    def take(self, step: TimedStep, clean: bool, clip: float) -> None:
         assert step.verify_s is not None
         self._verify.add(step.num_drafted, step.verify_s, clip)
         if step.num_drafted:
             self._take_drafts(step, clean, clip)
+
+    def fit(self, noise: float) -> list[float]:
         self._verify.fit(noise)
         values = self._verify.values
         first, more = self._predicted() or (self._ratio * values[0],) * 2
         steps = [value + (first + (n - 1) * more if n else 0.0) for n, value in enumerate(values)]
-        self.step_s = _running_max(steps, 1)
+        return _running_max(steps, 1)
 
     def _take_drafts(self, step: TimedStep, clean: bool, clip: float) -> None:
         assert step.first_draft_s is not None

@@ -123,10 +123,15 @@ class LiveStepTimes(StepTimes):
             live=live,
         )
 
-    def observe(self, row: int, step: TimedStep) -> None:
-        """Learns from a step at one compression."""
-        self.live[row].observe(step)
-        self.verify_s[row] = self.live[row].step_s
+    def observe(self, row: int, step: TimedStep) -> bool:
+        """Learns from a step at one compression; returns whether the times changed."""
+        live = self.live[row]
+        before = live.step_s
+        live.observe(step)
+        if live.step_s is before:
+            return False
+        self.verify_s[row] = live.step_s
+        return True
 
 
 def _widths(compressions: Sequence[str]) -> FloatArray:

@@ -14,14 +14,17 @@ from benchmarks.clocks import FLAT, LINEAR, NEVER_PAYS, Load, as_it_is, coarse, 
 from speckv.agents.registry import TrainingData, default_settings, make_controller
 from speckv.agents.self_timed import SelfTimed, untold
 from speckv.cost import CostTable
+from speckv.cost.live import LiveTimes, TimedStep, TimesPrior
 from speckv.cost.times import StepTimes
 from speckv.errors import ConfigError
 from speckv.evaluation.replays import compile_pair, controller_sums
+from speckv.observation import SCHEMA
 from speckv.replay import replay_controller, replay_fixed, replay_stream
-from speckv.runtime import Policy, load
+from speckv.runtime import Policy, PolicyController, load
 from speckv.traces import TraceSet, find_traces
-from speckv.types import StepOutcome
+from speckv.types import FloatArray, StepOutcome
 from tests.fakes_traces import make_cost_table, random_traces
+from tests.speckv.test_runtime_learned import random_policy
 
 
 @pytest.fixture(scope="module")
@@ -232,3 +235,51 @@ def test_every_controller_that_weighs_time_can_learn_it(name: str, recorded: Tra
         controller = make_controller(name, settings, data)
         seconds.append(controller_sums(controller, *pair).seconds.sum())
     assert seconds[0] / seconds[1] > 0.985
+
+
+def test_a_network_sees_the_learned_ratio() -> None:
+    ratio = SCHEMA.index("cost_ratio")
+    seen: list[float] = []
+
+    class Watching(PolicyController):
+        def act(self, observation: FloatArray) -> int:
+            seen.append(float(observation[ratio]))
+            return 3
+
+    network = Watching(random_policy())
+    controller = untold(network, ["fp16"])
+    assert isinstance(controller, SelfTimed)
+    observation = np.zeros(SCHEMA.size, np.float32)
+    outcome = StepOutcome(
+        gamma=3,
+        num_drafted=3,
+        num_accepted=2,
+        num_tested=3,
+        num_emitted=3,
+        draft_signals=np.full((3, 3), 0.5, np.float32),
+        target_entropy=0.1,
+        target_confidence=0.9,
+        seconds=1.6,
+        draft_s=0.6,
+        first_draft_s=0.2,
+        verify_s=1.0,
+    )
+    controller.reset()
+    for _ in range(6):
+        controller.act(observation)
+        controller.learn(outcome)
+    assert seen[0] == pytest.approx(0.3, abs=0.01)  # the prior
+    assert seen[-1] == pytest.approx(0.2, rel=0.1)
+    for by in (True, False):
+        live = LiveTimes(TimesPrior.flat())
+        for drafted in (0, 1, 2, 3, 4, 0, 4, 2) * 3:
+            live.observe(
+                TimedStep(
+                    num_drafted=drafted,
+                    seconds=1.0 + 0.1 * drafted,
+                    first_draft_s=0.1 if by and drafted else None,
+                    more_draft_s=0.1 * (drafted - 1) if by and drafted else None,
+                    verify_s=1.0 if by else None,
+                )
+            )
+        assert live.draft_ratio == pytest.approx(0.1, rel=0.1)

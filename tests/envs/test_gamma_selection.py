@@ -287,3 +287,24 @@ def test_the_docstring_tabulates_every_feature() -> None:
     rows = re.findall(r"^ *\| (\d+) \|.*\| (\S+) \| (\S+) \| (\S+) \|$", GammaSelectionEnv.__doc__ or "", re.MULTILINE)
     fields = [(str(k), f.unit, f"{f.low:g}", f"{f.high:g}") for k, f in enumerate(SCHEMA.fields)]
     assert rows == fields
+
+
+def test_clocks_are_drawn_anew_for_every_episode() -> None:
+    ratio = SCHEMA.index("cost_ratio")
+    env = make_env(clocks=5)
+    seen: dict[float, float] = {}
+    for seed in range(30):
+        first, _ = env.reset(seed=seed, options={"sequence": int(env.core.playable[0])})
+        observation, _, _, _, info = env.step(np.int64(0))
+        assert observation[ratio] == first[ratio]
+        plain, _ = seen.setdefault(float(first[ratio]), info["seconds"]), info
+        assert plain == info["seconds"]
+    assert 3 <= len(seen) <= 5
+    assert len({round(value, 3) for value in seen}) == len(seen)
+    with pytest.raises(ConfigError, match="clocks of 0 or more"):
+        make_env(clocks=-1)
+
+
+def test_one_clock_is_the_cost_table_itself() -> None:
+    ratio = SCHEMA.index("cost_ratio")
+    assert make_env().reset(seed=0)[0][ratio] == pytest.approx(COST.cost_ratio(TRACES.compressions[0]), rel=1e-6)

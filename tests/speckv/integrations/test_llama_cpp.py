@@ -333,3 +333,23 @@ def test_a_policy_of_another_vocabulary_gives_its_fallback() -> None:
     assert text(target, PROMPT, 30) == plain(PROMPT, 30)
     assert set(target.passes[1:]) == {3}
     assert sum(policy.warnings.values()) == 1
+
+
+def test_the_callers_own_work_is_no_part_of_the_targets_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr("speckv.integrations.llama_cpp.library.time.perf_counter", lambda: now)
+    evaluate = FakeLlama.eval
+
+    def slow(self: FakeLlama, tokens: Sequence[int]) -> None:
+        nonlocal now
+        now += 2.0 if self.draft_model is not None else 0.5
+        evaluate(self, tokens)
+
+    monkeypatch.setattr(FakeLlama, "eval", slow)
+    schedule = Scheduled(lambda _: 2)
+    target, _ = made(schedule)
+    for _ in itertools.islice(target.generate(PROMPT), 20):
+        now += 7.0  # the caller prints a token
+    outcomes = schedule.outcomes[0]
+    assert len(outcomes) > 3
+    assert {outcome.verify_s for outcome in outcomes} == {2.0}

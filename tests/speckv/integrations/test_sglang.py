@@ -228,3 +228,16 @@ def test_sglangs_hooks_put_ours_in_its_place(source: Path, monkeypatch: pytest.M
     sglang.register()
     registry.HookRegistry.apply_hooks()
     assert owner.AdaptiveSpeculativeParams is SpecKVSpeculativeParams
+
+
+def test_a_policy_that_learns_times_keeps_those_of_each_batch_size_apart() -> None:
+    policy = Policy.load("shipped")
+    params = SpecKVSpeculativeParams(3, policy=policy)
+    params.set_cuda_graph_bs([1, 8])
+    for batch in (1, 8):
+        assert params.get_steps_for_batch(batch) > 0
+    for _ in range(5):
+        params.on_verify_complete([2], 1)
+    learned = [slot._session._controller._learner.times.live[0] for slot in params._slots.values()]
+    assert [live.drafts.ever + live.plain.ever for live in learned] == [5.0, 0.0]
+    assert not any(live.by_passes for live in learned)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What our vLLM classes do in an engine that behaves as vLLM does; vLLM itself is not needed."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -322,3 +323,19 @@ def test_the_plugin_does_nothing_unless_it_is_asked_for(monkeypatch: pytest.Monk
     monkeypatch.setattr(signals, "_installed", [])
     signals.install()
     assert not signals.installed()
+
+
+def test_without_per_request_a_policy_that_learns_times_learns_those_of_passes() -> None:
+    times = itertools.count(0.0, 0.25)
+    with use(policy := Policy.load("shipped")):
+        scheduler = make_scheduler(FakeScheduler, "Scheduler")(fake_config())
+    scheduler.speckv._clock = lambda: next(times)
+    scheduler.requests["r0"] = FakeRequest(request_id="r0", max_tokens=64)
+    for _ in range(8):
+        step(scheduler, {"r0": 2})
+    live = policy.controller.times.live[0]  # type: ignore[attr-defined]
+    assert not policy.warnings
+    assert not live.by_passes
+    assert live.drafts.ever > 0
+    # Every pass took as long, from plan to plan.
+    assert live.step_s[2] == pytest.approx(0.25, rel=0.2)
