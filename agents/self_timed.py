@@ -417,8 +417,8 @@ def untold(controller: Controller, compressions: Sequence[str], *, gamma_max: in
 
 def _timed(outcome: StepOutcome, request: _Request) -> TimedStep:
     drafted = outcome.num_drafted
-    passes = outcome.verify_s > 0 and (not drafted or outcome.draft_s > 0)
-    first = outcome.first_draft_s or outcome.draft_s / max(drafted, 1)
+    passes = outcome.verify_s > 0 and (not drafted or outcome.draft_s >= outcome.first_draft_s > 0)
+    first = outcome.first_draft_s
     return TimedStep(
         num_drafted=drafted,
         seconds=outcome.seconds,

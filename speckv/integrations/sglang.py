@@ -89,8 +89,9 @@ class SpecKVSpeculativeParams:
     def _slot(self, batch_size: int) -> "_Slot":
         padded = self._padded(batch_size)
         if padded not in self._slots:
-            # A batch size has times of its own.
-            policy = replace(self._policy, controller=copy.deepcopy(self._policy.controller))
+            policy = self._policy
+            if policy.learns:  # a batch size has times of its own
+                policy = replace(policy, controller=copy.deepcopy(policy.controller))
             self._slots[padded] = _Slot(policy, self._candidates(padded))
         return self._slots[padded]
 
