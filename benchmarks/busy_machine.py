@@ -51,12 +51,13 @@ class Other:
     """The other program."""
 
     def __init__(self, threads: int) -> None:
-        self._threads, self._process = threads, None
+        self._threads = threads
+        self._process: subprocess.Popen[bytes] | None = None
 
     def switch(self, running: bool) -> None:
         """Starts or stops it."""
         if running and self._process is None:
-            self._process = subprocess.Popen([sys.executable, "-c", OTHER, str(self._threads)])  # type: ignore[assignment]
+            self._process = subprocess.Popen([sys.executable, "-c", OTHER, str(self._threads)])
         elif not running and self._process is not None:
             self._process.kill()
             self._process.wait()

@@ -94,21 +94,16 @@ def idle(seed: int, rate: float = 0.03, factor: float = 50.0) -> Shown:
     return noisy(seed, 0.0, rate, factor)
 
 
-def coarse(tick_s: float) -> Shown:
-    """A clock of whole ticks."""
-
-    def ticks(seconds: float) -> float:
-        return math.floor(seconds / tick_s) * tick_s
+def coarse(tick_s: float, seed: int = 0) -> Shown:
+    """A clock of whole ticks, read at the ends of passes."""
+    rng = np.random.default_rng(seed)
 
     def shown(outcome: StepOutcome) -> StepOutcome:
-        drafted, first = ticks(outcome.draft_s), ticks(outcome.first_draft_s)
-        return replace(
-            outcome,
-            seconds=max(ticks(outcome.seconds), tick_s),
-            draft_s=drafted,
-            first_draft_s=first,
-            verify_s=ticks(outcome.verify_s),
-        )
+        began = rng.uniform(0.0, tick_s)
+        ends = began + np.array([outcome.first_draft_s, outcome.draft_s, outcome.draft_s + outcome.verify_s])
+        first, drafted, ended = np.floor(ends / tick_s) * tick_s
+        seconds = max(math.floor((began + outcome.seconds) / tick_s) * tick_s, tick_s)
+        return replace(outcome, seconds=seconds, draft_s=drafted, first_draft_s=first, verify_s=ended - drafted)
 
     return shown
 

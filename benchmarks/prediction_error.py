@@ -146,7 +146,7 @@ def of_compression(compression: str, prompts: Sequence[Prompt], options: argpars
     require_recorded(traces, ids)
     arms: list[Controller] = [ConstantGamma(0), ConstantGamma(best, name="best-fixed")]
     for path in options.controllers:
-        arms.append(find_policy(path, table).controller)
+        arms.append(find_policy(path, pair.config.draft).controller)
     clock = device_clock(pair.target.device)
     engine = Engine(pair.target, pair.draft, eos_token_ids=pair.eos_token_ids, clock=clock)
     engine.capture_ahead(max(map(len, ids.values())) + options.max_new_tokens)

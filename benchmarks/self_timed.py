@@ -78,7 +78,7 @@ def modes(table: CostTable, compression: str) -> Mapping[str, Callable[[int], Sh
         "load doubles and halves every 20 steps": lambda _: Load(),
         "3 % of steps pause for 50": idle,
         "30 % noise": lambda seed: noisy(seed, 0.3, 0.0),
-        "a clock coarser than a draft pass": lambda _: coarse(1.5 * draft_s),
+        "a clock coarser than a draft pass": lambda seed: coarse(1.5 * draft_s, seed),
     }
 
 
@@ -111,7 +111,7 @@ class Study:
 
     def order(self, seed: int) -> list[int]:
         """An order of the prompts."""
-        return np.random.default_rng(seed).permutation(len(self.test.prompt_ids)).tolist()
+        return [int(place) for place in np.random.default_rng(seed).permutation(len(self.test.prompt_ids))]
 
     # -- constant times -----------------------------------------------------------------------------------------------
 

@@ -17,10 +17,10 @@ from torch import nn
 
 from speckv.agents.registry import TrainingData
 from speckv.agents.self_timed import SelfTimed, self_timed
-from speckv.agents.survival.controllers import NEVER, FitSettings, SurvivalGamma, SurvivalSettings, SurvivalStopping
+from speckv.agents.survival.controllers import FitSettings, SurvivalGamma, SurvivalSettings, SurvivalStopping
 from speckv.cost import CompiledCost
 from speckv.cost.live import TimesPrior
-from speckv.cost.times import LiveStepTimes, StepTimes
+from speckv.cost.times import NEVER, LiveStepTimes, StepTimes
 from speckv.errors import TraceError
 from speckv.evaluation.replays import compile_pair
 from speckv.observation import hidden_columns, hide_from, observe_draft

@@ -358,6 +358,8 @@ class LiveTimes:
         if not step.has_passes:
             prior = self.prior.step if self._times is None else self.step_s.tolist()
             self._times = _WholeTimes(prior)
+            # What was seen of passes is known of whole steps only by the prior.
+            self.plain, self.drafts, self.deep = Evidence(), Evidence(), Evidence()
         elif self._times is None:
             self._times = _PassTimes(self.prior)
 

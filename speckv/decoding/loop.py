@@ -327,12 +327,11 @@ class DecodeLoop:
             if self.drafter is not None:
                 self.drafter.truncate(place, len(request.context) - 1)
         verify_s = float(self._clock() - started)
-        times = {
-            "draft_s": self.draft_seconds,
-            "first_draft_s": self.first_draft_seconds,
-            "verify_s": verify_s,
-        }
-        return [request.close_step(*step, **times) for request, step in zip(requests, emitted, strict=True)]
+        draft_s, first_draft_s = self.draft_seconds, self.first_draft_seconds
+        return [
+            request.close_step(*step, draft_s=draft_s, first_draft_s=first_draft_s, verify_s=verify_s)
+            for request, step in zip(requests, emitted, strict=True)
+        ]
 
 
 def _summed(spans: Sequence[tuple[Any, Any]]) -> float:

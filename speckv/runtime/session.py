@@ -192,7 +192,7 @@ class Session:
         if not (math.isfinite(elapsed) and elapsed > 0):
             self._count("a step's time that cannot be")
             elapsed, verify_s = max(now - self._began, 1e-9), None
-        passes = _passes(drafted, draft_s, first_draft_s, verify_s)
+        draft_s, first_draft_s, verify_s = _passes(drafted, draft_s, first_draft_s, verify_s)
         if not 0 <= num_accepted <= drafted:
             self._count("a step's counts that cannot be")
             drafted = max(drafted, 0)
@@ -221,7 +221,9 @@ class Session:
                     target_entropy=entropy,
                     target_confidence=confidence,
                     seconds=elapsed,
-                    **passes,
+                    draft_s=draft_s,
+                    first_draft_s=first_draft_s,
+                    verify_s=verify_s,
                 )
             )
         self._decided = False
@@ -253,15 +255,17 @@ class Session:
         self._warnings[reason] += 1
 
 
-def _passes(drafted: int, draft_s: float | None, first_s: float | None, verify_s: float | None) -> dict[str, float]:
-    """Times of passes for a `StepOutcome`; none if one is missing or cannot be."""
+def _passes(
+    drafted: int, draft_s: float | None, first_s: float | None, verify_s: float | None
+) -> tuple[float, float, float]:
+    """Times of all draft passes, of the first, and of the rest; zeros if one is missing or cannot be."""
     draft_s = 0.0 if draft_s is None and not drafted else draft_s
     if draft_s is None or verify_s is None:
-        return {}
+        return 0.0, 0.0, 0.0
     first_s = draft_s / max(drafted, 1) if first_s is None else first_s
     if not 0.0 <= first_s <= draft_s < math.inf or not 0.0 < verify_s < math.inf:
-        return {}
-    return {"draft_s": draft_s, "first_draft_s": first_s, "verify_s": verify_s}
+        return 0.0, 0.0, 0.0
+    return draft_s, first_s, verify_s
 
 
 def _possible(entropy: float, confidence: float) -> bool:

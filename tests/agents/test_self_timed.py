@@ -3,6 +3,7 @@
 
 import copy
 import itertools
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.clocks import FLAT, LINEAR, NEVER_PAYS, Load, as_it_is, coarse, consumer, idle, noisy, stream_s, told
+from benchmarks.clocks import (
+    FLAT,
+    LINEAR,
+    NEVER_PAYS,
+    Load,
+    Shown,
+    as_it_is,
+    coarse,
+    consumer,
+    idle,
+    noisy,
+    stream_s,
+    told,
+)
 from speckv.agents.registry import TrainingData, default_settings, make_controller
 from speckv.agents.self_timed import SelfTimed, untold
 from speckv.cost import CostTable
@@ -53,7 +67,7 @@ def test_it_is_level_with_the_right_times(fitted: SelfTimed, recorded: TraceSet,
     cost = CostTable.load(table)
     test = recorded.select(split="test", compressions=[compression])
     compiled = compile_pair(test, cost)
-    told = fitted.inner.with_times(StepTimes.of(cost, [compression]))  # type: ignore[attr-defined]
+    told = fitted.inner.with_times(StepTimes.of(cost, [compression]))
     expected = float(replay_controller(told, *compiled).seconds.sum())
     order = np.random.default_rng(0).permutation(len(test.sequences)).tolist()
     for shown in (lambda outcome: outcome, without_passes):
@@ -118,12 +132,12 @@ def few(recorded: TraceSet) -> TraceSet:
     return test.select(prompt_ids=list(test.prompt_ids)[::3])
 
 
-MODES = {
+MODES: dict[str, Callable[[int], Shown]] = {
     "work of the caller inside the step": lambda seed: consumer(0.2),  # noqa: ARG005
     "load in turns": lambda seed: Load(),  # noqa: ARG005
     "pauses": idle,
     "noise": lambda seed: noisy(seed, 0.3, 0.0),
-    "a coarse clock": lambda seed: coarse(0.06),  # noqa: ARG005 - a draft pass takes 0.044 s
+    "a coarse clock": lambda seed: coarse(0.15, seed),  # a draft pass takes 0.09 s
 }
 
 

@@ -157,7 +157,7 @@ class Target:
         self._temperature = temperature
         self.vocab_size = llama.n_vocab()
         self._read_s = 0.0
-        llama.eval = self._timed(type(llama).eval)  # type: ignore[method-assign]
+        llama.eval = self._timed(type(llama).eval)  # type: ignore[method-assign, assignment]
         self.context = min(usable_context(llama), len(llama.scores))
 
     def _timed(self, evaluate: Callable[[Llama, Sequence[int]], None]) -> Callable[[Sequence[int]], None]:

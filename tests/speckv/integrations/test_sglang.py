@@ -238,6 +238,7 @@ def test_a_policy_that_learns_times_keeps_those_of_each_batch_size_apart() -> No
         assert params.get_steps_for_batch(batch) > 0
     for _ in range(5):
         params.on_verify_complete([2], 1)
-    learned = [slot._session._controller._learner.times.live[0] for slot in params._slots.values()]
+    controllers: list[Any] = [slot._session._controller for slot in params._slots.values()]
+    learned = [controller._learner.times.live[0] for controller in controllers]
     assert [live.drafts.ever + live.plain.ever > 0 for live in learned] == [True, False]
     assert not any(live.by_passes for live in learned)
