@@ -115,7 +115,7 @@ def render() -> str:
 
 
 SHORT = {
-    "survival-stopping": "the same, told the times",
+    "survival-stopping": "the same kind, fitted to the cost table",
     "ppo": "PPO, once a step",
 }
 SHIPPED = "**shipped**: supervised, token by token, learns the times"

@@ -274,7 +274,7 @@ def draw(path: Path) -> None:
         axis.axhline(1.0, color="0.6", linewidth=0.8)
         axis.axvline(0.0, color="0.6", linewidth=0.8)
         axis.set_title(name, fontsize=10)
-        axis.set_ylim(0.3, 1.1)
+        axis.set_ylim(0.0, 1.1)
     figure.supxlabel("decode steps since the times changed (about)")
     figure.supylabel("tokens a second, over the arm that is told both times")
     axes.flat[0].legend(loc="lower left")
