@@ -10,6 +10,7 @@ from base64 import b64encode
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from textwrap import wrap
+from typing import Any
 
 from speckv import __version__
 from speckv.errors import ConfigError
@@ -53,12 +54,12 @@ def write_custom_generate(policy: Policy, folder: Path) -> list[Path]:
         ConfigError: if modules of its kind cannot be copied, or need more than NumPy, PyTorch and transformers.
     """
     policy.save(folder)
-    kind = class_of(policy.controller.kind)  # type: ignore[attr-defined]
-    copied = _copied(kind)
+    kinds = _kinds(policy.controller)
+    copied = _copied(kinds)
     modules = {
         **copied.sources,
         DATA: _data([folder / CARD, folder / WEIGHTS]),
-        "generate": _generate(policy, kind, [*copied.sources, DATA]),
+        "generate": _generate(policy, kinds, [*copied.sources, DATA]),
     }
     files = {f"{name}.py": text for name, text in modules.items()}
     files["requirements.txt"] = "\n".join([*REQUIREMENTS, ""])
@@ -68,21 +69,30 @@ def write_custom_generate(policy: Policy, folder: Path) -> list[Path]:
     return [folder / CARD, folder / WEIGHTS, folder / "README.md", *(folder / FOLDER / name for name in sorted(files))]
 
 
-def _copied(kind: type[Storable]) -> Bundle:
-    copied = bundle({EMBEDDED, kind.__module__})
+def _kinds(controller: Any) -> list[type[Storable]]:
+    """Classes of a controller and of those that it wraps."""
+    found = [class_of(controller.kind)]
+    while (controller := getattr(controller, "inner", None)) is not None:
+        kind = class_of(controller.kind)
+        found += [kind] if kind not in found else []
+    return found
+
+
+def _copied(kinds: Sequence[type[Storable]]) -> Bundle:
+    copied = bundle({EMBEDDED, *(kind.__module__ for kind in kinds)})
     allowed = {name.rstrip("<>=.0123456789") for name in REQUIREMENTS}
     if extra := copied.libraries - allowed:
         raise ConfigError(
-            f"Expected a policy that runs with {sorted(allowed)} alone, but kind {kind.kind!r} also imports "
+            f"Expected a policy that runs with {sorted(allowed)} alone, but kind {kinds[0].kind!r} also imports "
             f"{sorted(extra)}. Export it as a policy (--to policy), and install SpecKV where it runs."
         )
     return copied
 
 
-def _generate(policy: Policy, kind: type[Storable], modules: Collection[str]) -> str:
+def _generate(policy: Policy, kinds: Sequence[type[Storable]], modules: Collection[str]) -> str:
     imports = {
         f"from .{DATA} import FILES",
-        f"from .{flat_name(kind.__module__)} import {kind.__name__}",
+        *(f"from .{flat_name(kind.__module__)} import {kind.__name__}" for kind in kinds),
         f"from .{flat_name(EMBEDDED)} import Embedded",
     }
     return _GENERATE.format(
@@ -90,7 +100,7 @@ def _generate(policy: Policy, kind: type[Storable], modules: Collection[str]) ->
         name=json.dumps(policy.name).replace('"""', ""),
         version=__version__,
         imports="\n".join(sorted(imports)),
-        kinds=f'"{kind.kind}": {kind.__name__}',
+        kinds=", ".join(f'"{kind.kind}": {kind.__name__}' for kind in kinds),
         manifest="\n".join(f"    from .{name} import *" for name in sorted(modules)),
     )
 
